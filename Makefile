@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a newcomer needs: each makes .venv and installs first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-all lint types bench clean
+
+demo: $(INSTALLED)
+	rm -rf runs/demo
+	$(BIN)/mixerflow train mixerflow-tiny --out runs/demo
+	$(BIN)/mixerflow sample runs/demo -n 64 --temperature 0.8
+	$(BIN)/mixerflow evaluate runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+test-all: $(INSTALLED)
+	$(BIN)/pytest -m "slow or not slow"
+	MIXERFLOW_CHECK_TYPES=1 $(BIN)/pytest tests/test_core.py tests/test_mixerflow.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(INSTALLED)
+	$(BIN)/basedpyright
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/speed.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

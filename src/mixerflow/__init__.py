@@ -1,0 +1,77 @@
+"""Image models with exact likelihood: train, score, sample and look, from one run folder.
+
+    import mixerflow
+
+    flow = mixerflow.load("runs/mixerflow-tiny")  # a run folder that `mixerflow train` made
+    flow.bits_per_dim(images)                     # (N,) bits per dimension of uint8 (N, C, H, W)
+    flow.sample(16)                               # (16, C, H, W) new images
+    flow = mixerflow.build("mixerflow-tiny", (1, 28, 28))
+    mixerflow.train(flow, images, steps=200)
+
+The names below are imported when they are first used: ``import mixerflow`` alone is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixerflow.core import Flow, Noise, Transform
+    from mixerflow.data import Images
+    from mixerflow.errors import MixerFlowError
+    from mixerflow.evaluate import Bits, bits
+    from mixerflow.models import MixerFlowConfig
+    from mixerflow.recipes import RECIPES, build, recipe
+    from mixerflow.training import TrainConfig, Trained, load, train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bits": "evaluate",
+    "Flow": "core",
+    "Images": "data",
+    "MixerFlowConfig": "models",
+    "MixerFlowError": "errors",
+    "Noise": "core",
+    "RECIPES": "recipes",
+    "TrainConfig": "training",
+    "Trained": "training",
+    "Transform": "core",
+    "bits": "evaluate",
+    "build": "recipes",
+    "load": "training",
+    "recipe": "recipes",
+    "train": "training",
+}
+
+__all__ = [
+    "RECIPES",
+    "Bits",
+    "Flow",
+    "Images",
+    "MixerFlowConfig",
+    "MixerFlowError",
+    "Noise",
+    "TrainConfig",
+    "Trained",
+    "Transform",
+    "__version__",
+    "bits",
+    "build",
+    "load",
+    "recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mixerflow' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"mixerflow.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

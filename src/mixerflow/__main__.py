@@ -1,0 +1,7 @@
+"""``python -m mixerflow`` is the command line."""
+
+import sys
+
+from mixerflow.cli import main
+
+sys.exit(main())

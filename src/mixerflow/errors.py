@@ -1,0 +1,62 @@
+"""Errors for people: one line that says what is wrong, where, and what to do about it.
+
+The command line prints ``error: what: where: remedy`` and ends with the class's exit code; a
+program that uses the library catches `MixerFlowError` or one of its kinds.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MixerFlowError(Exception):
+    """Something a person can mend.
+
+    Args:
+        what: what is wrong, in a few words.
+        where: the file, folder or flag it is about.
+        remedy: what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, where: object = "", remedy: str = "") -> None:
+        self.what = what
+        self.where = str(where)
+        self.remedy = remedy
+        super().__init__(": ".join(part for part in (what, self.where, remedy) if part))
+
+
+class ConfigError(MixerFlowError):
+    """A setting is wrong, or two settings do not fit together."""
+
+    exit_code = 2
+
+
+class DataError(MixerFlowError):
+    """Images could not be found, read or used."""
+
+    exit_code = 3
+
+
+class CheckpointError(MixerFlowError):
+    """A checkpoint is missing, damaged or from another model."""
+
+    exit_code = 4
+
+
+class ResourceError(MixerFlowError):
+    """Memory, disk, or a run folder that another process is writing to."""
+
+    exit_code = 5
+
+
+class NonFiniteError(MixerFlowError):
+    """Training reached NaN or infinity and could not go on."""
+
+    exit_code = 6
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
