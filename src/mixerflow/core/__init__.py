@@ -1,0 +1,35 @@
+"""A transform has two directions; a flow is a transform and a base distribution.
+
+A `Transform` maps data to latents (`forward`) and back (`inverse`), each with its own log-det.
+`Chain`, `Inverse`, `Along` and `Window` combine transforms; `Flow` adds a base distribution and
+becomes a density over images. Everything a model needs beyond this is another `Transform`.
+
+Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more generally
+``(C, *spatial)``; log-dets and log-probabilities are ``(B,)`` in nats, float32 or wider.
+"""
+
+from mixerflow.core.combine import Along, Chain, Inverse, Window
+from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
+from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.transform import Density, Shape, Transform, constant, expect, total
+
+__all__ = [
+    "Along",
+    "Base",
+    "Centre",
+    "Chain",
+    "Density",
+    "Encoded",
+    "Flow",
+    "Inverse",
+    "Noise",
+    "Samples",
+    "Shape",
+    "StandardNormal",
+    "Transform",
+    "Window",
+    "as_tensor",
+    "constant",
+    "expect",
+    "total",
+]

@@ -1,0 +1,232 @@
+"""Transforms made of transforms: one after another, turned round, row by row, inside a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core.noise import Noise
+from mixerflow.core.transform import Density, Shape, Transform, constant, expect
+
+
+class Chain(Transform):
+    """Transforms one after another: ``z = t_n(... t_1(x))``, log-dets added.
+
+    Args:
+        transforms: first the one nearest the data. None gives the identity.
+    """
+
+    def __init__(self, *transforms: Transform) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(transforms)
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The weakest of the steps' kinds."""
+        kinds = {step.density for step in self}
+        if "estimate" in kinds:
+            return "estimate"
+        return "bound" if "bound" in kinds else "exact"
+
+    def __iter__(self) -> Iterator[Transform]:
+        return iter(self.steps)  # pyright: ignore[reportReturnType]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        log_det = constant(0.0, x)
+        for step in self.steps:
+            x, step_log_det = step(x, context, noise)
+            log_det = log_det + step_log_det
+        return x, log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        log_det = constant(0.0, z)
+        for step in reversed(self.steps):
+            z, step_log_det = step.inverse(z, context)  # pyright: ignore[reportCallIssue]
+            log_det = log_det + step_log_det
+        return z, log_det
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        for step in self:
+            shape = step.out_shape(shape)
+        return shape
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+        for step in self:
+            x = step.initialize(x, context)
+        return x
+
+
+class Inverse(Transform):
+    """A transform run backwards: data to latent is the other's latent to data.
+
+    Args:
+        transform: the transform to turn round; it must not be stochastic.
+        shape: the event shape that `transform` takes, which is what this one gives back.
+    """
+
+    def __init__(self, transform: Transform, shape: Shape) -> None:
+        super().__init__()
+        if transform.density != "exact":
+            raise ValueError("Inverse: a stochastic transform has no inverse density")
+        self.transform = transform
+        self.shape = tuple(shape)
+        self.taken = tuple(transform.out_shape(self.shape))
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse(x, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.transform(z, context)
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        expect(self, shape, self.taken)
+        return self.shape
+
+
+class Along(Transform):
+    """The same vector transform for every row along one axis of the event.
+
+    Rows are folded into the batch, transformed as ``(B * rows, n)``, and put back; their log-dets
+    are summed per image. Mixing the channels or the patches of a patch matrix, and the 1x1
+    convolution of an image, are this with different axes.
+
+    Args:
+        dim: event axis: 0 is the first (an image's channels), -1 the last.
+        transform: a transform of vectors ``(n,)`` that keeps their length.
+    """
+
+    def __init__(self, dim: int, transform: Transform) -> None:
+        super().__init__()
+        self.dim = dim
+        self.transform = transform
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the rows' transform."""
+        return self.transform.density
+
+    def _fold(self, x: Tensor) -> tuple[Tensor, Shape]:
+        axis = self.dim + 1 if self.dim >= 0 else self.dim
+        moved = x.movedim(axis, -1)
+        return moved.reshape(-1, moved.shape[-1]), tuple(moved.shape)
+
+    def _unfold(self, rows: Tensor, moved: Shape) -> Tensor:
+        return rows.reshape(moved).movedim(-1, self.dim + 1 if self.dim >= 0 else self.dim)
+
+    @staticmethod
+    def _context(context: Tensor | None, rows: int) -> Tensor | None:
+        if context is None:
+            return None
+        if context.dim() != 2:
+            raise ValueError(f"Along: context is (B, K); got shape {tuple(context.shape)}")
+        return context.repeat_interleave(rows, 0)
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        rows, moved = self._fold(x)
+        n = math.prod(moved[1:-1])
+        noise = None if noise is None else noise.rows(n)
+        rows, log_det = self.transform(rows, self._context(context, n), noise)
+        return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        rows, moved = self._fold(z)
+        n = math.prod(moved[1:-1])
+        rows, log_det = self.transform.inverse(rows, self._context(context, n))
+        return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        if not -len(shape) <= self.dim < len(shape):
+            raise ValueError(f"Along: no axis {self.dim} in events of shape {tuple(shape)}")
+        row = (shape[self.dim],)
+        if self.transform.out_shape(row) != row:
+            raise ValueError(f"Along: the row transform must keep rows of shape {row}")
+        return shape
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+        rows, moved = self._fold(x)
+        context = self._context(context, math.prod(moved[1:-1]))
+        return self._unfold(self.transform.initialize(rows, context), moved)
+
+    def extra_repr(self) -> str:
+        """The axis, in ``print(flow)``."""
+        return f"dim={self.dim}"
+
+
+class Window(Transform):
+    """A transform of an inner box of the event; the frame around it passes untouched.
+
+    Args:
+        start: first index of the box on each of the last ``len(start)`` axes.
+        size: its length on each of them.
+        transform: a transform that keeps the shape of ``(..., *size)`` events.
+    """
+
+    def __init__(self, start: Shape, size: Shape, transform: Transform) -> None:
+        super().__init__()
+        if len(start) != len(size) or min(start) < 0 or min(size) < 1:
+            raise ValueError(f"Window: start {start} and size {size} do not make a box")
+        self.start, self.size = tuple(start), tuple(size)
+        self.transform = transform
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the box's transform."""
+        return self.transform.density
+
+    def _views(self, x: Tensor) -> list[Tensor]:
+        """The event, then its crops axis by axis down to the box."""
+        views = [x]
+        for i, (start, size) in enumerate(zip(self.start, self.size, strict=True)):
+            views.append(views[-1].narrow(i - len(self.start), start, size))
+        return views
+
+    def _put_back(self, views: list[Tensor], inner: Tensor) -> Tensor:
+        for i in reversed(range(len(self.start))):
+            start, stop = self.start[i], self.start[i] + self.size[i]
+            inner = torch.slice_scatter(views[i], inner, i - len(self.start), start, stop)
+        return inner
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        views = self._views(x)
+        inner, log_det = self.transform(views[-1], context, noise)
+        return self._put_back(views, inner), log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        views = self._views(z)
+        inner, log_det = self.transform.inverse(views[-1], context)
+        return self._put_back(views, inner), log_det
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        k = len(self.start)
+        ends = [a + b for a, b in zip(self.start, self.size, strict=True)]
+        if len(shape) < k or any(e > n for e, n in zip(ends, shape[-k:], strict=True)):
+            raise ValueError(f"Window: a box from {self.start} to {ends} leaves events of {shape}")
+        box = (*shape[:-k], *self.size)
+        if self.transform.out_shape(box) != box:
+            raise ValueError(f"Window: the transform must keep events of shape {box}")
+        return shape
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+        views = self._views(x)
+        return self._put_back(views, self.transform.initialize(views[-1], context))
+
+    def extra_repr(self) -> str:
+        """The box, in ``print(flow)``."""
+        return f"start={self.start}, size={self.size}"

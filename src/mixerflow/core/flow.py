@@ -1,0 +1,290 @@
+"""A transform and a base distribution make a density over images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.transform import Density, Shape, Transform, total
+
+
+class Base(nn.Module):
+    """A distribution of latent vectors ``(D,)``, independent of the data's shape."""
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        """Log-density of each row in nats, ``(B,)``, float32 or wider."""
+        raise NotImplementedError
+
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+        """Draws of the shape, dtype and device of `like`."""
+        raise NotImplementedError
+
+
+class StandardNormal(Base):
+    """``N(0, I)``."""
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
+        return -0.5 * total(z.square() + math.log(2 * math.pi))
+
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+class Encoded(NamedTuple):
+    """What a flow makes of a batch: latents ``(B, D)``; log-probability and log-det ``(B,)``."""
+
+    z: Tensor
+    log_prob: Tensor
+    log_det: Tensor
+
+
+def as_tensor(array: np.ndarray | Tensor) -> Tensor:
+    """An array as a tensor of its own; uint16 as int32, which torch can compute with."""
+    if isinstance(array, Tensor):
+        return array
+    return torch.from_numpy(array.astype(np.int32 if array.dtype == np.uint16 else array.dtype))
+
+
+class Samples(NamedTuple):
+    """Drawn images ``(n, *shape)`` and how many of their values lay outside the levels."""
+
+    images: Tensor
+    clamped: int
+
+
+class Flow(nn.Module):
+    """An exact (or bounded, or estimated) density over images: ``x = transform^-1(z), z ~ base``.
+
+    ``log p(x) = log p_base(transform(x)) + log|det dz/dx|``
+
+    `forward` is the density, so that DDP, sharding and compilation see one call; `log_prob`,
+    `encode` and `bits_per_dim` are views of it.
+
+    Args:
+        transform: data to latent.
+        shape: the images' event shape ``(C, *spatial)``.
+        base: the latents' distribution.
+        context_net: maps what users pass as ``context`` (class labels ``(B,)``, say) to the
+            ``(B, K)`` that the transforms see. Without it the flow takes no context.
+        levels: number of values a pixel can have, for integer images; None for float data.
+
+    Raises:
+        ValueError: the transform cannot take events of `shape`.
+    """
+
+    initialized: Tensor
+    spec: dict[str, Any] | None = None
+    """What `mixerflow.build` made it from, so that a run folder can; None for your own code's."""
+
+    def __init__(
+        self,
+        transform: Transform,
+        shape: Shape,
+        base: Base | None = None,
+        *,
+        context_net: nn.Module | None = None,
+        levels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.shape = tuple(shape)
+        self.latent_shape = tuple(transform.out_shape(self.shape))
+        self.base = StandardNormal() if base is None else base
+        self.context_net = context_net
+        self.levels = levels
+        self.register_buffer("initialized", torch.tensor(False))
+        for stream, module in enumerate(self.modules()):
+            if isinstance(module, Transform):
+                module.stream = stream
+
+    @property
+    def density(self) -> Density:
+        """Whether `log_prob` is exact, a lower bound or an estimate."""
+        return self.transform.density
+
+    @property
+    def dims(self) -> int:
+        """D, the numbers in an image: what bits per dimension are divided by."""
+        return math.prod(self.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.initialized.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> Encoded:
+        """Latents and log-probability of images ``(B, *shape)``.
+
+        Args:
+            x: integer images for a flow with levels, else floats.
+            context: what ``context_net`` takes, one entry an image.
+            noise: None draws from torch's generator; a `Noise` makes the result a pure function.
+
+        Raises:
+            ValueError: images of another shape or range, context missing or not wanted.
+        """
+        if x.dim() != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
+        if self.levels is None or x.is_floating_point():
+            x = x.to(self.dtype)
+        z, log_det = self.transform(x, self._context(context, len(x)), noise)
+        z = z.flatten(1)
+        return Encoded(z, self.base.log_prob(z) + log_det, log_det)
+
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> Float[Tensor, " batch"]:
+        """Log-probability in nats ``(B,)``: of the integer image where the flow has levels."""
+        return self(x, context, noise).log_prob
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        x: Tensor | np.ndarray,
+        context: Tensor | None = None,
+        noise: Noise | None = None,
+        *,
+        batch: int = 256,
+    ) -> Float[Tensor, " batch"]:
+        """``-log2 p(x) / D`` of each image ``(B,)``, scored `batch` images at a time, in eval mode.
+
+        Batch norm in the conditioners counts with its running statistics, never with the batch's.
+        Without `noise` image i gets ``Noise(0, i)``, so that the same images give the same figure.
+        """
+        images = as_tensor(x)
+        results = []
+        with _evaluating(self):
+            for start in range(0, max(len(images), 1), batch):
+                part = images[start : start + batch].to(self.device)
+                index = torch.arange(start, start + len(part), device=self.device)
+                given = None if context is None else context[start : start + batch]
+                drawn = Noise(0, index) if noise is None else noise[start : start + batch]
+                results.append(self.log_prob(part, given, drawn))
+        return -torch.cat(results) / (self.dims * math.log(2))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Float[Tensor, "batch dim"]:
+        """Latents ``(B, D)`` of images, without noise: the centres of their bins."""
+        with _evaluating(self):
+            return self(x, context, Centre()).z
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Images ``(B, *shape)`` of latents ``(B, D)``; values outside the levels are clamped."""
+        with _evaluating(self):
+            return self._to_images(self._inverse(z, context))
+
+    def sample(
+        self,
+        n: int,
+        context: Tensor | int | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw `n` images ``(n, *shape)``.
+
+        Args:
+            n: how many.
+            context: as in `forward`, or one entry for all of them.
+            temperature: scales the latents; below 1 gives likelier, less varied images.
+            generator: of the base's draws; None is torch's own.
+        """
+        return self.draw(n, context, temperature=temperature, generator=generator).images
+
+    @torch.no_grad()
+    def draw(
+        self,
+        n: int,
+        context: Tensor | int | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        batch: int = 256,
+    ) -> Samples:
+        """`sample`, with the count of values that had to be clamped into the levels."""
+        if n < 0 or not temperature >= 0:
+            raise ValueError(f"draw: n={n} and temperature={temperature} must not be negative")
+        like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
+        z = self.base.sample(like, generator) * temperature
+        if context is not None:
+            context = torch.as_tensor(context, device=self.device)
+            context = context.expand(n) if context.dim() == 0 else context
+        images, clamped = [], 0
+        with _evaluating(self):
+            for start in range(0, max(n, 1), batch):
+                part = slice(start, start + batch)
+                x = self._inverse(z[part], None if context is None else context[part])
+                if self.levels is not None:
+                    clamped += int((~((x >= 0) & (x < self.levels))).sum())
+                images.append(self._to_images(x))
+        return Samples(torch.cat(images), clamped)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set data-dependent parameters (ActNorm's) from a batch of images, once.
+
+        Call it before training, compilation, DDP and sharding; until then ActNorm is the identity.
+
+        Raises:
+            RuntimeError: the flow was initialised before.
+        """
+        if self.initialized:
+            raise RuntimeError("this flow is initialised already: it would lose what it learned")
+        if self.levels is None or x.is_floating_point():
+            x = x.to(self.dtype)
+        self.transform.initialize(x, self._context(context, len(x)))
+        self.initialized.fill_(True)
+
+    def _context(self, context: Tensor | None, batch: int) -> Tensor | None:
+        if self.context_net is None:
+            if context is not None:
+                raise ValueError("this flow was built without context, and got some")
+            return None
+        if context is None:
+            raise ValueError("this flow is conditional: pass a context (class labels, say)")
+        if len(context) != batch:
+            raise ValueError(f"context for {len(context)} images, a batch of {batch}")
+        return self.context_net(context.to(self.device))
+
+    def _inverse(self, z: Tensor, context: Tensor | None) -> Tensor:
+        wanted = math.prod(self.latent_shape)
+        if z.dim() != 2 or z.shape[1] != wanted:
+            raise ValueError(f"this flow takes latents (B, {wanted}); got {tuple(z.shape)}")
+        z = z.to(self.dtype).reshape(-1, *self.latent_shape)
+        return self.transform.inverse(z, self._context(context, len(z)))[0]
+
+    def _to_images(self, x: Tensor) -> Tensor:
+        if self.levels is None:
+            return x
+        dtype = torch.uint8 if self.levels <= 256 else torch.int32
+        return x.nan_to_num(0.0).clamp(0, self.levels - 1).to(dtype)
+
+
+class _evaluating:
+    """Eval mode for the time of a ``with``, each module's own mode restored after it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.training = [m for m in module.modules() if m.training]
+
+    def __enter__(self) -> None:
+        for module in self.training:
+            module.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for module in self.training:
+            module.training = True

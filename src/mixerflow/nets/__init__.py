@@ -1,0 +1,5 @@
+"""Conditioners: plain modules that know nothing of flows."""
+
+from mixerflow.nets.mlp import Norm, ResidualMLP
+
+__all__ = ["Norm", "ResidualMLP"]

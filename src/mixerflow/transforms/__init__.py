@@ -1,0 +1,26 @@
+"""Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
+
+from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.coupling import Coupling, halves
+from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
+from mixerflow.transforms.laws import Affine, Law
+from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
+from mixerflow.transforms.linear import LU, PLU, RLU
+
+__all__ = [
+    "LU",
+    "PLU",
+    "RLU",
+    "ActNorm",
+    "Affine",
+    "Bands",
+    "Coupling",
+    "Dequantize",
+    "Dilated",
+    "Law",
+    "Logit",
+    "Patches",
+    "Rescale",
+    "Stripes",
+    "halves",
+]

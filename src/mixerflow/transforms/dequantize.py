@@ -1,0 +1,138 @@
+"""From integer pixels to real numbers: dequantisation and scaling inside the model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from mixerflow.core import Noise, Transform, constant, total
+
+
+class Dequantize(Transform):
+    """``z = x + u``, u uniform on ``[0, 1)``: integer pixels become real numbers.
+
+    The density of z integrates over each unit cube to a probability of x, and ``E_u log p(x + u)``
+    bounds ``log P(x)`` from below; literature calls the figure with one u the model's bits/dim, and
+    so do we (uniform dequantisation, one sample). The inverse is the floor: its log-det is 0 by
+    definition, and values outside the levels stay outside, for `Flow.draw` to count.
+
+    Args:
+        levels: number of values a pixel has: 256 for 8 bits.
+
+    References:
+        Theis, van den Oord, Bethge: A note on the evaluation of generative models (2016).
+        https://arxiv.org/abs/1511.01844
+    """
+
+    unit: Tensor
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if not 2 <= levels <= 2**16:
+            raise ValueError(f"Dequantize: levels must be 2 to 65536; got {levels}")
+        self.levels = levels
+        # u keeps so few bits that x + u is exact in float32 and never rounds into the next level
+        self.steps = 2.0 ** min(12, 24 - math.ceil(math.log2(levels)))
+        self.register_buffer("unit", torch.ones(()), persistent=False)  # follows .double(), .to()
+
+    def _integers(self, x: Tensor) -> Tensor:
+        """Check the range where the dtype does not already promise it; to the model's dtype."""
+        promised = x.dtype == torch.uint8 and self.levels >= 256
+        values = x.to(self.unit.dtype)
+        if not promised and not torch.compiler.is_compiling() and values.numel():
+            low, high = values.aminmax()
+            if not (low >= 0 and high < self.levels):
+                got = f"{low.item():g} to {high.item():g}"
+                raise ValueError(f"Dequantize: pixels must lie in 0..{self.levels - 1}; got {got}")
+            if x.is_floating_point() and not bool((values == values.floor()).all()):
+                raise ValueError(
+                    f"Dequantize: pixels must be integers 0..{self.levels - 1}; got {x.dtype} with "
+                    "fractions (for images in [0, 1] multiply by the highest level and round)"
+                )
+        return values
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        values = self._integers(x)
+        if noise is None:
+            u = torch.rand_like(values)
+        else:
+            u = noise.uniform(values, self.stream)
+        u = (u * self.steps).floor() / self.steps
+        return values + u, constant(0.0, values)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return z.floor(), constant(0.0, z)
+
+    def extra_repr(self) -> str:
+        """The levels, in ``print(flow)``."""
+        return f"levels={self.levels}"
+
+
+class Rescale(Transform):
+    """``z = x * scale + shift`` with fixed numbers; log-det ``D log|scale|``.
+
+    Args:
+        scale: not 0; ``1 / levels`` brings dequantised pixels into the unit interval.
+        shift: added afterwards.
+    """
+
+    def __init__(self, scale: float, shift: float = 0.0) -> None:
+        super().__init__()
+        if scale == 0:
+            raise ValueError("Rescale: scale must not be 0")
+        self.scale, self.shift = scale, shift
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        log_det = math.prod(x.shape[1:]) * math.log(abs(self.scale))
+        return x * self.scale + self.shift, constant(log_det, x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        log_det = -math.prod(z.shape[1:]) * math.log(abs(self.scale))
+        return (z - self.shift) / self.scale, constant(log_det, z)
+
+    def extra_repr(self) -> str:
+        """Scale and shift, in ``print(flow)``."""
+        return f"{self.scale:g}, {self.shift:g}"
+
+
+class Logit(Transform):
+    """``z = logit(alpha + (1 - 2 alpha) x)`` for x in the unit interval.
+
+    ``log dz/dx = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``.
+
+    Args:
+        alpha: keeps the ends of the interval finite; in ``[0, 1/2)``.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 4.1.
+        https://arxiv.org/abs/1605.08803
+    """
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        super().__init__()
+        if not 0 <= alpha < 0.5:
+            raise ValueError(f"Logit: alpha must lie in [0, 1/2); got {alpha}")
+        self.alpha = alpha
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        p = self.alpha + (1 - 2 * self.alpha) * x
+        log_p, log_q = p.log(), torch.log1p(-p)
+        return log_p - log_q, total(math.log(1 - 2 * self.alpha) - log_p - log_q)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        log_p, log_q = logsigmoid(z), logsigmoid(-z)
+        x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        return x, total(log_p + log_q - math.log(1 - 2 * self.alpha))
+
+    def extra_repr(self) -> str:
+        """Alpha, in ``print(flow)``."""
+        return f"alpha={self.alpha}"

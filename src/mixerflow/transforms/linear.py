@@ -1,0 +1,129 @@
+"""Invertible linear maps of vectors whose log-det is a sum of parameters."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixerflow.core import Noise, Shape, Transform, constant, expect
+
+
+class LU(Transform):
+    """``z = L U x + b`` with L unit lower and U upper triangular; starts as the identity.
+
+    ``log|det dz/dx| = sum_i log U_ii``; U's diagonal is an exponential, so the map is always
+    invertible and keeps the orientation. Both triangles live in one matrix parameter, as LAPACK
+    packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n numbers.
+
+    Args:
+        n: length of the vectors.
+        bias: whether to add b.
+
+    References:
+        English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4.
+        https://arxiv.org/abs/2310.16777
+    """
+
+    def __init__(self, n: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.n = n
+        self.packed = nn.Parameter(torch.zeros(n, n))
+        self.bias = nn.Parameter(torch.zeros(n)) if bias else None
+
+    def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
+        """L and U."""
+        lower = self.packed.tril(-1) + torch.diag_embed(torch.ones_like(self.packed[0]))
+        upper = self.packed.triu(1) + torch.diag_embed(self.packed.diagonal().exp())
+        return lower, upper
+
+    def _arrange(self, x: Tensor) -> Tensor:
+        """What happens to the data before L U; the identity here."""
+        return x
+
+    def _restore(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(x.shape), (self.n,))
+        lower, upper = self.triangles()
+        with torch.autocast(x.device.type, enabled=False):
+            z = nn.functional.linear(self._arrange(x), lower @ upper, self.bias)
+        return z, constant(self.packed.diagonal().sum(), x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        expect(self, tuple(z.shape), (self.n,))
+        lower, upper = self.triangles()
+        x = z if self.bias is None else z - self.bias
+        # rows are multiplied from the right: x (LU)^T = z, so U^T x^T comes off last
+        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
+        return self._restore(x), constant(-self.packed.diagonal().sum(), z)
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        expect(self, shape, (self.n,))
+        return shape
+
+    def extra_repr(self) -> str:
+        """The width, in ``print(flow)``."""
+        return f"{self.n}, bias={self.bias is not None}"
+
+
+class RLU(LU):
+    """``z = L U R x + b``, where R reverses the order of the dimensions.
+
+    The paper's choice where there are no shift layers: an even number of these restores the order.
+    """
+
+    def _arrange(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+    _restore = _arrange
+
+
+class PLU(LU):
+    """``z = P L U x + b`` with fixed permutation P and signs; starts as a random rotation.
+
+    ``log|det dz/dx| = sum_i log|U_ii|``. As Glow's 1x1 convolution when applied along the channels.
+
+    Args:
+        n: length of the vectors.
+        bias: whether to add b.
+        generator: of the random rotation.
+
+    References:
+        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 11.
+        https://arxiv.org/abs/1807.03039
+    """
+
+    permutation: Tensor
+    signs: Tensor
+
+    def __init__(
+        self, n: int, *, bias: bool = False, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(n, bias=bias)
+        rotation = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
+        p, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        packed = lower.tril(-1) + upper.triu(1) + torch.diag_embed(diagonal.abs().log())
+        self.packed = nn.Parameter(packed.to(self.packed.dtype))
+        self.register_buffer("permutation", p.argmax(-1))  # row i of P picks element permutation[i]
+        self.register_buffer("signs", diagonal.sign().to(self.packed.dtype))
+
+    def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:  # noqa: D102
+        lower, upper = super().triangles()
+        upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
+        return lower[self.permutation], upper
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        expect(self, tuple(z.shape), (self.n,))
+        lower, upper = super().triangles()
+        x = z if self.bias is None else z - self.bias
+        x = x[..., self.permutation.argsort()]
+        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
+        upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
+        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
+        return x, constant(-self.packed.diagonal().sum(), z)
