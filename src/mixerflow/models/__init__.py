@@ -1,0 +1,56 @@
+"""Models: one paper, one file, one frozen config and one ``build(config, shape) -> Flow``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from mixerflow.core import Flow, Shape
+from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.models import mixerflow
+from mixerflow.models.mixerflow import MixerFlowConfig
+from mixerflow.settings import restore
+
+Config = MixerFlowConfig
+"""Any model's config."""
+
+MODELS = {"mixerflow": (MixerFlowConfig, mixerflow.build)}
+"""Model name -> (config class, build function)."""
+
+__all__ = ["MODELS", "Config", "MixerFlowConfig", "build", "from_spec", "spec_of"]
+
+
+def build(config: Config, shape: Shape) -> Flow:
+    """The flow over images of `shape` that `config` describes.
+
+    Raises:
+        ConfigError: the settings do not fit the images or each other.
+    """
+    for _, (kind, make) in MODELS.items():
+        if isinstance(config, kind):
+            try:
+                flow = make(config, tuple(shape))
+            except ValueError as error:
+                raise ConfigError(str(error), "--model", "change the setting it names") from error
+            flow.spec = spec_of(config, flow.shape)
+            return flow
+    raise TypeError(f"no model has a config of type {type(config).__name__}")
+
+
+def spec_of(config: Config, shape: Shape) -> dict[str, Any]:
+    """What `from_spec` rebuilds the flow from, for JSON."""
+    name = next(name for name, (kind, _) in MODELS.items() if isinstance(config, kind))
+    return {"name": name, "config": dataclasses.asdict(config), "shape": list(shape)}
+
+
+def from_spec(spec: dict[str, Any]) -> tuple[Config, Shape]:
+    """A config and shape from what `spec_of` wrote.
+
+    Raises:
+        CheckpointError: written by a version with other models or settings.
+    """
+    if spec.get("name") not in MODELS:
+        what, remedy = f"unknown model {spec.get('name')}", "use the mixerflow that wrote it"
+        raise CheckpointError(what, "run.json", remedy)
+    kind, _ = MODELS[spec["name"]]
+    return restore(kind, spec["config"]), tuple(spec["shape"])
