@@ -1,0 +1,6 @@
+"""Figures of a flow on images: each a function of both, each a dataclass of numbers."""
+
+from mixerflow.evaluate.bits import Bits, bits
+from mixerflow.evaluate.draw import draw_pixels, to_pixels
+
+__all__ = ["Bits", "bits", "draw_pixels", "to_pixels"]

@@ -1,0 +1,65 @@
+"""An exponential moving average of the weights, with batch-norm statistics of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core import Flow, Noise
+
+
+class Average:
+    """A copy of a flow whose weights are a moving average of the flow's.
+
+    Early on the decay is lower, ``min(decay, (1 + n) / (10 + n))`` after n updates, so that the
+    initial weights do not linger.
+
+    Args:
+        flow: the flow that trains.
+        decay: weight of the past; 0 means no average: the copy follows the flow.
+    """
+
+    def __init__(self, flow: Flow, decay: float) -> None:
+        self.decay = decay
+        self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
+        self._mine, self._theirs = list(self.flow.parameters()), list(flow.parameters())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the flow's weights after step `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for mine, theirs in zip(self._mine, self._theirs, strict=True):
+            mine.lerp_(theirs, 1 - decay)
+
+
+def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:
+    """The batch-norm modules of a flow's conditioners."""
+    return [module for module in flow.modules() if isinstance(module, nn.BatchNorm1d)]
+
+
+@torch.no_grad()
+def recalibrate(flow: Flow, batches: Iterable[tuple[Tensor, Tensor | None]], *, seed: int) -> None:
+    """Give averaged weights the batch-norm statistics that fit them: the mean over `batches`.
+
+    The noise is a function of `seed` and the image's place, so no generator moves. Does nothing
+    for a flow without batch norm.
+    """
+    norms = batch_norms(flow)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    seen = 0
+    for x, labels in batches:
+        index = torch.arange(seen, seen + len(x), device=x.device)
+        flow(x, labels, Noise(seed, index))
+        seen += len(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -1,0 +1,69 @@
+"""Which images make up which step's batch: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerflow.core import as_tensor
+from mixerflow.data import Images
+from mixerflow.errors import ConfigError
+
+_ON_DEVICE_BYTES = 2 << 30
+
+
+class Batches:
+    """Shuffled passes over a set of images, cut into batches; a batch may span two passes.
+
+    Args:
+        images: the training images.
+        batch: images a batch.
+        seed: of the passes' orders.
+        device: where batches go. Sets that fit are kept there whole.
+        conditional: whether batches come with their labels.
+    """
+
+    def __init__(
+        self, images: Images, batch: int, *, seed: int, device: torch.device, conditional: bool
+    ) -> None:
+        self.images, self.batch, self.seed, self.device = images, batch, seed, device
+        self.labels: Tensor | None = None
+        if conditional:
+            if images.labels is None:
+                where = images.dataset_id
+                raise ConfigError("no labels for the classes", where, "use --model.classes 0")
+            self.labels = torch.from_numpy(images.labels)
+        self._orders: dict[int, np.ndarray] = {}
+        self._whole: Tensor | None = None
+        if device.type != "cpu" and images.pixels.nbytes <= _ON_DEVICE_BYTES:
+            self._whole = as_tensor(images.pixels).to(device)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Images ``(batch, C, H, W)`` of step `step` (from 0) and their labels, or None."""
+        first = step * self.batch
+        chosen, n = [], len(self.images)
+        while len(chosen) < self.batch:
+            epoch, position = divmod(first + len(chosen), n)
+            chosen.extend(self._order(epoch)[position : position + self.batch - len(chosen)])
+        return self.take(np.asarray(chosen))
+
+    def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """The images at `indices` and their labels, or None."""
+        if self._whole is not None:
+            x = self._whole[torch.from_numpy(indices).to(self.device)]
+        else:
+            x = as_tensor(self.images.pixels[indices]).to(self.device)
+        labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        return x, labels
+
+    def first(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """The first `n` images of the first pass, at most all: what initialisation sees."""
+        return self.take(self._order(0)[: min(n, len(self.images))])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            generator = np.random.default_rng((self.seed, epoch))
+            self._orders[epoch] = generator.permutation(len(self.images))
+        return self._orders[epoch]

@@ -1,0 +1,86 @@
+"""How a flow is trained: the settings, and the learning rate they make of a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mixerflow.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
+
+    The budget is the first that is set of `steps`, `epochs` and `minutes`.
+    """
+
+    steps: int | None = None
+    """Optimiser steps."""
+    epochs: float | None = None
+    """Passes over the training images."""
+    minutes: float | None = None
+    """Time on this machine; becomes a number of steps once, after a timed trial."""
+    batch: int = 512
+    """Images a step."""
+    accumulate: int = 1
+    """Parts in which a batch goes through the model, for less memory; gradients are added."""
+    lr: float = 1e-3
+    """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    warmup: int = 500
+    """Steps over which the learning rate rises from 0; at most a tenth of the budget."""
+    clip: float = 5.0
+    """Largest norm of the gradient of the mean bits/dim; longer ones are shortened to it."""
+    ema: float = 0.999
+    """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the conditioner nets in training; transforms and log-dets stay float32."""
+    seed: int = 0
+    """Of the weights, the order of images, the noise and the held-out part."""
+    validation: Literal["held-out", "test"] = "held-out"
+    """Images to validate on: 4 % held out from the training images, or the test images."""
+    initial: int = 512
+    """Training images that data-dependent initialisation sees."""
+    evaluate_every: int = 0
+    """Steps between evaluations, sample grids and checkpoints; 0 for a tenth of the run."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 for one at each evaluation."""
+    evaluate_images: int = 1000
+    """Images that the evaluations on the way look at; the last one looks at all; 0 for all."""
+    keep: int = 2
+    """Latest checkpoints that stay, besides the best."""
+    give_up_after: int = 10
+    """Non-finite steps in a row that end the run; single ones are skipped and counted."""
+    tensorboard: bool = False
+    """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "initial", "keep", "give_up_after"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup", "evaluate_every", "save_every", "evaluate_images", "seed"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("steps", "epochs", "minutes"):
+            value = getattr(self, name)
+            _require(name, value, value is None or (value > 0 and math.isfinite(value)), "positive")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            _require(name, value, value > 0 and math.isfinite(value), "positive")
+        _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")
+        _require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        fits = self.batch % self.accumulate == 0
+        _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of `steps`: linear up, then a cosine to 0."""
+        warmup = min(self.warmup, steps // 10)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _require(name: str, value: object, holds: bool, what: str) -> None:
+    if not holds:
+        raise ConfigError(f"{value} is not a setting", f"--train.{name}", f"it must be {what}")

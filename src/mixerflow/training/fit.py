@@ -1,0 +1,247 @@
+"""`train`: a flow, images and a budget in; a run folder and a trained flow out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerflow import __version__
+from mixerflow.core import Flow
+from mixerflow.data import Images, hold_out, make_images
+from mixerflow.errors import ConfigError
+from mixerflow.evaluate import Bits
+from mixerflow.training.batches import Batches
+from mixerflow.training.budget import steps_of
+from mixerflow.training.checkpoint import Checkpoints
+from mixerflow.training.config import TrainConfig
+from mixerflow.training.folder import RunFolder
+from mixerflow.training.session import Session
+from mixerflow.training.trainer import Trainer
+
+_FREE = ("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after")
+"""Settings that may change when a run goes on: the weights do not depend on them."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended.
+
+    Attributes:
+        status: "finished", or "interrupted" by a signal.
+        step: steps done.
+        validation: bits/dim of the averaged weights on the validation images, when finished.
+        folder: the run folder, if one was named.
+        exit_code: 0, or 143 / 130 after SIGTERM / SIGINT.
+    """
+
+    status: Literal["finished", "interrupted"]
+    step: int
+    validation: Bits | None
+    folder: Path | None
+    exit_code: int
+
+
+def train(
+    flow: Flow,
+    images: Images | np.ndarray | Tensor,
+    *,
+    labels: np.ndarray | Tensor | None = None,
+    validation: Images | None = None,
+    out: Path | str | None = None,
+    config: TrainConfig | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    from_step: int | None = None,
+    about: dict[str, Any] | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Train a flow on images, in place; it ends with the averaged weights, in eval mode.
+
+    A folder that holds the same run unfinished is gone on with, from its last checkpoint.
+
+    Args:
+        flow: from `mixerflow.build`, or any `Flow` over integer images.
+        images: ``(N, C, H, W)`` uint8, or an `Images`.
+        labels: ``(N,)`` class numbers, for a class-conditional flow and plain arrays.
+        validation: images to validate on; without them 4 % of `images` are held out.
+        out: the run folder; None keeps everything in memory.
+        config: settings.
+        steps: budget in optimiser steps; overrides that of `config`, as the next two do.
+        epochs: budget in passes over the images.
+        minutes: budget in time on this machine.
+        from_step: go on from this checkpoint rather than the last.
+        about: recorded in ``run.json`` as it is.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: settings that cannot be, or a folder that holds another run.
+        CheckpointError: the folder's checkpoint is damaged.
+        ResourceError: the folder is in use or cannot be written.
+        NonFiniteError: training reached NaN or infinity and did not recover.
+    """
+    config = _with_budget(config or TrainConfig(), steps, epochs, minutes)
+    given = _as_images(images, labels)
+    if tuple(given.shape) != flow.shape:
+        what = f"the flow takes images {flow.shape}, these are {given.shape}"
+        raise ConfigError(what, given.dataset_id, "build the flow for their shape")
+    if validation is None:
+        given, validation = hold_out(given, seed=config.seed)
+    folder = None if out is None else RunFolder(Path(out))
+    with _own_generators(flow, config.seed), nullcontext() if folder is None else folder.lock():
+        return _run(flow, given, validation, folder, config, from_step, about or {}, quiet)
+
+
+def _run(
+    flow: Flow,
+    images: Images,
+    validation: Images,
+    folder: RunFolder | None,
+    config: TrainConfig,
+    from_step: int | None,
+    about: dict[str, Any],
+    quiet: bool,
+) -> Trained:
+    batches = Batches(
+        images,
+        config.batch,
+        seed=config.seed,
+        device=flow.device,
+        conditional=flow.context_net is not None,
+    )
+    header = _header(flow, images, validation, config, about)
+    old = None if folder is None else _begun(folder, header)
+    if old is None and not flow.initialized:
+        flow.initialize(*batches.first(config.initial))
+    with _own_generators(flow, config.seed):
+        steps = old["steps"] if old else steps_of(config, flow, batches, validation)
+    trainer = Trainer(flow, batches, config, steps=steps)
+    session = Session(trainer, validation, folder, quiet=quiet)
+    if folder is not None:
+        if old is not None:
+            which = "last" if from_step is None else from_step
+            session.restore(Checkpoints(folder.path / "checkpoints").load(which))
+        folder.write_config(header | {"steps": steps, "status": "running"})
+    try:
+        exit_code = session.run()
+    except BaseException as error:
+        if folder is not None:
+            folder.update({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    status = "finished" if exit_code == 0 else "interrupted"
+    if folder is not None:
+        result = None if session.result is None else session.result.as_dict()
+        folder.update({"status": status, "seconds": session.tally.seconds, "result": result})
+    flow.load_state_dict(trainer.average.flow.state_dict())
+    flow.eval()
+    path = None if folder is None else folder.path
+    return Trained(status, trainer.step, session.result, path, exit_code)
+
+
+def _header(
+    flow: Flow, images: Images, validation: Images, config: TrainConfig, about: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``run.json`` says from the start."""
+    return {
+        "format": 1,
+        **about,
+        "model": flow.spec,
+        "train": dataclasses.asdict(config),
+        "data": {
+            "dataset_id": images.dataset_id,
+            "training_images": len(images),
+            "training_sha256": images.fingerprint(),
+            "validation_images": len(validation),
+            "validation_sha256": validation.fingerprint(),
+            "shape": list(images.shape),
+            "levels": images.levels,
+            "classes": list(images.classes),
+            "skipped": list(images.skipped),
+        },
+        "parameters": sum(p.numel() for p in flow.parameters()),
+        "versions": {
+            "mixerflow": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "device": _device_name(flow.device),
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+        },
+        "command": sys.argv,
+    }
+
+
+def _begun(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | None:
+    """The header of the same run, if `folder` holds it with a checkpoint; None if it is free.
+
+    Raises:
+        ConfigError: it holds a run that differs.
+    """
+    if not folder.config_path.exists():
+        return None
+    old = folder.read_config()
+    if not Checkpoints(folder.path / "checkpoints").steps():
+        return None
+    for part in ("model", "train", "data"):
+        mine, theirs = _flat(header[part], part), _flat(old.get(part), part)
+        for key in sorted(mine.keys() | theirs.keys()):
+            free = part == "train" and key.removeprefix("train.") in _FREE
+            if not free and mine.get(key) != theirs.get(key):
+                raise ConfigError(
+                    f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}",
+                    folder.path,
+                    "use its settings to go on with it, or another --out",
+                )
+    return old
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+    """Nested settings as ``{"part.field": value}``, lists as JSON has them."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}").items()
+        }
+    return {name: list(value) if isinstance(value, tuple) else value}
+
+
+def _with_budget(
+    config: TrainConfig, steps: int | None, epochs: float | None, minutes: float | None
+) -> TrainConfig:
+    if steps is epochs is minutes is None:
+        return config
+    return dataclasses.replace(config, steps=steps, epochs=epochs, minutes=minutes)
+
+
+def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> Images:
+    if isinstance(images, Images):
+        return images
+    pixels = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    numbers = None if labels is None else np.asarray(labels)
+    return make_images(pixels, numbers, dataset_id="array:")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+
+
+@contextmanager
+def _own_generators(flow: Flow, seed: int) -> Iterator[None]:
+    """Torch's generators seeded for the run, and given back as they were."""
+    devices = [flow.device] if flow.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,85 @@
+"""What a person sees while it trains: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Bar:
+    """Progress of `total` units on stderr, with a line of figures.
+
+    Args:
+        what: what is counted, in a word.
+        total: units in all.
+        done: units done before.
+        quiet: show nothing.
+    """
+
+    def __init__(self, what: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
+        self.what, self.total, self.done, self.quiet = what, total, done, quiet
+        self._begun, self._begun_at = time.monotonic(), done
+        self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        console = Console(stderr=True)
+        if not quiet and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._bar.add_task(what, total=total, completed=done, figures="")
+
+    def __enter__(self) -> Bar:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int, figures: str) -> None:
+        """Show that `done` units are done."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=figures)
+        elif not self.quiet and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.say(f"{self.what} {done}/{self.total}  {figures}  {self._left()} left")
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _left(self) -> str:
+        passed, units = time.monotonic() - self._begun, self.done - self._begun_at
+        seconds = round(passed / max(1, units) * (self.total - self.done))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -1,0 +1,282 @@
+"""The run folder: whole files after a crash, one writer, and errors that say what to do."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mixerflow.errors import CheckpointError, ConfigError, ResourceError
+from mixerflow.training import folder as module
+from mixerflow.training.folder import RunFolder
+
+HOST = socket.gethostname()
+DEAD = 2**22 + 1  # above the kernel's greatest pid
+
+forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    return run
+
+
+def test_needs_no_torch():
+    parts = [Path(module.__file__), Path(module.__file__).with_name("signals.py")]
+    assert not any("import torch" in part.read_text() for part in parts)
+
+
+def test_config_round_trip_and_update(tmp_path):
+    run = RunFolder(tmp_path / "new" / "run")
+    run.write_config({"seed": 1, "status": "running"})
+    run.update({"status": "done", "minutes": 2.5})
+    assert run.read_config() == {"seed": 1, "status": "done", "minutes": 2.5}
+    assert run.config_path.read_text().startswith('{\n  "seed": 1,\n')
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_without_config_is_no_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"no run.json.*name a folder"):
+        RunFolder(tmp_path).read_config()
+
+
+@pytest.mark.parametrize("text", [b"", b'{"seed": 1', b"[1]", b"\xff{}"])
+def test_a_damaged_config_is_named(run, text):
+    run.config_path.write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"damaged.*put a copy back") as caught:
+        run.update({"status": "done"})
+    assert caught.value.where == str(run.config_path)
+    assert run.config_path.read_bytes() == text
+
+
+def test_a_full_disk_leaves_the_config(run, monkeypatch):
+    run.write_config({"seed": 1})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="disk full, 16 bytes needed"):
+        run.write_config({"seed": 2})
+    assert run.read_config() == {"seed": 1}
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    run = RunFolder(tmp_path / "file" / "run")
+    with pytest.raises(ResourceError, match=r"cannot write \(Not a directory\)"):
+        run.write_config({})
+    with pytest.raises(ResourceError, match="cannot write"), run.lock():
+        pass
+
+
+def test_metrics_without_a_torn_line(run):
+    assert run.read_metrics() == []
+    records = [{"step": step, "bpd": 4.0 - step} for step in range(3)]
+    for record in records:
+        run.append(record)
+    whole = run.metrics_path.read_bytes()
+    for end in range(len(whole)):
+        run.metrics_path.write_bytes(whole[:end])
+        assert run.read_metrics() == records[: whole[:end].count(b"\n")]
+
+
+def test_cut_back_drops_later_records_and_a_torn_line(run):
+    run.cut_back(0)
+    assert not run.metrics_path.exists()
+    run.append({"event": "start"})
+    for step in (1, 2, 3, 4):
+        run.append({"step": step})
+    with open(run.metrics_path, "a") as file:
+        file.write('{"step": 2, "torn"')
+    run.cut_back(2)
+    run.append({"step": 3, "again": True})
+    expected = [{"event": "start"}, {"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == expected
+
+
+def test_a_damaged_line_in_the_middle_is_named(run):
+    run.metrics_path.write_bytes(b'{"step": 1}\n{"st\x00p": 2\n{"step": 3}\n')
+    with pytest.raises(CheckpointError, match="line 2: delete that line"):
+        run.read_metrics()
+
+
+def test_files_that_cannot_be_read(run):
+    run.config_path.mkdir()
+    run.metrics_path.mkdir()
+    for read in (run.read_config, run.read_metrics):
+        with pytest.raises(CheckpointError, match=r"cannot read \(.*make it readable"):
+            read()
+
+
+@contextmanager
+def holder(run):
+    """Another process that holds the lock."""
+    code = (
+        "import sys; from mixerflow.training.folder import RunFolder\n"
+        f"with RunFolder({str(run.path)!r}).lock(): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_second_writer_is_told_who_is_first_and_a_kill_frees(run):
+    with holder(run) as process:
+        with pytest.raises(ResourceError, match=f"process {process.pid} on {HOST}"), run.lock():
+            pass
+        process.kill()
+        process.wait()
+        with run.lock():
+            pass
+
+
+def test_the_lock_ends_with_its_block(run):
+    for _ in range(2):
+        with run.lock():
+            with pytest.raises(ResourceError, match=f"process {os.getpid()} "), run.lock():
+                pass
+    with pytest.raises(KeyError), run.lock():
+        raise KeyError
+    with run.lock():
+        pass
+
+
+@forks
+def test_a_forked_worker_does_not_keep_its_dead_parents_lock(run):
+    source, sink = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with run.lock():
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.write(sink, f"{worker}\n".encode())
+            time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(source, 100))
+    try:
+        time.sleep(0.05)
+        with pytest.raises(ResourceError, match=f"process {parent} "), run.lock():
+            pass
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        os.kill(worker, 0)  # alive, and yet
+        with run.lock():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.close(source)
+        os.close(sink)
+
+
+@forks
+def test_a_forked_child_that_leaves_the_block_frees_nothing(run):
+    with run.lock():
+        pid = os.fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            with pytest.raises(ResourceError), RunFolder(run.path).lock():
+                pass
+    if pid == 0:
+        os._exit(0)
+
+
+def test_lock_sweeps_what_dead_writers_left(run):
+    (run.path / f".tmp-run.json-{DEAD}").touch()
+    with run.lock():
+        assert [path.name for path in run.path.iterdir()] == [".lock"]
+
+
+@pytest.fixture(params=["ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"])
+def no_flock(request, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(getattr(errno, request.param), "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_file_marks_the_writer(run):
+    path = run.path / ".lock-exclusive"
+    with pytest.warns(UserWarning, match="no flock on this file system") as caught, run.lock():
+        assert path.read_text() == f"{HOST} {os.getpid()}\n"
+    assert not path.exists() and len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.filterwarnings("ignore:no flock")
+@pytest.mark.parametrize(
+    ("content", "who"),
+    [
+        (f"{HOST} 1\n", f"process 1 on {HOST}"),
+        (f"elsewhere {DEAD}\n", f"process {DEAD} on elsewhere"),
+        ("", "an unknown process"),
+    ],
+)
+def test_without_flock_a_live_or_foreign_writer_is_respected(run, content, who):
+    path = run.path / ".lock-exclusive"
+    path.write_text(content)
+    with pytest.raises(ResourceError, match=f"{who} is writing.*delete this file"), run.lock():
+        pass
+    assert path.read_text() == content
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.filterwarnings("ignore:no flock")
+def test_without_flock_a_dead_writer_is_taken_over(run):
+    path = run.path / ".lock-exclusive"
+    path.write_text(f"{HOST} {DEAD}\n")
+    with run.lock():
+        assert path.read_text() == f"{HOST} {os.getpid()}\n"
+    assert [each.name for each in run.path.iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.filterwarnings("ignore:no flock")
+def test_without_flock_a_deleted_file_is_no_crash(run):
+    with run.lock():
+        (run.path / ".lock-exclusive").unlink()
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.filterwarnings("ignore:no flock")
+def test_without_flock_a_rival_that_takes_over_first_keeps_its_file(run, monkeypatch):
+    path = run.path / ".lock-exclusive"
+    path.write_text(f"{HOST} {DEAD}\n")
+    create = module._create
+
+    def overtaken(claim):
+        create(claim)
+        path.write_text(f"{HOST} 1\n")  # between this process's look and its claim
+
+    monkeypatch.setattr(
+        module, "_create", lambda each: create(each) if each == path else overtaken(each)
+    )
+    with pytest.raises(ResourceError, match="process 1 on"), run.lock():
+        pass
+    assert path.read_text() == f"{HOST} 1\n"
+    assert sorted(each.name for each in run.path.iterdir()) == [".lock", ".lock-exclusive"]
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.filterwarnings("ignore:no flock")
+def test_without_flock_one_process_at_a_time_takes_over(run):
+    (run.path / ".lock-exclusive").write_text(f"{HOST} {DEAD}\n")
+    (run.path / ".lock-exclusive-claim").touch()
+    with pytest.raises(ResourceError, match=r"taking over: .*-claim: .*delete this"), run.lock():
+        pass
