@@ -1,0 +1,141 @@
+"""``mixerflow evaluate RUN``: bits/dim on images, beside what ordinary codecs need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from mixerflow import images as pictures
+from mixerflow.cli.parse import parse
+from mixerflow.data import Images
+from mixerflow.data import load as load_data
+from mixerflow.errors import ConfigError, DataError
+from mixerflow.evaluate import Bits, bits
+from mixerflow.training import RunFolder, load
+from mixerflow.training.folder import write_atomically
+from mixerflow.training.progress import Bar
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Images: a folder, a file or a set's name; by default what the run was trained on."""
+    split: Literal["test", "train"] = "test"
+    """Which part of the data; all of it, where it has no test part."""
+    images: int | None = None
+    """Look at the first so many only."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights."""
+    raw: bool = False
+    """The weights themselves rather than their moving average."""
+    seed: int = 0
+    """Of the dequantisation noise."""
+    batch: int = 128
+    """Images at a time."""
+    device: str = "cpu"
+    """Where to compute."""
+    json: bool = False
+    """Print JSON rather than a table."""
+    transparency: str = "refuse"
+    """Transparent images: refuse, or the colour to put them on."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A bad image file: stop, or skip and list it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Score, compare, print, and keep the figures in the run folder."""
+    given = parse(Arguments, arguments, prog="mixerflow evaluate")
+    flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
+    images, split = _images(given)
+    if images.shape != flow.shape:
+        what = f"images are {images.shape}, the run's are {flow.shape}"
+        raise DataError(what, images.dataset_id, "give images of that shape")
+    labels = images.labels if flow.context_net is not None else None
+    if flow.context_net is not None and labels is None:
+        raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
+    with Bar("image", len(images), quiet=given.json) as bar:
+        figure = bits(
+            flow,
+            images.pixels,
+            labels=labels,
+            batch=given.batch,
+            seed=given.seed,
+            dataset_id=images.dataset_id,
+            split=split,
+            on_batch=lambda n: bar.update(bar.done + n, ""),
+        )
+    result = figure.as_dict() | {"codecs": codecs(images.pixels), "run": str(given.run)}
+    _keep(given.run, result)
+    if given.json:
+        print(json.dumps(result, indent=2))
+    else:
+        _show(figure, result["codecs"])
+    return 0
+
+
+def codecs(pixels: np.ndarray) -> dict[str, float | None]:
+    """Bits/dim of PNG and lossless WebP, by file and as one sheet; None where one cannot."""
+
+    def measure(codec: pictures.Codec, sheet: bool) -> float | None:
+        try:
+            return pictures.codec_bits(pixels, codec, sheet=sheet)
+        except ValueError:
+            return None
+
+    return {
+        "png, a file an image": measure("png", False),
+        "png, one sheet": measure("png", True),
+        "webp, a file an image": measure("webp", False),
+        "webp, one sheet": measure("webp", True),
+    }
+
+
+def _images(given: Arguments) -> tuple[Images, str]:
+    source: dict[str, Any] = RunFolder(given.run).read_config().get("source") or {}
+    spec = given.data or source.get("data")
+    if spec is None:
+        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    splits = load_data(spec, transparency=given.transparency, on_bad_image=given.on_bad_image)
+    if given.split == "test" and splits.test is not None:
+        images, split = splits.test, "test"
+    else:
+        images, split = splits.train, "train" if given.split == "train" else "all"
+    if given.images is not None:
+        if given.images < 1:
+            raise ConfigError(f"{given.images} images", "--images", "give at least 1")
+        count = min(given.images, len(images))
+        split = split if count == len(images) else f"{split}, first {count}"
+        images = images.take(np.arange(count))
+    return images, split
+
+
+def _keep(run: Path, result: dict[str, Any]) -> None:
+    name = "".join(c if c.isalnum() else "-" for c in f"{result['dataset_id']}-{result['split']}")
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _show(figure: Bits, others: dict[str, float | None]) -> None:
+    title = f"{figure.dataset_id}, {figure.split}: {figure.images} images"
+    table = Table("", "bits/dim", "± s.e.", "what it is", title=title)
+    kind = f"{figure.density} density, {figure.dequantization} dequantisation"
+    if figure.dequantization == "uniform":
+        kind += ", one draw an image"
+    model = f"{figure.bits_per_dim:.3f}"
+    table.add_row("the flow", model, f"{figure.standard_error:.3f}", kind)
+    for name, value in others.items():
+        shown = "n/a" if value is None else f"{value:.3f}"
+        table.add_row(name, shown, "", "lossless code, headers included")
+    Console().print(table)

@@ -1,0 +1,152 @@
+"""``mixerflow info``: the recipes, or one of them as a chain with shapes and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mixerflow import recipes
+from mixerflow.cli.parse import parse
+from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
+from mixerflow.errors import ConfigError
+from mixerflow.models import Config, MixerFlowConfig, build, from_spec
+from mixerflow.training import RunFolder
+from mixerflow.transforms import LU, Patches
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Show a model: its chain, shapes, parameters a part, and the paper's count."""
+
+    shape: tuple[int, ...]
+    """Of the images: channels, then each side."""
+    model: MixerFlowConfig
+
+
+def main(arguments: list[str]) -> int:
+    """Print the list, or the chain."""
+    console = Console()
+    if not arguments:
+        _list(console)
+        return 0
+    if arguments[0] in ("-h", "--help"):
+        print("usage: mixerflow info [RECIPE or RUN] [flags]\n")
+        arguments = ["mixerflow-tiny", *arguments]
+    name, *rest = arguments
+    published = None
+    if (Path(name) / "run.json").is_file():
+        header = RunFolder(Path(name)).read_config()
+        model, shape = from_spec(header["model"])
+        console.print(f"status {header['status']}, {header.get('steps')} steps, {header['data']}")
+    else:
+        named = recipes.recipe(name)
+        model, shape, published = named.model, named.shape, named.published
+        console.print(f"{name}: {named.about}")
+    if not isinstance(model, MixerFlowConfig):
+        raise ConfigError("not a MixerFlow", name, "use another recipe")
+    default = Arguments(shape=shape, model=model)
+    given = parse(Arguments, rest, prog=f"mixerflow info {name}", default=default)
+    show(given.model, given.shape, published if given == default else None, console)
+    return 0
+
+
+def _list(console: Console) -> None:
+    table = Table("recipe", "what", "data", "budget", "paper, bits/dim")
+    for name, each in recipes.RECIPES.items():
+        budget = (
+            f"{each.train.steps:,} steps of {each.train.batch}"
+            if each.train.steps
+            else (f"{each.train.minutes:g} min")
+        )
+        paper = "" if each.published is None else f"{each.published.bits_per_dim:.2f}"
+        table.add_row(name, each.about, each.data, budget, paper)
+    console.print(table)
+
+
+def show(
+    model: Config, shape: Shape, published: recipes.Published | None, console: Console
+) -> None:
+    """Print the chain of a model over images of `shape`."""
+    with torch.device("meta"):
+        flow = build(model, shape)
+    table = Table("part", "gives", "parameters")
+    for part, gives, count in rows(flow):
+        table.add_row(part, _times(gives), f"{count:,}" if count else "")
+    if flow.context_net is not None:
+        table.add_row("class embedding", "", f"{_count(flow.context_net):,}")
+    table.add_section()
+    total = _count(flow)
+    table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
+    console.print(table)
+    if published is not None:
+        if published.parameters is not None:
+            difference = 100 * (total / (1e6 * published.parameters) - 1)
+            console.print(
+                f"the paper's count: {published.parameters:.2f}M ({difference:+.2f} % here)"
+            )
+        console.print(
+            f"the paper's figure: {published.bits_per_dim:.2f} bits/dim, {published.where}; "
+            f"{published.note}"
+        )
+
+
+def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
+    """Part, event shape after it, and parameters; equal neighbours in one row."""
+    shape, layer = flow.shape, 0
+    pending: tuple[str, Shape, int, int, int] | None = None  # name, shape, count, first, last
+    for step in flow.transform if isinstance(flow.transform, Chain) else [flow.transform]:
+        name, count = _describe(step, shape), _count(step)
+        shape = step.out_shape(shape)
+        if "layer" not in name:
+            yield name, shape, count
+            continue
+        layer += 1
+        if pending is not None and pending[0] == name:
+            pending = (*pending[:2], pending[2] + count, pending[3], layer)
+            continue
+        if pending is not None:
+            yield _line(pending)
+        pending = (name, shape, count, layer, layer)
+    if pending is not None:
+        yield _line(pending)
+
+
+def _line(pending: tuple[str, Shape, int, int, int]) -> tuple[str, Shape, int]:
+    name, shape, count, first, last = pending
+    numbers = f"{first}" if first == last else f"{first}-{last}"
+    return f"{numbers:>5}  {name}", shape, count
+
+
+def _describe(step: Transform, shape: Shape) -> str:
+    if isinstance(step, Window):
+        ends = [a + b for a, b in zip(step.start, step.size, strict=True)]
+        box = " x ".join(f"{a}:{b}" for a, b in zip(step.start, ends, strict=True))
+        inner = (*shape[: -len(step.size)], *step.size)
+        return f"shift layer on {box}: {_describe(step.transform, inner)}"
+    if isinstance(step, Chain) and len(step) and isinstance(next(iter(step)), Patches):
+        cut, *mixings, _ = step
+        assert isinstance(cut, Patches)
+        flows = ", ".join(
+            f"{'channels' if i == 0 else 'patches'} {_count(mixing):,}"
+            for i, mixing in enumerate(mixings)
+        )
+        return f"mixer layer: {type(cut).__name__.lower()} {_times(cut.matrix)}; {flows}"
+    if isinstance(step, Along) and isinstance(step.transform, LU):
+        return f"1x1 transform of {step.transform.n} channels"
+    if isinstance(step, Inverse):
+        return f"inverse {type(step.transform).__name__}"
+    return f"{type(step).__name__}({step.extra_repr()})"
+
+
+def _times(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

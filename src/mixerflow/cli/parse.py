@@ -1,0 +1,58 @@
+"""Flags from dataclasses, with errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from typing import Any, TypeVar
+
+import tyro
+
+from mixerflow.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def parse(
+    kind: type[T],
+    arguments: list[str],
+    *,
+    prog: str,
+    default: T | Any = tyro.MISSING_NONPROP,  # noqa: ANN401
+) -> T:
+    """An instance of the dataclass `kind` from command-line flags.
+
+    Args:
+        kind: whose fields are the flags; nested dataclasses give ``--part.field``.
+        arguments: what follows the command.
+        prog: the command, for the help text.
+        default: where values that are not given come from.
+
+    Raises:
+        ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.
+    """
+    make = tyro.extras.get_parser(kind, prog=prog, default=default)
+    known = [option for action in make._actions for option in action.option_strings]
+    known += [option.replace("_", "-") for option in known]
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("--") and flag.replace("_", "-") not in known:
+            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
+            raise ConfigError("no such flag", flag, remedy)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=arguments, prog=prog, default=default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
+
+
+def _plain(boxed: str) -> str:
+    """Tyro's boxed message as words in a row."""
+    lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
+    words = [line for line in lines if line and "help" not in line and line != "Parsing error"]
+    return "; ".join(words) or "a flag has a value that does not fit"

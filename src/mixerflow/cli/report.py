@@ -1,0 +1,39 @@
+"""``mixerflow report RUN``: the run as one page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mixerflow.cli.parse import parse
+from mixerflow.data import load as load_data
+from mixerflow.errors import ConfigError
+from mixerflow.training import RunFolder
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write report.html into a run folder."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Images to show; by default what the run was trained on."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page and say where it is."""
+    given = parse(Arguments, arguments, prog="mixerflow report")
+    source: dict[str, Any] = RunFolder(given.run).read_config().get("source") or {}
+    from mixerflow.report import write_report  # matplotlib takes a second that --help need not
+
+    spec = given.data or source.get("data")
+    if spec is None:
+        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    options = {k: source[k] for k in ("transparency", "on_bad_image") if k in source}
+    splits = load_data(spec, **options)
+    print(write_report(given.run, splits.train if splits.test is None else splits.test))
+    return 0

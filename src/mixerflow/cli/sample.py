@@ -1,0 +1,74 @@
+"""``mixerflow sample RUN``: draw images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mixerflow import images as pictures
+from mixerflow.cli.parse import parse
+from mixerflow.errors import ConfigError
+from mixerflow.evaluate import draw_pixels
+from mixerflow.training import load
+from mixerflow.training.folder import write_atomically, writing
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Draw images from a run: a PNG grid, and single files on request."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """How many images."""
+    temperature: float = 1.0
+    """Scales the latents: below 1 gives likelier, less varied images."""
+    label: int | None = None
+    """Class to draw, of a class-conditional run; by default all in turn."""
+    seed: int = 0
+    """Of the draws."""
+    out: Path | None = None
+    """The grid's file; by default in the run folder's samples."""
+    files: Path | None = None
+    """A folder for the single images, as PNG files."""
+    scale: int = 2
+    """Side of the square that stands for one pixel of the grid."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights."""
+    raw: bool = False
+    """The weights themselves rather than their moving average."""
+    device: str = "cpu"
+    """Where to compute."""
+
+
+def main(arguments: list[str]) -> int:
+    """Draw, save, and say how many values had to be clamped."""
+    given = parse(Arguments, arguments, prog="mixerflow sample")
+    if given.number < 1:
+        raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
+    if not given.temperature >= 0:
+        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more")
+    flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
+    if given.label is not None and flow.context_net is None:
+        raise ConfigError("the run has no classes", "--label", "leave it out")
+    pixels, clamped = draw_pixels(
+        flow, given.number, seed=given.seed, temperature=given.temperature, label=given.label
+    )
+    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}.png"
+    out = given.out or given.run / "samples" / name
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save(pictures.grid(pixels, scale=given.scale), out)
+    if given.files is not None:
+        with writing(given.files):
+            given.files.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(pixels):
+                write_atomically(given.files / f"{i:05}.png", pictures.png_bytes(image))
+    share = 100 * clamped / pixels.size
+    print(
+        f"{given.number} images in {out}; {clamped} of {pixels.size} values clamped ({share:.2g} %)"
+    )
+    return 0

@@ -1,0 +1,183 @@
+"""``mixerflow train RECIPE``: train on images, or go on with what was begun."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from mixerflow import recipes
+from mixerflow.cli.parse import parse
+from mixerflow.data import Images, Splits
+from mixerflow.data import load as load_data
+from mixerflow.errors import ConfigError
+from mixerflow.models import MixerFlowConfig, build, from_spec
+from mixerflow.settings import restore
+from mixerflow.training import RunFolder, TrainConfig, Trained, train
+
+_USAGE = """usage: mixerflow train RECIPE [flags]     train; the same words again go on with it
+       mixerflow train RUN [flags]        go on with the run in that folder
+
+The flags below show the values of RECIPE ({name}); `mixerflow info` lists the recipes.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train a recipe, or go on with a run."""
+
+    data: str
+    """Images: a folder, an .npz, idx or CIFAR file, or a set's name."""
+    model: MixerFlowConfig
+    train: TrainConfig
+    out: Path | None = None
+    """The run folder; runs/RECIPE unless given."""
+    steps: int | None = None
+    """Budget in optimiser steps, in place of the recipe's."""
+    epochs: float | None = None
+    """Budget in passes over the training images, in place of the recipe's."""
+    minutes: float | None = None
+    """Budget in time on this machine, in place of the recipe's."""
+    from_step: int | None = None
+    """Go on from this checkpoint rather than the last."""
+    device: str = "auto"
+    """Where to train: auto, cpu or cuda."""
+    threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
+    """CPU threads; 0 for all. Runs are repeatable to the last bit with one."""
+    cache: Path | None = None
+    """Where large folders are kept decoded; by default the user's cache folder."""
+    transparency: str = "refuse"
+    """Transparent images: refuse, or the colour to put them on, such as '#ffffff'."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A bad image file: stop, or skip and list it."""
+
+
+def main(arguments: list[str]) -> int:
+    """Train; the exit code is 0, or 130 / 143 after a signal."""
+    if not arguments or arguments[0].startswith("-"):
+        if not {"-h", "--help"} & set(arguments):
+            remedy = "name one; `mixerflow info` lists them"
+            raise ConfigError("no recipe", "mixerflow train RECIPE", remedy)
+        arguments = ["mixerflow-tiny", *arguments]
+    name, *rest = arguments
+    if {"-h", "--help"} & set(rest):
+        print(_USAGE.format(name=name))
+    if (Path(name) / "run.json").is_file():
+        about, given = _again(Path(name), rest)
+    else:
+        about, given = _anew(name, rest)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    return _train(about, given)
+
+
+def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
+    named = recipes.recipe(name)
+    if not isinstance(named.model, MixerFlowConfig):
+        raise ConfigError("not a MixerFlow", name, "use another recipe")
+    default = Arguments(data=named.data, model=named.model, train=named.train)
+    given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
+    if given.out is None:
+        given = replace(given, out=Path("runs") / name)
+    return {"recipe": name}, given
+
+
+def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
+    """The arguments that a run was begun with, and what is changed now."""
+    header = RunFolder(run).read_config()
+    source = header.get("source")
+    if source is None:
+        raise ConfigError("not begun on the command line", run, "call mixerflow.train again")
+    model, _ = from_spec(header["model"])
+    default = Arguments(
+        data=source["data"],
+        model=model,
+        train=restore(TrainConfig, header["train"]),
+        out=run,
+        transparency=source["transparency"],
+        on_bad_image=source["on_bad_image"],
+    )
+    given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
+    return {"recipe": header.get("recipe")}, given
+
+
+def _train(about: dict[str, Any], given: Arguments) -> int:
+    assert given.out is not None
+    splits = load_data(given.data, transparency=given.transparency, on_bad_image=given.on_bad_image)
+    for line in splits.train.skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    model = _fit(given.model, splits.train)
+    torch.manual_seed(given.train.seed)
+    flow = build(model, splits.train.shape).to(_device(given.device))
+    source = {
+        "data": given.data,
+        "transparency": given.transparency,
+        "on_bad_image": given.on_bad_image,
+    }
+    result = train(
+        flow,
+        splits.train,
+        validation=_validation(given.train, splits),
+        out=given.out,
+        config=given.train,
+        steps=given.steps,
+        epochs=given.epochs,
+        minutes=given.minutes,
+        from_step=given.from_step,
+        about=about | {"source": source},
+    )
+    _tell(result, given.out, splits)
+    return result.exit_code
+
+
+def _tell(result: Trained, out: Path, splits: Splits) -> None:
+    if result.validation is None:
+        print(f"stopped at step {result.step}; go on with: mixerflow train {out}")
+        return
+    from mixerflow.report import write_report  # matplotlib takes a second that --help need not
+
+    page = write_report(out, splits.train if splits.test is None else splits.test)
+    figure = result.validation
+    print(
+        f"{result.step} steps, validation {figure.bits_per_dim:.3f} ± {figure.standard_error:.3f} "
+        f"bits/dim on {figure.images} images; see {page}"
+    )
+
+
+def _fit(model: MixerFlowConfig, images: Images) -> MixerFlowConfig:
+    """The model's settings with the levels of the images, if they allow it."""
+    if model.levels == 256 != images.levels:
+        model = replace(model, levels=images.levels)
+    if model.levels is None or model.levels < images.levels:
+        what = f"images have {images.levels} levels, the model {model.levels}"
+        raise ConfigError(what, "--model.levels", f"set it to {images.levels}")
+    if model.classes and images.labels is None:
+        raise ConfigError("images without labels", "--model.classes", "set it to 0")
+    if model.classes and images.labels is not None and images.labels.max() >= model.classes:
+        count = int(images.labels.max()) + 1
+        raise ConfigError(f"labels of {count} classes", "--model.classes", f"set it to {count}")
+    return model
+
+
+def _validation(config: TrainConfig, splits: Splits) -> Images | None:
+    if config.validation == "held-out":
+        return None
+    if splits.test is None:
+        where = splits.train.dataset_id
+        raise ConfigError("no test images", where, "use --train.validation held-out")
+    return splits.test
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("no such device here", f"--device {name}", "use cpu") from error
+    return device

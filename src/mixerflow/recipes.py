@@ -1,0 +1,175 @@
+"""Named runs: a model, settings and data, with the figures published for them.
+
+A recipe is what ``mixerflow train NAME`` runs. The full ones have Table 9's values and want a GPU;
+each has a ``-tiny`` twin that says something true on two CPU cores in minutes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from mixerflow.core import Flow, Shape
+from mixerflow.errors import ConfigError
+from mixerflow.models import Config, MixerFlowConfig
+from mixerflow.models import build as build_model
+from mixerflow.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper reports for a recipe; which comparisons hold is in `note`."""
+
+    parameters: float | None
+    """In millions, where it says."""
+    bits_per_dim: float
+    where: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named run."""
+
+    about: str
+    model: Config
+    train: TrainConfig
+    data: str
+    """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
+    shape: Shape
+    """Of that data's images: what ``mixerflow info`` draws."""
+    published: Published | None = None
+
+
+_UNIFORM = "uniform dequantisation, one draw an image"
+_OLD = f"{_UNIFORM}; the old downsampled ImageNet, not comparable with the new"
+
+_PAPER_32 = MixerFlowConfig(norm="batch")
+_PAPER_64 = replace(_PAPER_32, patch=8, shift=2)
+_TINY = TrainConfig(
+    minutes=20, batch=32, lr=2e-3, betas=(0.9, 0.99), warmup=50, ema=0.99, validation="held-out"
+)
+_TINY_GREY = MixerFlowConfig(
+    layers=4, flow_layers=2, hidden=64, shift=2, shift_every=2, norm="batch"
+)
+_TINY_32 = MixerFlowConfig(layers=6, hidden=64, shift=2, shift_every=2, norm="batch")
+_TINY_64 = replace(_TINY_32, patch=8, shift=4)
+
+RECIPES: dict[str, Recipe] = {
+    "mixerflow-tiny": Recipe(
+        "the demonstration: 4,000 embedded images of clothes, 3 minutes on 2 cores",
+        _TINY_GREY,
+        replace(_TINY, minutes=3),
+        "fashion-mini",
+        (1, 28, 28),
+    ),
+    "mixerflow-cifar10": Recipe(
+        "Table 1: CIFAR-10",
+        _PAPER_32,
+        TrainConfig(steps=400_000, batch=512, lr=1e-3),
+        "cifar10",
+        (3, 32, 32),
+        Published(11.34, 3.46, "Table 1", _UNIFORM),
+    ),
+    "mixerflow-imagenet32": Recipe(
+        "Table 1: ImageNet at 32 pixels",
+        _PAPER_32,
+        TrainConfig(steps=500_000, batch=512, lr=1e-3),
+        "imagenet32-old",
+        (3, 32, 32),
+        Published(11.34, 4.20, "Table 1", _OLD),
+    ),
+    "mixerflow-imagenet64": Recipe(
+        "Table 2: ImageNet at 64 pixels",
+        _PAPER_64,
+        TrainConfig(steps=400_000, batch=200, lr=5e-4),
+        "imagenet64-old",
+        (3, 64, 64),
+        Published(18.90, 3.92, "Table 2", _OLD),
+    ),
+    "mixerflow-anime64": Recipe(
+        "Table 2: anime faces at 64 pixels",
+        _PAPER_64,
+        TrainConfig(steps=400_000, batch=200, lr=5e-4, betas=(0.9, 0.99)),
+        "anime-faces",
+        (3, 64, 64),
+        Published(18.90, 3.17, "Table 2", _UNIFORM),
+    ),
+    "mixerflow-galaxy32": Recipe(
+        "galaxies at 32 pixels",
+        replace(_PAPER_32, hidden=64),
+        TrainConfig(steps=50_000, batch=512, lr=1e-3),
+        "galaxy",
+        (3, 32, 32),
+        Published(None, 2.22, "Table 6", _UNIFORM),
+    ),
+    "mixerflow-mnist": Recipe(
+        "Table 8, row MLP: MNIST with coupling layers (Table 9's row is the autoregressive one)",
+        MixerFlowConfig(hidden=64, shift=0, linear="RLU", norm="batch"),
+        TrainConfig(steps=50_000, batch=512, lr=5e-4),
+        "mnist",
+        (1, 28, 28),
+        Published(3.10, 1.57, "Table 8", _UNIFORM),
+    ),
+    "mixerflow-cifar10-tiny": Recipe(
+        "CIFAR-10, 20 minutes on 2 cores", _TINY_32, _TINY, "cifar10", (3, 32, 32)
+    ),
+    "mixerflow-imagenet32-tiny": Recipe(
+        "ImageNet at 32 pixels, 20 minutes on 2 cores",
+        _TINY_32,
+        _TINY,
+        "imagenet32-old",
+        (3, 32, 32),
+    ),
+    "mixerflow-imagenet64-tiny": Recipe(
+        "ImageNet at 64 pixels, 20 minutes on 2 cores",
+        _TINY_64,
+        _TINY,
+        "imagenet64-old",
+        (3, 64, 64),
+    ),
+    "mixerflow-anime64-tiny": Recipe(
+        "anime faces at 64 pixels, 20 minutes on 2 cores",
+        _TINY_64,
+        _TINY,
+        "anime-faces",
+        (3, 64, 64),
+    ),
+    "mixerflow-galaxy32-tiny": Recipe(
+        "galaxies at 32 pixels, 20 minutes on 2 cores", _TINY_32, _TINY, "galaxy", (3, 32, 32)
+    ),
+    "mixerflow-mnist-tiny": Recipe(
+        "MNIST, 20 minutes on 2 cores", _TINY_GREY, _TINY, "mnist", (1, 28, 28)
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
+    remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}"
+    raise ConfigError("no such recipe", name, remedy)
+
+
+def build(model: str | Config, shape: Shape | None = None) -> Flow:
+    """A flow, untrained, over images of `shape`.
+
+    Args:
+        model: a recipe's name or a config.
+        shape: ``(C, *spatial)``; by default that of the recipe's own data.
+
+    Raises:
+        ConfigError: no such recipe, or settings that do not fit the images.
+    """
+    if isinstance(model, str):
+        named = recipe(model)
+        return build_model(named.model, named.shape if shape is None else shape)
+    if shape is None:
+        raise ConfigError("no shape", "build", "pass the images' shape (C, H, W)")
+    return build_model(model, shape)
