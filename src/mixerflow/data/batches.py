@@ -1,0 +1,221 @@
+"""Batch files whose rows are images, planes one after another: CIFAR's, and small ImageNet's.
+
+CIFAR-10 and -100 come as `.bin` or as Python pickles, ImageNet at 32 and 64 pixels as `.npz` or
+pickles. A pickle is a program; `read_pickle` runs none: it rebuilds arrays, texts, lists and
+dictionaries with its own stand-ins and refuses whatever else a file names.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixerflow.data.formats import Part, archive, first_line, unreadable
+from mixerflow.errors import DataError
+
+_TRAIN = re.compile(r"(train_)?data_batch_(\d+)(\.bin|\.npz)?|train(\.bin)?")
+_TEST = re.compile(r"test_batch(\.bin)?|val_data(\.npz)?|test(\.bin)?")
+
+
+class Batches(NamedTuple):
+    """Batch files of each split, in their order."""
+
+    train: list[Path]
+    test: list[Path]
+
+
+def batch_files(path: Path) -> Batches:
+    """The batch files in a folder, by their names; or a file itself, if it is named like one."""
+    files = sorted(path.iterdir(), key=_number) if path.is_dir() else [path]
+    files = [file for file in files if file.is_file()]
+    train = [file for file in files if _TRAIN.fullmatch(file.name)]
+    test = [file for file in files if _TEST.fullmatch(file.name)]
+    return Batches(train, test) if train else Batches(test, [])
+
+
+def read_batches(batches: Batches, where: Path) -> tuple[Part, Part | None]:
+    """Read the splits found by `batch_files`.
+
+    Raises:
+        DataError: a file is not such a batch, or the same batches are there in two formats.
+    """
+    endings = {file.suffix for split in batches for file in split}
+    if len(endings) > 1:
+        raise DataError("batches in more than one format", where, "leave the files of one format")
+    return _read_split(batches.train), _read_split(batches.test) if batches.test else None
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dictionary of arrays, numbers and texts without running anything in it.
+
+    Raises:
+        DataError: not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _plain(_Unpickler(file, encoding="bytes").load())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except Exception as error:  # a hostile or torn stream can make the reader raise anything
+        what = f"not a batch of plain arrays ({first_line(error)})"
+        raise DataError(what, path, "fetch it again from where the set is published") from error
+    if not isinstance(content, dict):
+        raise DataError("not a pickled dictionary", path, "give one of the set's batch files")
+    return content
+
+
+def _number(path: Path) -> tuple[int, str]:
+    digits = re.search(r"_(\d+)(\.\w+)?$", path.name)
+    return (int(digits[1]) if digits else 0, path.name)
+
+
+def _read_split(files: list[Path]) -> Part:
+    blocks = [_read_batch(file) for file in files]
+    shapes = {pixels.shape[1:] for pixels, _ in blocks}
+    if len(shapes) > 1:
+        raise DataError(f"batches of shapes {sorted(shapes)}", files[0].parent, "keep one size")
+    labels = np.concatenate([labels for _, labels in blocks])
+    pixels = np.empty((len(labels), *shapes.pop()), np.uint8)
+    start = 0
+    while blocks:  # each block is let go once it is copied: large sets fit once, not twice
+        block = blocks.pop(0).pixels
+        pixels[start : start + len(block)] = block
+        start += len(block)
+    return Part(pixels, labels)
+
+
+class _Batch(NamedTuple):
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def _read_batch(path: Path) -> _Batch:
+    if path.suffix == ".bin":
+        return _read_binary(path)
+    try:
+        if path.suffix == ".npz":
+            with archive(path) as arrays:
+                content = {key: arrays[key] for key in ("data", "labels") if key in arrays}
+        else:
+            content = read_pickle(path)
+        rows = np.asarray(content["data"])
+        labels = np.asarray(content["fine_labels" if "fine_labels" in content else "labels"])
+    except KeyError as error:
+        raise DataError(f"no {error} in it", path, "give one of the set's batch files") from error
+    except ValueError as error:  # rows or labels of unequal lengths
+        raise unreadable(path, error) from error
+    side = math.isqrt(rows.shape[1] // 3) if rows.ndim == 2 else 0
+    if rows.dtype != np.uint8 or rows.size == 0 or rows.shape[1:] != (3 * side * side,):
+        raise DataError(
+            f"data are {rows.dtype} {rows.shape}", path, "give uint8 rows of square RGB planes"
+        )
+    if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"labels are {labels.dtype} {labels.shape} for {len(rows)} images",
+            path,
+            "fetch the file again",
+        )
+    if path.name.startswith(("train_data", "val_data")):
+        labels = labels.astype(np.int64) - 1  # small ImageNet counts its classes from 1
+    return _Batch(rows.reshape(-1, 3, side, side), labels)
+
+
+def _read_binary(path: Path) -> _Batch:
+    """CIFAR's binary rows: a label (CIFAR-100: a coarse and a fine one), then 3 x 32 x 32 bytes."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    before = 1 if "batch" in path.name else 2
+    row = before + 3 * 32 * 32
+    if content.size == 0 or content.size % row:
+        raise DataError(f"{content.size} bytes are not rows of {row}", path, "fetch the file again")
+    rows = content.reshape(-1, row)
+    return _Batch(rows[:, before:].reshape(-1, 3, 32, 32), rows[:, before - 1])
+
+
+class _Array:
+    """Stands in for numpy's array while its state is read."""
+
+    def __init__(self, *_: object) -> None:
+        self.values: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, raw = state
+        flat = np.frombuffer(raw, dtype.numpy)
+        self.values = flat.reshape(shape, order="F" if fortran else "C")
+
+
+class _Dtype:
+    """Stands in for numpy's dtype; only whole numbers of known size."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        text = name.decode() if isinstance(name, bytes) else str(name)
+        if not re.fullmatch(r"[|<>=]?[iu][1248]", text):
+            raise pickle.UnpicklingError(f"numbers of type {text!r}")
+        self.numpy = np.dtype(text)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1].decode() if isinstance(state[1], bytes) else str(state[1])
+        self.numpy = np.dtype(f"{order}{self.numpy.kind}{self.numpy.itemsize}")
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if codecs.lookup(encoding).name != "iso8859-1":
+        raise pickle.UnpicklingError(f"bytes as {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS: Mapping[tuple[str, str], Callable[..., object]] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,
+} | {
+    (f"numpy.{core}.{module}", name): stand_in
+    for core in ("core", "_core")
+    for module, name, stand_in in (
+        ("multiarray", "_reconstruct", _reconstruct),
+        ("numeric", "_frombuffer", _from_buffer),
+    )
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:
+        """Only the stand-ins above; nothing is imported."""
+        try:
+            return _STAND_INS[module_name, global_name]
+        except KeyError:
+            name = f"{module_name}.{global_name}"
+            raise pickle.UnpicklingError(f"it names {name}, which is not run") from None
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - the content of a pickle has any type
+    """Stand-ins to arrays, and the keys of dictionaries to text."""
+    if isinstance(value, dict):
+        return {
+            key.decode() if isinstance(key, bytes) else str(key): _plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, _Array):
+        if value.values is None:
+            raise pickle.UnpicklingError("an array without a state")
+        return value.values
+    return value

@@ -1,0 +1,185 @@
+"""What a set of images is in memory, and how it is split.
+
+Pixels are integers, channels first; `levels` says how many values a pixel can take. Whatever the
+source, an `Images` has been checked, so nothing after it asks about types or shapes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mixerflow.errors import ConfigError, DataError
+
+_LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A checked set of images of one shape.
+
+    Args:
+        pixels: `(N, C, H, W)`, uint8 or uint16, C-contiguous; may be a read-only memory map.
+        labels: `(N,)` int64, or None where there are none.
+        levels: the number of values a pixel can take, 256 or 65536.
+        classes: names of the labels 0, 1, ...; empty where there are none.
+        dataset_id: which data this is. A bare name (`cifar10`) is the published set, image for
+            image; a prefix (`folder:`, `npz:`, `hub:`) says that it is not known to be.
+        skipped: one line "file: reason" for each file that was left out.
+
+    Raises:
+        DataError: the arrays do not fit together.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray | None
+    levels: int
+    classes: tuple[str, ...]
+    dataset_id: str
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        pixels, where = self.pixels, self.dataset_id
+        if pixels.ndim != 4 or pixels.dtype not in _LEVELS:
+            raise DataError(
+                f"pixels are {pixels.dtype} {pixels.shape}", where, "give (N, C, H, W) uint8/uint16"
+            )
+        if pixels.size == 0:
+            raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
+        if not pixels.flags.c_contiguous:
+            raise DataError("pixels are not contiguous", where, "use numpy.ascontiguousarray")
+        if self.levels != _LEVELS[pixels.dtype]:
+            raise DataError(
+                f"{self.levels} levels with {pixels.dtype} pixels",
+                where,
+                f"{pixels.dtype} pixels have {_LEVELS[pixels.dtype]} levels",
+            )
+        if self.labels is not None:
+            _check_labels(self.labels, len(pixels), self.classes, where)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of one image."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def take(self, indices: np.ndarray) -> Images:
+        """The images at `indices`, in that order, copied."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, pixels=self.pixels[indices], labels=labels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of type, shape and pixels; reads memory maps a piece at a time."""
+        digest = hashlib.sha256(f"{self.pixels.dtype.name} {self.pixels.shape}".encode())
+        little_endian = self.pixels.dtype.newbyteorder("<")
+        step = max(1, _CHUNK_BYTES // self.pixels[0].nbytes)
+        for start in range(0, len(self), step):
+            digest.update(self.pixels[start : start + step].astype(little_endian).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Training images, and test images where the source has them.
+
+    Raises:
+        DataError: the two differ in shape or levels.
+    """
+
+    train: Images
+    test: Images | None
+
+    def __post_init__(self) -> None:
+        if self.test is None:
+            return
+        for name in ("shape", "levels"):
+            train, test = getattr(self.train, name), getattr(self.test, name)
+            if train != test:
+                raise DataError(
+                    f"training images have {name} {train}, test images {test}",
+                    self.train.dataset_id,
+                    "convert them to one format",
+                )
+
+
+def make_images(
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    dataset_id: str,
+    classes: tuple[str, ...] = (),
+    skipped: tuple[str, ...] = (),
+) -> Images:
+    """An `Images` from `(N, C, H, W)` pixels of any byte order or strides; levels by the type."""
+    native = pixels.dtype.newbyteorder("=")
+    if pixels.dtype != native or not pixels.flags.c_contiguous:
+        pixels = np.ascontiguousarray(pixels, dtype=native)
+    return Images(
+        pixels=pixels,
+        labels=None if labels is None else labels.astype(np.int64),
+        levels=_LEVELS.get(pixels.dtype, 0),
+        classes=classes,
+        dataset_id=dataset_id,
+        skipped=skipped,
+    )
+
+
+def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Images, Images]:
+    """Split off a validation part: drawn with `seed`, both parts in their old order.
+
+    Args:
+        images: the set to split.
+        fraction: share of the validation part, between 0 and 1; at least one image goes each way.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: the fraction is not between 0 and 1.
+        DataError: there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise DataError(
+            "one image cannot be split into training and validation",
+            images.dataset_id,
+            "give at least two images",
+        )
+    train, held = hold_out_indices(len(images), fraction, seed)
+    return images.take(train), images.take(held)
+
+
+def hold_out_indices(
+    count: int, fraction: float = 0.04, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `hold_out` takes, as ascending indices: for sets too large to be copied.
+
+    Raises:
+        ConfigError: the fraction is not between 0 and 1, or `count` is below 2.
+    """
+    if not 0 < fraction < 1 or count < 2:
+        what = f"{fraction} of {count} images cannot be held out"
+        raise ConfigError(what, "", "hold out more than 0 and less than 1 of at least 2 images")
+    held = np.zeros(count, dtype=bool)
+    size = min(max(1, round(fraction * count)), count - 1)
+    held[np.random.default_rng(seed).permutation(count)[:size]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> None:
+    if labels.shape != (count,) or labels.dtype != np.int64:
+        raise DataError(
+            f"labels are {labels.dtype} {labels.shape} for {count} images",
+            where,
+            "give one integer for each image",
+        )
+    top = len(classes) if classes else None
+    if labels.min() < 0 or (top is not None and labels.max() >= top):
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}",
+            where,
+            f"number the classes from 0 to {top - 1}" if top else "number the classes from 0",
+        )

@@ -1,0 +1,149 @@
+"""`load`: from what a person names (a set, a file, a folder) to checked images."""
+
+from __future__ import annotations
+
+import difflib
+import lzma
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from mixerflow.data import formats, hub
+from mixerflow.data.batches import batch_files, read_batches
+from mixerflow.data.dataset import Images, Splits, make_images
+from mixerflow.data.folder import OnBadImage, read_folder
+from mixerflow.data.formats import Part
+from mixerflow.data.known import SETS, confirm, identify
+from mixerflow.errors import DataError
+
+EMBEDDED = "fashion-mini"
+
+
+def names() -> tuple[str, ...]:
+    """The names of sets that `load` knows."""
+    return (EMBEDDED, *SETS)
+
+
+def load(
+    spec: str | Path,
+    *,
+    transparency: str = "refuse",
+    on_bad_image: OnBadImage = "stop",
+    cache: Path | None = None,
+) -> Splits:
+    """Load training and, where there are any, test images.
+
+    Args:
+        spec: one of `names()`; or a folder of images; an .npz, .npy or idx file; a folder of
+            MNIST's idx files, or of CIFAR's or small ImageNet's batches; or `NAME:PATH`, which
+            reads the path and checks that it holds the published set of that name.
+        transparency: `refuse`, or the colour to put transparent images on, such as `#ffffff`.
+        on_bad_image: what a bad file in a folder does: `stop` loading, or be left out (`skip`)
+            and listed in `Images.skipped`.
+        cache: where large folders are kept decoded; by default the user's cache folder.
+
+    Raises:
+        DataError: there are no such data, or they cannot be used as they are.
+        ConfigError: `transparency` is not a colour.
+    """
+    spec = str(spec)
+    if spec == EMBEDDED:
+        return _embedded()
+    if spec in SETS:
+        train, test = hub.fetch(spec, transparency=transparency)
+        return _splits(train, test, f"hub:{spec}")
+    name, _, rest = spec.partition(":")
+    claimed = name in SETS
+    path = _existing(rest if claimed else spec)
+    if not path.is_dir():
+        train, test = _read_file(path)
+    elif idx := formats.idx_files(path):
+        train, test = formats.read_idx_folder(idx, path)
+    elif any(batches := batch_files(path)):
+        train, test = read_batches(batches, path)
+    else:
+        train, test = read_folder(
+            path, transparency=transparency, on_bad_image=on_bad_image, cache=cache
+        )
+    if claimed:
+        confirm(name, train.pixels, test.pixels if test else None, path)
+        return _splits(train, test, name)
+    kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
+    return _splits(train, test, f"{kind}:{path.resolve().name}")
+
+
+def _existing(text: str) -> Path:
+    """The path, if it is there and can be looked into."""
+    path = Path(text).expanduser()
+    try:
+        if not text or not path.exists():
+            raise _no_such(text, path)
+        if path.is_dir():
+            next(path.iterdir(), None)
+        elif not path.is_file():
+            raise DataError("neither a file nor a folder", path, "give one of these")
+    except OSError as error:
+        raise formats.unreadable(path, error) from error
+    return path
+
+
+def _read_file(path: Path) -> tuple[Part, Part | None]:
+    if path.suffix.lower() in (".npz", ".npy"):
+        return formats.read_arrays(path)
+    if formats.is_idx(path):
+        return formats.read_idx_file(path)
+    if any(batches := batch_files(path)):
+        return read_batches(batches, path)
+    raise DataError(
+        "not a file of images that is known here",
+        path,
+        "give an .npz, .npy or idx file, a CIFAR batch, or a folder of images",
+    )
+
+
+def _splits(train: Part, test: Part | None, dataset_id: str) -> Splits:
+    """Checked splits; what is recognised as a published set bears its name."""
+    if dataset_id not in SETS:
+        dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
+
+    def images(part: Part) -> Images:
+        classes = part.classes
+        if part.labels is not None and not classes and dataset_id in SETS:
+            classes = SETS[dataset_id].classes
+        return make_images(
+            part.pixels,
+            part.labels,
+            dataset_id=dataset_id,
+            classes=classes,
+            skipped=part.skipped,
+        )
+
+    return Splits(images(train), images(test) if test else None)
+
+
+def _embedded() -> Splits:
+    """The set that comes with the package, see `tools/make_fashion_mini.py`."""
+    source = resources.files("mixerflow.data").joinpath("fashion_mini.npz")
+    with source.open("rb") as file, np.load(file, allow_pickle=False) as packed:
+        shape = tuple(int(n) for n in packed["shape"])
+        pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
+        labels, train = packed["labels"].astype(np.int64), int(packed["train"])
+    pixels = pixels.reshape(shape)
+    classes = SETS["fashion-mnist"].classes
+    return _splits(
+        Part(pixels[:train], labels[:train], classes),
+        Part(pixels[train:], labels[train:], classes),
+        EMBEDDED,
+    )
+
+
+def _no_such(spec: str, path: Path) -> DataError:
+    """The error for a path that is not there: perhaps a misspelt name of a set or a file."""
+    near = difflib.get_close_matches(spec.lower(), names(), n=1)
+    if near:
+        return DataError("no such data set or path", spec, f"did you mean {near[0]}?")
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if beside := difflib.get_close_matches(path.name, siblings, n=1):
+        return DataError("no such path", path, f"did you mean {path.parent / beside[0]}?")
+    return DataError("no such path", path, f"give a path or one of {', '.join(names())}")

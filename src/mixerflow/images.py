@@ -1,0 +1,144 @@
+"""Pictures of images: grids, PNG files, and what ordinary lossless codecs need for them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Codec = Literal["png", "webp"]
+
+# A WebP file's sides are 14-bit numbers.
+_LONGEST_SIDE = 16383
+
+
+def grid(
+    pixels: np.ndarray, *, columns: int | None = None, pad: int = 2, scale: int = 1
+) -> Image.Image:
+    """Lay images out in rows, on white.
+
+    Args:
+        pixels: `(N, C, H, W)` uint8 or uint16 (shown by its upper eight bits). One channel is
+            shown as grey, two as the first one, three or more as the first three as RGB.
+        columns: images a row; by default as many as make the grid about square.
+        pad: white pixels around each image, before scaling.
+        scale: side of the square that stands for one pixel.
+
+    Raises:
+        ValueError: not a stack of images, or a layout that cannot be drawn.
+    """
+    cells = _as_bytes(pixels)
+    if pad < 0 or scale < 1 or (columns is not None and columns < 1):
+        raise ValueError(f"grid with columns={columns}, pad={pad}, scale={scale}")
+    cells = cells[..., :3] if cells.shape[-1] >= 3 else cells[..., :1]
+    border = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    cells = np.pad(cells, border, constant_values=255)
+    sheet = _tile(cells, columns or _square(cells), fill=255)
+    sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write an image file whole or not at all; the ending of `path` names the format.
+
+    Raises:
+        ValueError: an ending that no format has.
+        OSError: the file cannot be written; what was there before is still there.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        image.save(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """One image `(C, H, W)` as a lossless PNG file, as small as the library makes it.
+
+    Raises:
+        ValueError: PNG has no such image (channels other than 1 or 3, or 16 bits in colour).
+    """
+    return _encode(np.moveaxis(pixels, 0, -1), "png")
+
+
+def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
+    """Bits per dimension of a lossless codec at its strongest setting.
+
+    Args:
+        pixels: `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only).
+        codec: `png` (level 9, optimised) or `webp` (lossless, quality 100, method 6).
+        sheet: all images in one picture (about square; several where a side would pass 16,383
+            pixels), so that headers and tables are paid once; otherwise a file for each image.
+
+    Returns:
+        Bits of the files over `N * C * H * W`, headers included.
+
+    Raises:
+        ValueError: the codec has no such images.
+    """
+    if pixels.ndim != 4 or pixels.size == 0:
+        raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
+    cells = np.moveaxis(pixels, 1, -1)
+    pictures = _sheets(cells) if sheet else iter(cells)
+    return sum(8 * len(_encode(picture, codec)) for picture in pictures) / pixels.size
+
+
+def _encode(picture: np.ndarray, codec: Codec) -> bytes:
+    """The file of one picture `(H, W, C)`."""
+    channels, dtype = picture.shape[-1], picture.dtype
+    deep = dtype == np.uint16 and channels == 1 and codec == "png"
+    if channels not in (1, 3) or not (dtype == np.uint8 or deep):
+        raise ValueError(f"{codec} has no images of {channels} channels and type {dtype}")
+    image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if channels == 1 else picture))
+    buffer = io.BytesIO()
+    if codec == "png":
+        image.save(buffer, "PNG", optimize=True, compress_level=9)
+    else:
+        image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    return buffer.getvalue()
+
+
+def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Pictures `(rows H, columns W, C)` of all the cells `(N, H, W, C)`, none too long a side."""
+    height, width = cells.shape[1:3]
+    rows, columns = _LONGEST_SIDE // height, _LONGEST_SIDE // width
+    if not (rows and columns):
+        raise ValueError(f"an image of {height} x {width} is too large for a sheet")
+    most = rows * columns
+    for start in range(0, len(cells), most):
+        part = cells[start : start + most]
+        # Between "about square" and what the other side's limit demands.
+        across = max(math.ceil(len(part) / rows), min(_square(part), columns))
+        yield _tile(part, across, fill=0)
+
+
+def _square(cells: np.ndarray) -> int:
+    """Columns that make a sheet of the cells `(N, H, W, C)` about square."""
+    count, height, width = cells.shape[:3]
+    return min(count, max(1, round(math.sqrt(count * height / width))))
+
+
+def _tile(cells: np.ndarray, columns: int, *, fill: int) -> np.ndarray:
+    """One picture `(rows H, columns W, C)`, row by row; cells that are left over are `fill`."""
+    count, height, width, channels = cells.shape
+    rows = math.ceil(count / columns)
+    board = np.full((rows * columns, height, width, channels), fill, dtype=cells.dtype)
+    board[:count] = cells
+    board = board.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return board.reshape(rows * height, columns * width, channels)
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """`(N, C, H, W)` pixels as `(N, H, W, C)` uint8."""
+    if pixels.ndim != 4 or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
+        shape = tuple(pixels.shape)
+        raise ValueError(f"expected images (N, C, H, W) uint8/uint16, got {shape} {pixels.dtype}")
+    shallow = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    return np.moveaxis(shallow, 1, -1)
