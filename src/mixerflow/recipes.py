@@ -44,15 +44,13 @@ class Recipe:
 _UNIFORM = "uniform dequantisation, one draw an image"
 _OLD = f"{_UNIFORM}; the old downsampled ImageNet, not comparable with the new"
 
-_PAPER_32 = MixerFlowConfig(norm="batch")
+_PAPER_32 = MixerFlowConfig()
 _PAPER_64 = replace(_PAPER_32, patch=8, shift=2)
 _TINY = TrainConfig(
     minutes=20, batch=32, lr=2e-3, betas=(0.9, 0.99), warmup=50, ema=0.99, validation="held-out"
 )
-_TINY_GREY = MixerFlowConfig(
-    layers=4, flow_layers=2, hidden=64, shift=2, shift_every=2, norm="batch"
-)
-_TINY_32 = MixerFlowConfig(layers=6, hidden=64, shift=2, shift_every=2, norm="batch")
+_TINY_GREY = MixerFlowConfig(layers=4, flow_layers=2, hidden=64, shift=2, shift_every=2)
+_TINY_32 = MixerFlowConfig(layers=6, hidden=64, shift=2, shift_every=2)
 _TINY_64 = replace(_TINY_32, patch=8, shift=4)
 
 RECIPES: dict[str, Recipe] = {
@@ -105,7 +103,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mixerflow-mnist": Recipe(
         "Table 8, row MLP: MNIST with coupling layers (Table 9's row is the autoregressive one)",
-        MixerFlowConfig(hidden=64, shift=0, linear="RLU", norm="batch"),
+        MixerFlowConfig(hidden=64, shift=0, linear="RLU"),
         TrainConfig(steps=50_000, batch=512, lr=5e-4),
         "mnist",
         (1, 28, 28),

@@ -86,7 +86,7 @@ def _headline(header: dict[str, Any]) -> str:
     kind = f"{result['density']} density, {result['dequantization']} dequantisation"
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
-        f"{result['standard_error']:.3f} on {result['images']} validation images of "
+        f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
         f"{html.escape(result['dataset_id'])}: {kind}, one draw an image, after "
         f"{header.get('steps')} steps and {header.get('seconds', 0) / 60:.1f} minutes; "
         f"{header.get('parameters', 0):,} parameters.</p>"

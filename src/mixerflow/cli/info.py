@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import recipes
@@ -57,16 +58,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _list(console: Console) -> None:
-    table = Table("recipe", "what", "data", "budget", "paper, bits/dim")
+    table = Table(Column("recipe", no_wrap=True), "what", "budget", "paper", box=SIMPLE)
     for name, each in recipes.RECIPES.items():
         budget = (
-            f"{each.train.steps:,} steps of {each.train.batch}"
-            if each.train.steps
-            else (f"{each.train.minutes:g} min")
+            f"{each.train.minutes:g} min" if each.train.minutes else f"{each.train.steps:,} steps"
         )
         paper = "" if each.published is None else f"{each.published.bits_per_dim:.2f}"
-        table.add_row(name, each.about, each.data, budget, paper)
+        table.add_row(name, each.about, budget, paper)
     console.print(table)
+    console.print("paper: its bits/dim. `mixerflow info RECIPE` shows the chain.", highlight=False)
 
 
 def show(
@@ -75,7 +75,7 @@ def show(
     """Print the chain of a model over images of `shape`."""
     with torch.device("meta"):
         flow = build(model, shape)
-    table = Table("part", "gives", "parameters")
+    table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
     for part, gives, count in rows(flow):
         table.add_row(part, _times(gives), f"{count:,}" if count else "")
     if flow.context_net is not None:
@@ -87,9 +87,8 @@ def show(
     if published is not None:
         if published.parameters is not None:
             difference = 100 * (total / (1e6 * published.parameters) - 1)
-            console.print(
-                f"the paper's count: {published.parameters:.2f}M ({difference:+.2f} % here)"
-            )
+            count = f"{published.parameters:.2f}M ({difference:+.2f} % here)"
+            console.print(f"the paper's count: {count}", highlight=False)
         console.print(
             f"the paper's figure: {published.bits_per_dim:.2f} bits/dim, {published.where}; "
             f"{published.note}"

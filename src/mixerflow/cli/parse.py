@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -32,9 +34,7 @@ def parse(
     Raises:
         ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.
     """
-    make = tyro.extras.get_parser(kind, prog=prog, default=default)
-    known = [option for action in make._actions for option in action.option_strings]
-    known += [option.replace("_", "-") for option in known]
+    known = ["--help", *_flags(kind)]
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-") not in known:
@@ -49,6 +49,19 @@ def parse(
         if not end.code:
             raise
         raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
+
+
+def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
+    """Every long flag that tyro makes of a dataclass."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name, hint = field.name.replace("_", "-"), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _flags(hint, f"{prefix}{name}.")
+            continue
+        yield f"{prefix}{name}"
+        if hint is bool:
+            yield f"{prefix}no-{name}"
 
 
 def _plain(boxed: str) -> str:

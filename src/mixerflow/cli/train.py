@@ -141,11 +141,7 @@ def _tell(result: Trained, out: Path, splits: Splits) -> None:
     from mixerflow.report import write_report  # matplotlib takes a second that --help need not
 
     page = write_report(out, splits.train if splits.test is None else splits.test)
-    figure = result.validation
-    print(
-        f"{result.step} steps, validation {figure.bits_per_dim:.3f} ± {figure.standard_error:.3f} "
-        f"bits/dim on {figure.images} images; see {page}"
-    )
+    print(f"{result.step} steps, validation {result.validation}; see {page}")
 
 
 def _fit(model: MixerFlowConfig, images: Images) -> MixerFlowConfig:

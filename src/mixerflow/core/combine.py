@@ -84,9 +84,11 @@ class Inverse(Transform):
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(x.shape[1:]), self.taken)
         return self.transform.inverse(x, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        expect(self, tuple(z.shape[1:]), self.shape)
         return self.transform(z, context)
 
     def out_shape(self, shape: Shape) -> Shape:  # noqa: D102

@@ -33,10 +33,10 @@ def constant(log_det: Float[Tensor, ""] | float, x: Shaped[Tensor, "batch *event
 
 
 def expect(what: object, shape: Shape, wanted: Shape) -> None:
-    """Raise a ValueError that names both shapes unless `shape` ends in `wanted`."""
-    if tuple(shape[len(shape) - len(wanted) :]) != tuple(wanted):
+    """Raise a ValueError that names both shapes unless events of `shape` are the `wanted` ones."""
+    if tuple(shape) != tuple(wanted):
         name = type(what).__name__
-        raise ValueError(f"{name}: events end in {tuple(wanted)}; got shape {tuple(shape)}")
+        raise ValueError(f"{name}: takes events {tuple(wanted)}; got shape {tuple(shape)}")
 
 
 class Transform(nn.Module):

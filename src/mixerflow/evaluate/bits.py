@@ -21,7 +21,7 @@ class Bits:
 
     Attributes:
         bits_per_dim: mean over the images of ``-log2 p(x) / D``.
-        standard_error: of that mean, over images.
+        standard_error: of that mean, over images; NaN for a single one.
         images: how many.
         density: whether log p is exact, a lower bound or an estimate.
         dequantization: "uniform" noise, one draw an image, or "none" for float data (whose figure
@@ -48,7 +48,15 @@ class Bits:
         """Everything but the images' own figures, for JSON."""
         fields = dataclasses.asdict(self)
         del fields["per_image"]
+        if math.isnan(self.standard_error):
+            fields["standard_error"] = None  # JSON has no NaN
         return fields
+
+    def __str__(self) -> str:
+        """The figure, its standard error and the number of images, in words."""
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
+        plural = "" if self.images == 1 else "s"
+        return f"{self.bits_per_dim:.3f}{error} bits/dim on {self.images} image{plural}"
 
 
 def bits(

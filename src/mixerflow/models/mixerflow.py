@@ -19,11 +19,11 @@ the first three, within 0.5 %):
       by the rows; ``actnorm="activation"`` is the literal reading (13.1M parameters, not 11.34M);
     - couplings alternate halves; of an odd number the larger half conditions first;
     - a shift layer is a mixer layer with weights of its own;
-    - ActNorm's first scale is bounded, see `ActNorm`.
+    - pixels come as ``2 x / levels - 1``.
 
 Departs from the paper:
-    - ``norm="none"`` is the default, not batch norm, and conditioners read ``asinh`` of their
-      half: see `docs/stability.md` for what goes wrong without them and when.
+    - conditioners read ``sign(x) log(1 + |x|)`` of their half, and ActNorm's start never amplifies:
+      without either, data whose pixels are almost always 0 reach NaN, see `docs/stability.md`.
 """
 
 from __future__ import annotations
@@ -78,12 +78,15 @@ class MixerFlowConfig:
     """Every how many layers one is a shift layer."""
     hidden: int = 128
     """Width of the couplings' residual blocks."""
-    norm: Norm = "none"
+    norm: Norm = "batch"
     """In the residual blocks; the paper has "batch"."""
     squash: bool = True
-    """Whether the residual blocks read asinh of their input; the paper's read it as it is."""
+    """Whether the residual blocks read sign(x) log(1 + |x|); the paper's read x."""
     linear: Literal["LU", "RLU", "none"] = "LU"
     """Linear block before each coupling; RLU (order reversal) only without shift layers."""
+    whiten: float | None = None
+    """None starts the linear maps as identities, as the paper does; a number starts the first of
+    each mixing by whitening, and is the smallest standard deviation that believes, see `LU`."""
     actnorm: Literal["feature", "activation"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix."""
     scale_bound: float | None = None
@@ -153,23 +156,29 @@ def shift_layer(config: MixerFlowConfig, shape: Shape) -> Transform:
 
 def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:
     """A channel flow (``dim=-1``) or patch flow (``dim=-2``): ActNorm, then the flow layers."""
+    layers = [
+        flow_layer(config, n, flip=i % 2 == 1, whiten=None if i else config.whiten)
+        for i in range(config.flow_layers)
+    ]
     if config.actnorm == "feature":
         steps: list[Transform] = [ActNorm(n)]
-        for i in range(config.flow_layers):
-            steps += [*flow_layer(config, n, flip=i % 2 == 1), ActNorm(n)]
+        for layer in layers:
+            steps += [*layer, ActNorm(n)]
         return Along(dim, Chain(*steps))
     event = (rows, n) if dim == -1 else (n, rows)
     steps = [ActNorm(event)]
-    for i in range(config.flow_layers):
-        steps += [Along(dim, Chain(*flow_layer(config, n, flip=i % 2 == 1))), ActNorm(event)]
+    for layer in layers:
+        steps += [Along(dim, Chain(*layer)), ActNorm(event)]
     return Chain(*steps)
 
 
-def flow_layer(config: MixerFlowConfig, n: int, *, flip: bool) -> list[Transform]:
+def flow_layer(
+    config: MixerFlowConfig, n: int, *, flip: bool, whiten: float | None
+) -> list[Transform]:
     """A linear map and a coupling of vectors of length n."""
     steps: list[Transform] = []
     if config.linear != "none":
-        steps.append({"LU": LU, "RLU": RLU}[config.linear](n))
+        steps.append({"LU": LU, "RLU": RLU}[config.linear](n, whiten=whiten))
     if n > 1:
         law = Affine(config.scale_bound)
         given, changed = halves(n, flip=flip)

@@ -19,7 +19,7 @@ def _norm(kind: Norm, width: int) -> nn.Module:
 
 
 class ResidualMLP(nn.Module):
-    """``h = A asinh(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
+    """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
 
     One pre-activation residual block of two ``width x width`` linears, between a linear map in and
     a zero-initialised one out: whatever law reads the output starts as the identity.
@@ -28,9 +28,9 @@ class ResidualMLP(nn.Module):
         in_features: length of the conditioning vectors.
         out_features: numbers to give out.
         width: hidden width h.
-        squash: read ``asinh(x)``: the same near 0, logarithmic far out. A pixel that is almost
-            always 0 comes to be scaled by hundreds; the day it is not 0 a net that reads it as it
-            is answers with a log-scale whose exponential overflows.
+        squash: read ``s(x) = sign(x) log(1 + |x|)``: the same near 0, logarithmic far out. A pixel
+            that is almost always 0 comes to be scaled by hundreds; the day it is not 0, a net that
+            reads it as it is answers with a log-scale whose exponential overflows.
         norm: "batch", "layer" or "none", before each GELU. Batch norm couples the rows of a
             training batch: figures computed in training mode are then no likelihoods.
         context: length K of the context vectors, 0 for none.
@@ -60,7 +60,10 @@ class ResidualMLP(nn.Module):
         self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
     ) -> Float[Tensor, "rows out"]:
         """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
-        h = self.enter(x.asinh() if self.squash else x)
+        if x.dim() != 2 or x.shape[1] != self.enter.in_features:
+            wanted = (self.enter.in_features,)
+            raise ValueError(f"ResidualMLP: reads events {wanted}; got {tuple(x.shape[1:])}")
+        h = self.enter(x.sign() * x.abs().log1p() if self.squash else x)
         if self.context is not None:
             if context is None:
                 raise ValueError("ResidualMLP: built for a context, and got none")

@@ -167,6 +167,23 @@ class Checkpoints:
         except _Damage as damage:
             raise self._damaged(int(match[1]), damage) from damage
 
+    def set_aside(self, after: int) -> None:
+        """Rename the steps after `after` to ``step-N.aside-K``: another run's future from here on.
+
+        Raises:
+            ResourceError: the folder cannot be written.
+        """
+        with writing(self.root):
+            for step in [each for each in self.steps() if each > after]:
+                folder = self._folder(step)
+                names = (self.root / f"{folder.name}.aside-{k}" for k in count(1))
+                folder.rename(next(name for name in names if not name.exists()))
+            best = [each for each in self.steps() if self._was_best(each)]
+            if best:
+                write_atomically(self.root / "best", f"{best[-1]}\n".encode())
+            write_atomically(self.root / "last", f"{after}\n".encode())
+            sync_folder(self.root)
+
     def _folder(self, step: int) -> Path:
         return self.root / f"step-{step}"
 

@@ -130,8 +130,10 @@ def _run(
     session = Session(trainer, validation, folder, quiet=quiet)
     if folder is not None:
         if old is not None:
-            which = "last" if from_step is None else from_step
-            session.restore(Checkpoints(folder.path / "checkpoints").load(which))
+            checkpoints = Checkpoints(folder.path / "checkpoints")
+            session.restore(checkpoints.load("last" if from_step is None else from_step))
+            if from_step is not None:
+                checkpoints.set_aside(from_step)
         folder.write_config(header | {"steps": steps, "status": "running"})
     try:
         exit_code = session.run()

@@ -185,10 +185,7 @@ class Session:
         if self.folder is not None:
             self._draw(flow)
             self._save(best=best)
-        bar.say(
-            f"step {trainer.step}: validation {figure.bits_per_dim:.3f} "
-            f"± {figure.standard_error:.3f} bits/dim ({figure.images} images)"
-        )
+        bar.say(f"step {trainer.step}: validation {figure}")
 
     def _draw(self, flow: Flow) -> None:
         assert self.folder is not None

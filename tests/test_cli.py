@@ -1,0 +1,209 @@
+"""The command line: what it says, in how many lines, with which exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixerflow.cli import main
+
+TINY = ["--model.layers", "1", "--model.hidden", "8", "--model.flow-layers", "2", "--threads", "1"]
+QUICK = [*TINY, "--steps", "4", "--train.batch", "8", "--train.evaluate-images", "20"]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Thirty small images, as files."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 30), ("test", 12)):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        for i in range(n):
+            pixels = np.clip(rng.integers(0, 200) + rng.integers(0, 30, (8, 12, 3)), 0, 255)
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(tmp_path / "images" / split / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def trained(folder, tmp_path):
+    assert run("train", "mixerflow-tiny", "--data", folder, "--out", tmp_path / "run", *QUICK) == 0
+    return tmp_path / "run"
+
+
+def in_a_process(*arguments):
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mixerflow", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done, time.monotonic() - begun
+
+
+def test_help_is_quick_because_it_imports_little():
+    done, seconds = in_a_process("--help")
+    assert done.returncode == 0
+    assert "mixerflow COMMAND" in done.stdout
+    assert not any(name in done.stderr for name in ("torch", "numpy", "rich"))
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "info", "report"])
+def test_help_of_each_command(command):
+    done, _ = in_a_process(command, "--help")
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+    assert "matplotlib" not in done.stderr.replace("matplotlib.font_manager", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["trian"], 2, "did you mean train?"),
+        (["train", "mixerflow-cifar"], 2, "did you mean mixerflow-cifar10?"),
+        (["train"], 2, "no recipe"),
+        (["train", "mixerflow-tiny", "--model.layrs", "3"], 2, "did you mean --model.layers?"),
+        (["train", "mixerflow-tiny", "--model.layers", "x"], 2, "--model.layers"),
+        (["train", "mixerflow-tiny", "--train.lr", "-1"], 2, "--train.lr"),
+        (
+            ["train", "mixerflow-tiny", "--model.patch", "5", "--steps", "1"],
+            2,
+            "1, 2, 4, 7, 14, 28",
+        ),
+        (["train", "mixerflow-tiny", "--device", "cuda:7", "--steps", "1"], 2, "--device"),
+        (["train", "mixerflow-tiny", "--data", "/no/such/folder"], 3, "/no/such/folder"),
+        (["train", "mixerflow-tiny", "--data", "mnits"], 3, "mnist"),
+        (["evaluate", "/no/such/run"], 4, "/no/such/run"),
+        (["evaluate"], 2, "run"),
+        (["sample", "/no/such/run"], 4, "/no/such/run"),
+        (["info", "mixerflow-cifr10"], 2, "did you mean mixerflow-cifar10?"),
+    ],
+)
+def test_errors_are_one_line_with_a_code(arguments, code, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert words in said.err
+
+
+def test_train_evaluate_sample_and_report(trained, folder, tmp_path, capsys):
+    capsys.readouterr()
+    assert run("evaluate", trained, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["split"] == "test"
+    assert result["images"] == 12
+    assert result["density"] == "exact"
+    assert result["dequantization"] == "uniform"
+    assert set(result["codecs"]) == {f"{c}, {k}" for c in ("png", "webp") for k in KINDS}
+    kept = list((trained / "evaluations").glob("*.json"))
+    assert [json.loads(path.read_text())["bits_per_dim"] for path in kept] == [
+        result["bits_per_dim"]
+    ]
+    files = tmp_path / "files"
+    assert run("sample", trained, "-n", 5, "--temperature", 0.7, "--files", files) == 0
+    assert "values clamped" in capsys.readouterr().out
+    assert len(list(files.glob("*.png"))) == 5
+    with Image.open(files / "00000.png") as image:
+        assert image.size == (12, 8)
+    page = (trained / "report.html").read_text()
+    for title in ("Training", "Samples", "Reconstructions", "Fewest", "Most", "Settings"):
+        assert title in page
+    assert "src='data:image/png;base64," in page
+    assert "src='http" not in page
+    assert "<script" not in page
+    assert "(0 of " in page, "every pixel comes back from its latents"
+
+
+KINDS = ("a file an image", "one sheet")
+
+
+def test_the_same_words_go_on_with_a_run_and_so_does_its_folder(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "mixerflow-tiny", "--data", folder, "--out", out, *QUICK]
+    assert run(*words) == 0
+    first = json.loads((out / "run.json").read_text())["result"]
+    assert run(*words) == 0
+    assert run("train", out) == 0
+    assert json.loads((out / "run.json").read_text())["result"] == first
+    capsys.readouterr()
+    assert run(*words, "--train.lr", 0.5) == 2
+    assert "another run is here" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(trained, capsys):
+    (last,) = {p.name for p in (trained / "checkpoints").glob("step-4")}
+    path = trained / "checkpoints" / last / "ema.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert run("train", trained) == 4
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert "--from-step" in said
+    step = said.split("--from-step ")[1].split(",")[0]
+    assert run("train", trained, "--from-step", step) == 0
+    assert run("evaluate", trained) == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_exit_with_their_code(folder, tmp_path, number, code):
+    out = tmp_path / "run"
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mixerflow",
+            "train",
+            "mixerflow-tiny",
+            "--data",
+            str(folder),
+            "--out",
+            str(out),
+            *TINY,
+            "--steps",
+            "1000000",
+            "--train.batch",
+            "8",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        if (out / "checkpoints" / "last").exists():
+            break
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(child.pid, number)
+    said, errors = child.communicate(timeout=60)
+    assert child.returncode == code, errors
+    assert "go on with: mixerflow train" in said
+    header = json.loads((out / "run.json").read_text())
+    assert header["status"] == "interrupted"
+    assert int((out / "checkpoints" / "last").read_text()) > 0
+
+
+def test_info_shows_the_papers_counts(capsys):
+    for name, count in (("cifar10", 11.34), ("imagenet64", 18.90), ("mnist", 3.10)):
+        assert run("info", f"mixerflow-{name}") == 0
+        said = capsys.readouterr().out
+        assert f"the paper's count: {count:.2f}M" in said
+        assert "shift layer" in said or name == "mnist"
+    assert run("info") == 0
+    assert "mixerflow-galaxy32-tiny" in capsys.readouterr().out
