@@ -137,7 +137,8 @@ def _describe(step: Transform, shape: Shape) -> str:
         )
         return f"mixer layer: {type(cut).__name__.lower()} {_times(cut.matrix)}; {flows}"
     if isinstance(step, Along) and isinstance(step.transform, LU):
-        return f"1x1 transform of {step.transform.n} channels"
+        n = step.transform.n
+        return f"1x1 transform of {n} channels" if n > 1 else "scale of the one channel"
     if isinstance(step, Inverse):
         return f"inverse {type(step.transform).__name__}"
     return f"{type(step).__name__}({step.extra_repr()})"

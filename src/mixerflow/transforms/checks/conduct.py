@@ -1,0 +1,245 @@
+"""Laws of conduct: precision, independence of the batch, purity, shapes, gradients, compilation."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mixerflow.core import Shape, Transform
+from mixerflow.transforms.checks.exact import against_jacobian
+from mixerflow.transforms.checks.subject import DIRECTIONS, Batch, Direction, Subject, law, perturb
+
+
+@law("width")
+def width(subject: Subject) -> None:
+    """Log-dets are ``(B,)`` in float32 or wider, under autocast too."""
+    for s in (subject, subject.single):
+        for direction in DIRECTIONS:
+            batch = s.batch(direction, 3)
+            for autocast in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    log_det = s.run(direction, batch)[1]
+                got = f"{direction} log-det {tuple(log_det.shape)} {log_det.dtype}"
+                note = " under autocast" if autocast else ""
+                assert log_det.shape == (3,), f"{got}{note}, for a batch of 3"
+                assert log_det.dtype in (torch.float32, torch.float64), f"{got}{note}"
+
+
+@law("autocast")
+def autocast(subject: Subject) -> None:
+    """Under autocast only conditioners compute in bfloat16, the transform's own arithmetic not.
+
+    Conditioners are taken out of autocast here: then nothing may change but the last bits.
+    """
+    s = subject.single
+    full = copy.deepcopy(s.transform)
+    for module in full.modules():
+        if not any(isinstance(part, Transform) for part in module.modules()):
+            module.forward = torch.autocast("cpu", enabled=False)(module.forward)
+    for direction in DIRECTIONS:
+        batch = s.batch(direction, 8)
+        wanted = s.run(direction, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = s.run(direction, batch, transform=full)
+        _same(s, f"{direction} under autocast", got, wanted, 1e-5)
+
+
+@law("rows")
+def rows(subject: Subject) -> None:
+    """Replacing the other rows of a batch leaves a row's results bit-equal."""
+    for s in (subject, subject.single):
+        for direction in DIRECTIONS:
+            one, two = (s.batch(direction, 6, salt=salt) for salt in (0, 1))
+            kept = torch.arange(6) == 2
+
+            def mixed(a: Tensor, b: Tensor, kept: Tensor = kept) -> Tensor:
+                return torch.where(kept.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+
+            context = None
+            if one.context is not None and two.context is not None:
+                context = mixed(one.context, two.context)
+            index = mixed(one.index, two.index)
+            wanted = s.run(direction, one)
+            got = s.run(direction, Batch(mixed(one.values, two.values), context, index))
+            for name, a, b in zip(("values", "log-det"), got, wanted, strict=True):
+                error = (a[2] - b[2]).abs().max().item()
+                assert torch.equal(a[2], b[2]), (
+                    f"{direction}: a row's {name} change by {error:.1e} with the other rows"
+                )
+
+
+@law("batch size")
+def batch_size(subject: Subject) -> None:
+    """A batch of 1 gives what a batch of 64 gives, to 1e-12 (float64) or 1e-5 (float32)."""
+    for s, limit in ((subject, 1e-12), (subject.single, 1e-5)):
+        for direction in DIRECTIONS:
+            batch = s.batch(direction, 64)
+            z, log_det = s.run(direction, batch)
+            for row in (slice(0, 1), slice(40, 41)):
+                alone = s.run(direction, batch.rows(row))
+                _same(s, f"{direction}, alone or in 64", alone, (z[row], log_det[row]), limit)
+
+
+@law("purity")
+def purity(subject: Subject) -> None:
+    """In eval nothing changes: no parameter, no buffer, no argument."""
+    transform = subject.transform
+
+    def state() -> dict[str, Tensor]:
+        kept = [*transform.named_parameters(), *transform.named_buffers()]
+        return {name: tensor.detach().clone() for name, tensor in kept}
+
+    for direction in DIRECTIONS:
+        before, batch = state(), subject.batch(direction, 4)
+        given = [t for t in batch if isinstance(t, Tensor)]
+        copies, versions = [t.clone() for t in given], [t._version for t in given]
+        subject.run(direction, batch)
+        after = state()
+        changed = [n for n in before.keys() | after.keys() if not _equal(before, after, n)]
+        assert not changed, f"{direction} changes {', '.join(sorted(changed))}"
+        untouched = all(map(torch.equal, given, copies))
+        written = versions != [t._version for t in given]
+        assert untouched and not written, f"{direction} writes into its arguments"
+
+
+@law("batches")
+def batches(subject: Subject) -> None:
+    """Batches of 0 and 1 work, and memory layout does not matter."""
+    for direction in DIRECTIONS:
+        batch = subject.batch(direction, 3)
+        z, log_det = subject.run(direction, batch)
+        for n in (0, 1):
+            got = subject.run(direction, batch.rows(slice(n)))
+            _same(subject, f"{direction}, batch of {n}", got, (z[:n], log_det[:n]), 1e-12)
+        forms = {"non-contiguous": batch.values.movedim(0, -1).contiguous().movedim(-1, 0)}
+        if batch.values.dim() == 4:
+            forms["channels_last"] = batch.values.to(memory_format=torch.channels_last)
+        for name, values in forms.items():
+            got = subject.run(direction, batch._replace(values=values))
+            _same(subject, f"{direction}, {name}", got, (z, log_det), 1e-12)
+
+
+@law("copies")
+def copies(subject: Subject) -> None:
+    """A deep copy, and one through safetensors bytes, give the same results bit for bit."""
+    other = copy.deepcopy(subject.transform)
+    stored = safetensors.torch.save(subject.transform.state_dict())
+    loaded = copy.deepcopy(subject.transform)
+    perturb(loaded, seed=1 + subject.seed)
+    loaded.load_state_dict(safetensors.torch.load(stored))
+    mine = {t.data_ptr() for t in subject.transform.state_dict().values() if t.numel()}
+    shared = mine & {t.data_ptr() for t in other.state_dict().values() if t.numel()}
+    assert not shared, "deepcopy shares memory with the original"
+    for direction in DIRECTIONS:
+        batch = subject.batch(direction, 3)
+        wanted = subject.run(direction, batch)
+        for name, transform in (("deepcopy", other), ("safetensors", loaded)):
+            got = subject.run(direction, batch, transform=transform)
+            assert all(map(torch.equal, got, wanted)), f"{direction} of the {name} differs"
+
+
+@law("shapes")
+def shapes(subject: Subject) -> None:
+    """`out_shape` is right, on the meta device too; a wrong shape is a ValueError that names it."""
+    latent = tuple(subject.transform.out_shape(subject.shape))
+    meta = copy.deepcopy(subject.transform).to("meta")
+    assert tuple(meta.out_shape(subject.shape)) == latent, "out_shape differs on the meta device"
+    for direction in DIRECTIONS:
+        batch = subject.batch(direction, 2)
+        wanted = latent if direction == "forward" else subject.shape
+        got = tuple(subject.run(direction, batch)[0].shape)
+        assert got == (2, *wanted), f"{direction} gives {got}; out_shape says events {wanted}"
+        x = batch.values
+        others = [torch.cat([x, x.narrow(axis, 0, 1)], axis) for axis in range(1, x.dim())]
+        for values in (*others, torch.stack([x, x], 1)):
+            _taken_or_refused(subject, direction, batch._replace(values=values))
+
+
+def _taken_or_refused(subject: Subject, direction: Direction, batch: Batch) -> None:
+    """Events of another shape are refused, or `out_shape` and the log-det are right for them."""
+    shape: Shape = tuple(batch.values.shape[1:])
+    try:
+        result = tuple(subject.run(direction, batch)[0].shape[1:])
+    except ValueError as error:
+        named = re.findall(r"\d+", str(error))
+        assert len(named) >= 2, f"{direction} refuses events {shape} without naming both: {error}"
+        return
+    data, latent = (shape, result) if direction == "forward" else (result, shape)
+    stated = tuple(subject.transform.out_shape(data))
+    assert stated == latent, f"{direction} of events {shape} contradicts out_shape {stated}"
+    if subject.kind.obeys(f"{direction} log-det"):
+        against_jacobian(subject, direction, batch)
+
+
+@law("gradients")
+def gradients(subject: Subject) -> None:
+    """Each parameter gets a gradient that is finite and not 0 throughout, in both directions."""
+    for s in (subject, subject.single):
+        parameters = dict(s.transform.named_parameters())
+        for direction in DIRECTIONS if parameters else ():
+            batch = s.batch(direction, 8)
+            z, log_det = getattr(s.transform, direction)(*s.arguments(direction, batch))
+            weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z)
+            loss = (z * weight).sum() + log_det.sum()
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for name, gradient in zip(parameters, found, strict=True):
+                assert gradient is not None, f"{direction}: {name} gets no gradient"
+                assert gradient.isfinite().all(), f"{direction}: {name}'s gradient is not finite"
+                assert gradient.any(), f"{direction}: {name}'s gradient is 0 throughout"
+
+
+@law("compile forward")
+def compile_forward(subject: Subject) -> None:
+    """Forward compiles into one graph and gives what eager gives."""
+    _compiled(subject, "forward")
+
+
+@law("compile inverse")
+def compile_inverse(subject: Subject) -> None:
+    """Inverse compiles into one graph and gives what eager gives."""
+    _compiled(subject, "inverse")
+
+
+def _compiled(subject: Subject, direction: Direction) -> None:
+    torch.compiler.reset()
+    batch = subject.batch(direction, 3)
+    eager = getattr(subject.transform, direction)
+    function = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    wanted = subject.run(direction, batch)
+    got = function(*subject.arguments(direction, batch))
+    _same(subject, f"compiled {direction}", (got[0].detach(), got[1].detach()), wanted, 1e-12)
+
+
+@law("export")
+def export(subject: Subject) -> None:
+    """`torch.export` of forward gives what eager gives, torch's generator drawing the noise."""
+    batch = subject.data(3)
+    arguments = (batch.values,) if batch.context is None else (batch.values, batch.context)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        program = torch.export.export(subject.transform, arguments).module()
+        torch.manual_seed(subject.seed)
+        wanted = subject.transform(*arguments)
+        torch.manual_seed(subject.seed)
+        got = program(*arguments)
+    _same(subject, "exported forward", got, wanted, 1e-12)
+
+
+def _same(
+    subject: Subject,
+    what: str,
+    got: tuple[Tensor, Tensor],
+    wanted: tuple[Tensor, Tensor],
+    limit: float,
+) -> None:
+    subject.close(f"{what}: values", got[0], wanted[0], limit)
+    subject.close(f"{what}: log-det", got[1], wanted[1], limit)
+
+
+def _equal(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> bool:
+    if name not in before or name not in after:
+        return False
+    return torch.equal(before[name], after[name])

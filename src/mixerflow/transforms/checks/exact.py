@@ -1,0 +1,95 @@
+"""Laws of exactness: the directions undo each other, and each log-det is its Jacobian's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerflow.transforms.checks.subject import Batch, Direction, Subject, law
+
+
+@law("left inverse")
+def left_inverse(subject: Subject) -> None:
+    """``inverse(forward(x)) == x`` in float64 and float32."""
+    kind = subject.kind
+    for s, limit in ((subject, kind.round_trip), (subject.single, kind.round_trip_single)):
+        x = s.data(8)
+        back = s.run("inverse", x._replace(values=s.run("forward", x)[0]))[0]
+        s.close(f"inverse(forward(x)) in {s.dtype}", back, x.values, limit)
+
+
+@law("right inverse")
+def right_inverse(subject: Subject) -> None:
+    """``forward(inverse(z)) == z`` in float64 and float32."""
+    kind = subject.kind
+    for s, limit in ((subject, kind.round_trip), (subject.single, kind.round_trip_single)):
+        z = s.batch("inverse", 8)
+        there = s.run("forward", z._replace(values=s.run("inverse", z)[0]))[0]
+        s.close(f"forward(inverse(z)) in {s.dtype}", there, z.values, limit)
+
+
+@law("forward log-det")
+def forward_log_det(subject: Subject) -> None:
+    """Forward's log-det is that of forward's own Jacobian."""
+    against_jacobian(subject, "forward", subject.data(2))
+
+
+@law("inverse log-det")
+def inverse_log_det(subject: Subject) -> None:
+    """Inverse's log-det is that of inverse's own Jacobian: errors in both cannot cancel."""
+    against_jacobian(subject, "inverse", subject.batch("inverse", 2))
+
+
+def against_jacobian(subject: Subject, direction: Direction, batch: Batch) -> None:
+    """One direction's log-dets of a batch are those of its Jacobians, row by row."""
+    got = subject.run(direction, batch)[1]
+    for i in range(len(got)):
+        jacobian = subject.jacobian(direction, batch.rows(slice(i, i + 1)))
+        wanted = torch.linalg.slogdet(jacobian)[1].item()
+        error = abs(got[i].item() - wanted)
+        assert error <= subject.kind.log_det, (
+            f"{got[i].item():.10g}, but the Jacobian's is {wanted:.10g}, {error:.1e} apart; "
+            f"its condition number is {torch.linalg.cond(jacobian).item():.1e}"
+        )
+
+
+@law("estimated log-det")
+def estimated_log_det(subject: Subject, draws: int = 10_000) -> None:
+    """The mean of many draws is the Jacobian's log-det within some standard errors."""
+    one = subject.data(1)
+    wanted = torch.linalg.slogdet(subject.jacobian("forward", one))[1]
+    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(index=torch.arange(draws))
+    got = subject.run("forward", many)[1]
+    error = (got.mean() - wanted).abs() / (got.std() * draws**-0.5)
+    assert error <= subject.kind.log_det, (
+        f"mean {got.mean().item():.6g} of {draws} draws, but the Jacobian's is "
+        f"{wanted.item():.6g}: {error.item():.1f} standard errors"
+    )
+
+
+@law("zero log-det")
+def zero_log_det(subject: Subject) -> None:
+    """Going back through rounding has log-det 0 by definition."""
+    log_det = subject.run("inverse", subject.batch("inverse", 4))[1]
+    assert not log_det.any(), f"inverse log-det {log_det.abs().max().item():g}, not 0"
+
+
+@law("expectation")
+def expectation(subject: Subject, draws: int = 4096) -> None:
+    """``E f(x + u) / q(u | x)`` is the integral of f over the unit cube of x, by quadrature."""
+    one = subject.data(1)
+    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(index=torch.arange(draws))
+    z, log_det = subject.run("forward", many)
+    low = one.values.to(z.dtype)
+
+    def smooth(t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * (t - low + 1).square())
+
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    wanted = sum(
+        w / 2 * smooth(low + (n + 1) / 2).mean() for n, w in zip(nodes, weights, strict=True)
+    )
+    got = smooth(z).flatten(1).mean(1) * log_det.exp()
+    error = ((got.mean() - wanted).abs() / (got.std() * draws**-0.5)).item()
+    assert error <= 4, f"mean of {draws} draws is {error:.1f} standard errors from the integral"

@@ -1,0 +1,190 @@
+"""A transform on trial: perturbed, in eval mode, with seeded inputs in both directions."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core import Noise, Shape, Transform
+from mixerflow.transforms.checks.kinds import KINDS, KindName
+
+Direction = Literal["forward", "inverse"]
+DIRECTIONS: tuple[Direction, Direction] = ("forward", "inverse")
+Inputs = Callable[[int, Shape, torch.Generator], Tensor]
+
+
+def normal(batch: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Standard normal events ``(batch, *shape)`` in float64."""
+    return torch.randn(batch, *shape, dtype=torch.float64, generator=generator)
+
+
+def unit(batch: int, shape: Shape, generator: torch.Generator) -> Tensor:
+    """Events ``(batch, *shape)`` uniform on the unit interval, in float64."""
+    return torch.rand(batch, *shape, dtype=torch.float64, generator=generator)
+
+
+@torch.no_grad()
+def perturb(module: nn.Module, *, seed: int = 0, size: float = 0.3) -> None:
+    """Move a module away from its start: every weight by ``N(0, (size / sqrt(fan_in))^2)``.
+
+    Batch-norm statistics become random too. A flow that starts as the identity obeys nearly every
+    law until it is moved.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like)
+
+    for parameter in module.parameters():
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
+        parameter += draw(parameter) * size * fan_in**-0.5
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
+            assert part.running_var is not None
+            part.running_mean += draw(part.running_mean) * size
+            part.running_var *= (draw(part.running_var) * size).exp()
+
+
+class Batch(NamedTuple):
+    """Events ``(B, *event)``, their contexts, and their numbers, which decide their noise."""
+
+    values: Tensor
+    context: Tensor | None
+    index: Tensor
+
+    def rows(self, which: slice | Tensor) -> Batch:
+        """A part of the batch."""
+        context = None if self.context is None else self.context[which]
+        return Batch(self.values[which], context, self.index[which])
+
+
+class Subject:
+    """A perturbed copy of a transform in eval mode, and seeded inputs for it.
+
+    Args:
+        transform: left as it is; the laws run on a copy.
+        shape: an event shape that it takes.
+        kind: which class's tolerances hold.
+        context: event shape of the contexts, ``(K,)`` or ``(K, *spatial)``; None for none.
+        inputs: draws data events; latents are the transform's own images of such.
+        seed: of the perturbation and the draws.
+        size: of the perturbation.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        shape: Shape,
+        *,
+        kind: KindName = "algebraic",
+        context: Shape | None = None,
+        inputs: Inputs = normal,
+        seed: int = 0,
+        size: float = 0.3,
+    ) -> None:
+        self.shape, self.kind, self.inputs, self.seed = tuple(shape), KINDS[kind], inputs, seed
+        self.context = context
+        self.dtype = torch.float64
+        self.transform = copy.deepcopy(transform).double().eval()
+        perturb(self.transform, seed=seed, size=size)
+
+    def __str__(self) -> str:
+        name, dtype = type(self.transform).__name__, str(self.dtype).removeprefix("torch.")
+        return f"{name} of events {self.shape} in {dtype}"
+
+    @property
+    def single(self) -> Subject:
+        """The same transform in float32."""
+        other = copy.copy(self)
+        other.transform = copy.deepcopy(self.transform).float()
+        other.dtype = torch.float32
+        return other
+
+    def data(self, batch: int, *, salt: int = 0) -> Batch:
+        """Seeded data events with their contexts."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + salt)
+        values = self.inputs(batch, self.shape, generator)
+        values = values.to(self.dtype) if values.is_floating_point() else values
+        context = None
+        if self.context is not None:
+            context = normal(batch, self.context, generator).to(self.dtype)
+        return Batch(values, context, torch.arange(batch) + 1000 * salt)
+
+    def batch(self, direction: Direction, batch: int, *, salt: int = 0) -> Batch:
+        """Seeded data events, or latent ones for the inverse."""
+        data = self.data(batch, salt=salt)
+        if direction == "forward":
+            return data
+        return data._replace(values=self.run("forward", data)[0])
+
+    def arguments(self, direction: Direction, batch: Batch) -> tuple[Any, ...]:
+        """What `transform.forward` or `transform.inverse` takes."""
+        if direction == "inverse":
+            return batch.values, batch.context
+        noise = Noise(self.seed, batch.index) if self.kind.noisy else None
+        return batch.values, batch.context, noise
+
+    def run(
+        self, direction: Direction, batch: Batch, *, transform: Transform | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One direction of the transform (or of a copy of it), without gradients."""
+        with torch.no_grad():
+            chosen = self.transform if transform is None else transform
+            return getattr(chosen, direction)(*self.arguments(direction, batch))
+
+    def jacobian(self, direction: Direction, batch: Batch) -> Tensor:
+        """Of a batch of one event: ``(D, D)``."""
+
+        def function(values: Tensor) -> Tensor:
+            arguments = self.arguments(direction, batch._replace(values=values))
+            return getattr(self.transform, direction)(*arguments)[0]
+
+        jacobian = torch.autograd.functional.jacobian(function, batch.values, vectorize=True)
+        assert isinstance(jacobian, Tensor)
+        return jacobian.reshape(-1, batch.values.numel())
+
+    def condition(self) -> str:
+        """The condition number of the Jacobian of one event, for messages."""
+        if not self.data(1).values.is_floating_point():
+            return "not differentiable"
+        number = torch.linalg.cond(self.jacobian("forward", self.data(1)))
+        return f"condition number of the Jacobian {number.item():.1e}"
+
+    def close(self, what: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
+        """Assert ``|got - wanted| <= tolerance (1 + |wanted|)``; NaN is never close."""
+        assert got.shape == wanted.shape, f"{what}: {tuple(got.shape)}, not {tuple(wanted.shape)}"
+        wanted = wanted.double()
+        error = ((got.double() - wanted).abs() / (1 + wanted.abs())).flatten()
+        worst = error.amax().item() if len(error) else 0.0
+        assert worst <= tolerance, (
+            f"{what}: off by {worst:.2e}, more than {tolerance:.0e}; {self.condition()}"
+        )
+
+
+LawFunction = Callable[[Subject], None]
+LAWS: dict[str, LawFunction] = {}
+
+
+def law(name: str) -> Callable[[LawFunction], LawFunction]:
+    """Register a law; whatever goes wrong in it becomes an AssertionError that names it."""
+
+    def register(function: LawFunction) -> LawFunction:
+        @functools.wraps(function)
+        def named(subject: Subject) -> None:
+            try:
+                function(subject)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {subject}: {error}") from None
+            except Exception as error:
+                kind = type(error).__name__
+                raise AssertionError(f"{name}: {subject}: {kind}: {error}") from error
+
+        LAWS[name] = named
+        return named
+
+    return register
