@@ -6,7 +6,7 @@
     flow.bits_per_dim(images)                     # (N,) bits per dimension of uint8 (N, C, H, W)
     flow.sample(16)                               # (16, C, H, W) new images
     flow = mixerflow.build("mixerflow-tiny", (1, 28, 28))
-    mixerflow.train(flow, images, steps=200)
+    mixerflow.train(flow, images, config=mixerflow.recipe("mixerflow-tiny").train)
 
 The names below are imported when they are first used: ``import mixerflow`` alone is quick.
 """
@@ -65,7 +65,12 @@ __all__ = [
 ]
 
 
+_MODULES = ("core", "data", "errors", "evaluate", "images", "models", "nets", "transforms")
+
+
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f"mixerflow.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'mixerflow' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"mixerflow.{_HOME[name]}"), name)
@@ -74,4 +79,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES]

@@ -56,7 +56,7 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         name, hint = field.name.replace("_", "-"), hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _flags(hint, f"{prefix}{name}.")
             continue
         yield f"{prefix}{name}"
