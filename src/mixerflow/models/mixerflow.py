@@ -84,9 +84,6 @@ class MixerFlowConfig:
     """Whether the residual blocks read sign(x) log(1 + |x|); the paper's read x."""
     linear: Literal["LU", "RLU", "none"] = "LU"
     """Linear block before each coupling; RLU (order reversal) only without shift layers."""
-    whiten: float | None = None
-    """None starts the linear maps as identities, as the paper does; a number starts the first of
-    each mixing by whitening, and is the smallest standard deviation that believes, see `LU`."""
     actnorm: Literal["feature", "activation"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix."""
     scale_bound: float | None = None
@@ -156,10 +153,7 @@ def shift_layer(config: MixerFlowConfig, shape: Shape) -> Transform:
 
 def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:
     """A channel flow (``dim=-1``) or patch flow (``dim=-2``): ActNorm, then the flow layers."""
-    layers = [
-        flow_layer(config, n, flip=i % 2 == 1, whiten=None if i else config.whiten)
-        for i in range(config.flow_layers)
-    ]
+    layers = [flow_layer(config, n, flip=i % 2 == 1) for i in range(config.flow_layers)]
     if config.actnorm == "feature":
         steps: list[Transform] = [ActNorm(n)]
         for layer in layers:
@@ -172,13 +166,11 @@ def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform
     return Chain(*steps)
 
 
-def flow_layer(
-    config: MixerFlowConfig, n: int, *, flip: bool, whiten: float | None
-) -> list[Transform]:
+def flow_layer(config: MixerFlowConfig, n: int, *, flip: bool) -> list[Transform]:
     """A linear map and a coupling of vectors of length n."""
     steps: list[Transform] = []
     if config.linear != "none":
-        steps.append({"LU": LU, "RLU": RLU}[config.linear](n, whiten=whiten))
+        steps.append({"LU": LU, "RLU": RLU}[config.linear](n))
     if n > 1:
         law = Affine(config.scale_bound)
         given, changed = halves(n, flip=flip)

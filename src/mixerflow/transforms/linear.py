@@ -19,22 +19,15 @@ class LU(Transform):
     Args:
         n: length of the vectors.
         bias: whether to add b.
-        whiten: None starts as the identity; a number lets `initialize` whiten its batch, so that
-            the start is a Gaussian model of it: ``L U = chol(S + whiten^2 I)^-1``, S the batch's
-            covariance. The number is the smallest standard deviation it believes: directions in
-            which the batch varies less are amplified by no more than its inverse.
 
     References:
         English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4.
         https://arxiv.org/abs/2310.16777
     """
 
-    def __init__(self, n: int, *, bias: bool = True, whiten: float | None = None) -> None:
+    def __init__(self, n: int, *, bias: bool = True) -> None:
         super().__init__()
-        if whiten is not None and not whiten > 0:
-            raise ValueError(f"{type(self).__name__}: whiten must be positive; got {whiten}")
         self.n = n
-        self.whiten = whiten
         self.packed = nn.Parameter(torch.zeros(n, n))
         self.bias = nn.Parameter(torch.zeros(n)) if bias else None
 
@@ -72,23 +65,6 @@ class LU(Transform):
     def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
         expect(self, shape, (self.n,))
         return shape
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
-        if self.whiten is not None:
-            rows = self._arrange(x).double()
-            mean = rows.mean(0)
-            spread = (rows - mean).mT @ (rows - mean) / len(rows)
-            spread.diagonal().add_(self.whiten**2)
-            identity = torch.eye(self.n, dtype=rows.dtype, device=rows.device)
-            inverse = torch.linalg.solve_triangular(
-                torch.linalg.cholesky(spread), identity, upper=False
-            )
-            scale = inverse.diagonal()  # inverse = L U with U = diag(scale)
-            self.packed.copy_((inverse / scale).tril(-1) + torch.diag_embed(scale.log()))
-            if self.bias is not None:
-                self.bias.copy_(-inverse @ mean)
-        return self(x, context)[0]
 
     def extra_repr(self) -> str:
         """The width, in ``print(flow)``."""
