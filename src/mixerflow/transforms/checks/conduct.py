@@ -62,9 +62,9 @@ def rows(subject: Subject) -> None:
             context = None
             if one.context is not None and two.context is not None:
                 context = mixed(one.context, two.context)
-            index = mixed(one.index, two.index)
+            number = mixed(one.number, two.number)
             wanted = s.run(direction, one)
-            got = s.run(direction, Batch(mixed(one.values, two.values), context, index))
+            got = s.run(direction, Batch(mixed(one.values, two.values), context, number))
             for name, a, b in zip(("values", "log-det"), got, wanted, strict=True):
                 error = (a[2] - b[2]).abs().max().item()
                 assert torch.equal(a[2], b[2]), (

@@ -59,7 +59,7 @@ def estimated_log_det(subject: Subject, draws: int = 10_000) -> None:
     """The mean of many draws is the Jacobian's log-det within some standard errors."""
     one = subject.data(1)
     wanted = torch.linalg.slogdet(subject.jacobian("forward", one))[1]
-    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(index=torch.arange(draws))
+    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
     got = subject.run("forward", many)[1]
     error = (got.mean() - wanted).abs() / (got.std() * draws**-0.5)
     assert error <= subject.kind.log_det, (
@@ -79,7 +79,7 @@ def zero_log_det(subject: Subject) -> None:
 def expectation(subject: Subject, draws: int = 4096) -> None:
     """``E f(x + u) / q(u | x)`` is the integral of f over the unit cube of x, by quadrature."""
     one = subject.data(1)
-    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(index=torch.arange(draws))
+    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
     z, log_det = subject.run("forward", many)
     low = one.values.to(z.dtype)
 

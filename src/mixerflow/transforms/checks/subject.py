@@ -55,12 +55,12 @@ class Batch(NamedTuple):
 
     values: Tensor
     context: Tensor | None
-    index: Tensor
+    number: Tensor
 
     def rows(self, which: slice | Tensor) -> Batch:
         """A part of the batch."""
         context = None if self.context is None else self.context[which]
-        return Batch(self.values[which], context, self.index[which])
+        return Batch(self.values[which], context, self.number[which])
 
 
 class Subject:
@@ -126,7 +126,7 @@ class Subject:
         """What `transform.forward` or `transform.inverse` takes."""
         if direction == "inverse":
             return batch.values, batch.context
-        noise = Noise(self.seed, batch.index) if self.kind.noisy else None
+        noise = Noise(self.seed, batch.number) if self.kind.noisy else None
         return batch.values, batch.context, noise
 
     def run(

@@ -1,0 +1,256 @@
+"""MixerFlow: the paper's sizes, its layers, odd shapes, and exactness down to the last pixel."""
+
+import math
+
+import pytest
+import torch
+
+from mixerflow.core import Chain, Flow, Noise
+from mixerflow.models.mixerflow import MixerFlowConfig, build, shift_layer
+from mixerflow.transforms import Rescale
+from mixerflow.transforms.checks import perturb
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "millions", "tolerance"),
+    [
+        ({}, (3, 32, 32), 11.34, 0.005),
+        ({"patch": 8, "shift": 2}, (3, 64, 64), 18.90, 0.005),
+        ({"linear": "RLU", "shift": 0, "hidden": 64}, (1, 28, 28), 3.10, 0.025),
+    ],
+)
+def test_parameters_number_what_the_paper_says(settings, shape, millions, tolerance):
+    with torch.device("meta"):
+        flow = build(MixerFlowConfig(norm="batch", **settings), shape)
+    count = sum(p.numel() for p in flow.parameters())
+    assert count == pytest.approx(millions * 1e6, rel=tolerance)
+
+
+def small(shape, **settings) -> Flow:
+    few = {"layers": 2, "shift_every": 2, "patch": 2, "hidden": 8, "norm": "none", **settings}
+    return build(MixerFlowConfig(**few), shape)
+
+
+def pixels(n, shape, levels=256):
+    return torch.randint(0, levels, (n, *shape), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("settings", [{}, {"actnorm": "activation"}, {"cut": "dilated"}])
+def test_a_fresh_model_is_the_identity_on_rescaled_pixels(norm, settings):
+    shape = (3, 8, 12)
+    flow, x = small(shape, norm=norm, patch=4, **settings), pixels(3, shape)
+    assert torch.equal(flow.encode(x), ((x + 0.5) / 128 - 1).flatten(1))
+    assert torch.equal(flow.eval()(x).log_det, torch.tensor(math.log(2 / 256) * 288).expand(3))
+
+
+SHAPES = {
+    "thin": ((1, 20, 28), {"patch": 4}),
+    "four channels": ((4, 24, 40), {"patch": (8, 4), "shift": (3, 2)}),
+    "volumes": ((3, 8, 8, 8), {"patch": (2, 4, 4), "shift": (1, 2, 1)}),
+    "shift on one axis": ((1, 4, 8), {"patch": (4, 2), "shift": (0, 1)}),
+    "signals": ((2, 12), {"patch": 3}),
+    "two channels, dilated": ((2, 6, 9), {"cut": "dilated", "patch": 3, "shift": 2}),
+    "stripes": ((3, 8, 5), {"cut": "stripes", "patch": (2, 5)}),
+    "bands": ((3, 5, 8), {"cut": "bands", "patch": (5, 2)}),
+    "pixels": ((3, 4, 4), {"patch": 1, "shift": 0}),
+    "one patch": ((1, 4, 4), {"patch": 4, "shift": 0}),
+    "no linear maps": ((1, 4, 6), {"linear": "none", "colour": False}),
+    "five bits": ((3, 4, 4), {"levels": 32}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_images_of_all_shapes_go_there_and_back(name):
+    shape, settings = SHAPES[name]
+    flow = small(shape, **settings)
+    perturb(flow, size=0.1)
+    x = pixels(3, shape, settings.get("levels", 256))
+    assert torch.equal(flow.decode(flow.encode(x)), x)
+    inner = flow.double().transform
+    z = torch.randn(3, *shape, dtype=torch.float64)
+    y, back = Chain(*list(inner)[1:]).inverse(z)
+    there, log_det = Chain(*list(inner)[1:])(y)
+    torch.testing.assert_close(there, z, rtol=0, atol=1e-10)
+    torch.testing.assert_close(log_det, -back, rtol=0, atol=1e-9)
+    assert flow.sample(2).shape == (2, *shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "shift"),
+    [((3, 32, 32), 4, 1), ((1, 12, 8), (4, 2), (3, 1)), ((2, 6, 8, 4), (2, 4, 2), (1, 3, 0))],
+)
+def test_a_shift_layer_mixes_its_window_and_leaves_the_frame(shape, patch, shift):
+    config = MixerFlowConfig(patch=patch, shift=shift, hidden=8, flow_layers=2, norm="none")
+    layer = shift_layer(config, shape)
+    perturb(layer, size=0.2)
+    window = torch.zeros(shape, dtype=torch.bool)
+    inner = [slice(None)]
+    for n, p, s in zip(shape[1:], config.patch_of(shape), config.shift_of(shape), strict=True):
+        inner.append(slice(s, n - p + s) if s else slice(None))
+    window[tuple(inner)] = True
+    x = torch.randn(2, *shape)
+    z = layer(x)[0]
+    assert torch.equal(z[:, ~window], x[:, ~window])
+    assert (z[:, window] != x[:, window]).all()
+    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=1e-4, atol=1e-4)
+
+
+def test_every_fourth_layer_is_shifted():
+    with torch.device("meta"):
+        flow = build(MixerFlowConfig(hidden=8), (3, 32, 32))
+    names = [type(step).__name__ for step in flow.transform]
+    assert names[:3] == ["Dequantize", "Rescale", "Along"]
+    layers = names[3:]
+    assert len(layers) == 30
+    assert [i + 1 for i, name in enumerate(layers) if name == "Window"] == [
+        4,
+        8,
+        12,
+        16,
+        20,
+        24,
+        28,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"patch": 5},
+            r"patch side 5 does not divide the 12 pixels .* these do: 1, 2, 3, 4, 6, 12",
+        ),
+        ({"patch": (2, 3, 4)}, r"patch \(2, 3, 4\) names 3 spatial axes; the images have 2"),
+        ({"shift": (1,)}, r"shift \(1,\) names 1 spatial axes; the images have 2"),
+        ({"patch": 4, "shift": 4}, r"shift 4 on spatial axis 0 must lie in 0\.\.3"),
+        ({"patch": 4, "shift": -1}, r"shift -1 on spatial axis 0 must lie in 0\.\.3"),
+        ({"patch": (4, 12), "shift": 1}, r"one patch .* wide: use shift 0"),
+        ({"linear": "RLU", "flow_layers": 3}, r"odd number of RLU"),
+        ({"layers": 0}, r"layers must be at least 1; got 0"),
+        ({"levels": 1}, r"levels must be 2 to 65536; got 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small((1, 12, 12), **settings)
+
+
+def test_an_odd_number_of_reversals_is_fine_without_shift():
+    shape = (1, 4, 6)
+    flow, x = small(shape, linear="RLU", flow_layers=3, shift=0), pixels(2, shape)
+    assert torch.equal(flow.decode(flow.encode(x)), x)
+
+
+def test_a_class_conditional_model_knows_its_classes():
+    shape = (1, 4, 6)
+    flow, x = small(shape, classes=3, class_width=4), pixels(3, shape)
+    labels = torch.tensor([0, 1, 2])
+    perturb(flow, size=0.1)
+    same = x[:1].expand(3, *shape)
+    noise = Noise(0, torch.zeros(3, dtype=torch.int64))
+    assert flow.bits_per_dim(same, labels, noise).unique().numel() == 3
+    assert torch.equal(flow.decode(flow.encode(x, labels), labels), x)
+    assert not torch.equal(flow.decode(flow.encode(x, labels), labels.flip(0)), x)
+    assert flow.sample(4, 1).shape == (4, *shape)
+    with pytest.raises(ValueError, match="pass a context"):
+        flow.log_prob(x)
+
+
+class WrongRescale(Rescale):
+    """Two per cent too much log-det."""
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return z, log_det * 1.02
+
+
+def mass(flow, *, draws=1024, samples=100_000) -> tuple[float, float, float]:
+    """P(all images) + P(outside all cubes), which is 1; its standard error; the second share.
+
+    ``P(x)`` is the density's integral over x's unit cube, the mean of ``p(x + u)``; the rest are
+    the flow's own samples with a value outside the levels, before any clamping.
+    """
+    every = torch.cartesian_prod(*[torch.arange(flow.levels)] * flow.dims).to(torch.uint8)
+    images = every.reshape(-1, *flow.shape).repeat_interleave(draws, 0)
+    log_prob = flow.log_prob(images, noise=Noise(1, torch.arange(len(images))))
+    density = log_prob.double().exp().reshape(len(every), draws)
+    total, variance = density.mean(1).sum().item(), density.var(1).sum().item() / draws
+    x = flow.transform.inverse(torch.randn(samples, *flow.latent_shape))[0].flatten(1)
+    outside = ((x < 0) | (x >= flow.levels)).any(1).double().mean().item()
+    variance += outside * (1 - outside) / samples
+    return total + outside, math.sqrt(variance), outside
+
+
+EXACT = {
+    "square": ((1, 2, 2), {"patch": 1, "shift": 0, "levels": 3}, 0),
+    "row": ((1, 1, 4), {"patch": (1, 2), "shift": (0, 1), "levels": 3, "norm": "batch"}, 3),
+    "two colours": ((2, 2), {"patch": 1, "shift": 0, "levels": 3, "linear": "RLU"}, 4),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EXACT)
+def test_the_probabilities_of_all_images_make_one(name):
+    shape, settings, seed = EXACT[name]
+    flow = small(shape, **settings).eval()
+    perturb(flow, size=0.2, seed=seed)
+    flow.initialize(pixels(1000, shape, flow.levels))  # or hardly any sample would be an image
+    total, error, outside = mass(flow)
+    assert 0.1 < outside < 0.9, "with all mass on one side the sum would prove little"
+    assert abs(total - 1) < 3 * error
+    steps = list(flow.transform)
+    steps[1] = WrongRescale(steps[1].scale, steps[1].shift)
+    wrong, error, _ = mass(Flow(Chain(*steps), shape, levels=flow.levels).eval())
+    assert abs(wrong - 1) > 3 * error, "an error of 2 % in one log-det would go unseen"
+
+
+# A hundred steps of training move weights by 0.01 to 0.07, in units of 1 / sqrt(fan_in).
+TRAINED = 0.05
+
+
+def photographs(n, shape):
+    """Smooth 8-bit images with some grain, clipped at both ends, like photographs."""
+    coarse = torch.randn(n, shape[0], 6, 6)
+    smooth = torch.nn.functional.interpolate(coarse, size=shape[1:], mode="bicubic")
+    return (128 + 70 * smooth + 3 * torch.randn(smooth.shape)).round().clamp(0, 255).byte()
+
+
+def framed(n, shape):
+    """The same on an empty ground, like scans of digits: most pixels are constant."""
+    x = torch.zeros(n, *shape, dtype=torch.uint8)
+    box = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    x[box] = photographs(n, shape)[box]
+    return x
+
+
+@pytest.mark.parametrize("images", [photographs, framed])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_thirty_layers_give_every_pixel_back(images, norm):
+    shape = (3, 32, 32)
+    x = images(32, shape)
+    flow = build(MixerFlowConfig(hidden=16, norm=norm), shape)
+    flow.initialize(x)
+    for size in (0.0, TRAINED):
+        perturb(flow, size=size)
+        z = flow.encode(x[:4])
+        assert torch.equal(flow.decode(z), x[:4])
+        assert z.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_trained_model_gives_every_pixel_back():
+    shape = (1, 16, 16)
+    x = photographs(500, shape)
+    flow = build(MixerFlowConfig(hidden=16), shape)
+    flow.initialize(x[:256])
+    before = flow.bits_per_dim(x[:64]).mean()
+    optimiser = torch.optim.Adam(flow.train().parameters(), 1e-3)
+    for _ in range(60):
+        loss = -flow.log_prob(x[torch.randint(len(x), (64,))]).mean() / (flow.dims * math.log(2))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 5.0)
+        optimiser.step()
+    assert flow.bits_per_dim(x[:64]).mean() < before - 2
+    assert torch.equal(flow.decode(flow.encode(x)), x)

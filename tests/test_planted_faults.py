@@ -1,0 +1,260 @@
+"""The laws are tested: each planted fault breaks the law that should see it, its parent none."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from mixerflow.core import Along, Transform
+from mixerflow.nets import ResidualMLP
+from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale
+from mixerflow.transforms.checks import LAWS, check
+
+GRAPHS = {"compile forward", "compile inverse", "export"}
+
+
+def broken_laws(transform, shape, **settings) -> set[str]:
+    """The names of the laws that `check` finds broken."""
+    try:
+        check(transform, shape, laws=set(LAWS) - GRAPHS, **settings)
+    except AssertionError as error:
+        names = "|".join(map(re.escape, LAWS))
+        assert type(transform).__name__ in str(error)
+        return set(re.findall(rf"^({names}): ", str(error), re.MULTILINE))
+    return set()
+
+
+def net(given, changed):
+    return ResidualMLP(given, 2 * changed, width=8)
+
+
+class WrongSign(LU):
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return z, -log_det
+
+
+class MissingRowFactor(Along):
+    """Counts one row of each image instead of all."""
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return z, log_det / math.prod(x.shape[1:]) * x.shape[self.dim + 1]
+
+    def inverse(self, z, context=None):
+        x, log_det = super().inverse(z, context)
+        return x, log_det / math.prod(x.shape[1:]) * x.shape[self.dim + 1]
+
+
+class SwappedHalf(Coupling):
+    """Goes back by the other half."""
+
+    def inverse(self, z, context=None):
+        self.flip = not self.flip
+        try:
+            return super().inverse(z, context)
+        finally:
+            self.flip = not self.flip
+
+
+class BatchLeak(Coupling):
+    """Its conditioner sees the half relative to the batch's mean, in both directions."""
+
+    def _parameters_of(self, given, changed, context):
+        mean = given.mean(0, keepdim=True) if len(given) else 0
+        return super()._parameters_of(given - mean, changed, context)
+
+
+class NarrowSum(Coupling):
+    """Sums by a matrix product, which autocast turns into bfloat16; the dtype does not tell."""
+
+    def forward(self, x, context=None, noise=None):
+        given, changed = self._split(x)
+        raw = self._parameters_of(given, changed, context)
+        changed, log_det = self.law.forward(changed, raw)
+        ones = torch.ones(log_det.shape[1], 1, dtype=log_det.dtype)
+        return self._join(given, changed), (log_det @ ones).squeeze(1).to(x.dtype)
+
+
+class BFloat16LogDet(ActNorm):
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return z, log_det.bfloat16()
+
+
+class TransposedInverse(LU):
+    """Solves L U x = z with the triangles the wrong way round."""
+
+    def inverse(self, z, context=None):
+        lower, upper = self.triangles()
+        log_det = super().inverse(z, context)[1]
+        return (z - self.bias) @ torch.linalg.inv(lower @ upper), log_det
+
+
+class Float32Constant(Rescale):
+    """Holds its log-det in float32, whatever the model's dtype."""
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return z, log_det.float().to(x.dtype)
+
+
+class WrongBothWays(ActNorm):
+    """Forgets one feature in both directions, so that the two log-dets still cancel."""
+
+    def _log_det(self, x):
+        return super()._log_det(x) - self.log_scale[0]
+
+
+class WritesInPlace(ActNorm):
+    def forward(self, x, context=None, noise=None):
+        return x.mul_(self.log_scale.exp()).add_(self.shift), super().forward(x)[1]
+
+
+class CountsCalls(ActNorm):
+    def __init__(self, n):
+        super().__init__(n)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, context=None, noise=None):
+        self.calls += 1
+        return super().forward(x, context, noise)
+
+
+class DeadParameter(ActNorm):
+    def __init__(self, n):
+        super().__init__(n)
+        self.unused = torch.nn.Parameter(torch.zeros(n))
+
+
+class LongNoise(Dequantize):
+    """Noise on [0, 1.1): some pixels come back as their neighbour."""
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return x + 1.1 * (z - x), log_det
+
+
+class LopsidedNoise(Dequantize):
+    """Noise that comes back as the pixel it went, but is not uniform."""
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return x + (z - x).square(), log_det
+
+
+FAULTS = {
+    "sign": (WrongSign(5), LU(5), (5,), {"forward log-det"}),
+    "missing row factor": (
+        MissingRowFactor(0, LU(3)),
+        Along(0, LU(3)),
+        (3, 4),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "swapped half": (
+        SwappedHalf(-1, net(3, 3), Affine()),
+        Coupling(-1, net(3, 3), Affine()),
+        (6,),
+        {"left inverse", "right inverse"},
+    ),
+    "batch leak": (
+        BatchLeak(-1, net(3, 3), Affine()),
+        Coupling(-1, net(3, 3), Affine()),
+        (6,),
+        {"rows", "batch size"},
+    ),
+    "bf16 sum": (
+        NarrowSum(-1, net(3, 3), Affine()),
+        Coupling(-1, net(3, 3), Affine()),
+        (6,),
+        {"autocast"},
+    ),
+    "bf16 log-det": (BFloat16LogDet(5), ActNorm(5), (5,), {"width"}),
+    "transposed inverse": (
+        TransposedInverse(5),
+        LU(5),
+        (5,),
+        {"left inverse", "right inverse"},
+    ),
+    "float32 constant": (Float32Constant(1 / 3), Rescale(1 / 3), (5,), {"forward log-det"}),
+    "wrong both ways": (
+        WrongBothWays(5),
+        ActNorm(5),
+        (5,),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "writes in place": (WritesInPlace(5), ActNorm(5), (5,), {"purity"}),
+    "changes in eval": (CountsCalls(5), ActNorm(5), (5,), {"purity"}),
+    "dead parameter": (DeadParameter(5), ActNorm(5), (5,), {"gradients"}),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_breaks_its_law(name):
+    fault, parent, shape, laws = FAULTS[name]
+    assert laws <= broken_laws(fault, shape)
+    assert broken_laws(parent, shape) == set()
+
+
+def pixels(batch, shape, generator):
+    return torch.randint(0, 256, (batch, *shape), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("fault", "laws"), [(LongNoise(), {"left inverse"}), (LopsidedNoise(), {"expectation"})]
+)
+def test_a_faulty_dequantiser_breaks_its_law(fault, laws):
+    assert broken_laws(fault, (3, 4), kind="stochastic", inputs=pixels) >= laws
+    assert broken_laws(Dequantize(), (3, 4), kind="stochastic", inputs=pixels) == set()
+
+
+def test_a_fault_in_both_directions_is_not_seen_by_cancelling():
+    fault, x = WrongBothWays(5), torch.randn(2, 5)
+    z, log_det = fault(x)
+    assert torch.allclose(log_det + fault.inverse(z)[1], torch.zeros(2))
+
+
+class Estimated(ActNorm):
+    """A log-det with noise on it; `bias` is the fault."""
+
+    density = "estimate"
+
+    def __init__(self, n, bias=0.0):
+        super().__init__(n)
+        self.bias = bias
+
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x)
+        return z, log_det + self.bias + noise.normal(x.flatten(1)[:, 0], self.stream)
+
+
+def test_estimated_log_dets_are_right_in_the_mean():
+    assert broken_laws(Estimated(4), (4,), kind="estimate") == set()
+    assert broken_laws(Estimated(4, bias=0.1), (4,), kind="estimate") == {"estimated log-det"}
+
+
+class Absolute(Transform):
+    """A surjection: its right inverse takes the positive root."""
+
+    def forward(self, x, context=None, noise=None):
+        return x.abs(), x.new_full((len(x),), math.log(0.5) * math.prod(x.shape[1:]))
+
+    def inverse(self, z, context=None):
+        return z.clone(), z.new_full((len(z),), math.log(2) * math.prod(z.shape[1:]))
+
+
+def test_kinds_waive_what_cannot_hold():
+    assert broken_laws(Absolute(), (4,), kind="surjection") == set()
+    assert "left inverse" in broken_laws(Absolute(), (4,))
+
+
+def test_unknown_laws_are_refused():
+    with pytest.raises(ValueError, match=r"no such laws.*'sign'.*left inverse"):
+        check(LU(3), (3,), laws={"sign"})
+
+
+def test_the_subject_is_left_alone():
+    transform = LU(3)
+    check(transform, (3,), laws={"left inverse"})
+    assert not transform.packed.any() and transform.packed.dtype == torch.float32
