@@ -126,6 +126,28 @@ def test_a_valid_step_is_kept_and_a_damaged_one_moved_aside(checkpoints):
         assert_whole(checkpoints.load())
 
 
+def test_another_future_sets_the_old_one_aside(checkpoints):
+    checkpoints.keep = 4
+    for number in (1, 2):
+        for step in (1, 2, 3, 4):
+            save(checkpoints, step, best=step != 2)
+        checkpoints.set_aside(2)
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.load("last").step == 2 and checkpoints.load("best").step == 1
+        for step in (3, 4):
+            aside = checkpoints.root / f"step-{step}.aside-{number}"
+            assert sorted(path.name for path in aside.iterdir()) == sorted(FILES)
+
+
+def test_a_best_that_was_set_aside_is_not_its_successor(checkpoints):
+    save(checkpoints, 0)
+    save(checkpoints, 1, best=True)
+    checkpoints.set_aside(0)
+    save(checkpoints, 1)
+    with pytest.raises(CheckpointError, match="is marked as the best"):
+        checkpoints.load("best")
+
+
 @pytest.mark.parametrize("kind", ["truncation", "flip"])
 def test_random_damage_is_detected_and_named(checkpoints, kind):
     rng = random.Random(kind)
@@ -185,7 +207,7 @@ def test_a_renamed_folder_is_not_another_step(checkpoints):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
 def test_files_that_hash_well_and_do_not_parse(checkpoints, name, monkeypatch):
-    packer = "_pack_state" if name == "state.pt" else "_pack"
+    packer = "pack_state" if name == "state.pt" else "pack_tensors"
     monkeypatch.setattr(module, packer, lambda _: b"not a tensor in sight")
     folder = checkpoints.save(1, {}, None, {})
     with pytest.raises(CheckpointError, match="cannot be parsed") as caught:
@@ -271,7 +293,7 @@ def test_leavings_of_dead_writers_are_swept(checkpoints):
 
 def test_a_step_pruned_while_it_is_read(checkpoints, monkeypatch):
     save(checkpoints, 1)
-    verified = module._verified
+    verified = module.verified
 
     def overtaken(folder, skip):
         monkeypatch.undo()
@@ -279,7 +301,7 @@ def test_a_step_pruned_while_it_is_read(checkpoints, monkeypatch):
             save(checkpoints, step)
         return verified(folder, skip)
 
-    monkeypatch.setattr(module, "_verified", overtaken)
+    monkeypatch.setattr(module, "verified", overtaken)
     assert_whole(checkpoints.load("last"))
     assert checkpoints.steps() == [3, 4]
 
@@ -328,6 +350,37 @@ def fork_writer(root, first):
             os.write(sink, f"{step}\n".encode())
     finally:
         os._exit(1)
+
+
+@forks
+@pytest.mark.parametrize("renames", range(6))
+def test_a_kill_while_steps_are_set_aside_leaves_the_rest_loadable(checkpoints, renames):
+    checkpoints.keep = 5
+    for step in range(1, 6):
+        save(checkpoints, step, best=step % 2 == 0)
+    pid = os.fork()
+    if pid == 0:
+        done, rename, replace = count(), os.rename, os.replace
+
+        def mortal(move):
+            def move_or_die(source, target):
+                if next(done) == renames:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                move(source, target)
+
+            return move_or_die
+
+        os.rename, os.replace = mortal(rename), mortal(replace)
+        checkpoints.set_aside(2)
+        os._exit(0)
+    killed = os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert killed == (renames < 5)  # two pointers and three steps
+    for which in ("last", "best", *checkpoints.steps()):
+        assert_whole(checkpoints.load(which))  # and no warning of a missing pointer
+    assert checkpoints.load("last").step == (5 if renames == 0 else 2)
+    checkpoints.set_aside(2)
+    assert checkpoints.steps() == [1, 2] and len(list(checkpoints.root.glob("*.aside-1"))) == 3
+    assert checkpoints.load("last").step == checkpoints.load("best").step == 2
 
 
 @forks

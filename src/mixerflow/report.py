@@ -19,7 +19,7 @@ from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.evaluate import bits, draw_pixels, to_pixels
 from mixerflow.training import RunFolder, load
-from mixerflow.training.folder import write_atomically
+from mixerflow.training.disk import write_atomically
 
 _SCORED, _SHOWN, _REBUILT = 500, 16, 10
 

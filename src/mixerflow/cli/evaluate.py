@@ -19,7 +19,7 @@ from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
 from mixerflow.training import RunFolder, load
-from mixerflow.training.folder import write_atomically
+from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
 

@@ -13,7 +13,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import draw_pixels
 from mixerflow.training import load
-from mixerflow.training.folder import write_atomically, writing
+from mixerflow.training.disk import write_atomically, writing
 
 
 @dataclass(frozen=True)

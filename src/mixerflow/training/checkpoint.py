@@ -1,34 +1,41 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong model.
 
 A checkpoint is a folder that is written under another name and renamed when the disk has all of
-it, so it is there whole or not at all. Neither ``.pt`` nor safetensors notices a flipped bit:
-``manifest.json`` holds every file's SHA-256 and one of itself, and nothing unverified is parsed.
+it, so it is there whole or not at all. Nothing that its manifest does not verify is parsed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.training.folder import sweep, sync_folder, write_atomically, write_synced, writing
+from mixerflow.training.disk import sweep, sync_folder, write_atomically, write_synced, writing
+from mixerflow.training.manifest import (
+    EMA,
+    MANIFEST,
+    MODEL,
+    STATE,
+    Damage,
+    entry,
+    exhaust,
+    pack_state,
+    pack_tensors,
+    parse,
+    read_manifest,
+    seal,
+    verified,
+)
 
-_MANIFEST = "manifest.json"
-_MODEL, _EMA, _STATE = "model.safetensors", "ema.safetensors", "state.pt"
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 
 Packers = dict[str, Callable[[], bytes | memoryview]]
@@ -51,14 +58,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
-
-
-class _Damage(Exception):
-    """What is wrong with which file of a checkpoint."""
-
-    def __init__(self, what: str, path: Path) -> None:
-        self.what, self.path = what, path
-        super().__init__(f"{what}: {path}")
 
 
 class Checkpoints:
@@ -113,9 +112,9 @@ class Checkpoints:
                 before is untouched.
             TypeError: ``state`` holds what could not be loaded again.
         """
-        packers: Packers = {_MODEL: lambda: _pack(model), _STATE: lambda: _pack_state(state)}
+        packers: Packers = {MODEL: lambda: pack_tensors(model), STATE: lambda: pack_state(state)}
         if ema is not None:
-            packers[_EMA] = lambda: _pack(ema)
+            packers[EMA] = lambda: pack_tensors(ema)
         with writing(self.root, lambda: sum(len(pack()) for pack in packers.values())):
             self.root.mkdir(parents=True, exist_ok=True)
             sweep(self.root)
@@ -144,14 +143,14 @@ class Checkpoints:
         """
         step = self._resolve(which)
         folder = self._folder(step)
-        skip = {_STATE} if weights_only else set()
+        skip = {STATE} if weights_only else set()
         try:
-            parsed = {path.name: _parse(path, data) for path, data in _verified(folder, skip)}
-        except _Damage as damage:
+            parsed = {path.name: parse(path, data) for path, data in verified(folder, skip)}
+        except Damage as damage:
             if isinstance(which, str) and not os.path.lexists(folder):  # pruned meanwhile
                 return self.load(which, weights_only=weights_only)
             raise self._damaged(step, damage) from damage
-        return Checkpoint(step, folder, parsed[_MODEL], parsed.get(_EMA), parsed.get(_STATE, {}))
+        return Checkpoint(step, folder, parsed[MODEL], parsed.get(EMA), parsed.get(STATE, {}))
 
     def verify(self, path: Path) -> None:
         """Check every file of a step's folder against its manifest.
@@ -163,34 +162,43 @@ class Checkpoints:
         if not match:
             raise CheckpointError("not a checkpoint", path, "name a folder step-N")
         try:
-            _exhaust(path)
-        except _Damage as damage:
+            exhaust(path)
+        except Damage as damage:
             raise self._damaged(int(match[1]), damage) from damage
 
     def set_aside(self, after: int) -> None:
         """Rename the steps after `after` to ``step-N.aside-K``: another run's future from here on.
 
+        Args:
+            after: a step that is here, from now on the last.
+
         Raises:
             ResourceError: the folder cannot be written.
         """
+        past = [each for each in self.steps() if each <= after]
+        best = [each for each in past if self._was_best(each)]
         with writing(self.root):
-            for step in [each for each in self.steps() if each > after]:
-                folder = self._folder(step)
-                names = (self.root / f"{folder.name}.aside-{k}" for k in count(1))
-                folder.rename(next(name for name in names if not name.exists()))
-            best = [each for each in self.steps() if self._was_best(each)]
+            # Pointers first: after a kill at any moment they name steps that are here.
+            write_atomically(self.root / "last", f"{after}\n".encode())
             if best:
                 write_atomically(self.root / "best", f"{best[-1]}\n".encode())
-            write_atomically(self.root / "last", f"{after}\n".encode())
+            else:  # or it would name another run's step of the same number
+                (self.root / "best").unlink(missing_ok=True)
+            for step in reversed(self.steps()[len(past) :]):
+                self._move(self._folder(step), "aside")
             sync_folder(self.root)
 
     def _folder(self, step: int) -> Path:
         return self.root / f"step-{step}"
 
+    def _move(self, folder: Path, why: str) -> None:
+        names = (self.root / f"{folder.name}.{why}-{k}" for k in count(1))
+        folder.rename(next(name for name in names if not os.path.lexists(name)))
+
     def _is_valid(self, step: int) -> bool:
         try:
-            _exhaust(self._folder(step))
-        except _Damage:
+            exhaust(self._folder(step))
+        except Damage:
             return False
         return True
 
@@ -202,14 +210,13 @@ class Checkpoints:
             for name, pack in packers.items():  # one at a time: only one copy in memory
                 data = pack()
                 write_synced(temporary / name, data)
-                files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                files[name] = entry(data)
                 del data
             content = {"best": best, "files": files, "format": 1, "step": step}
-            write_synced(temporary / _MANIFEST, _seal(content))
+            write_synced(temporary / MANIFEST, seal(content))
             sync_folder(temporary)
             if os.path.lexists(folder):
-                names = (self.root / f"{folder.name}.damaged-{k}" for k in count(1))
-                folder.rename(next(name for name in names if not os.path.lexists(name)))
+                self._move(folder, "damaged")
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -245,8 +252,8 @@ class Checkpoints:
 
     def _was_best(self, step: int) -> bool:
         try:
-            return _manifest(self._folder(step))["best"]
-        except _Damage:
+            return read_manifest(self._folder(step))["best"]
+        except Damage:
             return False
 
     def _resolve(self, which: int | str) -> int:
@@ -274,7 +281,7 @@ class Checkpoints:
         )
         return found
 
-    def _damaged(self, step: int, damage: _Damage) -> CheckpointError:
+    def _damaged(self, step: int, damage: Damage) -> CheckpointError:
         valid = (each for each in reversed(self.steps()) if each < step and self._is_valid(each))
         earlier = next(valid, None)
         remedy = "no earlier one is valid: delete the folder and train again"
@@ -283,85 +290,3 @@ class Checkpoints:
                 f"continue from step {earlier} with --from-step {earlier}, or delete the folder"
             )
         return CheckpointError(f"checkpoint damaged ({damage.what})", damage.path, remedy)
-
-
-def _pack(tensors: dict[str, Tensor]) -> bytes:
-    # Clones share no memory and are contiguous, as safetensors wants them.
-    own = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-    return safetensors.torch.save(own)
-
-
-def _pack_state(state: dict[str, Any]) -> memoryview:
-    buffer = BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
-    if unsafe:
-        raise TypeError(f"state could not be loaded again: it holds {', '.join(unsafe)}")
-    return buffer.getbuffer()
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        if path.name == _STATE:
-            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-        return safetensors.torch.load(data)
-    except Exception as error:  # their parsers raise a dozen kinds
-        raise _Damage(f"cannot be parsed: {error}".splitlines()[0], path) from error
-
-
-def _seal(content: dict[str, Any]) -> bytes:
-    """A manifest in the one spelling that is valid: any flipped bit spells another."""
-
-    def spell(value: dict[str, Any]) -> bytes:
-        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-    return spell(content | {"sha256": hashlib.sha256(spell(content)).hexdigest()})
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise _Damage("file missing", path) from None
-    except OSError as error:
-        raise _Damage(f"cannot be read, {error.strerror}", path) from error
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    data = _read(path)
-    try:
-        content = json.loads(data)
-        del content["sha256"]
-        if _seal(content) != data:
-            raise ValueError
-        expected = {_MODEL, _STATE} <= set(content["files"]) <= {_MODEL, _EMA, _STATE}
-        if content["format"] != 1 or not expected:
-            raise _Damage("from another version of mixerflow", path)
-        if folder.name != f"step-{content['step']}":
-            raise _Damage(f"is step {content['step']}'s", path)
-        return content
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _Damage("SHA-256 differs", path) from error
-
-
-def _verified(folder: Path, skip: set[str]) -> Iterator[tuple[Path, bytes]]:
-    """Every file's path and bytes, as the manifest has them."""
-    for name, entry in _manifest(folder)["files"].items():
-        if name not in skip:
-            path = folder / name
-            data = _read(path)
-            if len(data) != entry["bytes"]:
-                raise _Damage(f"{len(data):,} of {entry['bytes']:,} bytes", path)
-            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                raise _Damage("SHA-256 differs", path)
-            yield path, data
-
-
-def _exhaust(folder: Path) -> None:
-    for _ in _verified(folder, set()):
-        pass

@@ -237,7 +237,9 @@ def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""What a checkpoint's files are, as bytes, and the manifest that tells whether they still are.
+
+Neither ``.pt`` nor safetensors notices a flipped bit: ``manifest.json`` holds every file's SHA-256
+and one of itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
+
+
+class Damage(Exception):
+    """What is wrong with which file of a checkpoint."""
+
+    def __init__(self, what: str, path: Path) -> None:
+        self.what, self.path = what, path
+        super().__init__(f"{what}: {path}")
+
+
+def pack_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """A state dict as a safetensors file; its tensors may share memory or have any strides."""
+    # Clones share no memory and are contiguous, as safetensors wants them.
+    own = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    return safetensors.torch.save(own)
+
+
+def pack_state(state: dict[str, Any]) -> memoryview:
+    """What resuming needs as a ``.pt`` file.
+
+    Raises:
+        TypeError: it holds what ``torch.load(weights_only=True)`` would refuse.
+    """
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
+    if unsafe:
+        raise TypeError(f"state could not be loaded again: it holds {', '.join(unsafe)}")
+    return buffer.getbuffer()
+
+
+def parse(path: Path, data: bytes) -> dict[str, Any]:
+    """What the bytes of a verified file hold, on the CPU.
+
+    Raises:
+        Damage: they cannot be parsed.
+    """
+    try:
+        if path.name == STATE:
+            return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+        return safetensors.torch.load(data)
+    except Exception as error:  # their parsers raise a dozen kinds
+        raise Damage(f"cannot be parsed: {error}".splitlines()[0], path) from error
+
+
+def entry(data: bytes | memoryview) -> dict[str, Any]:
+    """What a manifest says of one file."""
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """A manifest in the one spelling that is valid: any flipped bit spells another."""
+
+    def spell(value: dict[str, Any]) -> bytes:
+        return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+    return spell(content | {"sha256": hashlib.sha256(spell(content)).hexdigest()})
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Damage("file missing", path) from None
+    except OSError as error:
+        raise Damage(f"cannot be read, {error.strerror}", path) from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of a step's manifest.
+
+    Raises:
+        Damage: it is missing, damaged, or another's.
+    """
+    path = folder / MANIFEST
+    data = _read(path)
+    try:
+        content = json.loads(data)
+        del content["sha256"]
+        if seal(content) != data:
+            raise ValueError
+        expected = {MODEL, STATE} <= set(content["files"]) <= {MODEL, EMA, STATE}
+        if content["format"] != 1 or not expected:
+            raise Damage("from another version of mixerflow", path)
+        if folder.name != f"step-{content['step']}":
+            raise Damage(f"is step {content['step']}'s", path)
+        return content
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damage("SHA-256 differs", path) from error
+
+
+def verified(folder: Path, skip: set[str]) -> Iterator[tuple[Path, bytes]]:
+    """Every file's path and bytes, as the manifest has them, but for the names to skip.
+
+    Raises:
+        Damage: at the first file that differs.
+    """
+    for name, expected in read_manifest(folder)["files"].items():
+        if name not in skip:
+            path = folder / name
+            data = _read(path)
+            if len(data) != expected["bytes"]:
+                raise Damage(f"{len(data):,} of {expected['bytes']:,} bytes", path)
+            if entry(data) != expected:
+                raise Damage("SHA-256 differs", path)
+            yield path, data
+
+
+def exhaust(folder: Path) -> None:
+    """Verify every file of a step.
+
+    Raises:
+        Damage: at the first file that differs.
+    """
+    for _ in verified(folder, set()):
+        pass
