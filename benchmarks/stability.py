@@ -57,6 +57,9 @@ def run(
         if taken[-1].bad_part is not None:
             break
     good = [step for step in taken if step.bad_part is None]
+    x = torch.from_numpy(images.pixels[:64].copy())
+    averaged = trainer.settle()
+    wrong = int((averaged.decode(averaged.encode(x)) != x).sum())
     return {
         "seed": config.seed,
         "steps": len(taken),
@@ -64,6 +67,8 @@ def run(
         "largest_objective": max((step.objective for step in good), default=None),
         "last_objective": good[-1].objective if good else None,
         "largest_gradient_norm": max((step.gradient_norm for step in good), default=None),
+        "pixels_not_decoded": wrong,
+        "of_pixels": x.numel(),
         "seconds": round(time.monotonic() - begun, 1),
     }
 

@@ -1,7 +1,18 @@
-"""One thread, which is quickest for tensors this small, and fixed seeds."""
+"""One thread, which is quickest for tensors this small, and fixed seeds.
+
+With MIXERFLOW_CHECK_TYPES=1 every annotated call is checked, shapes too; compilation cannot be
+tested then.
+"""
+
+import os
 
 import pytest
 import torch
+
+if os.environ.get("MIXERFLOW_CHECK_TYPES") == "1":
+    from jaxtyping import install_import_hook
+
+    install_import_hook("mixerflow", "beartype.beartype")
 
 torch.set_num_threads(1)
 

@@ -75,7 +75,13 @@ def main(arguments: list[str]) -> int:
             split=split,
             on_batch=lambda n: bar.update(bar.done + n, ""),
         )
-    result = figure.as_dict() | {"codecs": codecs(images.pixels), "run": str(given.run)}
+    header = RunFolder(given.run).read_config()
+    kept = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
+    result = figure.as_dict() | {
+        "codecs": codecs(images.pixels),
+        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
+        "run": {key: header.get(key) for key in kept},
+    }
     _keep(given.run, result)
     if given.json:
         print(json.dumps(result, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
         about, given = _anew(name, rest)
     if given.threads:
         torch.set_num_threads(given.threads)
-    return _train(about, given)
+    return _train(about, given, arguments)
 
 
 def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
@@ -105,7 +106,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     return {"recipe": header.get("recipe")}, given
 
 
-def _train(about: dict[str, Any], given: Arguments) -> int:
+def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
     assert given.out is not None
     splits = load_data(given.data, transparency=given.transparency, on_bad_image=given.on_bad_image)
     for line in splits.train.skipped:
@@ -128,7 +129,7 @@ def _train(about: dict[str, Any], given: Arguments) -> int:
         epochs=given.epochs,
         minutes=given.minutes,
         from_step=given.from_step,
-        about=about | {"source": source},
+        about=about | {"command": shlex.join(["mixerflow", "train", *words]), "source": source},
     )
     _tell(result, given.out, splits)
     return result.exit_code
@@ -146,6 +147,7 @@ def _tell(result: Trained, out: Path, splits: Splits) -> None:
 
 def _fit(model: MixerFlowConfig, images: Images) -> MixerFlowConfig:
     """The model's settings with the levels of the images, if they allow it."""
+    assert images.levels is not None, "files hold integers"
     if model.levels == 256 != images.levels:
         model = replace(model, levels=images.levels)
     if model.levels is None or model.levels < images.levels:

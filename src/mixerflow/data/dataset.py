@@ -13,7 +13,7 @@ import numpy as np
 
 from mixerflow.errors import ConfigError, DataError
 
-_LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}
+_LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536, np.dtype(np.float32): None}
 _CHUNK_BYTES = 1 << 24
 
 
@@ -22,9 +22,10 @@ class Images:
     """A checked set of images of one shape.
 
     Args:
-        pixels: `(N, C, H, W)`, uint8 or uint16, C-contiguous; may be a read-only memory map.
+        pixels: `(N, C, *spatial)`, uint8 or uint16, or float32 for data without levels;
+            C-contiguous; may be a read-only memory map.
         labels: `(N,)` int64, or None where there are none.
-        levels: the number of values a pixel can take, 256 or 65536.
+        levels: the number of values a pixel can take, 256 or 65536; None for floats.
         classes: names of the labels 0, 1, ...; empty where there are none.
         dataset_id: which data this is. A bare name (`cifar10`) is the published set, image for
             image; a prefix (`folder:`, `npz:`, `hub:`) says that it is not known to be.
@@ -36,17 +37,19 @@ class Images:
 
     pixels: np.ndarray
     labels: np.ndarray | None
-    levels: int
+    levels: int | None
     classes: tuple[str, ...]
     dataset_id: str
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         pixels, where = self.pixels, self.dataset_id
-        if pixels.ndim != 4 or pixels.dtype not in _LEVELS:
+        if pixels.ndim < 3 or pixels.dtype not in _LEVELS:
             raise DataError(
                 f"pixels are {pixels.dtype} {pixels.shape}", where, "give (N, C, H, W) uint8/uint16"
             )
+        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+            raise DataError("values are not all finite", where, "leave out NaN and infinity")
         if pixels.size == 0:
             raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
         if not pixels.flags.c_contiguous:
@@ -64,10 +67,9 @@ class Images:
         return len(self.pixels)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of one image."""
-        channels, height, width = self.pixels.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """`(C, *spatial)` of one image."""
+        return tuple(self.pixels.shape[1:])
 
     def take(self, indices: np.ndarray) -> Images:
         """The images at `indices`, in that order, copied."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -72,8 +71,9 @@ def train(
     A folder that holds the same run unfinished is gone on with, from its last checkpoint.
 
     Args:
-        flow: from `mixerflow.build`, or any `Flow` over integer images.
-        images: ``(N, C, H, W)`` uint8, or an `Images`.
+        flow: from `mixerflow.build`, or any other `Flow`.
+        images: ``(N, C, *spatial)`` uint8 or uint16, floats for a flow without levels, or an
+            `Images`.
         labels: ``(N,)`` class numbers, for a class-conditional flow and plain arrays.
         validation: images to validate on; without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
@@ -93,9 +93,11 @@ def train(
     """
     config = _with_budget(config or TrainConfig(), steps, epochs, minutes)
     given = _as_images(images, labels)
-    if tuple(given.shape) != flow.shape:
-        what = f"the flow takes images {flow.shape}, these are {given.shape}"
-        raise ConfigError(what, given.dataset_id, "build the flow for their shape")
+    for name in ("shape", "levels"):
+        theirs, mine = getattr(given, name), getattr(flow, name)
+        if theirs != mine and not (name == "levels" and None not in (mine, theirs)):
+            what = f"the flow takes images of {name} {mine}, these have {theirs}"
+            raise ConfigError(what, given.dataset_id, "build the flow for them")
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
     folder = None if out is None else RunFolder(Path(out))
@@ -131,9 +133,12 @@ def _run(
     if folder is not None:
         if old is not None:
             checkpoints = Checkpoints(folder.path / "checkpoints")
-            session.restore(checkpoints.load("last" if from_step is None else from_step))
-            if from_step is not None:
-                checkpoints.set_aside(from_step)
+            loaded = checkpoints.load("last" if from_step is None else from_step)
+            session.restore(loaded)
+            if checkpoints.steps()[-1] > loaded.step:
+                checkpoints.set_aside(loaded.step)
+        else:
+            folder.cut_back(0)  # of a run that was killed before its first checkpoint
         folder.write_config(header | {"steps": steps, "status": "running"})
     try:
         exit_code = session.run()
@@ -183,7 +188,6 @@ def _header(
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
         },
-        "command": sys.argv,
     }
 
 
@@ -232,6 +236,8 @@ def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor
     if isinstance(images, Images):
         return images
     pixels = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels = pixels.astype(np.float32)
     numbers = None if labels is None else np.asarray(labels)
     return make_images(pixels, numbers, dataset_id="array:")
 

@@ -99,7 +99,7 @@ class Session:
                 if interrupt.requested:
                     break
             if self.result is None and trainer.step == total:  # a finished run, taken up again
-                self._look(bar, scalars)
+                self.result = self._score(len(self.validation))
             return interrupt.exit_code if trainer.step < total else 0
 
     @contextlib.contextmanager
@@ -162,30 +162,31 @@ class Session:
         """Evaluate the averaged weights, draw from them, and save."""
         trainer = self.trainer
         at_end = trainer.step == trainer.steps
-        flow = trainer.settle()
         few = trainer.config.evaluate_images or len(self.validation)
-        count = len(self.validation) if at_end else min(few, len(self.validation))
-        labels = self.validation.labels
-        figure = bits(
-            flow,
-            self.validation.pixels[:count],
-            labels=labels[:count] if flow.context_net is not None and labels is not None else None,
-            seed=trainer.config.seed,
-            dataset_id=self.validation.dataset_id,
-            split="validation",
-        )
+        figure = self._score(len(self.validation) if at_end else few)
         # the same images every time, or the best would be the one that saw the easiest
         comparable = float(figure.per_image[:few].mean())
         best = comparable < self.tally.best
         self.tally.best = min(comparable, self.tally.best)
-        record = {"kind": "validation", "step": trainer.step, **figure.as_dict()}
-        self._write(record, scalars)
+        self._write({"kind": "validation", "step": trainer.step, **figure.as_dict()}, scalars)
         if at_end:
             self.result = figure
         if self.folder is not None:
-            self._draw(flow)
+            self._draw(trainer.average.flow)
             self._save(best=best)
         bar.say(f"step {trainer.step}: validation {figure}")
+
+    def _score(self, count: int) -> Bits:
+        """Bits/dim of the averaged weights on the first `count` validation images."""
+        flow, labels = self.trainer.settle(), self.validation.labels
+        return bits(
+            flow,
+            self.validation.pixels[:count],
+            labels=labels[:count] if flow.context_net is not None and labels is not None else None,
+            seed=self.trainer.config.seed,
+            dataset_id=self.validation.dataset_id,
+            split="validation",
+        )
 
     def _draw(self, flow: Flow) -> None:
         assert self.folder is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class Law(Protocol):
     """An elementwise map ``z = f(x; raw)`` with `params` numbers an element.
 
