@@ -36,6 +36,10 @@ class Arguments:
     """Images on which to take the cures away one by one."""
     seeds: int = 5
     steps: int = 100
+    batch: int | None = None
+    """Instead of the recipe's."""
+    warmup: int | None = None
+    """Instead of the recipe's: 0 begins at the full learning rate."""
     threads: int = 1
 
 
@@ -103,8 +107,13 @@ def main() -> None:
     for pair in given.data:
         name, _, path = pair.partition("=")
         named, images = recipe(name), load(path).train
+        config = named.train
+        if given.batch is not None:
+            config = replace(config, batch=given.batch)
+        if given.warmup is not None:
+            config = replace(config, warmup=given.warmup)
         result[name] = [
-            run(named.model, replace(named.train, seed=seed), images, steps=given.steps)
+            run(named.model, replace(config, seed=seed), images, steps=given.steps)
             for seed in range(given.seeds)
         ]
     print(json.dumps(result, indent=2))
