@@ -117,6 +117,18 @@ def test_a_signal_leaves_a_run_folder_that_says_so(tmp_path, monkeypatch):
     assert load(tmp_path / "run", which="last").bits_per_dim(images().pixels).isfinite().all()
 
 
+def test_an_interrupted_run_with_batch_norm_can_be_evaluated(tmp_path, monkeypatch):
+    data, config = images(200), settings(steps=200, batch=16, evaluate_every=100, ema=0.9)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 99)
+        train(flow_of(WITH_BATCH_NORM), data, out=tmp_path / "run", config=config, quiet=True)
+    stopped = load(tmp_path / "run", which="last").bits_per_dim(data.pixels).mean()
+    train(flow_of(WITH_BATCH_NORM), data, out=tmp_path / "run", config=config, quiet=True)
+    records = RunFolder(tmp_path / "run").read_metrics()
+    (next_one,) = [r for r in records if r["kind"] == "validation" and r["step"] == 100]
+    assert abs(stopped - next_one["bits_per_dim"]) < 0.3
+
+
 def test_training_learns_and_leaves_the_averaged_weights_in_the_flow(tmp_path):
     data = images(200)
     flow = flow_of()
@@ -341,17 +353,30 @@ def test_settings_that_cannot_be_are_named(changes):
         settings(**changes)
 
 
-def killed_training(out, data, config, seconds):
-    """Train in a forked child that is killed after some time; whether it was still at it."""
+def killed_training(out, data, config, seconds, *, at_once):
+    """Train in a forked child, killed some time after its first save (or its start)."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        save = Checkpoints.save
+
+        def save_and_tell(self, *given, best=False):
+            path = save(self, *given, best=best)
+            os.write(writing, b".")
+            return path
+
+        Checkpoints.save = save_and_tell
         try:
             train(flow_of(), data, out=out, config=config, quiet=True)
         finally:
             os._exit(0)
+    os.close(writing)
+    if not at_once:
+        os.read(reading, 1)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
+    os.close(reading)
     return os.WIFSIGNALED(status)
 
 
@@ -383,8 +408,9 @@ def test_kill_9_at_any_moment_loses_no_checkpoint(tmp_path, kills, capsys):
     train(flow_of(), data, config=settings(steps=2), quiet=True)  # warm
     rng = np.random.default_rng(kills)
     out, reached, hits = tmp_path / "run", -1, 0
-    for _ in range(kills):
-        hits += killed_training(out, data, config, rng.uniform(0.05, 0.5))
+    for trial in range(kills):
+        seconds = rng.uniform(0, 0.3)
+        hits += killed_training(out, data, config, seconds, at_once=trial % 5 == 4)
         checkpoints = Checkpoints(out / "checkpoints")
         if not checkpoints.steps():
             continue

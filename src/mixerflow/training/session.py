@@ -173,7 +173,7 @@ class Session:
             self.result = figure
         if self.folder is not None:
             self._draw(trainer.average.flow)
-            self._save(best=best)
+            self._save(best=best, settled=True)
         bar.say(f"step {trainer.step}: validation {figure}")
 
     def _score(self, count: int) -> Bits:
@@ -196,9 +196,11 @@ class Session:
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures.save(pictures.grid(draw_pixels(flow, GRID, seed=0)[0], scale=2), path)
 
-    def _save(self, *, best: bool) -> None:
+    def _save(self, *, best: bool, settled: bool = False) -> None:
         if self._checkpoints is None:
             return
+        if not settled:  # whoever loads it gets statistics that are the averaged weights' own
+            self.trainer.settle()
         state = {"trainer": self.trainer.state(), "tally": vars(self.tally).copy()}
         averaged = self.trainer.average.flow.state_dict()
         model = self.trainer.flow.state_dict()
