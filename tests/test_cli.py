@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from mixerflow.cli import main
+from mixerflow.data import load as load_data
+from mixerflow.training import RunFolder, labels_of
 
 TINY = ["--model.layers", "1", "--model.hidden", "8", "--model.flow-layers", "2", "--threads", "1"]
 QUICK = [*TINY, "--steps", "4", "--train.batch", "8", "--train.evaluate-images", "20"]
@@ -87,6 +89,12 @@ def test_help_of_each_command(command):
         (["evaluate", "/no/such/run"], 4, "/no/such/run"),
         (["evaluate"], 2, "run"),
         (["sample", "/no/such/run"], 4, "/no/such/run"),
+        (["train", "mixerflow-tiny", "--steps", "1e3"], 2, "'1e3' does not fit --steps"),
+        (["train", "mixerflow-tiny", "--steps", "0"], 2, "--steps"),
+        (["train", "mixerflow-tiny", "--threads", "-1"], 2, "--threads"),
+        (["train", "mixerflow-tiny", "--threads", "100000"], 2, "--threads"),
+        (["train", "mixerflow-tiny", "--train.seed", str(2**64)], 2, "--train.seed"),
+        (["train", "mixerflow-tiny", "--device", "meta", "--steps", "1"], 2, "--device"),
         (["info", "mixerflow-cifr10"], 2, "did you mean mixerflow-cifar10?"),
     ],
 )
@@ -207,3 +215,71 @@ def test_info_shows_the_papers_counts(capsys):
         assert "shift layer" in said or name == "mnist"
     assert run("info") == 0
     assert "mixerflow-galaxy32-tiny" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "--batch", "0"], "--batch"),
+        (["evaluate", "--images", "0"], "--images"),
+        (["evaluate", "--device", "nonsense"], "--device"),
+        (["sample", "-n", "0"], "-n"),
+        (["sample", "--temperature", "inf"], "--temperature"),
+        (["sample", "--temperature", "nan"], "--temperature"),
+        (["sample", "--seed", str(2**64)], "--seed"),
+        (["sample", "--scale", "0"], "--scale"),
+        (["sample", "--label", "0"], "--label"),
+        (["sample", "--out", "noending"], "--out"),
+        (["train", "--out", "elsewhere"], "--out"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(trained, arguments, words, capsys):
+    capsys.readouterr()
+    command, *rest = arguments
+    assert run(command, trained, *rest) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+@pytest.fixture
+def clothes(tmp_path):
+    """Make a folder of classes, each with its own brightness."""
+
+    def make(name, *classes):
+        for number, each in enumerate(classes):
+            (tmp_path / name / each).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.full((8, 12, 3), 30 * number + i, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / each / f"{i}.png")
+        return tmp_path / name
+
+    return make
+
+
+def test_classes_are_matched_by_name(clothes, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--model.classes", 3, "--out", out, *QUICK]
+    assert run("train", "mixerflow-tiny", "--data", clothes("all", "a", "b", "c"), *words) == 0
+    capsys.readouterr()
+    assert run("evaluate", out, "--data", clothes("two", "b", "c")) == 0
+    assert run("evaluate", out, "--data", clothes("other", "a", "aa", "c")) == 3
+    assert "are not the run's" in capsys.readouterr().err
+    assert run("sample", out, "-n", 2, "--label", 3) == 2
+    assert run("sample", out, "-n", 2, "--label", 2) == 0
+    assert (out / "samples" / "n2-t1-seed0-label2.png").exists()
+    labels = labels_of(RunFolder(out).read_config(), load_data(str(tmp_path / "two")).train)
+    assert sorted(set(labels.tolist())) == [1, 2]
+
+
+def test_a_run_among_its_images_is_refused(folder, capsys):
+    assert run("train", "mixerflow-tiny", "--data", folder, "--out", folder / "r", *QUICK) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_damaged_run_json_is_named(trained, capsys):
+    (trained / "run.json").write_text("{}")
+    for command in ("evaluate", "sample", "info"):
+        capsys.readouterr()
+        assert run(command, trained) in (2, 4)
+        assert capsys.readouterr().err.count("\n") == 1

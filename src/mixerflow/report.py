@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -18,7 +19,7 @@ from mixerflow import images as pictures
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.evaluate import bits, draw_pixels, to_pixels
-from mixerflow.training import RunFolder, load
+from mixerflow.training import RunFolder, labels_of, load
 from mixerflow.training.disk import write_atomically
 
 _SCORED, _SHOWN, _REBUILT = 500, 16, 10
@@ -49,6 +50,8 @@ def write_report(run: Path, images: Images) -> Path:
     header, records = folder.read_config(), folder.read_metrics()
     flow = load(run)
     few = images.take(np.arange(min(_SCORED, len(images))))
+    if flow.context_net is not None:
+        few = dataclasses.replace(few, labels=labels_of(header, few))
     figure = bits(flow, few.pixels, labels=few.labels if flow.context_net is not None else None)
     order = figure.per_image.argsort()
     best, worst = order[:_SHOWN], order[::-1][:_SHOWN]

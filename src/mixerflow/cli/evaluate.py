@@ -18,7 +18,7 @@ from mixerflow.data import Images
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
-from mixerflow.training import RunFolder, load
+from mixerflow.training import RunFolder, labels_of, load
 from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
@@ -56,14 +56,15 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Score, compare, print, and keep the figures in the run folder."""
     given = parse(Arguments, arguments, prog="mixerflow evaluate")
+    if given.batch < 1:
+        raise ConfigError(f"{given.batch} images at a time", "--batch", "give at least 1")
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
     images, split = _images(given)
     if images.shape != flow.shape:
         what = f"images are {images.shape}, the run's are {flow.shape}"
         raise DataError(what, images.dataset_id, "give images of that shape")
-    labels = images.labels if flow.context_net is not None else None
-    if flow.context_net is not None and labels is None:
-        raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
+    header = RunFolder(given.run).read_config()
+    labels = None if flow.context_net is None else labels_of(header, images)
     with Bar("image", len(images), quiet=given.json) as bar:
         figure = bits(
             flow,
@@ -75,7 +76,6 @@ def main(arguments: list[str]) -> int:
             split=split,
             on_batch=lambda n: bar.update(bar.done + n, ""),
         )
-    header = RunFolder(given.run).read_config()
     kept = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
     result = figure.as_dict() | {
         "codecs": codecs(images.pixels),

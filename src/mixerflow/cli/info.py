@@ -15,7 +15,7 @@ from torch import nn
 from mixerflow import recipes
 from mixerflow.cli.parse import parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
-from mixerflow.errors import ConfigError
+from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import Config, MixerFlowConfig, build, from_spec
 from mixerflow.training import RunFolder
 from mixerflow.transforms import LU, Patches
@@ -43,8 +43,11 @@ def main(arguments: list[str]) -> int:
     published = None
     if (Path(name) / "run.json").is_file():
         header = RunFolder(Path(name)).read_config()
+        if not header.get("model"):
+            raise CheckpointError("names no model", name, "restore run.json from a copy")
         model, shape = from_spec(header["model"])
-        console.print(f"status {header['status']}, {header.get('steps')} steps, {header['data']}")
+        data = header.get("data", {}).get("dataset_id")
+        console.print(f"status {header.get('status')}, {header.get('steps')} steps on {data}")
     else:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_type_hints
 
@@ -65,7 +66,10 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
 
 
 def _plain(boxed: str) -> str:
-    """Tyro's boxed message as words in a row."""
+    """Tyro's boxed message as words in a row: of a wrong value, its flag and what was given."""
     lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
-    words = [line for line in lines if line and "help" not in line and line != "Parsing error"]
-    return "; ".join(words) or "a flag has a value that does not fit"
+    words = " ".join(line for line in lines if line and "help" not in line)
+    wrong = re.search(r"Error parsing (\S+?):.*?'([^']*)'", words)
+    if wrong:
+        return f"{wrong[2]!r} does not fit {wrong[1]}"
+    return words.removeprefix("Parsing error ") or "a flag has a value that does not fit"

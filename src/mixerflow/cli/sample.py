@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from mixerflow import images as pictures
@@ -49,15 +51,27 @@ def main(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, prog="mixerflow sample")
     if given.number < 1:
         raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
-    if not given.temperature >= 0:
-        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more")
+    if not 0 <= given.temperature < math.inf:
+        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more, finite")
+    if not 0 <= given.seed < 2**63:
+        raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
+    if given.scale < 1:
+        raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
+    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
+        raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
     if given.label is not None and flow.context_net is None:
         raise ConfigError("the run has no classes", "--label", "leave it out")
+    if given.label is not None and isinstance(flow.context_net, torch.nn.Embedding):
+        classes = flow.context_net.num_embeddings
+        if not 0 <= given.label < classes:
+            raise ConfigError(f"{given.label}", "--label", f"give 0 to {classes - 1}")
     pixels, clamped = draw_pixels(
         flow, given.number, seed=given.seed, temperature=given.temperature, label=given.label
     )
-    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}.png"
+    label = "" if given.label is None else f"-label{given.label}"
+    weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
+    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{label}{weights}.png"
     out = given.out or given.run / "samples" / name
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)

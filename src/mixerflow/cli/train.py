@@ -18,7 +18,7 @@ from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import MixerFlowConfig, build, from_spec
 from mixerflow.settings import restore
-from mixerflow.training import RunFolder, TrainConfig, Trained, train
+from mixerflow.training import RunFolder, TrainConfig, Trained, device_of, train
 
 _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same words again go on with it
        mixerflow train RUN [flags]        go on with the run in that folder
@@ -71,6 +71,8 @@ def main(arguments: list[str]) -> int:
         about, given = _again(Path(name), rest)
     else:
         about, given = _anew(name, rest)
+    if not 0 <= given.threads <= 1024:
+        raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
     if given.threads:
         torch.set_num_threads(given.threads)
     return _train(about, given, arguments)
@@ -103,17 +105,22 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
         on_bad_image=source["on_bad_image"],
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
+    if given.out != run:
+        raise ConfigError("a run goes on in its own folder", "--out", "leave it out")
     return {"recipe": header.get("recipe")}, given
 
 
 def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
     assert given.out is not None
     splits = load_data(given.data, transparency=given.transparency, on_bad_image=given.on_bad_image)
+    data, out = Path(given.data).resolve(), given.out.resolve()
+    if data.is_dir() and (out == data or data in out.parents):
+        raise ConfigError("the run would lie among its images", "--out", "name another folder")
     for line in splits.train.skipped:
         print(f"skipped {line}", file=sys.stderr)
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
-    flow = build(model, splits.train.shape).to(_device(given.device))
+    flow = build(model, splits.train.shape).to(device_of(given.device))
     source = {
         "data": given.data,
         "transparency": given.transparency,
@@ -168,14 +175,3 @@ def _validation(config: TrainConfig, splits: Splits) -> Images | None:
         where = splits.train.dataset_id
         raise ConfigError("no test images", where, "use --train.validation held-out")
     return splits.test
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("no such device here", f"--device {name}", "use cpu") from error
-    return device

@@ -48,7 +48,9 @@ def as_tensor(array: np.ndarray | Tensor) -> Tensor:
     """An array as a tensor of its own; uint16 as int32, which torch can compute with."""
     if isinstance(array, Tensor):
         return array
-    return torch.from_numpy(array.astype(np.int32 if array.dtype == np.uint16 else array.dtype))
+    array = np.asarray(array)
+    kind = np.int32 if array.dtype.newbyteorder("=") == np.uint16 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(kind))
 
 
 class Samples(NamedTuple):
@@ -136,6 +138,8 @@ class Flow(nn.Module):
         Raises:
             ValueError: images of another shape or range, context missing or not wanted.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
         if x.dim() != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
@@ -155,7 +159,7 @@ class Flow(nn.Module):
     def bits_per_dim(
         self,
         x: Tensor | np.ndarray,
-        context: Tensor | None = None,
+        context: Tensor | np.ndarray | None = None,
         noise: Noise | None = None,
         *,
         batch: int = 256,
@@ -165,7 +169,9 @@ class Flow(nn.Module):
         Batch norm in the conditioners counts with its running statistics, never with the batch's.
         Without `noise` image i gets ``Noise(0, i)``, so that the same images give the same figure.
         """
-        images = as_tensor(x)
+        if batch < 1:
+            raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
+        images, context = as_tensor(x), None if context is None else as_tensor(context)
         results = []
         with _evaluating(self):
             for start in range(0, max(len(images), 1), batch):
@@ -217,8 +223,8 @@ class Flow(nn.Module):
         batch: int = 256,
     ) -> Samples:
         """`sample`, with the count of values that had to be clamped into the levels."""
-        if n < 0 or not temperature >= 0:
-            raise ValueError(f"draw: n={n} and temperature={temperature} must not be negative")
+        if n < 0 or not 0 <= temperature < math.inf:
+            raise ValueError(f"draw: n={n} and temperature={temperature} must be 0 or more, finite")
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
         z = self.base.sample(like, generator) * temperature
         if context is not None:
@@ -259,6 +265,11 @@ class Flow(nn.Module):
             raise ValueError("this flow is conditional: pass a context (class labels, say)")
         if len(context) != batch:
             raise ValueError(f"context for {len(context)} images, a batch of {batch}")
+        if isinstance(self.context_net, nn.Embedding):
+            context = context.long()
+            classes = self.context_net.num_embeddings
+            if batch and not (0 <= int(context.min()) and int(context.max()) < classes):
+                raise ValueError(f"labels must lie in 0..{classes - 1}; got {context.tolist()[:8]}")
         return self.context_net(context.to(self.device))
 
     def _inverse(self, z: Tensor, context: Tensor | None) -> Tensor:

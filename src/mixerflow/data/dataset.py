@@ -119,6 +119,9 @@ def make_images(
     skipped: tuple[str, ...] = (),
 ) -> Images:
     """An `Images` from `(N, C, H, W)` pixels of any byte order or strides; levels by the type."""
+    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+        what = f"labels are {labels.dtype}"
+        raise DataError(what, dataset_id, "number the classes 0, 1, ... as integers")
     native = pixels.dtype.newbyteorder("=")
     if pixels.dtype != native or not pixels.flags.c_contiguous:
         pixels = np.ascontiguousarray(pixels, dtype=native)

@@ -191,6 +191,10 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
     for name in ("layers", "flow_layers", "hidden", "shift_every", "class_width"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
+    if config.classes < 0:
+        raise ValueError(f"classes must be 0 or more; got {config.classes}")
+    if not 2 <= len(shape) <= 4 or min(shape) < 1:
+        raise ValueError(f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}")
     patch, shift = config.patch_of(shape), config.shift_of(shape)
     if not any(shift):
         return

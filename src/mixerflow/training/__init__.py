@@ -4,7 +4,7 @@ from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.fit import Trained, train
 from mixerflow.training.folder import RunFolder
-from mixerflow.training.restore import load
+from mixerflow.training.restore import device_of, labels_of, load
 from mixerflow.training.session import Session
 from mixerflow.training.trainer import Trainer
 
@@ -16,6 +16,8 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Trainer",
+    "device_of",
+    "labels_of",
     "load",
     "train",
 ]

@@ -62,6 +62,7 @@ class TrainConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         for name in ("warmup", "evaluate_every", "save_every", "evaluate_images", "seed"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _require("seed", self.seed, self.seed < 2**63, "less than 2^63")
         for name in ("steps", "epochs", "minutes"):
             value = getattr(self, name)
             _require(name, value, value is None or (value > 0 and math.isfinite(value)), "positive")
@@ -81,6 +82,10 @@ class TrainConfig:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+_BUDGETS = ("steps", "epochs", "minutes")
+
+
 def _require(name: str, value: object, holds: bool, what: str) -> None:
     if not holds:
-        raise ConfigError(f"{value} is not a setting", f"--train.{name}", f"it must be {what}")
+        flag = f"--{name}" if name in _BUDGETS else f"--train.{name.replace('_', '-')}"
+        raise ConfigError(f"{value} cannot be", flag, f"it must be {what}")

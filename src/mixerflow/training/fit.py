@@ -93,16 +93,33 @@ def train(
     """
     config = _with_budget(config or TrainConfig(), steps, epochs, minutes)
     given = _as_images(images, labels)
-    for name in ("shape", "levels"):
-        theirs, mine = getattr(given, name), getattr(flow, name)
-        if theirs != mine and not (name == "levels" and None not in (mine, theirs)):
-            what = f"the flow takes images of {name} {mine}, these have {theirs}"
-            raise ConfigError(what, given.dataset_id, "build the flow for them")
+    _check_fit(flow, given)
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
     folder = None if out is None else RunFolder(Path(out))
     with _own_generators(flow, config.seed), nullcontext() if folder is None else folder.lock():
         return _run(flow, given, validation, folder, config, from_step, about or {}, quiet)
+
+
+def _check_fit(flow: Flow, images: Images) -> None:
+    """Raise a ConfigError unless the images are such as the flow was built for."""
+    where = images.dataset_id
+    if images.shape != flow.shape:
+        what = f"the flow takes images {flow.shape}, these are {images.shape}"
+        raise ConfigError(what, where, "build the flow for their shape")
+    if flow.levels is None and images.levels is not None:
+        raise ConfigError("the flow takes floats, these are integers", where, "convert them")
+    if flow.levels is not None and images.levels is None:
+        remedy = "multiply by 255, round, and convert to uint8, or build the flow with levels=None"
+        raise ConfigError(f"the flow takes {flow.levels} levels, these are floats", where, remedy)
+    if flow.levels is not None and images.pixels.max() >= flow.levels:
+        what = f"the flow takes values 0 to {flow.levels - 1}, these reach {images.pixels.max()}"
+        raise ConfigError(what, where, "build the flow with their levels")
+    if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
+        classes, most = flow.context_net.num_embeddings, int(images.labels.max())
+        if most >= classes or images.labels.min() < 0:
+            what = f"the flow has {classes} classes, a label is {most}"
+            raise ConfigError(what, where, "build it with more classes")
 
 
 def _run(
@@ -142,6 +159,10 @@ def _run(
         folder.write_config(header | {"steps": steps, "status": "running"})
     try:
         exit_code = session.run()
+    except KeyboardInterrupt:  # the second Ctrl-C: at once, without saving
+        if folder is not None:
+            folder.update({"status": "interrupted"})
+        raise
     except BaseException as error:
         if folder is not None:
             folder.update({"status": "failed", "error": f"{type(error).__name__}: {error}"})
@@ -239,7 +260,7 @@ def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor
     if np.issubdtype(pixels.dtype, np.floating):
         pixels = pixels.astype(np.float32)
     numbers = None if labels is None else np.asarray(labels)
-    return make_images(pixels, numbers, dataset_id="array:")
+    return make_images(pixels, numbers, dataset_id="array")
 
 
 def _device_name(device: torch.device) -> str:

@@ -123,6 +123,8 @@ class RunFolder:
                 record = json.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError("not a JSON object")
+                if not isinstance(record.get("step", 0), int):
+                    raise ValueError("its step is no number")
             except ValueError as error:
                 where = f"{self.metrics_path}, line {number}"
                 raise CheckpointError("damaged metrics", where, "delete that line") from error

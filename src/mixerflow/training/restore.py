@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from mixerflow.core import Flow
-from mixerflow.errors import CheckpointError
+from mixerflow.data import Images
+from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import build, from_spec
 from mixerflow.training.checkpoint import Checkpoints
 from mixerflow.training.folder import RunFolder
+
+
+def device_of(name: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"flows run on cpu and cuda, not on {device.type}")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("no such device here", f"--device {name}", "use cpu") from error
+    return device
 
 
 def load(
@@ -37,7 +57,14 @@ def load(
         raise CheckpointError(
             "no run here", folder.path, "name a folder that `mixerflow train` made"
         )
-    spec = folder.read_config().get("model")
+    if which not in ("best", "last") and not isinstance(which, int):
+        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
+    place = device_of(device)
+    header = folder.read_config()
+    if "model" not in header:
+        remedy = "restore it from a copy; the weights are in the checkpoints"
+        raise CheckpointError("damaged, it names no model", folder.config_path, remedy)
+    spec = header["model"]
     if spec is None:
         remedy = "build the flow yourself and load model.safetensors into it"
         raise CheckpointError("a flow of your own code", folder.path, remedy)
@@ -55,4 +82,22 @@ def load(
     except RuntimeError as error:
         what = "the weights do not fit run.json's model"
         raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
-    return flow.to(device).eval()
+    return flow.to(place).eval()
+
+
+def labels_of(header: dict[str, Any], images: Images) -> np.ndarray:
+    """The labels of `images` in the numbering of the run whose ``run.json`` is `header`.
+
+    Raises:
+        DataError: images without labels, or with classes that the run does not know.
+    """
+    if images.labels is None:
+        raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
+    known = list(header["data"]["classes"])
+    if list(images.classes) == known:
+        return images.labels
+    unknown = sorted(set(images.classes) - set(known))
+    if not images.classes or unknown:
+        what = f"classes {list(images.classes)} are not the run's {known}"
+        raise DataError(what, images.dataset_id, "name the class folders as in training")
+    return np.array([known.index(name) for name in images.classes])[images.labels]

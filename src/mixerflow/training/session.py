@@ -12,7 +12,7 @@ from typing import Any
 from mixerflow import images as pictures
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.errors import NonFiniteError
+from mixerflow.errors import CheckpointError, NonFiniteError
 from mixerflow.evaluate import Bits, bits, draw_pixels
 from mixerflow.training.budget import EVALUATIONS, GRID
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
@@ -63,9 +63,13 @@ class Session:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: weights, average, optimiser, generators, counts, metrics."""
-        self.trainer.flow.load_state_dict(checkpoint.model)
-        self.trainer.average.flow.load_state_dict(checkpoint.ema or checkpoint.model)
-        self.trainer.load_state(checkpoint.state["trainer"])
+        try:
+            self.trainer.flow.load_state_dict(checkpoint.model)
+            self.trainer.average.flow.load_state_dict(checkpoint.ema or checkpoint.model)
+            self.trainer.load_state(checkpoint.state["trainer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            what = "the checkpoint does not fit run.json's model"
+            raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
         self.tally = Tally(**checkpoint.state["tally"])
         if self.folder is not None:
             self.folder.cut_back(checkpoint.step)
