@@ -16,7 +16,7 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m "slow or not slow"
-	MIXERFLOW_CHECK_TYPES=1 $(BIN)/pytest tests/test_core.py tests/test_mixerflow.py
+	MIXERFLOW_CHECK_TYPES=1 $(BIN)/pytest tests/test_noise.py tests/test_core.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

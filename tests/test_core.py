@@ -142,7 +142,7 @@ def test_temperature_scales_every_latent():
     z = [real.encode(real.sample(4, temperature=t, generator=seed())) for t in (1.0, 0.5)]
     torch.testing.assert_close(z[1], z[0] / 2)
     with pytest.raises(ValueError, match=r"temperature=-1"):
-        flow.sample(1, temperature=-1)
+        flow.sample(1, temperature=-1.0)
     with pytest.raises(ValueError, match=r"temperature=nan"):
         flow.sample(1, temperature=math.nan)
 
