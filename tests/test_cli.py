@@ -272,6 +272,19 @@ def test_classes_are_matched_by_name(clothes, tmp_path, capsys):
     assert sorted(set(labels.tolist())) == [1, 2]
 
 
+def test_the_cache_goes_where_it_is_told(folder, tmp_path, monkeypatch):
+    told = []
+
+    def load_and_tell(spec, *, cache, **options):
+        told.append(cache)
+        return load_data(spec, cache=cache, **options)
+
+    monkeypatch.setattr("mixerflow.cli.train.load_data", load_and_tell)
+    words = ["--data", folder, "--out", tmp_path / "run", "--cache", tmp_path / "kept", *QUICK]
+    assert run("train", "mixerflow-tiny", *words) == 0
+    assert told == [tmp_path / "kept"]
+
+
 def test_a_run_among_its_images_is_refused(folder, capsys):
     assert run("train", "mixerflow-tiny", "--data", folder, "--out", folder / "r", *QUICK) == 2
     assert "--out" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixerflow import images as pictures
-from mixerflow.cli.parse import parse
+from mixerflow.cli.parse import data_of, parse
 from mixerflow.data import Images
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError, DataError
@@ -59,11 +59,11 @@ def main(arguments: list[str]) -> int:
     if given.batch < 1:
         raise ConfigError(f"{given.batch} images at a time", "--batch", "give at least 1")
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
-    images, split = _images(given)
+    header = RunFolder(given.run).read_config()
+    images, split = _images(given, data_of(header, given.data))
     if images.shape != flow.shape:
         what = f"images are {images.shape}, the run's are {flow.shape}"
         raise DataError(what, images.dataset_id, "give images of that shape")
-    header = RunFolder(given.run).read_config()
     labels = None if flow.context_net is None else labels_of(header, images)
     with Bar("image", len(images), quiet=given.json) as bar:
         figure = bits(
@@ -107,11 +107,7 @@ def codecs(pixels: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def _images(given: Arguments) -> tuple[Images, str]:
-    source: dict[str, Any] = RunFolder(given.run).read_config().get("source") or {}
-    spec = given.data or source.get("data")
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+def _images(given: Arguments, spec: str) -> tuple[Images, str]:
     splits = load_data(spec, transparency=given.transparency, on_bad_image=given.on_bad_image)
     if given.split == "test" and splits.test is not None:
         images, split = splits.test, "test"

@@ -73,3 +73,15 @@ def _plain(boxed: str) -> str:
     if wrong:
         return f"{wrong[2]!r} does not fit {wrong[1]}"
     return words.removeprefix("Parsing error ") or "a flag has a value that does not fit"
+
+
+def data_of(header: dict[str, Any], named: str | None) -> str:
+    """What `mixerflow.data.load` takes: as named, or what the run of this ``run.json`` was given.
+
+    Raises:
+        ConfigError: neither says.
+    """
+    spec = named or (header.get("source") or {}).get("data")
+    if spec is None:
+        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    return spec

@@ -8,9 +8,8 @@ from typing import Any
 
 import tyro
 
-from mixerflow.cli.parse import parse
+from mixerflow.cli.parse import data_of, parse
 from mixerflow.data import load as load_data
-from mixerflow.errors import ConfigError
 from mixerflow.training import RunFolder
 
 
@@ -27,13 +26,11 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Write the page and say where it is."""
     given = parse(Arguments, arguments, prog="mixerflow report")
-    source: dict[str, Any] = RunFolder(given.run).read_config().get("source") or {}
+    header = RunFolder(given.run).read_config()
     from mixerflow.report import write_report  # matplotlib takes a second that --help need not
 
-    spec = given.data or source.get("data")
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    source: dict[str, Any] = header.get("source") or {}
     options = {k: source[k] for k in ("transparency", "on_bad_image") if k in source}
-    splits = load_data(spec, **options)
+    splits = load_data(data_of(header, given.data), **options)
     print(write_report(given.run, splits.train if splits.test is None else splits.test))
     return 0

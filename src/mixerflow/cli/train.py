@@ -112,10 +112,15 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
 
 def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
     assert given.out is not None
-    splits = load_data(given.data, transparency=given.transparency, on_bad_image=given.on_bad_image)
     data, out = Path(given.data).resolve(), given.out.resolve()
     if data.is_dir() and (out == data or data in out.parents):
         raise ConfigError("the run would lie among its images", "--out", "name another folder")
+    splits = load_data(
+        given.data,
+        transparency=given.transparency,
+        on_bad_image=given.on_bad_image,
+        cache=given.cache,
+    )
     for line in splits.train.skipped:
         print(f"skipped {line}", file=sys.stderr)
     model = _fit(given.model, splits.train)

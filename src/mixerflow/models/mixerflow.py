@@ -28,7 +28,6 @@ Departs from the paper:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -219,8 +218,3 @@ def _per_axis(name: str, value: int | tuple[int, ...], axes: int) -> Shape:
     if len(sides) != axes:
         raise ValueError(f"{name} {sides} names {len(sides)} spatial axes; the images have {axes}")
     return sides
-
-
-def replace(config: MixerFlowConfig, **changes: object) -> MixerFlowConfig:
-    """`config` with some fields changed."""
-    return dataclasses.replace(config, **changes)  # pyright: ignore[reportArgumentType]

@@ -112,8 +112,9 @@ def _check_fit(flow: Flow, images: Images) -> None:
     if flow.levels is not None and images.levels is None:
         remedy = "multiply by 255, round, and convert to uint8, or build the flow with levels=None"
         raise ConfigError(f"the flow takes {flow.levels} levels, these are floats", where, remedy)
-    if flow.levels is not None and images.pixels.max() >= flow.levels:
-        what = f"the flow takes values 0 to {flow.levels - 1}, these reach {images.pixels.max()}"
+    mine, theirs = flow.levels or 0, images.levels or 0
+    if theirs > mine > 0 and images.pixels.max() >= mine:  # only then is every pixel worth a look
+        what = f"the flow takes values 0 to {mine - 1}, these reach {images.pixels.max()}"
         raise ConfigError(what, where, "build the flow with their levels")
     if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
         classes, most = flow.context_net.num_embeddings, int(images.labels.max())
