@@ -7,12 +7,14 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.nets.norm import BatchNorm
+
 Norm = Literal["batch", "layer", "none"]
 
 
 def _norm(kind: Norm, width: int) -> nn.Module:
     if kind == "batch":
-        return nn.BatchNorm1d(width)
+        return BatchNorm(width)
     if kind == "layer":
         return nn.LayerNorm(width)
     return nn.Identity()
