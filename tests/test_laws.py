@@ -26,6 +26,7 @@ from mixerflow.transforms import (
     Logit,
     Patches,
     Rescale,
+    Rows,
     Stripes,
     halves,
 )
@@ -110,6 +111,11 @@ def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
 CASES = {
     "chain": Case(lambda: Chain(LU(5), coupling(5), ActNorm(5)), (5,)),
     "chain of nothing": Case(Chain, (3,)),
+    "rows": Case(lambda: Rows(ActNorm(5), LU(5), coupling(5), ActNorm(5)), (5,)),
+    "rows with batch norm": Case(
+        lambda: Rows(LU(6), coupling(6, norm="batch"), LU(6), coupling(6, norm="batch", flip=True)),
+        (6,),
+    ),
     "inverse": Case(lambda: Inverse(Chain(LU(4), coupling(4)), (4,)), (4,)),
     "inverse of a cut": Case(lambda: Inverse(Patches((2, 4, 6), (2, 3)), (2, 4, 6)), (4, 12)),
     "inverse of a logit": Case(lambda: Inverse(Logit(), (4,)), (4,)),

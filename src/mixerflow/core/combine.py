@@ -139,7 +139,7 @@ class Along(Transform):
     ) -> tuple[Tensor, Tensor]:
         rows, moved = self._fold(x)
         n = math.prod(moved[1:-1])
-        noise = None if noise is None else noise.rows(n)
+        noise = None if noise is None or self.density == "exact" else noise.rows(n)
         rows, log_det = self.transform(rows, self._context(context, n), noise)
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 

@@ -295,8 +295,8 @@ class _evaluating:
 
     def __enter__(self) -> None:
         for module in self.training:
-            module.training = False
+            module.__dict__["training"] = False  # thousands of modules: `__setattr__` is slow
 
     def __exit__(self, *error: object) -> None:
         for module in self.training:
-            module.training = True
+            module.__dict__["training"] = True

@@ -47,6 +47,7 @@ from mixerflow.transforms import (
     Dilated,
     Patches,
     Rescale,
+    Rows,
     Stripes,
     halves,
 )
@@ -157,11 +158,11 @@ def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform
         steps: list[Transform] = [ActNorm(n)]
         for layer in layers:
             steps += [*layer, ActNorm(n)]
-        return Along(dim, Chain(*steps))
+        return Along(dim, Rows(*steps))
     event = (rows, n) if dim == -1 else (n, rows)
     steps = [ActNorm(event)]
     for layer in layers:
-        steps += [Along(dim, Chain(*layer)), ActNorm(event)]
+        steps += [Along(dim, Rows(*layer)), ActNorm(event)]
     return Chain(*steps)
 
 

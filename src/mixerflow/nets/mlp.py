@@ -7,6 +7,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow import kernels
 from mixerflow.nets.norm import BatchNorm
 
 Norm = Literal["batch", "layer", "none"]
@@ -73,3 +74,33 @@ class ResidualMLP(nn.Module):
         inner = self.linear1(nn.functional.gelu(self.norm1(h)))
         h = h + self.linear2(nn.functional.gelu(self.norm2(inner)))
         return self.leave(h)
+
+    def plan(self) -> kernels.Net | str:
+        """Its tensors as the kernels take them, or in a few words why they cannot."""
+        linears = (self.enter, self.linear1, self.linear2, self.leave)
+        norms = (self.norm1, self.norm2)
+        if self.context is not None:
+            return "the kernel takes no context"
+        if {type(m) for m in linears} != {nn.Linear}:
+            return "the kernel knows plain linear maps only"
+        if {type(m) for m in norms} not in ({BatchNorm}, {nn.Identity}):
+            return "the kernel knows batch norm only"
+        states = [m.state() for m in norms if isinstance(m, BatchNorm)]
+        if states and (None in states or states[0] != states[1]):
+            return "its batch norms are not alike"
+        parts = (self.enter, self.norm1, self.linear1, self.norm2, self.linear2, self.leave)
+        tracked = [m for m in norms if isinstance(m, BatchNorm)]
+        return kernels.Net(
+            given=self.enter.in_features,
+            out=self.leave.out_features,
+            hidden=self.linear1.in_features,
+            squash=self.squash,
+            parameters=tuple(getattr(m, name, None) for m in parts for name in ("weight", "bias")),
+            statistics=tuple(
+                getattr(m, name, None) for m in norms for name in ("running_mean", "running_var")
+            ),
+            norm=states[0] if states else None,
+            counts=tuple(
+                m.num_batches_tracked for m in tracked if m.num_batches_tracked is not None
+            ),
+        )

@@ -25,3 +25,9 @@ class BatchNorm(nn.BatchNorm1d):
                 input, None, None, self.weight, self.bias, training=True, eps=self.eps
             )
         return super().forward(input)
+
+    def state(self) -> tuple[bool, bool, float | None, float] | None:
+        """Training, update, momentum and eps; None where it keeps no statistics or no weights."""
+        if not self.track_running_stats or not self.affine:
+            return None
+        return self.training, self.update, self.momentum, self.eps

@@ -6,6 +6,7 @@ from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU
+from mixerflow.transforms.rows import Rows
 
 __all__ = [
     "LU",
@@ -21,6 +22,7 @@ __all__ = [
     "Logit",
     "Patches",
     "Rescale",
+    "Rows",
     "Stripes",
     "halves",
 ]

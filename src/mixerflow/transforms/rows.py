@@ -1,0 +1,160 @@
+"""A chain over rows that a kernel can run whole."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow import kernels
+from mixerflow.core import Chain, Noise, Transform
+from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.laws import Affine
+from mixerflow.transforms.linear import LU, RLU
+
+_T = TypeVar("_T", bound=Transform)
+
+
+class Rows(Chain):
+    """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
+
+    The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
+    MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing. It gives what
+    the chain gives, to rounding, in a third of the time; `path` says which of the two runs.
+    """
+
+    def path(self, x: Tensor) -> str:
+        """``"kernel"``, or why rows like `x` run operator by operator."""
+        plan = plan_of(self)
+        return plan if isinstance(plan, str) else kernels.why_not(x) or "kernel"
+
+    def _plan(self, x: Tensor, context: Tensor | None) -> kernels.Plan | None:
+        if context is not None or kernels.why_not(x) is not None:
+            return None
+        plan = plan_of(self)
+        if isinstance(plan, str) or x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
+            return None
+        return plan
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        plan = self._plan(x, context)
+        return super().forward(x, context, noise) if plan is None else kernels.rows_forward(plan, x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        live = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *self.parameters()))
+        plan = None if live else self._plan(z, context)
+        if plan is None or plan.batch:  # the kernel's inverse has no gradients and no statistics
+            return super().inverse(z, context)
+        return kernels.rows_inverse(plan, z)
+
+
+class _Part(NamedTuple):
+    norm: ActNorm | None
+    linear: LU | None
+    coupling: Coupling
+    net: kernels.Net
+
+    @property
+    def n(self) -> int:
+        """Length of the rows."""
+        return self.net.given + self.net.out // 2
+
+    def kind(self) -> tuple[object, ...]:
+        """What the kernel wants alike in all steps."""
+        law, net = self.coupling.law, self.net
+        assert isinstance(law, Affine)
+        return self.n, net.hidden, net.squash, net.norm, law.bound, type(self.linear)
+
+    def step(self) -> kernels.Step:
+        """As the kernel takes it."""
+        norm, linear = self.norm, self.linear
+        scale = (None, None) if norm is None else (norm.log_scale, norm.shift)
+        matrix = (None, None) if linear is None else (linear.packed, linear.bias)
+        return kernels.Step(
+            (*scale, *matrix, *self.net.parameters), self.net.statistics, self.coupling.flip
+        )
+
+
+def plan_of(chain: Chain) -> kernels.Plan | str:
+    """The kernel's view of a chain, or in a few words why it has none."""
+    steps, parts = list(chain), []
+    while steps and not (len(steps) == 1 and type(steps[0]) is ActNorm):
+        part = _take(steps)
+        if isinstance(part, str):
+            return part
+        parts.append(part)
+    if not parts:
+        return "no coupling"
+    if _hooked(chain):
+        return "hooks look inside"
+    first = parts[0]
+    tail = steps[0] if steps else None
+    odd = isinstance(tail, ActNorm) and tail.shape != (first.n,)
+    if len({part.kind() for part in parts}) > 1 or not all(map(_fits, parts)) or odd:
+        return "the steps are not alike"
+    plan = kernels.Plan(
+        n=first.n,
+        hidden=first.net.hidden,
+        steps=(*(part.step() for part in parts), _tail(tail)),
+        norm=first.net.norm,
+        counts=tuple(count for part in parts for count in part.net.counts),
+        squash=first.net.squash,
+        reverse=type(first.linear) is RLU,
+        bound=first.coupling.law.bound or 0.0,
+    )
+    if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
+        return "its parameters are not plain tensors"
+    return plan if all(p.is_contiguous() for p in plan.parameters()) else "strided parameters"
+
+
+def _take(steps: list[Transform]) -> _Part | str:
+    """The next part off the front of `steps`."""
+    norm = _pop(steps, ActNorm)
+    linear = _pop(steps, LU) or _pop(steps, RLU)
+    coupling = _pop(steps, Coupling)
+    if coupling is None:
+        return "not a chain of ActNorm, LU and coupling"
+    plan = getattr(coupling.net, "plan", None)
+    if plan is None or type(coupling.law) is not Affine or coupling.dim not in (0, -1):
+        return "the kernel knows affine couplings with residual MLPs only"
+    net = plan()
+    return net if isinstance(net, str) else _Part(norm, linear, coupling, net)
+
+
+def _pop(steps: list[Transform], kind: type[_T]) -> _T | None:
+    """The first of `steps`, taken off, if it is of that kind: its subclasses may do otherwise."""
+    if not steps or type(steps[0]) is not kind:
+        return None
+    return steps.pop(0)  # pyright: ignore[reportReturnType]
+
+
+def _fits(part: _Part) -> bool:
+    """Whether the lengths agree, and the halves are the coupling's."""
+    given = part.n // 2 if part.coupling.flip else (part.n + 1) // 2
+    return (
+        part.net.given == given
+        and part.net.out == 2 * (part.n - given)
+        and (part.norm is None or part.norm.shape == (part.n,))
+        and (part.linear is None or part.linear.n == part.n)
+    )
+
+
+def _hooked(chain: Chain) -> bool:
+    """Whether someone wants to see what passes a module; `modules` takes ten times as long."""
+    left: list[nn.Module] = [chain]
+    while left:
+        module = left.pop()
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return True
+        left.extend(module._modules.values())  # pyright: ignore[reportArgumentType]
+    return False
+
+
+def _tail(norm: Transform | None) -> kernels.Step:
+    """The last ActNorm, as a step without a coupling."""
+    scale = (norm.log_scale, norm.shift) if isinstance(norm, ActNorm) else ()
+    return kernels.Step(scale, (), flip=False)

@@ -1,0 +1,298 @@
+"""The kernels give what the operators give: values, log-dets, every gradient, every statistic."""
+
+import copy
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mixerflow import kernels
+from mixerflow.kernels import library, switch
+from mixerflow.models.mixerflow import MixerFlowConfig, build
+from mixerflow.nets import BatchNorm, ResidualMLP
+from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Rows, halves
+from mixerflow.transforms.rows import plan_of
+
+
+def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=True, ends=True):
+    """A chain of `steps`, perturbed; batch-norm statistics too."""
+    parts = []
+    for i in range(steps):
+        given, changed = halves(n, flip=i % 2 == 1)
+        net = ResidualMLP(given, 2 * changed, width=width, norm=norm, squash=squash)
+        parts += [ActNorm(n)] if ends or i else []
+        parts += [linear(n)] if linear else []
+        parts += [Coupling(-1, net, Affine(bound), flip=i % 2 == 1)]
+    chain = Rows(*parts, *([ActNorm(n)] if ends else []))
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3 / parameter.shape[-1] ** 0.5)
+        for buffer in chain.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(torch.rand_like(buffer))
+    return chain
+
+
+def both(chain, x, *, training):
+    """Outputs and gradients by the kernel and by operators, each on a copy."""
+    results = []
+    for kernel in (True, False):
+        mine = copy.deepcopy(chain).train(training)
+        given = x.clone().requires_grad_()
+        if kernel:
+            z, log_det = kernels.rows_forward(plan_of(mine), given)
+        else:
+            with kernels.disabled():
+                z, log_det = mine(given)
+        weights = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).cos()
+        ((z * weights).sum() + (log_det * weights[:, 0]).sum()).backward()
+        gradients = {"x": given.grad} | {k: p.grad for k, p in mine.named_parameters()}
+        buffers = {k: b for k, b in mine.named_buffers() if "tracked" not in k}
+        results.append({"z": z, "log_det": log_det} | gradients | buffers)
+    return results
+
+
+SETTINGS = {
+    "batch norm": {},
+    "no norm": {"norm": "none"},
+    "bound": {"bound": 1.5},
+    "reversed": {"linear": RLU},
+    "no linear map": {"linear": None},
+    "plain input": {"squash": False},
+    "no actnorm at the ends": {"ends": False},
+    "one step": {"steps": 1},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("n", "width", "count"), [(2, 3, 2), (7, 12, 133), (24, 17, 64), (33, 40, 65)]
+)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_kernel_equals_operators_in_float64(name, n, width, count, training):
+    chain = rows(n, width=width, **SETTINGS[name]).double()
+    kernel, operators = both(chain, torch.randn(count, n).double(), training=training)
+    assert kernel.keys() == operators.keys()
+    for key, value in operators.items():
+        assert kernel[key] is not None, key
+        # batch norm cancels the bias before it: its gradient is rounding, in both
+        torch.testing.assert_close(kernel[key], value, rtol=1e-9, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_float32_is_as_good_as_the_operators(threads):
+    chain, x = rows(48, width=64), torch.randn(700, 48)
+    exact = both(chain.double(), x.double(), training=True)[1]
+    torch.set_num_threads(threads)
+    try:
+        kernel, operators = both(chain.float(), x, training=True)
+    finally:
+        torch.set_num_threads(1)
+    for key, value in exact.items():
+        size = value.norm() + 1e-3
+        error = (kernel[key].double() - value).norm() / size
+        theirs = (operators[key].double() - value).norm() / size
+        assert error < max(3 * theirs, 2e-6), (key, error, theirs)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_inverse_undoes_it(name, dtype):
+    chain = rows(9, **SETTINGS[name]).to(dtype).eval()
+    x = torch.randn(70, 9, dtype=dtype)
+    with torch.no_grad():
+        z, log_det = kernels.rows_forward(plan_of(chain), x)
+        back, inverse_log_det = kernels.rows_inverse(plan_of(chain), z)
+        expected, expected_log_det = Rows.inverse(chain.double(), z.double())
+    tight = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(back, x, **tight)
+    torch.testing.assert_close(inverse_log_det, -log_det, **tight)
+    torch.testing.assert_close(back.double(), expected, **tight)
+    torch.testing.assert_close(inverse_log_det.double(), expected_log_det, **tight)
+
+
+def test_log_det_against_autograd():
+    chain = rows(6, steps=2).double().eval()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    z, log_det = kernels.rows_forward(plan_of(chain), x.requires_grad_())
+    for i in range(len(x)):
+        jacobian = torch.stack(
+            [torch.autograd.grad(z[i, j], x, retain_graph=True)[0][i] for j in range(6)]
+        )
+        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1])
+
+
+def test_rows_do_not_see_each_other_in_eval():
+    chain, x = rows(11).eval(), torch.randn(200, 11)
+    with torch.no_grad():
+        z, log_det = chain(x)
+        for i in (0, 63, 64, 199):
+            alone, alone_log_det = chain(x[i : i + 1])
+            assert torch.equal(alone[0], z[i])
+            assert torch.equal(alone_log_det[0], log_det[i])
+
+
+def test_it_is_chosen_and_says_why_not():
+    chain, x = rows(8), torch.randn(10, 8)
+    assert chain.path(x) == "kernel"
+    assert "float64" in rows(8).double().path(x.double())
+    with kernels.disabled():
+        assert "switched off" in chain.path(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "lower precision" in chain.path(x)
+    assert "batch norm only" in rows(8, norm="layer").path(x)
+    assert "no coupling" in Rows(LU(8)).path(x) or "not a chain" in Rows(LU(8)).path(x)
+    handle = chain.steps[2].net.linear1.register_forward_hook(lambda *_: None)
+    assert "hooks" in chain.path(x)
+    handle.remove()
+    assert chain.path(x) == "kernel"
+    chain.steps[2].net.norm1.momentum = chain.steps[2].net.norm2.momentum = 0.2
+    assert "alike" in chain.path(x)
+
+
+def test_every_mixing_of_the_paper_s_model_takes_it():
+    flow = build(MixerFlowConfig(layers=4, hidden=16), (3, 32, 32))
+    mixings = [m for m in flow.modules() if isinstance(m, Rows)]
+    assert len(mixings) == 8
+    for mixing in mixings:
+        n = plan_of(mixing).n
+        assert mixing.path(torch.zeros(2, n)) == "kernel"
+
+
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_statistics_move_as_batch_norm_moves_them(update, momentum):
+    mine = rows(8).train()
+    for norm in (m for m in mine.modules() if isinstance(m, BatchNorm)):
+        norm.momentum, norm.update = momentum, update
+    theirs = copy.deepcopy(mine)
+    for _ in range(3):
+        x = torch.randn(50, 8)
+        with torch.no_grad():
+            mine(x)
+            with kernels.disabled():
+                theirs(x)
+    for (key, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key)
+    assert int(mine.steps[2].net.norm1.num_batches_tracked) == (3 if update else 0)
+
+
+def test_gradients_twice_and_memory_that_comes_back():
+    chain = rows(8).train()
+    x = torch.randn(100, 8, requires_grad=True)
+    z, _ = chain(x)
+    first = torch.autograd.grad(z.square().sum(), x, retain_graph=True)[0]
+    for _ in range(3):  # others take and give back buffers meanwhile
+        other, _ = chain(torch.randn(100, 8))
+        other.sum().backward()
+    again = torch.autograd.grad(z.square().sum(), x)[0]
+    assert torch.equal(first, again)
+
+
+def test_a_parameter_changed_before_backward_is_noticed():
+    chain = rows(8).train()
+    z, _ = chain(torch.randn(100, 8))
+    with torch.no_grad():
+        chain.steps[2].net.linear1.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        z.sum().backward()
+
+
+def test_second_derivatives_are_refused():
+    x = torch.randn(10, 8, requires_grad=True)
+    z, _ = rows(8, norm="none")(x)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(z.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad):
+    chain, x = rows(8).eval(), torch.randn(70, 8)
+    x[3, 1] = bad
+    with torch.no_grad():
+        z, log_det = chain(x)
+    assert not z[3].isfinite().all()
+    assert not log_det[3].isfinite()
+    assert z[torch.arange(70) != 3].isfinite().all()
+
+
+def test_far_values_are_those_of_the_operators():
+    chain = rows(8, bound=2.0).eval()
+    x = torch.randn(64, 8) * 10 ** torch.linspace(-6, 6, 64)[:, None]
+    with torch.no_grad():
+        z, log_det = chain(x)
+        expected, expected_log_det = chain.double()(x.double())
+    error = (z - expected).abs().amax(1) / expected.abs().amax(1)
+    assert error.max() < 1e-5
+    torch.testing.assert_close(log_det.double(), expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_batches_of_none_and_one():
+    chain = rows(8)
+    assert chain.eval()(torch.zeros(0, 8))[0].shape == (0, 8)
+    assert chain(torch.zeros(1, 8))[0].shape == (1, 8)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        chain.train()(torch.zeros(1, 8))
+    with pytest.raises(ValueError, match=r"takes events|reads events|fit events"):
+        chain(torch.zeros(4, 7))
+
+
+def test_threads_of_python_do_not_share_scratch():
+    chain, inputs = rows(24, width=32).eval(), [torch.randn(300 + i, 24) for i in range(4)]
+    with torch.no_grad():
+        expected = [chain(x)[0] for x in inputs]
+    wrong = []
+
+    def run(x, z):
+        with torch.no_grad():
+            wrong.extend(0 for _ in range(50) if not torch.equal(chain(x)[0], z))
+
+    threads = [
+        threading.Thread(target=run, args=each) for each in zip(inputs, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_without_a_compiler_it_runs_and_says_so_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.library.cache_clear()
+    switch._build_error.cache_clear()
+    chain, x = rows(8).eval(), torch.randn(5, 8)
+    try:
+        with pytest.warns(RuntimeWarning, match="no C compiler"):
+            z, _ = chain(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again, _ = chain(x)
+        assert torch.equal(z, again)
+        assert "no C compiler" in chain.path(x)
+    finally:
+        monkeypatch.undo()
+        library.library.cache_clear()
+        switch._build_error.cache_clear()
+    assert chain.path(x) == "kernel"
+
+
+def test_a_broken_build_is_one_line(monkeypatch, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'rows.c: something is wrong' >&2\necho more >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(kernels.BuildError, match=r"failed: rows\.c: something is wrong$"):
+        library.library.__wrapped__(torch.float32)
+
+
+def test_parametrized_weights_have_their_gradients_too():
+    chain = rows(8, norm="none")
+    nn.utils.parametrizations.weight_norm(chain.steps[2].net.linear1)
+    assert "plain linear maps" in chain.path(torch.zeros(3, 8))
+    chain(torch.randn(3, 8))[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in chain.parameters())
