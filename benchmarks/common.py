@@ -85,6 +85,11 @@ def ratio(of: Sequence[float], to: Sequence[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(of, to, strict=True)])
 
 
+def figure(value: float) -> str:
+    """To three digits, or to the unit."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def pin(threads: int, seed: int) -> None:
     """Set torch's threads (0: one for each core that this process may use) and the seed."""
     torch.set_num_threads(threads or cores())

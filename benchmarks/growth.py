@@ -7,8 +7,8 @@ One thing is varied at a time, from 4 layers of width 128 on 16 images of 32x32 
 A line is a MixerFlow with each of its linear blocks, and without; one whose patches grow with the
 image, so that there are always 64; and Glow, with as many operations as the first at the starting
 point, growing in its own steps and widths. All points of an axis are timed in one interleaved run;
-memory is the peak of a fresh process. `growth.exponent` is the slope between neighbours in log-log:
-1 is linear, 2 quadratic.
+memory is the peak of a fresh process. `growth.exponent` is the slope between neighbours in log-log.
+The number of patches grows as the square of the size: there an exponent of 2 is linear in patches.
 
 `terms` counts operations of a forward pass by term against the number of patches, at that fixed
 patch size: conditioners (linear in it), linear blocks (quadratic, for LU), and the assembly of LU's
@@ -17,7 +17,6 @@ matrix (cubic, but once a batch).
 
 from __future__ import annotations
 
-import json
 import math
 import typing
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from benchmarks.common import Contender, emit, facts, interleaved, pin, spread
 from benchmarks.costs import flop, peak_memory
 from benchmarks.floor import terms
 from benchmarks.growth_plot import draw
-from benchmarks.ours import Ours, variants
+from benchmarks.ours import Ours, kernels_here, variants
 from benchmarks.rivals import LIBRARIES, Library, base, installed
 from mixerflow.models import MixerFlowConfig, build
 
@@ -175,14 +174,25 @@ def count_terms(linear: str, size: int, batch: int) -> dict[str, Any]:
     }
 
 
-def takeover(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each line, the first number of patches at which linear blocks pass the conditioners."""
-    found: dict[str, Any] = {}
-    for line in {row["line"] for row in rows}:
-        mine = [row for row in rows if row["line"] == line]
-        passed = [r for r in mine if r["linear"] + r["assembly"] > r["conditioners"]]
-        found[line] = {k: passed[0][k] for k in ("patches", "size")} if passed else None
+def takeover(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """For each line, the patches at which linear blocks pass the conditioners; None if never.
+
+    Between the two counted sizes around it, a straight line in log-log.
+    """
+    found: dict[str, float | None] = {}
+    for row in rows:
+        found.setdefault(row["line"], None)
+    for a, b in pairwise(rows):
+        if a["line"] == b["line"] and _excess(a) < 0 <= _excess(b):
+            part = _excess(a) / (_excess(a) - _excess(b))
+            found[a["line"]] = round(a["patches"] * (b["patches"] / a["patches"]) ** part)
     return found
+
+
+def _excess(row: dict[str, Any]) -> float:
+    """The logarithm of linear blocks' operations over the conditioners'."""
+    ours = row["linear"] + row["assembly"]
+    return math.log(ours / row["conditioners"]) if ours > 0 else -math.inf
 
 
 def table(rows: list[dict[str, Any]], axis: Axis) -> Table:
@@ -207,11 +217,16 @@ def main() -> None:
     given = tyro.cli(Arguments)
     pin(given.threads, given.seed)
     console = Console(stderr=True, width=140)
-    result: dict[str, Any] = {**facts(given.seed, LIBRARIES), "start": START, "patch": 4}
+    result: dict[str, Any] = {
+        **facts(given.seed, LIBRARIES),
+        "kernels": kernels_here(),
+        "start": START,
+        "patch": 4,
+    }
     sizes = (*range(16, 129, 16), *range(160, 257, 32))
     counted = [count_terms(linear, size, START["batch"]) for linear in LINEAR for size in sizes]
     result |= {"terms": counted, "takeover": takeover(counted), "growth": []}
-    console.print_json(json.dumps({"linear blocks pass the conditioners at": result["takeover"]}))
+    console.print(f"linear blocks pass the conditioners at so many patches: {result['takeover']}")
     for axis in () if given.terms else given.axes:
         result["growth"] += measure(axis, given.rounds, given.rival)
         console.print(table(result["growth"], axis))

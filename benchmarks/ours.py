@@ -54,6 +54,14 @@ class Ours:
         return importlib.import_module("mixerflow.kernels").disabled()
 
 
+def kernels_here() -> str:
+    """Whether MixerFlow runs on compiled kernels here, or why it does not."""
+    if not HAS_KERNELS:
+        return "none in this version"
+    why_not = importlib.import_module("mixerflow.kernels").why_not
+    return why_not(torch.zeros(1, 2)) or "in use"
+
+
 def variants(name: str, config: MixerFlowConfig, shape: Shape) -> list[Ours]:
     """The ways a MixerFlow can run here: as it comes, and, where it has kernels, without."""
     ours = Ours(name, config, shape)

@@ -92,9 +92,10 @@ class Glow:
     def like(self, target: float, *, by: Literal["flop", "weights"]) -> Glow:
         """The same with the width that brings `flop` or `weights` nearest.
 
-        Widths are multiples of 16, which vector units like.
+        Widths are multiples of 8, from 128 on of 16, which vector units like.
         """
-        sizes = [replace(self, hidden=hidden) for hidden in range(16, 2049, 16)]
+        widths = [*range(8, 128, 8), *range(128, 2049, 16)]
+        sizes = [replace(self, hidden=hidden) for hidden in widths]
         return min(sizes, key=lambda glow: abs(getattr(glow, by)() - target))
 
     def build(self) -> _Model:

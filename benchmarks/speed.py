@@ -27,10 +27,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import JOBS, Contender, Work, emit, facts, interleaved, pin, ratio, spread
+from benchmarks.common import (
+    JOBS,
+    Contender,
+    Work,
+    emit,
+    facts,
+    figure,
+    interleaved,
+    pin,
+    ratio,
+    spread,
+)
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor
-from benchmarks.ours import plain, variants
+from benchmarks.ours import kernels_here, plain, variants
 from benchmarks.rivals import LIBRARIES, base, installed
 from mixerflow.models import MixerFlowConfig
 from mixerflow.recipes import recipe
@@ -143,7 +154,7 @@ def table(preset: str, rows: list[dict[str, Any]], batch: int) -> Table:
         cells = []
         for job in JOBS:
             speed, share = row["images_per_second"][job], row["of_floor"][job]["median"]
-            least, median, most = (_figure(speed[k]) for k in ("least", "median", "most"))
+            least, median, most = (figure(speed[k]) for k in ("least", "median", "most"))
             cells.append(f"{median} ({least}-{most}) {share:.0%}")
         peak = row.get("peak_mib")
         show.add_row(
@@ -155,10 +166,6 @@ def table(preset: str, rows: list[dict[str, Any]], batch: int) -> Table:
             "-" if peak is None else f"{peak:.0f}",
         )
     return show
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def imports(rounds: int) -> dict[str, Any]:
@@ -175,7 +182,11 @@ def main() -> None:
     match, rounds = (("flop",), 5) if given.quick else (given.match, given.rounds)
     pin(given.threads, given.seed)
     console = Console(stderr=True, width=160)
-    result: dict[str, Any] = {**facts(given.seed, LIBRARIES), "batch": given.batch}
+    result: dict[str, Any] = {
+        **facts(given.seed, LIBRARIES),
+        "kernels": kernels_here(),
+        "batch": given.batch,
+    }
     result |= {"rounds": rounds, "presets": {}}
     for preset in given.presets:
         entrants = contenders(preset, match, given.batch)
@@ -187,8 +198,8 @@ def main() -> None:
         console.print(table(preset, rows, given.batch))
     result["import_seconds"] = imports(rounds)
     show = Table("statement", "seconds", title="import, in fresh processes")
-    for name, figure in result["import_seconds"].items():
-        show.add_row(name, figure if isinstance(figure, str) else f"{figure['median']:.2f}")
+    for name, taken in result["import_seconds"].items():
+        show.add_row(name, taken if isinstance(taken, str) else f"{taken['median']:.2f}")
     console.print(show)
     emit(result, given.out)
 

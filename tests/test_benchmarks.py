@@ -141,14 +141,19 @@ def test_memory_and_imports_are_measured_in_fresh_processes():
 
 
 def test_linear_blocks_take_over_where_the_counts_cross():
-    rows = [growth.count_terms("LU", size, batch=16) for size in (32, 128, 256)]
-    shares = [row["linear"] / row["conditioners"] for row in rows]
-    assert shares == sorted(shares)
-    crossing = growth.takeover(rows)["LU"]
-    assert crossing["size"] == 128
-    assert rows[0]["linear"] + rows[0]["assembly"] < rows[0]["conditioners"]
+    rows = [growth.count_terms("LU", size, batch=16) for size in (32, 64, 128)]
+    products = [row["linear"] / row["conditioners"] for row in rows]
+    assert products == sorted(products)
+    patches = growth.takeover(rows)["LU"]
+    assert patches is not None and 64 < patches < 1024
     quadratic = rows[2]["linear"] / rows[1]["linear"]
-    assert 8 < quadratic < 16  # four times the patches: 4 were linear, 16 purely quadratic
+    assert 8 < quadratic < 16  # four times the patches: 4 would be linear, 16 purely quadratic
+    made_up = [
+        {"line": "a", "patches": n, "linear": n**2, "assembly": 0, "conditioners": 100 * n}
+        for n in (10, 1000)
+    ]
+    assert growth.takeover(made_up)["a"] == 100
+    assert growth.takeover([row | {"linear": 0} for row in made_up])["a"] is None
 
 
 def test_growth_changes_one_thing_at_a_time():
