@@ -156,7 +156,8 @@ def count_terms(linear: str, size: int, batch: int) -> dict[str, Any]:
     The conditioners' are the same for every linear block; what is more is the linear blocks'. Only
     products count, so a block of elementwise work shows as nothing.
     """
-    shape, at = (3, size, size), {**START, "size": size}
+    at: dict[Axis, int] = {**START, "size": size}
+    shape = (3, size, size)
     with FakeTensorMode():
         flow = build(replace(config(at, linear), levels=None), shape).eval()
         x = torch.empty(batch, *shape)

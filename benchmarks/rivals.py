@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from benchmarks.common import Work
 
 Library = Literal["nflows", "normflows", "FrEIA"]
+Measure = Literal["flop", "weights"]
 LIBRARIES: tuple[Library, ...] = ("nflows", "normflows", "FrEIA")
 
 
@@ -89,7 +90,7 @@ class Glow:
         """Numbers in the nets' kernels."""
         return sum(c.inputs * c.outputs * c.side**2 for c in self.convolutions())
 
-    def like(self, target: float, *, by: Literal["flop", "weights"]) -> Glow:
+    def like(self, target: float, *, by: Measure) -> Glow:
         """The same with the width that brings `flop` or `weights` nearest.
 
         Widths are multiples of 8, from 128 on of 16, which vector units like.
@@ -170,18 +171,14 @@ class _ConvNet(nn.Sequential):
     """Convolutions 3x3, 1x1, 3x3; nflows passes a context, here always None."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, hidden, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 1),
-            nn.ReLU(),
-            nn.Conv2d(hidden, outputs, 3, padding=1),
-        )
-        nn.init.zeros_(self[-1].weight)
-        nn.init.zeros_(self[-1].bias)
+        last = nn.Conv2d(hidden, outputs, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        last.bias.data.zero_()
+        first, middle = nn.Conv2d(inputs, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 1)
+        super().__init__(first, nn.ReLU(), middle, nn.ReLU(), last)
 
-    def forward(self, x: Tensor, context: None = None) -> Tensor:
-        return super().forward(x)
+    def forward(self, input: Tensor, context: None = None) -> Tensor:
+        return super().forward(input)
 
 
 def _nflows(glow: Glow) -> _Model:

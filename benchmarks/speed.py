@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -42,7 +42,7 @@ from benchmarks.common import (
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor
 from benchmarks.ours import kernels_here, plain, variants
-from benchmarks.rivals import LIBRARIES, base, installed
+from benchmarks.rivals import LIBRARIES, Measure, base, installed
 from mixerflow.models import MixerFlowConfig
 from mixerflow.recipes import recipe
 
@@ -68,7 +68,7 @@ class Arguments:
     batch: int = 32
     threads: int = 0
     """0: one for each core."""
-    match: tuple[Literal["flop", "weights"], ...] = ("flop", "weights")
+    match: tuple[Measure, ...] = ("flop", "weights")
     """In what the rivals equal the preset: operations, weights, or one rival for each."""
     quick: bool = False
     """Five rounds and rivals of equal operations: about 5 minutes on 2 cores."""
@@ -77,9 +77,7 @@ class Arguments:
     """Where to write the JSON too."""
 
 
-def contenders(
-    name: str, match: tuple[Literal["flop", "weights"], ...], batch: int
-) -> list[Contender]:
+def contenders(name: str, match: tuple[Measure, ...], batch: int) -> list[Contender]:
     """The preset, its floor, and Glows of as many operations at that batch, or weights."""
     named = recipe(name)
     if not isinstance(named.model, MixerFlowConfig) or len(named.shape) != 3:
@@ -179,7 +177,8 @@ def imports(rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Time every preset and print."""
     given = tyro.cli(Arguments)
-    match, rounds = (("flop",), 5) if given.quick else (given.match, given.rounds)
+    match: tuple[Measure, ...] = ("flop",) if given.quick else given.match
+    rounds = 5 if given.quick else given.rounds
     pin(given.threads, given.seed)
     console = Console(stderr=True, width=160)
     result: dict[str, Any] = {
