@@ -26,8 +26,12 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/basedpyright
 
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/speed.py
+bench: .venv/.installed-bench
+	$(BIN)/python -m benchmarks.speed --quick --out runs/speed.json > /dev/null
+
+.venv/.installed-bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,116 @@
+"""What a model costs besides time: operations, operator calls, memory, import."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import Contender
+
+Kwargs = dict[str, object] | None
+Result = TypeVar("Result")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def flop(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions of a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+class _Count(TorchDispatchMode):
+    calls = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple = (), kwargs: Kwargs = None
+    ) -> object:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(run: Callable[[], object]) -> int:
+    """Operators that torch dispatches in a call, the backward pass's and views among them."""
+    with _Count() as count:
+        run()
+    return count.calls
+
+
+def peak_memory(contender: Contender, batch: int, *, steps: int = 2) -> float | None:
+    """MiB that a fresh process came to hold for a model and `steps` training steps.
+
+    The highest resident memory of the process, less what it held before the model was built: so
+    weights, gradients, Adam's moments, activations, and whatever the libraries take for scratch.
+    None where the system has no ``/proc``.
+    """
+    return _fresh(_peak_memory, contender, batch, steps, torch.get_num_threads())
+
+
+def _peak_memory(contender: Contender, batch: int, steps: int, threads: int) -> float | None:
+    torch.set_num_threads(threads)
+    __import__(contender.package)
+    before = _resident("VmRSS")
+    if before is None:
+        return None
+    work = contender.work(batch)
+    with contender.path():
+        for _ in range(steps):
+            work.train()
+    highest = _resident("VmHWM")
+    return None if highest is None else highest - before
+
+
+def _resident(field: str) -> float | None:
+    """MiB of this process: now (VmRSS) or at its highest (VmHWM).
+
+    Not getrusage's ru_maxrss, which a child takes over from its parent.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def _fresh(function: Callable[..., Result], *args: object) -> Result:
+    """Call a function in a process of its own that begins from nothing."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(function, *args).result()
+
+
+_TIMED = """
+import json, sys, time
+begun = time.perf_counter()
+exec(sys.argv[1])
+print(json.dumps(time.perf_counter() - begun))
+"""
+
+
+def import_seconds(statements: dict[str, str], rounds: int) -> dict[str, list[float]]:
+    """Seconds that Python statements take in fresh processes, in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in statements}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    for number in range(rounds + 1):
+        for name, statement in statements.items():
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", _TIMED, statement],
+                env=os.environ | {"PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            if number:  # the first round fills the disk cache and writes bytecode
+                seconds[name].append(json.loads(done.stdout))
+    return seconds

@@ -1,0 +1,175 @@
+"""The benchmarks count what they say they count, and say what they could not run."""
+
+import time
+
+import pytest
+import torch
+from benchmarks import growth, speed
+from benchmarks.common import interleaved, ratio, spread
+from benchmarks.costs import flop, import_seconds, operators, peak_memory
+from benchmarks.floor import Floor, terms
+from benchmarks.ours import Ours
+from benchmarks.rivals import LIBRARIES, Glow, base
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixerflow.models import MixerFlowConfig
+
+SMALL = MixerFlowConfig(layers=4, hidden=16)
+SHAPE = (3, 16, 16)
+
+
+def counted(run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (SMALL, SHAPE),
+        (MixerFlowConfig(layers=2, hidden=24, patch=2, shift=1, shift_every=2), (3, 8, 12)),
+        (MixerFlowConfig(layers=2, hidden=16, shift=0, linear="RLU"), (1, 28, 28)),
+        (MixerFlowConfig(layers=2, hidden=16, linear="none", colour=False), SHAPE),
+        (MixerFlowConfig(layers=2, hidden=16, cut="stripes", shift_every=1), SHAPE),
+    ],
+)
+def test_the_floor_has_the_real_models_products(config, shape):
+    batch, split = 64, terms(config, shape)
+    floor = Floor("floor", config, shape).work(batch)
+    real = Ours("real", config, shape, kernels=False).work(batch)
+    # the floor leaves out that W is assembled from L and U, once a batch
+    assert counted(real.log_prob) == counted(floor.log_prob) + split["assembly"]
+    trained = counted(floor.train) + 3 * split["assembly"]
+    assert counted(real.train) == pytest.approx(trained, rel=0.02)
+    assert counted(floor.log_prob) == (split["conditioners"] + split["linear"]) * batch
+
+
+def test_the_floor_trains_into_a_buffer_for_each_activation():
+    floor = Floor("floor", SMALL, SHAPE)
+    steps = floor.steps(4, keep=True)
+    assert len({step.y.data_ptr() for step in steps}) == len(steps)
+    assert all(step.x.shape[1] == step.w.shape[1] for step in steps)
+    assert all(step.y.data_ptr() != step.x.data_ptr() for step in floor.steps(4, keep=False))
+
+
+def test_jobs_take_turns_and_the_first_round_is_not_counted():
+    order = []
+    jobs = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = interleaved(jobs, rounds=2)
+    assert order == list("abc") * 3
+    assert {len(each) for each in seconds.values()} == {2}
+    slept = interleaved({"a": lambda: time.sleep(0.01)}, rounds=1)["a"]
+    assert slept[0] >= 0.01
+    with pytest.raises(ValueError, match="rounds"):
+        interleaved(jobs, rounds=0)
+
+
+def test_ratios_are_paired_by_round():
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
+    # a machine ten times as slow in the second round changes no ratio
+    assert ratio([1.0, 10.0], [2.0, 20.0]) == {"median": 0.5, "least": 0.5, "most": 0.5}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_rival_is_the_glow_that_was_asked_for(library):
+    pytest.importorskip(library)
+    glow = Glow(library, (3, 8, 8), levels=2, steps=2, hidden=64)
+    work = glow.work(3)
+    assert counted(work.log_prob) / 3 == pytest.approx(glow.flop(), rel=0.05)
+    assert sum(p.numel() for p in work.model.parameters()) == pytest.approx(glow.weights(), rel=0.1)
+    assert work.sample().shape == (3, 3, 8, 8)
+    first = work.train()
+    for _ in range(5):
+        last = work.train()
+    assert last < first
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_rivals_log_prob_is_that_of_its_samples(library):
+    """The library's log-det is that of the Jacobian which torch finds."""
+    pytest.importorskip(library)
+    glow = Glow(library, (1, 4, 4), levels=2, steps=1, hidden=8)
+    model = glow.work(8).model.eval()  # after ActNorm's start
+    x = torch.randn(1, 1, 4, 4) * 0.3
+    norm = torch.distributions.Normal(0.0, 1.0)
+
+    def encode(flat):
+        return model.encode(flat.reshape(1, 1, 4, 4)).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(encode, x.flatten())
+    expected = norm.log_prob(encode(x.flatten())).sum() + jacobian.slogdet().logabsdet
+    assert model.log_prob(x).item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_a_rival_matches_in_the_quantity_that_was_asked_for():
+    glow = base("nflows", (3, 32, 32))
+    assert glow.like(1.2e9, by="flop").flop() == pytest.approx(1.2e9, rel=0.05)
+    assert glow.like(11e6, by="weights").weights() == pytest.approx(11e6, rel=0.05)
+    assert base("nflows", (1, 28, 28)).levels == 2
+
+
+def test_a_missing_rival_is_reported(monkeypatch):
+    monkeypatch.setattr(speed, "installed", lambda package: package == "mixerflow")
+    entrants = [Ours("ours", SMALL, SHAPE), Floor("floor", SMALL, SHAPE), base("nflows", SHAPE)]
+    rows = speed.compare(entrants, batch=2, rounds=1)
+    assert [row["installed"] for row in rows] == [True, True, False]
+    assert rows[0]["of_floor"]["train"]["median"] < 1
+    assert rows[1]["of_floor"]["train"]["median"] == 1
+    columns = speed.table("small", rows, 2).columns
+    assert "not installed" in list(columns[3].cells)
+
+
+def test_operators_of_the_backward_pass_count():
+    x = torch.randn(4, 4)
+    assert operators(lambda: x.exp().neg()) == 2
+    w = x.clone().requires_grad_()
+    forward = operators(lambda: w.exp().neg().sum())
+    assert operators(lambda: w.exp().neg().sum().backward()) >= forward + 3
+    assert flop(lambda: x @ x) == 2 * 4**3
+
+
+def test_memory_and_imports_are_measured_in_fresh_processes():
+    small = peak_memory(Ours("small", SMALL, SHAPE), 2, steps=1)
+    if small is None:
+        pytest.skip("no /proc")
+    large = peak_memory(Ours("large", SMALL, SHAPE), 130, steps=1)
+    # 4 layers keep about 100 numbers wide rows of 16 patches and 48 channels for every image
+    assert large > small + 40
+    seconds = import_seconds({"sleep": "import time; time.sleep(0.05)", "none": "pass"}, rounds=1)
+    assert seconds["sleep"][0] >= 0.05 > seconds["none"][0]
+
+
+def test_linear_blocks_take_over_where_the_counts_cross():
+    rows = [growth.count_terms("LU", size, batch=16) for size in (32, 64, 128)]
+    products = [row["linear"] / row["conditioners"] for row in rows]
+    assert products == sorted(products)
+    patches = growth.takeover(rows)["LU"]
+    assert patches is not None and 64 < patches < 1024
+    quadratic = rows[2]["linear"] / rows[1]["linear"]
+    assert 8 < quadratic < 16  # four times the patches: 4 would be linear, 16 purely quadratic
+    made_up = [
+        {"line": "a", "patches": n, "linear": n**2, "assembly": 0, "conditioners": 100 * n}
+        for n in (10, 1000)
+    ]
+    assert growth.takeover(made_up)["a"] == 100
+    assert growth.takeover([row | {"linear": 0} for row in made_up])["a"] is None
+
+
+def test_growth_changes_one_thing_at_a_time():
+    for axis, values in growth.AXES.items():
+        points = growth.points(axis, "nflows")
+        lines = {point.line for point in points}
+        assert {f"MixerFlow {linear}" for linear in growth.LINEAR} <= lines
+        assert {point.value for point in points} == set(values)
+    batches = {p.batch for p in growth.points("batch", "nflows")}
+    assert batches == set(growth.AXES["batch"])
+
+
+def test_exponents_are_slopes_in_log_log():
+    rows = [
+        {"line": "a", "value": v, "seconds_per_image": {"median": v**2.0}, "peak_mib": 3.0 * v}
+        for v in (1, 2, 8)
+    ]
+    slopes = [row.get("exponent") for row in growth.with_exponents(rows)]
+    assert slopes == [None, {"time": 2.0, "memory": 1.0}, {"time": 2.0, "memory": 1.0}]
