@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from mixerflow import recipes
+from mixerflow import kernels, recipes
 from mixerflow.cli.parse import parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import Config, MixerFlowConfig, build, from_spec
 from mixerflow.training import RunFolder
-from mixerflow.transforms import LU, Patches
+from mixerflow.transforms import LU, Patches, Rows
+from mixerflow.transforms.rows import plan_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def show(
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     console.print(table)
+    console.print(f"on the CPU: {path(flow)}", highlight=False)
     if published is not None:
         if published.parameters is not None:
             difference = 100 * (total / (1e6 * published.parameters) - 1)
@@ -96,6 +98,17 @@ def show(
             f"the paper's figure: {published.bits_per_dim:.2f} bits/dim, {published.where}; "
             f"{published.note}"
         )
+
+
+def path(flow: Flow) -> str:
+    """How its row flows run on this machine's CPU, in float32."""
+    chains = [module for module in flow.modules() if isinstance(module, Rows)]
+    plans = [plan_of(chain) for chain in chains]
+    missing = kernels.why_not(torch.zeros(1))
+    reasons = [missing] if missing else [plan for plan in plans if isinstance(plan, str)]
+    ready = 0 if missing else sum(not isinstance(plan, str) for plan in plans)
+    said = f"{ready} of {len(chains)} row flows by a compiled kernel"
+    return f"{said}; the others operator by operator: {reasons[0]}" if reasons else said
 
 
 def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
