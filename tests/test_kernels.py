@@ -113,6 +113,22 @@ def test_the_inverse_undoes_it(name, dtype):
     torch.testing.assert_close(inverse_log_det.double(), expected_log_det, **tight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_inverse_in_training_sees_the_same_statistics(dtype):
+    chain = rows(9).to(dtype).train()
+    x = torch.randn(150, 9, dtype=dtype)
+    with torch.no_grad():
+        z, log_det = kernels.rows_forward(plan_of(chain), x)
+        after = copy.deepcopy(chain.state_dict())
+        for norm in (m for m in chain.modules() if isinstance(m, BatchNorm)):
+            norm.update = False
+        back, inverse_log_det = kernels.rows_inverse(plan_of(chain), z)
+    assert all(torch.equal(value, after[key]) for key, value in chain.state_dict().items())
+    tight = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(back, x, **tight)
+    torch.testing.assert_close(inverse_log_det, -log_det, **tight)
+
+
 def test_log_det_against_autograd():
     chain = rows(6, steps=2).double().eval()
     x = torch.randn(5, 6, dtype=torch.float64)

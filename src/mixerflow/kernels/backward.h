@@ -65,12 +65,15 @@ static void norm_backward(const Flow *f, int rows, const real *dq, const real *h
 /* Threads' sums: gradients of gamma and beta, and means over all rows. Run by one thread. */
 static void finish_sums(const Flow *f, Work *all, int threads, real *gamma, real *beta, real *means) {
     int H = (int)f->hidden, hp = (int)padded(H);
-    for (int j = 0; j < hp; j++) {
-        double s0 = 0, s1 = 0;
-        for (int t = 0; t < threads; t++) s0 += all[t].norm[j], s1 += all[t].norm[hp + j];
-        if (j < H && f->norm) beta[j] = (real)s0, gamma[j] = (real)s1;
-        means[j] = (real)(s0 / (double)f->rows), means[hp + j] = (real)(s1 / (double)f->rows);
+    double numbers[1 + 2 * hp], *sums = numbers + 1;
+    numbers[0] = (double)f->rows;
+    for (int j = 0; j < 2 * hp; j++) {
+        sums[j] = 0;
+        for (int t = 0; t < threads; t++) sums[j] += all[t].norm[j];
     }
+    for (int j = 0; j < H && f->norm; j++) beta[j] = (real)sums[j], gamma[j] = (real)sums[hp + j];
+    if (f->share && f->batch) f->share(numbers, 1 + 2 * hp, SUMS);
+    for (int j = 0; j < 2 * hp; j++) means[j] = (real)(sums[j] / numbers[0]);
 }
 
 /* Back through the affine law: draw from dz (which becomes dy), for a tile. */

@@ -17,7 +17,12 @@ typedef struct {
 typedef struct {
     long rows, n, hidden, steps, norm, batch, update, squash, reverse, threads, tail;
     double eps, momentum, bound; /* bound 0: none */
+    /* where other processes hold more rows: makes count, means and sums of squared deviations (kind
+       MOMENTS), or count and sums (kind SUMS), those of all; NULL where there are none */
+    void (*share)(double *numbers, long count, long kind);
 } Flow;
+
+enum { MOMENTS, SUMS };
 
 /* What a step keeps for its backward pass, `stride` numbers a row each. */
 typedef struct {
@@ -69,7 +74,7 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
 
 /* Memory of this thread that is there again at the next call: fresh pages cost more than filling
    them. Each slot grows to the largest call's need; NULL where there is not so much. */
-enum { READY, MAPS, CREW, SHARED, SLOTS };
+enum { READY, MAPS, CREW, SHARED, KEPT, SLOTS };
 
 static void *scratch(int slot, size_t bytes) {
     static _Thread_local struct { void *at; size_t bytes; } slots[SLOTS];

@@ -114,6 +114,7 @@ class _Flow(ctypes.Structure):
             "threads", "tail",
         )),
         *((name, ctypes.c_double) for name in ("eps", "momentum", "bound")),
+        ("share", ctypes.c_void_p),
     ]  # fmt: skip
 
 
@@ -267,9 +268,9 @@ def rows_forward(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rows_inverse(plan: Plan, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `rows_forward` with running statistics, without gradients."""
+    """The inverse of `rows_forward`, without gradients; of the same rows in training mode."""
     z = z.contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    flow = _flow(plan, len(z), batch=False)
+    flow = _flow(plan, len(z), batch=plan.batch, momentum=plan.moved())
     _call(z, "rows_inverse", flow, _steps(plan.steps), z, x, log_det)
     return x, log_det

@@ -45,11 +45,10 @@ class Rows(Chain):
         return super().forward(x, context, noise) if plan is None else kernels.rows_forward(plan, x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        # the kernel's inverse has no gradients
         live = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *self.parameters()))
         plan = None if live else self._plan(z, context)
-        if plan is None or plan.batch:  # the kernel's inverse has no gradients and no statistics
-            return super().inverse(z, context)
-        return kernels.rows_inverse(plan, z)
+        return super().inverse(z, context) if plan is None else kernels.rows_inverse(plan, z)
 
 
 class _Part(NamedTuple):
