@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core.memory import Memory, through
+from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.transform import Density, Shape, Transform, total
 
@@ -142,6 +142,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: images of another shape or range, context missing or not wanted.
+            ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
@@ -150,6 +151,7 @@ class Flow(nn.Module):
             raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
         if self.levels is None or x.is_floating_point():
             x = x.to(self.dtype)
+        refuse_sharded(self, self.memory)
         context = self._context(context, len(x))
         z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)

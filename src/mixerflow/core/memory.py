@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -70,24 +71,30 @@ def through(
             does one where rebuilt activations, met at a kept one, are off by more than `DRIFT`.
 
     Raises:
-        ConfigError: parameters are sharded (FSDP2), or have hooks that would run twice.
+        ConfigError: parameters have hooks that would run twice.
     """
-    if memory not in get_args(Memory):
-        raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
     if memory == "store" or not torch.is_grad_enabled():
         return transform(x, context, noise)
+    if memory not in get_args(Memory):
+        raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
     return _stepwise(transform, x, context, noise, memory)
 
 
-def refuse_sharded(parameters: Iterable[Tensor], memory: Memory) -> None:
-    """Raise a ConfigError where parameters are sharded and `memory` is not "store".
+def refuse_sharded(module: nn.Module, memory: Memory) -> None:
+    """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
-    FSDP2 gathers parameters around a step's forward pass and only there: a step that runs again in
-    backward, or backwards, would meet shards.
+    FSDP2 gathers parameters around a forward pass and only there: a step that runs again in
+    backward, or backwards, would meet shards, or weights that autograd knows by another name.
     """
-    tensors = sys.modules.get("torch.distributed.tensor")  # without it there are no shards
-    if memory != "store" and tensors and any(isinstance(p, tensors.DTensor) for p in parameters):
-        what = f"{memory!r} runs steps again in backward, where FSDP2 has put their shards away"
+    if memory == "store":
+        return
+    tensors = sys.modules.get("torch.distributed.tensor")
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if tensors is None or fsdp is None:  # nothing can be sharded without them
+        return
+    wrapped = any(isinstance(m, fsdp.FSDPModule) for m in module.modules())
+    if wrapped or any(isinstance(p, tensors.DTensor) for p in module.parameters()):
+        what = f"memory {memory!r} runs layers again where FSDP2 has put their weights away"
         raise ConfigError(what, "--train.memory", 'use "store", or DDP')
 
 
@@ -101,7 +108,10 @@ def _stepwise(
     first: int | None = None
     for number, step in enumerate(steps):
         parameters = [p for p in step.parameters() if p.requires_grad]
-        _refuse(parameters, memory)
+        if any(p._backward_hooks for p in parameters):
+            what = f"a parameter's hook would run twice with memory {memory!r}"
+            remedy = "use register_post_accumulate_grad_hook"
+            raise ConfigError(what, "Tensor.register_hook", remedy)
         tensors = (x, *parameters) if context is None else (x, context, *parameters)
         if any(t.requires_grad for t in tensors):
             first = number if first is None else first
@@ -111,13 +121,6 @@ def _stepwise(
             x, step_log_det = step(x, context, noise)
         log_det = log_det + step_log_det
     return x, log_det
-
-
-def _refuse(parameters: list[nn.Parameter], memory: Memory) -> None:
-    refuse_sharded(parameters, memory)
-    if any(p._backward_hooks for p in parameters):
-        what = f"a parameter's hook would run twice with memory {memory!r}"
-        raise ConfigError(what, "Tensor.register_hook", "use register_post_accumulate_grad_hook")
 
 
 @dataclass
@@ -136,7 +139,8 @@ class _Handed:
 
     def close(self) -> None:
         """The first step is done: say so if gradients are not what they should be."""
-        if self.drift is not None and not self.drift.item() <= DRIFT:
+        # what is not finite makes gradients that are not, which training sees for itself
+        if self.drift is not None and DRIFT < self.drift.item() < math.inf:
             _say(
                 f'memory="invert": activations rebuilt over {ANCHOR_EVERY} steps are off by more '
                 f'than {DRIFT:g}, and gradients too: use "checkpoint" (--train.memory), or float32'
@@ -190,13 +194,21 @@ class _Run:
         if self.step.training != self.training:
             raise RuntimeError("train() or eval() came between a forward and its backward pass")
         assert self.autocast is not None
-        with _uncounted(self.step), torch.autocast(**self.autocast), contextlib.ExitStack() as stack:
-            if self.drew_from is not None:
-                stack.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
-                torch.set_rng_state(self.drew_from[0])
-                if x.is_cuda:
-                    torch.cuda.set_rng_state(self.drew_from[1], x.device)
+        with _uncounted(self.step), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
             yield
+
+
+@contextlib.contextmanager
+def _drawing(x: Tensor, states: list[Tensor] | None) -> Iterator[None]:
+    """Draw from torch's generators as from `states`; afterwards they are where they were."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.set_rng_state(states[0])
+        if x.is_cuda:
+            torch.cuda.set_rng_state(states[1], x.device)
+        yield
 
 
 class _Recomputed(torch.autograd.Function):
