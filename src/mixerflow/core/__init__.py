@@ -10,6 +10,7 @@ Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more gen
 
 from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
+from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.transform import Density, Shape, Transform, constant, expect, total
 
@@ -22,6 +23,7 @@ __all__ = [
     "Encoded",
     "Flow",
     "Inverse",
+    "Memory",
     "Noise",
     "Samples",
     "Shape",
@@ -31,5 +33,6 @@ __all__ = [
     "as_tensor",
     "constant",
     "expect",
+    "refuse_sharded",
     "total",
 ]

@@ -31,6 +31,11 @@ class Chain(Transform):
             return "estimate"
         return "bound" if "bound" in kinds else "exact"
 
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all steps are."""
+        return all(step.invertible for step in self)
+
     def __iter__(self) -> Iterator[Transform]:
         return iter(self.steps)  # pyright: ignore[reportReturnType]
 
@@ -81,6 +86,11 @@ class Inverse(Transform):
         self.shape = tuple(shape)
         self.taken = tuple(transform.out_shape(self.shape))
 
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the other is."""
+        return self.transform.invertible
+
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -117,6 +127,11 @@ class Along(Transform):
     def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
         """That of the rows' transform."""
         return self.transform.density
+
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the rows' transform is."""
+        return self.transform.invertible
 
     def _fold(self, x: Tensor) -> tuple[Tensor, Shape]:
         axis = self.dim + 1 if self.dim >= 0 else self.dim
@@ -188,6 +203,11 @@ class Window(Transform):
     def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
         """That of the box's transform."""
         return self.transform.density
+
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the box's transform is."""
+        return self.transform.invertible
 
     def _views(self, x: Tensor) -> list[Tensor]:
         """The event, then its crops axis by axis down to the box."""

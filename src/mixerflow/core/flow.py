@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.transform import Density, Shape, Transform, total
 
@@ -76,6 +77,9 @@ class Flow(nn.Module):
             ``(B, K)`` that the transforms see. Without it the flow takes no context.
         levels: number of values a pixel can have, for integer images; None for float data.
 
+    Attributes:
+        memory: what training keeps for the backward pass, see `mixerflow.core.memory`.
+
     Raises:
         ValueError: the transform cannot take events of `shape`.
     """
@@ -83,6 +87,7 @@ class Flow(nn.Module):
     initialized: Tensor
     spec: dict[str, Any] | None = None
     """What `mixerflow.build` made it from, so that a run folder can; None for your own code's."""
+    memory: Memory = "store"
 
     def __init__(
         self,
@@ -137,6 +142,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: images of another shape or range, context missing or not wanted.
+            ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
@@ -145,7 +151,9 @@ class Flow(nn.Module):
             raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
         if self.levels is None or x.is_floating_point():
             x = x.to(self.dtype)
-        z, log_det = self.transform(x, self._context(context, len(x)), noise)
+        refuse_sharded(self, self.memory)
+        context = self._context(context, len(x))
+        z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)
         return Encoded(z, self.base.log_prob(z) + log_det, log_det)
 

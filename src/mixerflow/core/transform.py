@@ -45,11 +45,13 @@ class Transform(nn.Module):
     Subclasses implement `forward` and `inverse`; `mixerflow.transforms.checks` proves that they
     obey the laws. ``density`` says what a flow's log-probability through this transform is: exact,
     a lower bound, or an unbiased estimate. Flows number their transforms' ``stream``, so that each
-    stochastic one draws its own noise.
+    stochastic one draws its own noise. ``invertible`` says whether `inverse` gives the input back
+    to rounding, in training mode too; training may then forget it, see `mixerflow.core.memory`.
     """
 
     density: Density = "exact"
     stream: int = 0
+    invertible: bool = True
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
 
 
@@ -38,6 +39,8 @@ class TrainConfig:
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the conditioner nets in training; transforms and log-dets stay float32."""
+    memory: Memory = "store"
+    """What a step keeps for its backward pass: all, each layer's input, or nothing ("invert")."""
     seed: int = 0
     """Of the weights, the order of images, the noise and the held-out part."""
     validation: Literal["held-out", "test"] = "held-out"
@@ -71,6 +74,8 @@ class TrainConfig:
             _require(name, value, value > 0 and math.isfinite(value), "positive")
         _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")
         _require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        known = get_args(Memory)
+        _require("memory", self.memory, self.memory in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 

@@ -28,8 +28,12 @@ from mixerflow.training.folder import RunFolder
 from mixerflow.training.session import Session
 from mixerflow.training.trainer import Trainer
 
-_FREE = ("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after")
-"""Settings that may change when a run goes on: the weights do not depend on them."""
+_FREE = (
+    *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
+    "memory",
+)
+"""Settings that may change when a run goes on: the weights do not depend on them ("invert" moves
+them by rounding)."""
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class Trainer:
 
     def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
         self.flow, self.batches, self.config, self.steps = flow, batches, config, steps
+        flow.memory = config.memory
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.lr, betas=config.betas, fused=True

@@ -27,6 +27,7 @@ class Dequantize(Transform):
         https://arxiv.org/abs/1511.01844
     """
 
+    invertible = False
     unit: Tensor
 
     def __init__(self, levels: int = 256) -> None:

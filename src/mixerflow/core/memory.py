@@ -1,0 +1,305 @@
+"""What training keeps of a forward pass: everything, each step's input, or nothing.
+
+Backward needs what each step of a flow computed on the way. ``memory`` says where it comes from:
+
+- ``"store"``: autograd keeps it all; memory grows with depth times a step's inner width.
+- ``"checkpoint"``: a step keeps its input and runs again; memory grows with depth times the image.
+- ``"invert"``: only the last output is kept; each step's input is rebuilt from its output by
+  `Transform.inverse`, and the step runs again. Rounding errors grow from step to step, so one input
+  in `ANCHOR_EVERY` is kept all the same; beyond those, memory does not grow with depth.
+
+The unit is a step of the flow's outer `Chain` (of a MixerFlow: a mixer layer). It is an ordinary
+node of autograd with the parameters among its inputs, so accumulation, DDP, shared parameters and
+gradients with respect to images and contexts see what they always see.
+
+References:
+    Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost (2016).
+    https://arxiv.org/abs/1604.06174
+    Gomez, Ren, Urtasun, Grosse: The reversible residual network (2017), algorithm 1.
+    https://arxiv.org/abs/1707.04585
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mixerflow.core.combine import Chain
+from mixerflow.core.noise import Noise
+from mixerflow.core.transform import Transform, constant
+from mixerflow.errors import ConfigError
+
+Memory = Literal["store", "checkpoint", "invert"]
+
+ANCHOR_EVERY = 20
+"""Steps from one kept input to the next under "invert"; the first step's is always kept."""
+DRIFT = 1e-3
+"""Relative error of a rebuilt activation from which on "invert" warns."""
+
+
+def through(
+    transform: Transform,
+    x: Tensor,
+    context: Tensor | None = None,
+    noise: Noise | None = None,
+    *,
+    memory: Memory = "store",
+) -> tuple[Tensor, Tensor]:
+    """``transform(x, context, noise)``, whose backward pass keeps what `memory` says.
+
+    Values, batch-norm statistics and draws from torch's generator are those of "store" to the bit;
+    so are the gradients of "checkpoint" where sums have one order. Those of "invert" carry the
+    rounding of the inverses. Where autograd is off, all three are the same.
+
+    Args:
+        transform: a `Chain` is taken step by step, anything else is one step.
+        x: ``(B, *event)``.
+        context: ``(B, K)``, or None.
+        noise: as `Transform.forward` takes it.
+        memory: a step that cannot rebuild its input in training, because it is not ``invertible``
+            or draws from torch's generator, keeps it under "invert"; a warning says so once. So
+            does one where rebuilt activations, met at a kept one, are off by more than `DRIFT`.
+
+    Raises:
+        ConfigError: parameters have hooks that would run twice.
+    """
+    if memory == "store" or not torch.is_grad_enabled():
+        return transform(x, context, noise)
+    if memory not in get_args(Memory):
+        raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
+    return _stepwise(transform, x, context, noise, memory)
+
+
+def refuse_sharded(module: nn.Module, memory: Memory) -> None:
+    """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
+
+    FSDP2 gathers parameters around a forward pass and only there: a step that runs again in
+    backward, or backwards, would meet shards, or weights that autograd knows by another name.
+    """
+    if memory == "store":
+        return
+    tensors = sys.modules.get("torch.distributed.tensor")
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if tensors is None or fsdp is None:  # nothing can be sharded without them
+        return
+    wrapped = any(isinstance(m, fsdp.FSDPModule) for m in module.modules())
+    if wrapped or any(isinstance(p, tensors.DTensor) for p in module.parameters()):
+        what = f"memory {memory!r} runs layers again where FSDP2 has put their weights away"
+        raise ConfigError(what, "--train.memory", 'use "store", or DDP')
+
+
+@torch.compiler.disable
+def _stepwise(
+    transform: Transform, x: Tensor, context: Tensor | None, noise: Noise | None, memory: Memory
+) -> tuple[Tensor, Tensor]:
+    steps = list(transform) if isinstance(transform, Chain) else [transform]
+    log_det = constant(0.0, x)
+    handed = _Handed()
+    first: int | None = None
+    for number, step in enumerate(steps):
+        parameters = [p for p in step.parameters() if p.requires_grad]
+        if any(p._backward_hooks for p in parameters):
+            what = f"a parameter's hook would run twice with memory {memory!r}"
+            remedy = "use register_post_accumulate_grad_hook"
+            raise ConfigError(what, "Tensor.register_hook", remedy)
+        tensors = (x, *parameters) if context is None else (x, context, *parameters)
+        if any(t.requires_grad for t in tensors):
+            first = number if first is None else first
+            run = _Run(step, noise, memory, handed, number, first, len(steps) - 1)
+            x, step_log_det = _Recomputed.apply(run, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
+        else:  # what nothing asks a gradient of (dequantisation, say) keeps nothing anyhow
+            x, step_log_det = step(x, context, noise)
+        log_det = log_det + step_log_det
+    return x, log_det
+
+
+@dataclass
+class _Handed:
+    """What backward takes from step to step."""
+
+    output: Tensor | None = None
+    """Of the step whose turn is next: the input of the one that was last, rebuilt or kept."""
+    drift: Tensor | None = None
+    """The largest relative error found in such an output."""
+
+    def compare(self, rebuilt: Tensor, exact: Tensor) -> None:
+        """Take note of the rebuilt output of a step whose exact one is known again."""
+        drift = (rebuilt - exact).norm() / exact.norm()
+        self.drift = drift if self.drift is None else torch.maximum(self.drift, drift)
+
+    def close(self) -> None:
+        """The first step is done: say so if gradients are not what they should be."""
+        # what is not finite makes gradients that are not, which training sees for itself
+        if self.drift is not None and DRIFT < self.drift.item() < math.inf:
+            _say(
+                f'memory="invert": activations rebuilt over {ANCHOR_EVERY} steps are off by more '
+                f'than {DRIFT:g}, and gradients too: use "checkpoint" (--train.memory), or float32'
+            )
+        self.output = self.drift = None
+
+
+@dataclass
+class _Run:
+    """One step of one forward pass, and what it takes to run it again."""
+
+    step: Transform
+    noise: Noise | None
+    memory: Memory
+    handed: _Handed
+    number: int
+    first_number: int
+    last_number: int
+    training: bool = True
+    keeps_input: bool = True
+    drew_from: list[Tensor] | None = None
+    """States of torch's generators before the step, if it moved them."""
+    autocast: dict[str, Any] | None = None
+
+    def first(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        device = x.device.type
+        self.autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+            # or weights that were cast here, without autograd, would be taken for those to train
+            "cache_enabled": False,
+        }
+        self.training = self.step.training
+        before = _generators(x)
+        with torch.autocast(**self.autocast):
+            result = self.step(x, context, self.noise)
+        moved = not all(map(torch.equal, before, _generators(x)))
+        self.drew_from = before if moved else None
+        unable = moved or not self.step.invertible
+        anchor = (self.number - self.first_number) % ANCHOR_EVERY == 0
+        self.keeps_input = self.memory == "checkpoint" or anchor or unable
+        if unable and self.memory == "invert":
+            why = "draws from torch's generator" if moved else "does not rebuild its input exactly"
+            _say(f'memory="invert": step {self.number} ({_names(self.step)}) {why}: it is kept')
+        return result
+
+    @contextlib.contextmanager
+    def again(self, x: Tensor) -> Iterator[None]:
+        """As it was the first time, and without a trace."""
+        if self.step.training != self.training:
+            raise RuntimeError("train() or eval() came between a forward and its backward pass")
+        assert self.autocast is not None
+        with _uncounted(self.step), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
+            yield
+
+
+@contextlib.contextmanager
+def _drawing(x: Tensor, states: list[Tensor] | None) -> Iterator[None]:
+    """Draw from torch's generators as from `states`; afterwards they are where they were."""
+    if states is None:
+        yield
+        return
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        torch.set_rng_state(states[0])
+        if x.is_cuda:
+            torch.cuda.set_rng_state(states[1], x.device)
+        yield
+
+
+class _Recomputed(torch.autograd.Function):
+    """A step whose backward pass runs it again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        run: _Run,
+        x: Tensor,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        z, log_det = run.first(x, context)
+        is_last = run.number == run.last_number
+        held = x if run.keeps_input else z if is_last else None
+        ctx.run = run
+        # parameters are saved so that changing them before backward is an error, as it always is
+        ctx.save_for_backward(held, context, *parameters)
+        return z, log_det
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        run: _Run = ctx.run
+        held, context, *parameters = ctx.saved_tensors
+        rebuilt, run.handed.output = run.handed.output, None
+        known = rebuilt if held is None else held
+        assert known is not None
+        with run.again(known):
+            x = known if run.keeps_input else run.step.inverse(known, context)[0]
+            del held, known
+            needed = ctx.needs_input_grad[1:]
+            inputs = [
+                t if t is None or i > 1 else t.detach().requires_grad_(needed[i])
+                for i, t in enumerate((x, context, *parameters))
+            ]
+            with torch.enable_grad():
+                results = run.step(inputs[0], inputs[1], run.noise)
+        if run.memory == "invert":
+            if run.keeps_input and rebuilt is not None:
+                run.handed.compare(rebuilt, results[0].detach())
+            run.handed.output = x
+        if run.number == run.first_number:
+            run.handed.close()
+        pairs = [pair for pair in zip(results, grads, strict=True) if pair[0].requires_grad]
+        del results
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+        found = iter(_gradients(pairs, wanted))
+        return None, *(next(found) if need else None for need in needed)
+
+
+def _gradients(
+    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    if not pairs:
+        return (None,) * len(inputs)
+    outputs, grads = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
+
+
+@contextlib.contextmanager
+def _uncounted(step: nn.Module) -> Iterator[None]:
+    """No batch norm of `step` moves its running statistics meanwhile."""
+    norms = [m for m in step.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    # ours has a switch of its own; torch's, in a user's net, normalises in the same way without
+    switches = ["update" if hasattr(m, "update") else "track_running_stats" for m in norms]
+    before = [getattr(m, name) for m, name in zip(norms, switches, strict=True)]
+    try:
+        for norm, name in zip(norms, switches, strict=True):
+            setattr(norm, name, False)
+        yield
+    finally:
+        for norm, name, value in zip(norms, switches, before, strict=True):
+            setattr(norm, name, value)
+
+
+def _generators(x: Tensor) -> list[Tensor]:
+    """States of the generators that a step on x's device can draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(x.device)] if x.is_cuda else states
+
+
+def _names(step: Transform) -> str:
+    """The innermost transforms that are to blame, or else the step."""
+    parts = [m for m in step.modules() if isinstance(m, Transform) and not m.invertible]
+    inner = [m for m in parts if not any(c is not m and c in parts for c in m.modules())]
+    return ", ".join(dict.fromkeys(type(m).__name__ for m in inner or [step]))
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Warn, once a process for each text."""
+    warnings.warn(text, stacklevel=2)
