@@ -1,5 +1,6 @@
 """Conditioners: plain modules that know nothing of flows."""
 
 from mixerflow.nets.mlp import Norm, ResidualMLP
+from mixerflow.nets.norm import BatchNorm
 
-__all__ = ["Norm", "ResidualMLP"]
+__all__ = ["BatchNorm", "Norm", "ResidualMLP"]
