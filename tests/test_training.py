@@ -299,7 +299,7 @@ def test_averaged_weights_get_statistics_of_their_own():
     average = Average(flow, 0.0)
     stale = [norm.running_mean.clone() for norm in batch_norms(average.flow)]
     state = torch.get_rng_state()
-    recalibrate(average.flow, [(x, None)], seed=0)
+    recalibrate(average.flow, [(x, None, Noise(0, torch.arange(len(x))))])
     assert torch.equal(torch.get_rng_state(), state)
     for norm, before in zip(batch_norms(average.flow), stale, strict=True):
         assert not torch.equal(norm.running_mean, before)

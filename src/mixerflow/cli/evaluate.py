@@ -18,7 +18,8 @@ from mixerflow.data import Images
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
-from mixerflow.training import RunFolder, labels_of, load
+from mixerflow.processes import Processes, joined
+from mixerflow.training import RunFolder, device_of, labels_of, load
 from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
@@ -42,7 +43,7 @@ class Arguments:
     seed: int = 0
     """Of the dequantisation noise."""
     batch: int = 128
-    """Images at a time."""
+    """Images at a time, in each process."""
     device: str = "cpu"
     """Where to compute."""
     json: bool = False
@@ -58,14 +59,20 @@ def main(arguments: list[str]) -> int:
     given = parse(Arguments, arguments, prog="mixerflow evaluate")
     if given.batch < 1:
         raise ConfigError(f"{given.batch} images at a time", "--batch", "give at least 1")
-    flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
+    with joined() as processes:
+        return _evaluate(given, processes)
+
+
+def _evaluate(given: Arguments, processes: Processes) -> int:
+    device = processes.place(device_of(given.device))
+    flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
     header = RunFolder(given.run).read_config()
     images, split = _images(given, data_of(header, given.data))
     if images.shape != flow.shape:
         what = f"images are {images.shape}, the run's are {flow.shape}"
         raise DataError(what, images.dataset_id, "give images of that shape")
     labels = None if flow.context_net is None else labels_of(header, images)
-    with Bar("image", len(images), quiet=given.json) as bar:
+    with Bar("image", len(images), quiet=given.json or not processes.main) as bar:
         figure = bits(
             flow,
             images.pixels,
@@ -75,7 +82,10 @@ def main(arguments: list[str]) -> int:
             dataset_id=images.dataset_id,
             split=split,
             on_batch=lambda n: bar.update(bar.done + n, ""),
+            processes=processes,
         )
+    if not processes.main:
+        return 0
     kept = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
     result = figure.as_dict() | {
         "codecs": codecs(images.pixels),

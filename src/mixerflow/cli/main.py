@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 import traceback
 import warnings
@@ -54,8 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
         problem = _unexpected(error)
     if debug:
         traceback.print_exception(problem)
-    print(f"error: {problem}", file=sys.stderr)
+    if _says(f"error: {problem}"):
+        print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
+
+
+def _says(line: str) -> bool:
+    """Whether this process is to say a line that others of the same run may have to say too."""
+    processes = sys.modules.get("mixerflow.processes")  # not there: nothing needed torch so far
+    if processes is None:
+        return os.environ.get("RANK", "0") == "0"
+    return processes.first_to_say(line)
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -99,4 +109,5 @@ def _one_line_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {message}", file=sys.stderr)

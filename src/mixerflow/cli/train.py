@@ -17,6 +17,7 @@ from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import MixerFlowConfig, build, from_spec
+from mixerflow.processes import Processes, joined
 from mixerflow.settings import restore
 from mixerflow.training import RunFolder, TrainConfig, Trained, device_of, train
 
@@ -48,7 +49,7 @@ class Arguments:
     device: str = "auto"
     """Where to train: auto, cpu or cuda."""
     threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
-    """CPU threads; 0 for all. Runs are repeatable to the last bit with one."""
+    """CPU threads of each process; 0 for all. Runs are repeatable to the last bit with one."""
     cache: Path | None = None
     """Where large folders are kept decoded; by default the user's cache folder."""
     transparency: str = "refuse"
@@ -75,7 +76,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
     if given.threads:
         torch.set_num_threads(given.threads)
-    return _train(about, given, arguments)
+    with joined() as processes:
+        return _train(about, given, arguments, processes)
 
 
 def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
@@ -110,7 +112,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     return {"recipe": header.get("recipe")}, given
 
 
-def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
+def _train(about: dict[str, Any], given: Arguments, words: list[str], processes: Processes) -> int:
     assert given.out is not None
     data, out = Path(given.data).resolve(), given.out.resolve()
     if data.is_dir() and (out == data or data in out.parents):
@@ -121,11 +123,11 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
         on_bad_image=given.on_bad_image,
         cache=given.cache,
     )
-    for line in splits.train.skipped:
+    for line in splits.train.skipped if processes.main else ():
         print(f"skipped {line}", file=sys.stderr)
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
-    flow = build(model, splits.train.shape).to(device_of(given.device))
+    flow = build(model, splits.train.shape).to(processes.place(device_of(given.device)))
     source = {
         "data": given.data,
         "transparency": given.transparency,
@@ -143,7 +145,8 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str]) -> int:
         from_step=given.from_step,
         about=about | {"command": shlex.join(["mixerflow", "train", *words]), "source": source},
     )
-    _tell(result, given.out, splits)
+    if processes.main:
+        _tell(result, given.out, splits)
     return result.exit_code
 
 

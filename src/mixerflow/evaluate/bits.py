@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import Density, Flow, Noise, as_tensor
+from mixerflow.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -69,35 +70,43 @@ def bits(
     dataset_id: str = "",
     split: str = "",
     on_batch: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Bits:
     """Score images ``(N, *shape)`` in eval mode.
 
-    The noise of image i is a function of `seed` and i: the figure does not depend on `batch`.
+    The noise of image i is a function of `seed` and i: the figure does not depend on `batch`, nor
+    on the number of processes.
 
     Args:
         flow: the model.
         images: integer images as the flow's levels say, or floats.
         labels: ``(N,)`` for a class-conditional flow.
-        batch: images at a time.
+        batch: images at a time, in each process.
         seed: of the dequantisation noise.
         dataset_id: recorded in the result.
         split: recorded in the result.
-        on_batch: called with the number of images done after each batch.
+        on_batch: called with the number of images done, by all processes, after each batch.
+        processes: that share the images; each is given all of them, and gets the figure of all.
 
     Raises:
         ValueError: no images, or images of the wrong shape.
     """
     if len(images) == 0:
         raise ValueError("bits: no images to score")
-    parts = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        index = torch.arange(start, start + len(part), device=flow.device)
-        context = None if labels is None else as_tensor(labels[start : start + batch])
-        parts.append(flow.bits_per_dim(part, context, Noise(seed, index), batch=batch).cpu())
+    each = np.zeros(len(images))
+    for start in range(0, len(images), batch * processes.world):
+        count = min(batch * processes.world, len(images) - start)
+        # every process scores as often as the others, if only an empty part: layers may be sharded
+        own = processes.share(count)
+        rows = slice(start + own.start, start + own.stop)
+        index = torch.arange(rows.start, rows.stop, device=flow.device)
+        context = None if labels is None else as_tensor(labels[rows])
+        scored = flow.bits_per_dim(images[rows], context, Noise(seed, index), batch=batch)
+        each[rows] = scored.double().cpu().numpy()
         if on_batch is not None:
-            on_batch(len(part))
-    each = torch.cat(parts).double().numpy()
+            on_batch(count)
+    # each image was scored by one process and is 0 in the others
+    each = processes.sum(torch.from_numpy(each)).numpy()
     error = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
     return Bits(
         bits_per_dim=float(each.mean()),

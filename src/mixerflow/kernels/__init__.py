@@ -6,12 +6,13 @@ operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
 
 from mixerflow.kernels.lease import release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.rows import Net, Plan, Step, rows_forward, rows_inverse
+from mixerflow.kernels.rows import Net, Norm, Plan, Step, rows_forward, rows_inverse
 from mixerflow.kernels.switch import disabled, why_not
 
 __all__ = [
     "BuildError",
     "Net",
+    "Norm",
     "Plan",
     "Step",
     "disabled",

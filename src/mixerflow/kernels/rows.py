@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixerflow.kernels.lease import lease
 from mixerflow.kernels.library import library
+from mixerflow.kernels.sharing import Sharing
+from mixerflow.processes import Processes
 
 PARAMETERS = (
     "log_scale", "shift", "packed", "offset",
@@ -26,6 +28,18 @@ PARAMETERS = (
 STATISTICS = ("mean1", "var1", "mean2", "var2")
 _TILE = 64
 _POINTERS = len(PARAMETERS) + len(STATISTICS)
+
+
+class Norm(NamedTuple):
+    """The state of batch norm, alike in all of a row flow's nets."""
+
+    training: bool
+    update: bool
+    """Whether a batch in training mode moves the running values."""
+    momentum: float | None
+    eps: float
+    processes: Processes
+    """Between which a batch is shared."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Net:
         squash: whether it reads sign(x) log(1 + |x|).
         parameters: in the order of `PARAMETERS`, from "enter" on.
         statistics: batch norm's running values, in the order of `STATISTICS`.
-        norm: batch norm's state: training, update, momentum, eps; None without.
+        norm: batch norm's state; None without.
         counts: batches that the running values have seen.
     """
 
@@ -49,7 +63,7 @@ class Net:
     squash: bool
     parameters: tuple[Tensor | None, ...]
     statistics: tuple[Tensor | None, ...]
-    norm: tuple[bool, bool, float | None, float] | None
+    norm: Norm | None
     counts: tuple[Tensor, ...]
 
 
@@ -82,7 +96,7 @@ class Plan:
     n: int
     hidden: int
     steps: tuple[Step, ...]
-    norm: tuple[bool, bool, float | None, float] | None
+    norm: Norm | None
     counts: tuple[Tensor, ...]
     squash: bool
     reverse: bool
@@ -91,15 +105,15 @@ class Plan:
     @property
     def batch(self) -> bool:
         """Whether batch norm takes the rows' own statistics: training mode."""
-        return self.norm is not None and self.norm[0]
+        return self.norm is not None and self.norm.training
 
     def moved(self) -> float | None:
         """How far a batch moves the running values, None for not at all; counts the batch."""
-        if self.norm is None or not self.norm[0] or not self.norm[1]:
+        if self.norm is None or not self.norm.training or not self.norm.update:
             return None
         for count in self.counts:
             count += 1
-        momentum = self.norm[2]
+        momentum = self.norm.momentum
         return 1 / int(self.counts[0]) if momentum is None else momentum
 
     def parameters(self) -> list[Tensor]:
@@ -116,6 +130,7 @@ class _Flow(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("eps", "momentum", "bound")),
         ("share", ctypes.c_void_p),
     ]  # fmt: skip
+    sharing: Sharing | None = None
 
 
 class _Step(ctypes.Structure):
@@ -127,7 +142,7 @@ class _Kept(ctypes.Structure):
 
 
 def _flow(plan: Plan, count: int, *, batch: bool, momentum: float | None = None) -> _Flow:
-    return _Flow(
+    flow = _Flow(
         rows=count,
         n=plan.n,
         hidden=plan.hidden,
@@ -138,10 +153,14 @@ def _flow(plan: Plan, count: int, *, batch: bool, momentum: float | None = None)
         squash=plan.squash,
         reverse=plan.reverse,
         threads=max(1, min(torch.get_num_threads(), -(-count // _TILE))),
-        eps=plan.norm[3] if plan.norm else 0.0,
+        eps=plan.norm.eps if plan.norm else 0.0,
         momentum=momentum or 0.0,
         bound=plan.bound,
     )
+    if batch and plan.norm is not None and plan.norm.processes.together:
+        flow.sharing = Sharing(plan.norm.processes)
+        flow.share = ctypes.cast(flow.sharing.callback, ctypes.c_void_p)
+    return flow
 
 
 def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
@@ -231,20 +250,20 @@ class _Apply(torch.autograd.Function):
         return None, dx, *(g for each in grads for g in each.parameters if g is not None)
 
 
-def _call(like: Tensor, name: str, *arguments: Any) -> None:  # noqa: ANN401
-    """Call a kernel; tensors become pointers, structures references."""
+def _call(like: Tensor, name: str, flow: _Flow, *arguments: Any) -> None:  # noqa: ANN401
+    """Call a kernel; tensors become pointers."""
     given = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             given.append(ctypes.c_void_p(argument.data_ptr()))
-        elif isinstance(argument, ctypes.Structure):
-            given.append(ctypes.byref(argument))
         elif isinstance(argument, int) or argument is None:
             given.append(ctypes.c_void_p(argument))
         else:
             given.append(argument)
-    if getattr(library(like.dtype), name)(*given):
-        raise MemoryError(name)
+    if getattr(library(like.dtype), name)(ctypes.byref(flow), *given):
+        raise MemoryError(f"no memory for {flow.rows} rows of {flow.n}")
+    if flow.sharing is not None:
+        flow.sharing.check()
 
 
 def rows_forward(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,14 @@
-"""Batch norm over rows, which recomputation can leave as it is."""
+"""Batch norm over rows, which recomputation can leave as it is and processes share."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from mixerflow import kernels
+from mixerflow.processes import ALONE, Processes
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -14,20 +20,82 @@ class BatchNorm(nn.BatchNorm1d):
         update: whether a forward pass in training mode moves the running averages. Whoever runs a
             batch a second time (recomputation in the backward pass) sets it to False meanwhile, so
             that each batch counts once.
+        processes: between which a batch is shared: mean and variance are those of the whole.
     """
 
     update: bool = True
+    processes: Processes = ALONE
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, width)`` to the same."""
+        if self.training and self.processes.together:
+            shared = _Shared.apply(input, self.weight, self.bias, self.eps, self.processes)
+            normal, mean, variance, rows = shared  # pyright: ignore[reportGeneralTypeIssues]
+            if self.update:
+                self._move(mean, variance * (rows / (rows - 1)))
+            return normal
         if self.training and not self.update:
             return nn.functional.batch_norm(
                 input, None, None, self.weight, self.bias, training=True, eps=self.eps
             )
         return super().forward(input)
 
-    def state(self) -> tuple[bool, bool, float | None, float] | None:
-        """Training, update, momentum and eps; None where it keeps no statistics or no weights."""
+    @torch.no_grad()
+    def _move(self, mean: Tensor, variance: Tensor) -> None:
+        """Take a batch's mean and unbiased variance into the running averages, as torch does."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_(variance.to(self.running_var), share)
+
+    def state(self) -> kernels.Norm | None:
+        """As the kernels take it; None where it keeps no statistics or has no weights."""
         if not self.track_running_stats or not self.affine:
             return None
-        return self.training, self.update, self.momentum, self.eps
+        return kernels.Norm(self.training, self.update, self.momentum, self.eps, self.processes)
+
+
+class _Shared(torch.autograd.Function):
+    """Normalise rows by the mean and variance over all processes' rows; one message each way.
+
+    Means and variances of parts are combined as in Chan, Golub, LeVeque (1979): no difference of
+    large squares.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        processes: Processes,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, 0, correction=0)
+        own = torch.stack([torch.full_like(mean, len(x)), mean, variance])
+        counts, means, variances = processes.gather(own).unbind(1)
+        rows = counts.sum(0)
+        mean = (counts * means).sum(0) / rows
+        variance = (counts * (variances + (means - mean).square())).sum(0) / rows
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, scale, rows)
+        ctx.processes = processes
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return ((wide - mean) * (scale * weight) + bias).to(x.dtype), mean, variance, rows
+
+    @staticmethod
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+        *_: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, scale, rows = ctx.saved_tensors
+        normal = (x - mean) * scale
+        wide = grad.to(normal.dtype)
+        own = torch.stack([wide.sum(0), (wide * normal).sum(0)])
+        shift, stretch = ctx.processes.sum(own) / rows
+        inner = (wide - shift - normal * stretch) * (scale * weight)
+        return inner.to(x.dtype), own[1].to(weight.dtype), own[0].to(weight.dtype), None, None

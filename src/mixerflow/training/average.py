@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise
+from mixerflow.training.parallel import local
 
 
 class Average:
@@ -25,14 +26,16 @@ class Average:
     def __init__(self, flow: Flow, decay: float) -> None:
         self.decay = decay
         self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
-        self._mine, self._theirs = list(self.flow.parameters()), list(flow.parameters())
+        self._source = flow
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the flow's weights after step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        # one call for thousands of small tensors
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)  # pyright: ignore
+        # listed anew: sharding replaces parameters; one call for thousands of small tensors
+        mine = [local(p) for p in self.flow.parameters()]
+        theirs = [local(p) for p in self._source.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:
@@ -41,11 +44,11 @@ def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:
 
 
 @torch.no_grad()
-def recalibrate(flow: Flow, batches: Iterable[tuple[Tensor, Tensor | None]], *, seed: int) -> None:
+def recalibrate(flow: Flow, batches: Iterable[tuple[Tensor, Tensor | None, Noise]]) -> None:
     """Give averaged weights the batch-norm statistics that fit them: the mean over `batches`.
 
-    The noise is a function of `seed` and the image's place, so no generator moves. Does nothing
-    for a flow without batch norm.
+    Each is images, labels or None, and their noise: no generator moves. Does nothing for a flow
+    without batch norm.
     """
     norms = batch_norms(flow)
     if not norms:
@@ -55,11 +58,8 @@ def recalibrate(flow: Flow, batches: Iterable[tuple[Tensor, Tensor | None]], *, 
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.train()
-    seen = 0
-    for x, labels in batches:
-        index = torch.arange(seen, seen + len(x), device=x.device)
-        flow(x, labels, Noise(seed, index))
-        seen += len(x)
+    for x, labels, noise in batches:
+        flow(x, labels, noise)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -9,6 +9,7 @@ from torch import Tensor
 from mixerflow.core import as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
+from mixerflow.processes import ALONE, Processes
 
 _ON_DEVICE_BYTES = 2 << 30
 
@@ -22,12 +23,30 @@ class Batches:
         seed: of the passes' orders.
         device: where batches go. Sets that fit are kept there whole.
         conditional: whether batches come with their labels.
+        parts: in which a batch goes through the model.
+        processes: between which each part is shared evenly; batches are this one's share.
+
+    Raises:
+        ConfigError: no labels, or a batch that cannot be shared.
     """
 
     def __init__(
-        self, images: Images, batch: int, *, seed: int, device: torch.device, conditional: bool
+        self,
+        images: Images,
+        batch: int,
+        *,
+        seed: int,
+        device: torch.device,
+        conditional: bool,
+        parts: int = 1,
+        processes: Processes = ALONE,
     ) -> None:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
+        self.parts, self.processes = parts, processes
+        if batch % (parts * processes.world):
+            what = f"a batch of {batch} in {parts} x {processes.world} equal parts"
+            remedy = "make it a multiple of --train.accumulate times the number of processes"
+            raise ConfigError(what, "--train.batch", remedy)
         self.labels: Tensor | None = None
         if conditional:
             if images.labels is None:
@@ -40,13 +59,22 @@ class Batches:
             self._whole = as_tensor(images.pixels).to(device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Images ``(batch, C, H, W)`` of step `step` (from 0) and their labels, or None."""
+        """This process's images ``(share, C, H, W)`` of step `step` (from 0); labels, or None."""
         first = step * self.batch
         chosen, n = [], len(self.images)
         while len(chosen) < self.batch:
             epoch, position = divmod(first + len(chosen), n)
             chosen.extend(self._order(epoch)[position : position + self.batch - len(chosen)])
-        return self.take(np.asarray(chosen))
+        return self.take(np.asarray(chosen)[self._own()])
+
+    def index(self, step: int) -> Tensor:
+        """A number for each image of `at`, which no other of the whole run has: for its noise."""
+        return torch.from_numpy(step * self.batch + self._own()).to(self.device)
+
+    def _own(self) -> np.ndarray:
+        """Which places of a batch are this process's, part by part."""
+        places = np.arange(self.batch).reshape(self.parts, self.processes.world, -1)
+        return places[:, self.processes.rank].ravel()
 
     def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """The images at `indices` and their labels, or None."""

@@ -41,25 +41,32 @@ def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Imag
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
     budget = 60 * config.minutes
     trainer = Trainer(copy.deepcopy(flow), batches, config, steps=10**6)
+    processes = batches.processes
+
+    def now() -> float:
+        return processes.from_main(time.monotonic())  # one clock, or processes would disagree
+
     times: list[float] = []
-    begun = time.monotonic()
-    while len(times) < 5 or time.monotonic() - begun < _TRIAL_SHARE * budget:
-        before = time.monotonic()
+    begun = last = now()
+    while len(times) < 5 or last - begun < _TRIAL_SHARE * budget:
+        before = last
         trainer.advance()
-        times.append(time.monotonic() - before)
-        if time.monotonic() - begun > budget / 3:  # a step is long: three of them are trial enough
+        last = now()
+        times.append(last - before)
+        if last - begun > budget / 3:  # a step is long: three of them are trial enough
             break
     seconds = statistics.median(times[len(times) // 4 :])
-    before = time.monotonic()
     averaged = trainer.settle()
-    settling = time.monotonic() - before
+    settling = now() - last
     few = min(64, len(validation))
     labels = validation.labels if flow.context_net is not None else None
-    before = time.monotonic()
-    bits(averaged, validation.pixels[:few], labels=None if labels is None else labels[:few])
-    an_image = (time.monotonic() - before) / few
+    before = now()
+    labels = None if labels is None else labels[:few]
+    bits(averaged, validation.pixels[:few], labels=labels, processes=processes)
+    an_image = (now() - before) / few
     looked_at = min(config.evaluate_images or len(validation), len(validation))
-    evaluations = an_image * (EVALUATIONS * (looked_at + GRID) + len(validation))
+    drawn = GRID * processes.world  # each draws them all
+    evaluations = an_image * (EVALUATIONS * (looked_at + drawn) + len(validation))
     evaluations += EVALUATIONS * settling
-    left = _RESERVE * budget - (time.monotonic() - begun) - evaluations
+    left = _RESERVE * budget - (now() - begun) - evaluations
     return max(1, int(left / seconds))

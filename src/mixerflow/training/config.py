@@ -24,7 +24,7 @@ class TrainConfig:
     minutes: float | None = None
     """Time on this machine; becomes a number of steps once, after a timed trial."""
     batch: int = 512
-    """Images a step."""
+    """Images a step, over all processes."""
     accumulate: int = 1
     """Parts in which a batch goes through the model, for less memory; gradients are added."""
     lr: float = 1e-3
@@ -57,6 +57,8 @@ class TrainConfig:
     """Latest checkpoints that stay, besides the best."""
     give_up_after: int = 10
     """Non-finite steps in a row that end the run; single ones are skipped and counted."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the flow: whole in each, or a part of every layer in each."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,12 @@ from torch import Tensor
 from mixerflow import __version__
 from mixerflow.core import Flow
 from mixerflow.data import Images, hold_out, make_images
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits
+from mixerflow.processes import Processes, joined
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
-from mixerflow.training.checkpoint import Checkpoints
+from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.session import Session
@@ -30,10 +31,10 @@ from mixerflow.training.trainer import Trainer
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
-    "memory",
+    *("memory", "parallel"),
 )
-"""Settings that may change when a run goes on: the weights do not depend on them ("invert" moves
-them by rounding)."""
+"""Settings that may change when a run goes on: the weights do not depend on them ("invert" and
+another number of processes move them by rounding)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def train(
 ) -> Trained:
     """Train a flow on images, in place; it ends with the averaged weights, in eval mode.
 
-    A folder that holds the same run unfinished is gone on with, from its last checkpoint.
+    A folder that holds the same run unfinished is gone on with, from its last checkpoint. Started
+    by ``torchrun``, in every process alike, the processes share the work: docs/processes.md.
 
     Args:
         flow: from `mixerflow.build`, or any other `Flow`.
@@ -92,7 +94,7 @@ def train(
     Raises:
         ConfigError: settings that cannot be, or a folder that holds another run.
         CheckpointError: the folder's checkpoint is damaged.
-        ResourceError: the folder is in use or cannot be written.
+        ResourceError: the folder is in use or cannot be written, or another process was lost.
         NonFiniteError: training reached NaN or infinity and did not recover.
     """
     config = _with_budget(config or TrainConfig(), steps, epochs, minutes)
@@ -100,9 +102,13 @@ def train(
     _check_fit(flow, given)
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
-    folder = None if out is None else RunFolder(Path(out))
-    with _own_generators(flow, config.seed), nullcontext() if folder is None else folder.lock():
-        return _run(flow, given, validation, folder, config, from_step, about or {}, quiet)
+    with joined() as processes, ExitStack() as held:
+        folder = RunFolder(Path(out)) if out is not None and processes.main else None
+        held.enter_context(_own_generators(flow, config.seed))
+        processes.on_main(lambda: folder and held.enter_context(folder.lock()))
+        return _run(
+            flow, given, validation, folder, config, from_step, about or {}, quiet, processes
+        )
 
 
 def _check_fit(flow: Flow, images: Images) -> None:
@@ -136,6 +142,7 @@ def _run(
     from_step: int | None,
     about: dict[str, Any],
     quiet: bool,
+    processes: Processes,
 ) -> Trained:
     batches = Batches(
         images,
@@ -143,25 +150,28 @@ def _run(
         seed=config.seed,
         device=flow.device,
         conditional=flow.context_net is not None,
+        parts=config.accumulate,
+        processes=processes,
     )
-    header = _header(flow, images, validation, config, about)
-    old = None if folder is None else _begun(folder, header)
+    header = _header(flow, images, validation, config, about, processes)
+    old = processes.from_main(processes.on_main(lambda: folder and _begun(folder, header)))
     if old is None and not flow.initialized:
         flow.initialize(*batches.first(config.initial))
     with _own_generators(flow, config.seed):
         steps = old["steps"] if old else steps_of(config, flow, batches, validation)
+        steps = processes.from_main(steps)
     trainer = Trainer(flow, batches, config, steps=steps)
     session = Session(trainer, validation, folder, quiet=quiet)
-    if folder is not None:
-        if old is not None:
-            checkpoints = Checkpoints(folder.path / "checkpoints")
-            loaded = checkpoints.load("last" if from_step is None else from_step)
-            session.restore(loaded)
-            if checkpoints.steps()[-1] > loaded.step:
-                checkpoints.set_aside(loaded.step)
-        else:
-            folder.cut_back(0)  # of a run that was killed before its first checkpoint
-        folder.write_config(header | {"steps": steps, "status": "running"})
+    if old is not None:
+        session.restore(_last(folder, from_step, processes))
+
+    def begin() -> None:
+        if folder is not None:
+            if old is None:
+                folder.cut_back(0)  # of a run that was killed before its first checkpoint
+            folder.write_config(header | {"steps": steps, "status": "running"})
+
+    processes.on_main(begin)
     try:
         exit_code = session.run()
     except KeyboardInterrupt:  # the second Ctrl-C: at once, without saving
@@ -176,16 +186,41 @@ def _run(
     if folder is not None:
         result = None if session.result is None else session.result.as_dict()
         folder.update({"status": status, "seconds": session.tally.seconds, "result": result})
+    trainer.leave()
     flow.load_state_dict(trainer.average.flow.state_dict())
     flow.eval()
     path = None if folder is None else folder.path
     return Trained(status, trainer.step, session.result, path, exit_code)
 
 
+def _last(
+    folder: RunFolder | None, from_step: int | None, processes: Processes
+) -> Checkpoint | None:
+    """The checkpoint to go on from, in process 0."""
+    loaded = []
+
+    def load() -> None:
+        assert folder is not None
+        checkpoints = Checkpoints(folder.path / "checkpoints")
+        loaded.append(checkpoints.load("last" if from_step is None else from_step))
+
+    processes.on_main(load)
+    return loaded[0] if loaded else None
+
+
 def _header(
-    flow: Flow, images: Images, validation: Images, config: TrainConfig, about: dict[str, Any]
+    flow: Flow,
+    images: Images,
+    validation: Images,
+    config: TrainConfig,
+    about: dict[str, Any],
+    processes: Processes,
 ) -> dict[str, Any]:
     """What ``run.json`` says from the start."""
+    prints = (images.fingerprint(), validation.fingerprint())
+    if len(set(processes.collect(prints))) > 1:
+        remedy = "give every machine the same images"
+        raise DataError("processes were given different images", images.dataset_id, remedy)
     return {
         "format": 1,
         **about,
@@ -194,9 +229,9 @@ def _header(
         "data": {
             "dataset_id": images.dataset_id,
             "training_images": len(images),
-            "training_sha256": images.fingerprint(),
+            "training_sha256": prints[0],
             "validation_images": len(validation),
-            "validation_sha256": validation.fingerprint(),
+            "validation_sha256": prints[1],
             "shape": list(images.shape),
             "levels": images.levels,
             "classes": list(images.classes),
@@ -212,6 +247,7 @@ def _header(
             "platform": platform.platform(),
             "device": _device_name(flow.device),
             "threads": torch.get_num_threads(),
+            "processes": processes.world,
             "cores": os.cpu_count(),
         },
     }

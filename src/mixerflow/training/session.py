@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from mixerflow import images as pictures
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.errors import CheckpointError, NonFiniteError
+from mixerflow.errors import CheckpointError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Bits, bits, draw_pixels
+from mixerflow.processes import cause, is_loss
 from mixerflow.training.budget import EVALUATIONS, GRID
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.folder import RunFolder
@@ -43,14 +44,18 @@ class Session:
     Args:
         trainer: at its first step.
         validation: the images to validate on.
-        folder: where everything goes; None keeps nothing.
+        folder: where everything goes; None keeps nothing. Only process 0's counts.
         quiet: show no progress.
     """
 
     def __init__(
         self, trainer: Trainer, validation: Images, folder: RunFolder | None, *, quiet: bool = False
     ) -> None:
-        self.trainer, self.validation, self.folder, self.quiet = trainer, validation, folder, quiet
+        self.trainer, self.validation = trainer, validation
+        self.processes = trainer.processes
+        self.folder = folder if self.processes.main else None
+        self.keeps = self.processes.from_main(folder is not None)
+        self.quiet = quiet or not self.processes.main
         config, steps = trainer.config, trainer.steps
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(steps / EVALUATIONS))
         self.save_every = config.save_every or self.evaluate_every
@@ -58,36 +63,88 @@ class Session:
         self.tally = Tally()
         self.result: Bits | None = None
         self._checkpoints = None
-        if folder is not None:
-            self._checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.keep)
+        if self.folder is not None:
+            self._checkpoints = Checkpoints(self.folder.path / "checkpoints", keep=config.keep)
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint: weights, average, optimiser, generators, counts, metrics."""
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Go on from a checkpoint: weights, average, optimiser, generators, counts, metrics.
+
+        Process 0 gives it, and every process has it afterwards.
+        """
+        self.processes.on_main(lambda: self._check(checkpoint))
+        model = ema = state = tally = None
+        if checkpoint is not None:
+            model, ema = checkpoint.model, checkpoint.ema or checkpoint.model
+            state, tally = checkpoint.state["trainer"], checkpoint.state["tally"]
+        self.trainer.load_weights(model, ema)
+        self.trainer.load_state(state)
+        self.tally = Tally(**(self.processes.from_main(tally) or {}))
+        self.processes.on_main(self._cut_back)
+
+    def _cut_back(self) -> None:
+        """Drop the metrics after the step that the run goes on from, set checkpoints aside."""
+        if self.folder is not None and self._checkpoints is not None:
+            self.folder.cut_back(self.trainer.step)
+            if self._checkpoints.steps()[-1] > self.trainer.step:
+                self._checkpoints.set_aside(self.trainer.step)
+
+    def _check(self, checkpoint: Checkpoint | None) -> None:
+        """Raise a CheckpointError unless the checkpoint is of such a flow."""
+        assert checkpoint is not None
+        names = {name: value.shape for name, value in self.trainer.flow.state_dict().items()}
+        shapes = [tuple(parameter.shape) for parameter in self.trainer.parameters]
         try:
-            self.trainer.flow.load_state_dict(checkpoint.model)
-            self.trainer.average.flow.load_state_dict(checkpoint.ema or checkpoint.model)
-            self.trainer.load_state(checkpoint.state["trainer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            for weights in (checkpoint.model, checkpoint.ema or checkpoint.model):
+                if {name: value.shape for name, value in weights.items()} != names:
+                    raise ValueError("other weights")
+            for i, values in checkpoint.state["trainer"]["optimizer"]["state"].items():
+                if any(value.dim() and value.shape != shapes[i] for value in values.values()):
+                    raise ValueError("another optimiser")
+            Tally(**checkpoint.state["tally"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             what = "the checkpoint does not fit run.json's model"
             raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
-        self.tally = Tally(**checkpoint.state["tally"])
-        if self.folder is not None:
-            self.folder.cut_back(checkpoint.step)
 
     def run(self) -> int:
         """Train to the end or to a signal; returns 0, 143 (SIGTERM) or 130 (SIGINT).
 
         Raises:
             NonFiniteError: too many steps in a row were not finite; the last checkpoint stands.
-            ResourceError: the folder cannot be written.
+            ResourceError: the folder cannot be written, or another process was lost.
         """
+        try:
+            return self._run()
+        except Exception as error:
+            if not (self.processes.together and is_loss(error)):
+                raise
+            raise self._abandoned(error) from error
+
+    def _abandoned(self, error: Exception) -> ResourceError:
+        """What to say when another process is gone; what is whole in this one is saved first."""
         trainer = self.trainer
+        if self._checkpoints is not None and not trainer.sharded:
+            trainer.leave()
+            self.processes = trainer.processes
+            self._save(best=False)
+        where, remedy = "in memory", "nothing was kept: name a run folder the next time"
+        if self.keeps:
+            where = "the run" if self.folder is None else self.folder.path
+            remedy = "its last checkpoint stands"
+            if self._checkpoints is not None:
+                remedy = f"the checkpoint of step {self._checkpoints.steps()[-1]} stands"
+            remedy += ": go on from it with the same command"
+        what = f"another process was lost in step {trainer.step + 1} ({cause(error)})"
+        return ResourceError(what, where, remedy)
+
+    def _run(self) -> int:
+        trainer, processes = self.trainer, self.processes
         config, total = trainer.config, trainer.steps
         scalars = Scalars(self.folder, trainer.step, enabled=config.tensorboard)
         bar = Bar("step", total, done=trainer.step, quiet=self.quiet)
         with Interrupt() as interrupt, bar, contextlib.closing(scalars):
-            if trainer.step == 0 and self._checkpoints is not None:
+            if trainer.step == 0:
                 self._save(best=False)  # an early stop, or NaN, leaves a model to look at
+            stop = 0
             while trainer.step < total:
                 with self._timed():
                     step = trainer.advance()
@@ -95,16 +152,17 @@ class Session:
                     self._skipped(step, bar)
                 self._record(step, scalars)
                 bar.update(trainer.step, self._figures(step))
+                stop = processes.largest(interrupt.requested or 0)  # all at the same step
                 at_end = trainer.step == total
                 if at_end or trainer.step % self.evaluate_every == 0:
                     self._look(bar, scalars)
-                elif trainer.step % self.save_every == 0 or interrupt.requested:
+                elif trainer.step % self.save_every == 0 or stop:
                     self._save(best=False)
-                if interrupt.requested:
+                if stop:
                     break
             if self.result is None and trainer.step == total:  # a finished run, taken up again
                 self.result = self._score(len(self.validation))
-            return interrupt.exit_code if trainer.step < total else 0
+            return 128 + stop if stop and trainer.step < total else 0
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -115,8 +173,11 @@ class Session:
     def _skipped(self, step: Step, bar: Bar) -> None:
         trainer = self.trainer
         bar.say(f"step {trainer.step} skipped: {step.bad_part} is not finite")
-        if trainer.bad_in_a_row < trainer.config.give_up_after:
-            return
+        if trainer.bad_in_a_row >= trainer.config.give_up_after:
+            self.processes.on_main(lambda: self._give_up(step))
+
+    def _give_up(self, step: Step) -> NoReturn:
+        trainer = self.trainer
         where = "in memory" if self.folder is None else self.folder.path
         remedy = "lower --train.lr, or set --model.scale-bound 2"
         if self._checkpoints is not None:
@@ -175,7 +236,7 @@ class Session:
         self._write({"kind": "validation", "step": trainer.step, **figure.as_dict()}, scalars)
         if at_end:
             self.result = figure
-        if self.folder is not None:
+        if self.keeps:
             self._draw(trainer.average.flow)
             self._save(best=best, settled=True)
         bar.say(f"step {trainer.step}: validation {figure}")
@@ -190,22 +251,28 @@ class Session:
             seed=self.trainer.config.seed,
             dataset_id=self.validation.dataset_id,
             split="validation",
+            processes=self.processes,
         )
 
     def _draw(self, flow: Flow) -> None:
-        assert self.folder is not None
         if len(flow.shape) != 3:
             return  # volumes and sequences have no grid of pictures
-        path = self.folder.path / "samples" / f"step-{self.trainer.step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.grid(draw_pixels(flow, GRID, seed=0)[0], scale=2), path)
+        pixels = draw_pixels(flow, GRID, seed=0)[0]  # by all: layers may be sharded
+        if self.folder is not None:
+            path = self.folder.path / "samples" / f"step-{self.trainer.step}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _save(self, *, best: bool, settled: bool = False) -> None:
-        if self._checkpoints is None:
+        if not self.keeps:
             return
         if not settled:  # whoever loads it gets statistics that are the averaged weights' own
             self.trainer.settle()
         state = {"trainer": self.trainer.state(), "tally": vars(self.tally).copy()}
-        averaged = self.trainer.average.flow.state_dict()
-        model = self.trainer.flow.state_dict()
-        self._checkpoints.save(self.trainer.step, model, averaged, state, best=best)
+        model, averaged = self.trainer.weights()
+
+        def write() -> None:
+            assert self._checkpoints is not None
+            self._checkpoints.save(self.trainer.step, model, averaged, state, best=best)
+
+        self.processes.on_main(write)

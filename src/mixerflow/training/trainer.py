@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mixerflow.core import Flow
+from mixerflow.core import Flow, Noise
+from mixerflow.processes import ALONE
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.nonfinite import first_part
+from mixerflow.training.parallel import (
+    load_flow,
+    load_optimizer,
+    parallel,
+    shard,
+    share_batch_norms,
+    until_last,
+    whole,
+)
 
 _RECALIBRATE = 1024
 """Training images that the averaged weights' batch-norm statistics are taken from."""
@@ -34,8 +46,8 @@ class Trainer:
     """Adam on the mean bits/dim of a flow, with an average of its weights.
 
     Args:
-        flow: the flow to train, on its device, initialised.
-        batches: of training images.
+        flow: the flow to train, on its device, initialised; process 0's is every process's.
+        batches: of training images, shared between the processes that train.
         config: settings.
         steps: the whole run's number of steps.
     """
@@ -43,11 +55,18 @@ class Trainer:
     def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
         self.flow, self.batches, self.config, self.steps = flow, batches, config, steps
         flow.memory = config.memory
+        self.processes = batches.processes
+        self.processes.align(itertools.chain(flow.parameters(), flow.buffers()))
+        self.average = Average(flow, config.ema)
+        self.module = parallel(flow, self.processes, config.parallel)
+        self.sharded = self.processes.together and config.parallel == "fsdp"
+        if self.sharded:
+            shard(self.average.flow, self.processes)
+        self._share_batch_norms()
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=config.lr, betas=config.betas, fused=True
         )
-        self.average = Average(flow, config.ema)
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
@@ -64,8 +83,9 @@ class Trainer:
             group["lr"] = lr
         x, context = self.batches.at(self.step)
         before = self._generators()
-        objective = self._backward(x, context)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        noise = self._noise()
+        objective = self._backward(x, context, noise)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         figures = torch.stack([objective, norm.to(objective)]).tolist()
         bad_part = None
         if all(map(math.isfinite, figures)):
@@ -75,24 +95,35 @@ class Trainer:
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
-            bad_part = self._diagnose(x, context, before)
+            bad_part = self._diagnose(x, context, noise, before)
         self.step += 1
         return Step(figures[0], figures[1], lr, bad_part)
 
-    def _backward(self, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        """Gradients of the mean bits/dim of a batch, and its value."""
+    def _noise(self) -> Noise | None:
+        """This step's noise: of several processes, the same for any number of them."""
+        if not self.processes.together:
+            return None
+        # evaluation's seeds are at least 0: no image is trained on with the noise it is judged with
+        return Noise(~self.config.seed, self.batches.index(self.step))
+
+    def _backward(
+        self, x: torch.Tensor, context: torch.Tensor | None, noise: Noise | None = None
+    ) -> torch.Tensor:
+        """Gradients of the mean bits/dim of a batch, and its value, over all processes."""
         self.flow.train()
         self.optimizer.zero_grad()
         parts = self.config.accumulate
-        contexts = [None] * parts if context is None else context.chunk(parts)
-        value = torch.zeros((), device=x.device)
-        for part, given in zip(x.chunk(parts), contexts, strict=True):
-            with self._precision():
-                nats = -self.flow(part, given).log_prob.mean()
-            loss = nats / (self.flow.dims * math.log(2) * parts)
-            loss.backward()
+        value, size = torch.zeros((), device=x.device), len(x) // parts
+        for number in range(parts):
+            rows = slice(number * size, (number + 1) * size)
+            given = (part if part is None else part[rows] for part in (context, noise))
+            with until_last(self.module, number + 1 == parts):
+                with self._precision():
+                    nats = -self.module(x[rows], *given).log_prob.mean()
+                loss = nats / (self.flow.dims * math.log(2) * parts)
+                loss.backward()
             value += loss.detach()
-        return value
+        return self.processes.sum(value) / self.processes.world
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         """Conditioners in bfloat16 where asked for; transforms look after their own float32."""
@@ -101,38 +132,68 @@ class Trainer:
         return torch.autocast(self.flow.device.type, dtype=torch.bfloat16)
 
     def _diagnose(
-        self, x: torch.Tensor, context: torch.Tensor | None, before: dict[str, Any]
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor | None,
+        noise: Noise | None,
+        before: dict[str, Any],
     ) -> str:
         after = self._generators()
         self._restore_generators(before)
         with self._precision():
-            part = first_part(self.flow, x, context)
+            part = first_part(self.flow, x, context, noise, self.processes)
         self._restore_generators(after)
         return part
 
     def settle(self) -> Flow:
         """The averaged flow, ready to evaluate: batch norm's statistics are its own weights'."""
         rounds = max(1, min(_RECALIBRATE, len(self.batches.images)) // self.batches.batch)
-        batches = (self.batches.at(i) for i in range(rounds))
-        recalibrate(self.average.flow, batches, seed=self.config.seed)
+        noises = (Noise(self.config.seed, self.batches.index(i)) for i in range(rounds))
+        batches = ((*self.batches.at(i), noise) for i, noise in enumerate(noises))
+        recalibrate(self.average.flow, batches)
         return self.average.flow
 
+    def leave(self) -> None:
+        """Go on without the other processes: what is whole in each, this one can still save."""
+        self.processes = self.batches.processes = ALONE
+        self.module = self.flow
+        self._share_batch_norms()
+
+    def _share_batch_norms(self) -> None:
+        for flow in (self.flow, self.average.flow):
+            others = share_batch_norms(flow, self.processes)
+        if others and self.processes.together and self.processes.main:
+            warnings.warn(f"{others} batch norms see their own process's images only", stacklevel=3)
+
+    def weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The flow's state dict and the average's, whole."""
+        return whole(self.flow.state_dict()), whole(self.average.flow.state_dict())
+
     def state(self) -> dict[str, Any]:
-        """All that resuming needs besides the two sets of weights."""
+        """All that resuming needs besides the two sets of weights, whole."""
         return {
             "step": self.step,
             "steps": self.steps,
             "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "generators": self._generators(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+    def load_weights(
+        self, model: dict[str, torch.Tensor] | None, ema: dict[str, torch.Tensor] | None
+    ) -> None:
+        """Go on with what `weights` returned; given by process 0 alone."""
+        load_flow(self.flow, model, self.processes)
+        load_flow(self.average.flow, ema, self.processes)
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `state` returned; given by process 0 alone."""
+        load_optimizer(self.optimizer, state and state["optimizer"], self.processes)
+        counts = state and {k: v for k, v in state.items() if k != "optimizer"}
+        state = self.processes.from_main(counts) or {}
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row = state["bad_in_a_row"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self._restore_generators(state["generators"])
 
     def _generators(self) -> dict[str, Any]:
