@@ -1,7 +1,7 @@
 """Memory of a training step beyond parameters, gradients and optimiser state, by depth and mode.
 
     python benchmarks/memory.py [--layers 15 30 60 120] [--data SPEC] [--device cuda] [--plot FILE]
-    python benchmarks/memory.py --time [--rounds N] [--layers 30]
+    python benchmarks/memory.py --parts seconds --layers 30 --add EARLIER.json
     python benchmarks/memory.py --quick             # a small model, to see that it runs
 
 The model is the paper's (hidden width 128, 32x32x3 noise) at batch 32. Parameters, gradients and
@@ -10,7 +10,9 @@ shows. On a CPU torch's profiler reports every byte that torch's allocator gives
 the largest sum counts: exact, without what matrix libraries hold for themselves. On a GPU it is
 ``torch.cuda.max_memory_allocated``. Then a model of each depth trains for some steps on `--data`,
 and its gradients in each mode are compared with those of "store", in float32 and with bfloat16
-conditioners. JSON goes to standard output, a table to standard error.
+conditioners. Then training steps are timed, the modes in turn, so that a noisy machine slows all
+alike. JSON goes to standard output, a table to standard error; `--parts` and `--add` spread a long
+measurement over several commands.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -61,11 +63,15 @@ class Arguments:
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
-    time: bool = False
-    """Time a step in each mode instead."""
-    rounds: int = 3
+    rounds: int = 7
+    """Of timed steps."""
+    parts: tuple[Literal["peak_bytes", "gradients", "seconds"], ...] = (
+        "peak_bytes",
+        "gradients",
+        "seconds",
+    )
     add: Path | None = None
-    """An earlier output with the same settings, whose depths are taken over."""
+    """An earlier output with the same settings, whose figures are taken over."""
     plot: Path | None = None
     quick: bool = False
 
@@ -172,7 +178,7 @@ def agreement(given: Arguments, layers: int, images: Images) -> dict[str, Any]:
 
 
 def times(given: Arguments, layers: int) -> dict[str, dict[str, float]]:
-    """Seconds of a training step by mode: median, least and most, round by round in turn."""
+    """Seconds of a training step by mode, and the median of its ratios to "store"'s beside it."""
     trainer = prepare(given, layers, noise(given), given.batch)
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for number in range(given.rounds + 1):
@@ -182,27 +188,36 @@ def times(given: Arguments, layers: int) -> dict[str, dict[str, float]]:
             trainer.advance()  # ends with the step's figures on the host
             if number:  # the first round warms up
                 seconds[mode].append(time.perf_counter() - begun)
+    stored = seconds["store"]
     return {
-        mode: {"median": statistics.median(each), "least": min(each), "most": max(each)}
+        mode: {
+            "median": statistics.median(each),
+            "least": min(each),
+            "most": max(each),
+            "ratio": statistics.median(a / b for a, b in zip(each, stored, strict=True)),
+        }
         for mode, each in seconds.items()
     }
 
 
 def table(depths: dict[int, dict[str, Any]], given: Arguments) -> Table:
     """The figures, for people."""
-    title = f"batch {given.batch}, width {given.hidden}"
-    if given.time:
-        result = Table("layers", *MODES, title=f"seconds a step (least to most), {title}")
-        for layers, row in depths.items():
-            cells = [f"{f['median']:.2f} ({f['least']:.2f}-{f['most']:.2f})" for f in row.values()]
-            result.add_row(str(layers), *cells)
-        return result
-    result = Table("layers", *MODES, "error", "1 - cosine", "bf16 error", title=f"MB, {title}")
-    for layers, row in depths.items():
-        cells = [f"{row['peak_bytes'][mode] / 1e6:.1f}" for mode in MODES]
-        single, half = (row["gradients"][p]["invert"] for p in ("float32", "bfloat16"))
-        errors = (single["relative_error"], 1 - single["cosine"], half["relative_error"])
-        result.add_row(str(layers), *cells, *(f"{e:.1e}" for e in errors))
+    title = f"MB, batch {given.batch}, width {given.hidden}; gradients and times of invert"
+    headings = ("layers", *MODES, "error", "1 - cosine", "bf16 error", "times checkpoint", "invert")
+    result = Table(*headings, title=title)
+    for layers, row in sorted(depths.items()):
+        cells = [str(layers)]
+        peak = row.get("peak_bytes")
+        cells += [f"{peak[mode] / 1e6:.1f}" for mode in MODES] if peak else [""] * 3
+        if found := row.get("gradients"):
+            single, half = (found[precision]["invert"] for precision in ("float32", "bfloat16"))
+            errors = (single["relative_error"], 1 - single["cosine"], half["relative_error"])
+            cells += [f"{error:.1e}" for error in errors]
+        else:
+            cells += [""] * 3
+        if seconds := row.get("seconds"):
+            cells += [f"{seconds[mode]['ratio']:.2f}" for mode in MODES[1:]]
+        result.add_row(*cells)
     return result
 
 
@@ -214,13 +229,13 @@ def draw(depths: dict[int, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    measured = {n: row["peak_bytes"] for n, row in sorted(depths.items()) if "peak_bytes" in row}
     for mode in MODES:
-        peak = [row["peak_bytes"][mode] / 1e6 for row in depths.values()]
-        axes.plot(list(depths), peak, "o-", label=mode)
-    axes.set(
-        xlabel="mixer layers", ylabel="MB beyond parameters, gradients, optimiser", yscale="log"
-    )
-    axes.set_xticks(list(depths), [str(n) for n in depths])
+        peak = [row[mode] / 1e6 for row in measured.values()]
+        axes.plot(list(measured), peak, "o-", label=mode)
+    axes.set(xlabel="mixer layers", yscale="log")
+    axes.set_ylabel("MB beyond parameters, gradients, optimiser state")
+    axes.set_xticks(list(measured), [str(n) for n in measured])
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -231,23 +246,25 @@ def main() -> None:
     if given.quick:
         given = replace(given, layers=(2, 4), hidden=8, batch=8, train_batch=4, steps=2, rounds=1)
     torch.set_num_threads(given.threads)
-    what = "seconds" if given.time else "by_layers"
-    settings = {k: v for k, v in vars(given).items() if k not in ("plot", "add", "layers")}
+    once = ("layers", "parts", "add", "plot")
+    settings = {k: v for k, v in vars(given).items() if k not in once}
     depths: dict[int, dict[str, Any]] = {}
     commands = [" ".join(["python", *sys.argv])]
     if given.add is not None:
         earlier = json.loads(given.add.read_text())
         if earlier["settings"] != settings:
             sys.exit(f"{given.add}: other settings: {earlier['settings']}")
-        depths = {int(layers): row for layers, row in earlier[what].items()}
+        depths = {int(layers): row for layers, row in earlier["by_layers"].items()}
         commands = [*earlier["commands"], *commands]
-    images = None if given.time else load(given.data).train
+    images = load(given.data).train if "gradients" in given.parts else noise(given)
     for layers in given.layers:
-        if images is None:
-            depths[layers] = times(given, layers)
-        else:
-            peak = peaks(given, layers)
-            depths[layers] = {"peak_bytes": peak, "gradients": agreement(given, layers, images)}
+        row = depths.setdefault(layers, {})
+        if "peak_bytes" in given.parts:
+            row["peak_bytes"] = peaks(given, layers)
+        if "gradients" in given.parts:
+            row["gradients"] = agreement(given, layers, images)
+        if "seconds" in given.parts:
+            row["seconds"] = times(given, layers)
     machine = {
         "commands": commands,
         "threads": torch.get_num_threads(),
@@ -255,9 +272,9 @@ def main() -> None:
         "torch": torch.__version__,
         "platform": platform.platform(),
     }
-    print(json.dumps({what: depths, "settings": settings, **machine}, indent=2))
+    print(json.dumps({"by_layers": depths, "settings": settings, **machine}, indent=2))
     Console(stderr=True).print(table(depths, given))
-    if given.plot is not None and not given.time:
+    if given.plot is not None:
         draw(depths, given.plot)
 
 
