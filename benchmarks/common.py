@@ -138,10 +138,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def emit(result: dict[str, object], out: Path | None) -> None:
-    """Print JSON to standard output, and write it to a file where one is named."""
-    text = json.dumps(result, indent=1)
-    print(text)
+def keep(result: dict[str, object], out: Path | None) -> None:
+    """Write JSON to a file where one is named: what there is so far, should the rest be cut off."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text + "\n")
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def emit(result: dict[str, object], out: Path | None) -> None:
+    """Print JSON to standard output, and write it to a file where one is named."""
+    print(json.dumps(result, indent=1))
+    keep(result, out)

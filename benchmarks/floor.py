@@ -44,8 +44,10 @@ def products(config: MixerFlowConfig, shape: Shape) -> list[Product]:
     Raises:
         ValueError: a linear block that is not a product with one matrix.
     """
-    if config.linear not in ("LU", "RLU", "none"):
-        raise ValueError(f"floor: linear='{config.linear}' is not a product with one matrix")
+    linears = (config.linear, getattr(config, "patch_linear", None) or config.linear)
+    for linear in linears:
+        if linear not in ("LU", "RLU", "none"):
+            raise ValueError(f"floor: a {linear} block is not a product with one matrix")
     pixels = math.prod(shape[1:])
     found = [Product(pixels, shape[0], shape[0], "linear")] if config.colour else []
     patch, shift = config.patch_of(shape), config.shift_of(shape)
@@ -55,20 +57,22 @@ def products(config: MixerFlowConfig, shape: Shape) -> list[Product]:
             sides = zip(shape[1:], CUTS[config.cut](shape, patch).patch, shift, strict=True)
             inner = (shape[0], *(n - p if s and n > p else n for n, p, s in sides))
         patches, channels = CUTS[config.cut](inner, patch).matrix
-        for n, rows in ((channels, patches), (patches, channels)):
+        sizes = ((channels, patches), (patches, channels))
+        for linear, (n, rows) in zip(linears, sizes, strict=True):
             for i in range(config.flow_layers):
-                found += _flow_layer(config, n, rows, flip=i % 2 == 1)
+                if linear != "none":
+                    found.append(Product(rows, n, n, "linear"))
+                found += _conditioner(config, n, rows, flip=i % 2 == 1)
     return found
 
 
-def _flow_layer(config: MixerFlowConfig, n: int, rows: int, *, flip: bool) -> list[Product]:
-    found = [] if config.linear == "none" else [Product(rows, n, n, "linear")]
-    if n > 1:
-        given, changed = halves(n, flip=flip)
-        width = config.hidden
-        found.append(Product(rows, given, width, "enter"))
-        found += [Product(rows, width, out, "inner") for out in (width, width, 2 * changed)]
-    return found
+def _conditioner(config: MixerFlowConfig, n: int, rows: int, *, flip: bool) -> list[Product]:
+    if n < 2:
+        return []
+    given, changed = halves(n, flip=flip)
+    width = config.hidden
+    inner = [Product(rows, width, out, "inner") for out in (width, width, 2 * changed)]
+    return [Product(rows, given, width, "enter"), *inner]
 
 
 def terms(config: MixerFlowConfig, shape: Shape) -> dict[str, float]:

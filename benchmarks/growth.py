@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.common import Contender, emit, facts, interleaved, pin, spread
+from benchmarks.common import Contender, emit, facts, interleaved, keep, pin, spread
 from benchmarks.costs import flop, peak_memory
 from benchmarks.floor import terms
 from benchmarks.growth_plot import draw
@@ -231,6 +231,7 @@ def main() -> None:
     for axis in () if given.terms else given.axes:
         result["growth"] += measure(axis, given.rounds, given.rival)
         console.print(table(result["growth"], axis))
+        keep(result, given.out)
     if not installed(given.rival):
         console.print(f"Glow: {given.rival} is not installed")
         result["not_installed"] = given.rival

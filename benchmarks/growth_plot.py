@@ -16,6 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -51,7 +52,10 @@ def _lines(
     panel.set(xscale="log", yscale="log", ylabel=what)
     ticks = sorted({row["value"] for row in rows})
     panel.set_xticks(ticks, map(str, ticks))
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_locator(NullLocator())
     panel.legend(fontsize=7)
 
 

@@ -35,6 +35,7 @@ from benchmarks.common import (
     facts,
     figure,
     interleaved,
+    keep,
     pin,
     ratio,
     spread,
@@ -195,6 +196,7 @@ def main() -> None:
                 row["peak_mib"] = peak_memory(entrant, given.batch)
         result["presets"][preset] = rows
         console.print(table(preset, rows, given.batch))
+        keep(result, given.out)
     result["import_seconds"] = imports(rounds)
     show = Table("statement", "seconds", title="import, in fresh processes")
     for name, taken in result["import_seconds"].items():
