@@ -46,7 +46,7 @@ class CheckpointError(MixerFlowError):
 
 
 class ResourceError(MixerFlowError):
-    """Memory, disk, or a run folder that another process is writing to."""
+    """Memory, disk, a run folder that another process is writing to, or a process that is gone."""
 
     exit_code = 5
 

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from mixerflow.errors import ConfigError, ResourceError, first_line
 
@@ -165,7 +167,7 @@ def joined() -> Iterator[Processes]:
         yield ALONE
         return
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://", timeout=START)))
+        store, rank, world = next(iter(rendezvous("env://", timeout=START)))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
@@ -173,7 +175,7 @@ def joined() -> Iterator[Processes]:
         what = f"the processes did not find each other ({first_line(error)})"
         raise ResourceError(what, where, "start all of them, with free and equal ports") from error
     _current = Processes(rank, world, int(os.environ.get("LOCAL_RANK", rank)), True)
-    _watch = _Watch(store.clone(), rank, world)
+    _watch = _Watch(store.clone(), rank, world)  # pyright: ignore[reportAttributeAccessIssue]
     dist.barrier()  # from here on every process has shown a first sign of life
     _watch.start()
     try:
@@ -230,7 +232,7 @@ class _Watch(threading.Thread):
     that is stopped, or whose machine is, does not: then the others end themselves.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int) -> None:
+    def __init__(self, store: Store, rank: int, world: int) -> None:
         super().__init__(name="watch", daemon=True)
         self.store, self.rank, self.world = store, rank, world
         self.store.set_timeout(datetime.timedelta(seconds=BEAT))

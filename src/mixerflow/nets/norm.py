@@ -87,7 +87,7 @@ class _Shared(torch.autograd.Function):
         return ((wide - mean) * (scale * weight) + bias).to(x.dtype), mean, variance, rows
 
     @staticmethod
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,  # noqa: ANN401
         grad: Tensor,
         *_: Tensor,

@@ -189,8 +189,7 @@ def _run(
     trainer.leave()
     flow.load_state_dict(trainer.average.flow.state_dict())
     flow.eval()
-    path = None if folder is None else folder.path
-    return Trained(status, trainer.step, session.result, path, exit_code)
+    return Trained(status, trainer.step, session.result, session.path, exit_code)
 
 
 def _last(

@@ -54,7 +54,7 @@ class Session:
         self.trainer, self.validation = trainer, validation
         self.processes = trainer.processes
         self.folder = folder if self.processes.main else None
-        self.keeps = self.processes.from_main(folder is not None)
+        self.path = self.processes.from_main(None if folder is None else folder.path)
         self.quiet = quiet or not self.processes.main
         config, steps = trainer.config, trainer.steps
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(steps / EVALUATIONS))
@@ -112,12 +112,14 @@ class Session:
             NonFiniteError: too many steps in a row were not finite; the last checkpoint stands.
             ResourceError: the folder cannot be written, or another process was lost.
         """
-        try:
-            return self._run()
-        except Exception as error:
-            if not (self.processes.together and is_loss(error)):
-                raise
-            raise self._abandoned(error) from error
+        with Interrupt() as interrupt:
+            try:
+                return self._run(interrupt)
+            except Exception as error:
+                if not (self.processes.together and is_loss(error)):
+                    raise
+                interrupt.keep()  # launchers send SIGTERM to what is left, at just this time
+                raise self._abandoned(error) from error
 
     def _abandoned(self, error: Exception) -> ResourceError:
         """What to say when another process is gone; what is whole in this one is saved first."""
@@ -126,22 +128,21 @@ class Session:
             trainer.leave()
             self.processes = trainer.processes
             self._save(best=False)
-        where, remedy = "in memory", "nothing was kept: name a run folder the next time"
-        if self.keeps:
-            where = "the run" if self.folder is None else self.folder.path
-            remedy = "its last checkpoint stands"
+        remedy = "nothing was kept: name a run folder the next time"
+        if self.path is not None:
+            which = "last checkpoint"
             if self._checkpoints is not None:
-                remedy = f"the checkpoint of step {self._checkpoints.steps()[-1]} stands"
-            remedy += ": go on from it with the same command"
+                which = f"checkpoint of step {self._checkpoints.steps()[-1]}"
+            remedy = f"the {which} stands: go on from it with the same command"
         what = f"another process was lost in step {trainer.step + 1} ({cause(error)})"
-        return ResourceError(what, where, remedy)
+        return ResourceError(what, self.path or "in memory", remedy)
 
-    def _run(self) -> int:
+    def _run(self, interrupt: Interrupt) -> int:
         trainer, processes = self.trainer, self.processes
         config, total = trainer.config, trainer.steps
         scalars = Scalars(self.folder, trainer.step, enabled=config.tensorboard)
         bar = Bar("step", total, done=trainer.step, quiet=self.quiet)
-        with Interrupt() as interrupt, bar, contextlib.closing(scalars):
+        with bar, contextlib.closing(scalars):
             if trainer.step == 0:
                 self._save(best=False)  # an early stop, or NaN, leaves a model to look at
             stop = 0
@@ -236,7 +237,7 @@ class Session:
         self._write({"kind": "validation", "step": trainer.step, **figure.as_dict()}, scalars)
         if at_end:
             self.result = figure
-        if self.keeps:
+        if self.path is not None:
             self._draw(trainer.average.flow)
             self._save(best=best, settled=True)
         bar.say(f"step {trainer.step}: validation {figure}")
@@ -264,7 +265,7 @@ class Session:
             pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _save(self, *, best: bool, settled: bool = False) -> None:
-        if not self.keeps:
+        if self.path is None:
             return
         if not settled:  # whoever loads it gets statistics that are the averaged weights' own
             self.trainer.settle()

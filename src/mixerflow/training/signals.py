@@ -54,6 +54,10 @@ class Interrupt:
                 signal.signal(number, handler)
         self._previous = {}
 
+    def keep(self) -> None:
+        """Leave the handlers of now in place for good: the process is about to end by itself."""
+        self._previous = {}
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
         for each, handler in _DEFAULTS.items():
