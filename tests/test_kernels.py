@@ -98,6 +98,38 @@ def test_float32_is_as_good_as_the_operators(threads):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_inference_copy_goes_through_too(name, threads):
+    chain, x = rows(9, **SETTINGS[name]).double().eval(), torch.randn(130, 9).double()
+    fused = chain.fused()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            z, log_det = kernels.rows_forward(plan_of(fused), x)
+            back, inverse_log_det = kernels.rows_inverse(plan_of(fused), z)
+            expected, expected_log_det = chain(x)
+    finally:
+        torch.set_num_threads(1)
+    tight = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(z, expected, **tight)
+    torch.testing.assert_close(log_det, expected_log_det, **tight)
+    torch.testing.assert_close(back, x, **tight)
+    torch.testing.assert_close(inverse_log_det, -log_det, **tight)
+
+
+def test_an_inference_copy_has_gradients_of_its_input():
+    chain, x = rows(9).eval(), torch.randn(20, 9, requires_grad=True)
+    fused = chain.fused()
+    assert fused.path(x) == "kernel"  # where nothing is differentiated
+    for direction in ("forward", "inverse"):
+        mine, theirs = (
+            torch.autograd.grad(getattr(each, direction)(x)[0].square().sum(), x)[0]
+            for each in (fused, chain)
+        )
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_inverse_undoes_it(name, dtype):
     chain = rows(9, **SETTINGS[name]).to(dtype).eval()

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ from mixerflow.transforms import (
     Stripes,
     halves,
 )
-from mixerflow.transforms.checks import LAWS, KindName, check, normal, unit
+from mixerflow.transforms.checks import LAWS, KindName, check, normal, perturb, unit
 
 
 class ConvNet(nn.Module):
@@ -102,6 +102,16 @@ class Case:
             size=self.size,
         )
 
+    def fused(self) -> "Case":
+        """The same transform, moved, as its inference copy."""
+
+        def make() -> Transform:
+            transform = self.make().double()
+            perturb(transform, size=self.size)
+            return transform.fused()
+
+        return replace(self, make=make, size=0.0)
+
 
 def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
     shape = (2, 6, 4)
@@ -132,6 +142,7 @@ CASES = {
     "RLU": Case(lambda: RLU(5), (5,)),
     "PLU": Case(lambda: PLU(5), (5,)),
     "PLU with bias": Case(lambda: PLU(4, bias=True), (4,)),
+    "linear": Case(lambda: PLU(5, bias=True), (5,)).fused(),
     "actnorm, vectors": Case(lambda: ActNorm(5), (5,)),
     "actnorm, a feature": Case(lambda: ActNorm(3), (4, 3)),
     "actnorm, a channel": Case(lambda: ActNorm((3, 1, 1)), (3, 2, 4)),
@@ -184,6 +195,11 @@ COMPILED = ["LU", "coupling, flipped", "along with context", "window", "dequanti
 @pytest.mark.parametrize("name", CASES)
 def test_obeys_its_laws(name):
     CASES[name].check(set(LAWS) - GRAPHS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_its_inference_copy_obeys_them(name):
+    CASES[name].fused().check(set(LAWS) - GRAPHS - {"gradients"})  # nothing in it wants one
 
 
 @pytest.mark.parametrize("name", COMPILED)

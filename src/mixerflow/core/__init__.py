@@ -12,7 +12,7 @@ from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Shape, Transform, constant, expect, total
+from mixerflow.core.transform import Density, Shape, Transform, constant, expect, floating, total
 
 __all__ = [
     "Along",
@@ -33,6 +33,7 @@ __all__ = [
     "as_tensor",
     "constant",
     "expect",
+    "floating",
     "refuse_sharded",
     "total",
 ]

@@ -69,6 +69,29 @@ class Chain(Transform):
             x = step.initialize(x, context)
         return x
 
+    def folded(self) -> Transform:
+        """Plain chains inside unrolled, steps folded, neighbours merged where one can."""
+        left, steps = list(self)[::-1], []
+        while left:
+            step = left.pop()
+            if type(step) is Chain:
+                left.extend(list(step)[::-1])
+                continue
+            step = step.folded()
+            one = _merged(steps[-1], step) if steps else None
+            if one is None:
+                steps.append(step)
+            else:
+                steps.pop()
+                left.append(one)  # which may merge with its new neighbour
+        self.steps = nn.ModuleList(steps)
+        return self
+
+
+def _merged(before: Transform, after: Transform) -> Transform | None:
+    one = before.merged(before, after)
+    return after.merged(before, after) if one is None else one
+
 
 class Inverse(Transform):
     """A transform run backwards: data to latent is the other's latent to data.
@@ -104,6 +127,11 @@ class Inverse(Transform):
     def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
         expect(self, shape, self.taken)
         return self.shape
+
+    def merged(self, before: Transform, after: Transform) -> Transform | None:
+        """Nothing at all, where the other is the transform that this one turns round."""
+        other = after if before is self else before
+        return Chain() if self.transform.same_as(other) else None
 
 
 class Along(Transform):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Shape, Transform, total
+from mixerflow.core.transform import Density, Shape, Transform, floating, total
 
 
 class Base(nn.Module):
@@ -88,6 +89,8 @@ class Flow(nn.Module):
     spec: dict[str, Any] | None = None
     """What `mixerflow.build` made it from, so that a run folder can; None for your own code's."""
     memory: Memory = "store"
+    inference: bool = False
+    """Whether this is a copy that `fused` made."""
 
     def __init__(
         self,
@@ -128,7 +131,27 @@ class Flow(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        return floating(self).dtype
+
+    def fused(self) -> Flow:
+        """A copy for inference: the same density and samples to rounding, in less time.
+
+        Its transform is `Transform.fused`, it stays in eval mode, and no parameter wants a
+        gradient. What folds and what cannot is told in ``docs/inference.md``.
+        """
+        flow = copy.deepcopy(self, {id(self.transform): self.transform.fused()})
+        flow.inference = True
+        return flow.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module.
+
+        Raises:
+            RuntimeError: this is an inference copy.
+        """
+        if mode and self.inference:
+            raise RuntimeError("this flow is an inference copy: train the one that it was made of")
+        return super().train(mode)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -255,8 +278,10 @@ class Flow(nn.Module):
         Call it before training, compilation, DDP and sharding; until then ActNorm is the identity.
 
         Raises:
-            RuntimeError: the flow was initialised before.
+            RuntimeError: the flow was initialised before, or is an inference copy.
         """
+        if self.inference:
+            raise RuntimeError("this flow is an inference copy: initialise before `fused`")
         if self.initialized:
             raise RuntimeError("this flow is initialised already: it would lose what it learned")
         if self.levels is None or x.is_floating_point():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+from itertools import chain
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -39,6 +41,30 @@ def expect(what: object, shape: Shape, wanted: Shape) -> None:
         raise ValueError(f"{name}: takes events {tuple(wanted)}; got shape {tuple(shape)}")
 
 
+def floating(module: nn.Module) -> Tensor:
+    """The first floating tensor of a module: its dtype and device are the module's."""
+    held = chain(module.parameters(), module.buffers())
+    return next((t for t in held if t.is_floating_point()), torch.zeros(()))
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A part of a model with a shorter form for inference."""
+
+    def folded(self) -> nn.Module:
+        """That form; may take this one apart, which is a copy in eval mode and float64."""
+        ...
+
+
+def fold_parts(module: nn.Module) -> None:
+    """Put each part's folded form in its place; looks inside parts that have none."""
+    for name, part in module._modules.items():
+        if isinstance(part, Foldable):
+            setattr(module, name, part.folded())
+        elif part is not None:
+            fold_parts(part)
+
+
 class Transform(nn.Module):
     """An invertible map with its log-det in both directions.
 
@@ -47,11 +73,14 @@ class Transform(nn.Module):
     a lower bound, or an unbiased estimate. Flows number their transforms' ``stream``, so that each
     stochastic one draws its own noise. ``invertible`` says whether `inverse` gives the input back
     to rounding, in training mode too; training may then forget it, see `mixerflow.core.memory`.
+    ``affine`` says that z is a fixed affine map of x and has its shape: a dense map next to it can
+    take it in, see `fused`.
     """
 
     density: Density = "exact"
     stream: int = 0
     invertible: bool = True
+    affine: bool = False
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -75,3 +104,28 @@ class Transform(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Set data-dependent parameters from a batch and return what `forward` then makes of it."""
         return self(x, context)[0]
+
+    @torch.no_grad()
+    def fused(self) -> Transform:
+        """A copy for inference: in eval mode, without gradients, with whatever folds folded.
+
+        It computes the same to rounding. Folding is done in float64 and rounded once.
+        """
+        mine = copy.deepcopy(self).double().eval()
+        return mine.folded().to(floating(self).dtype).eval().requires_grad_(False)
+
+    def folded(self) -> Transform:
+        """For `fused`, on its copy in float64: this transform's form for inference.
+
+        By default itself with its parts folded.
+        """
+        fold_parts(self)
+        return self
+
+    def merged(self, before: Transform, after: Transform) -> Transform | None:
+        """Two neighbours as one transform, where this one, being either, can make one of them."""
+        return None
+
+    def same_as(self, other: Transform) -> bool:
+        """Whether both are known to be the same map."""
+        return self is other

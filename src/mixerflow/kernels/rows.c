@@ -206,15 +206,17 @@ static void forward_batch(const Flow *f, const Step *steps, Ready *ready, const 
     }
 }
 
-/* The log-det that all rows share: diagonals of U and the ActNorms' log-scales. */
+/* The log-det that all rows share: diagonals of U or given, and the ActNorms' log-scales. */
 static double shared_log_det(const Flow *f, const Step *steps) {
     double sum = 0;
     int n = (int)f->n;
-    for (int k = 0; k <= f->steps; k++)
+    for (int k = 0; k <= f->steps; k++) {
+        if (steps[k].p[LOG_DET]) sum += *steps[k].p[LOG_DET];
         for (int j = 0; j < n; j++) {
             if (k < f->steps && steps[k].p[PACKED]) sum += steps[k].p[PACKED][(long)j * n + j];
             if (steps[k].p[LOG_SCALE]) sum += steps[k].p[LOG_SCALE][j];
         }
+    }
     return sum;
 }
 
@@ -293,17 +295,18 @@ int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real 
 
 /* ---- the inverse ---- */
 
-/* scaled <- inverse of diag-scaled L U, in double: columns [first, end) of U^-1 L^-1, row by row */
+/* scaled <- inverse of diag-scaled L U, in double: columns [first, end) of U^-1 L^-1, row by row,
+   or of the inverse given */
 static void invert_map(Ready *q, const Flow *f, const Step *s, double *w, int t, int threads) {
     int n = (int)f->n, first = n * t / threads, end = n * (t + 1) / threads, m = end - first;
-    const real *packed = s->p[PACKED], *log_scale = s->p[LOG_SCALE];
-    for (int i = 0; i < n; i++) { /* L W = I */
+    const real *packed = s->p[PACKED], *log_scale = s->p[LOG_SCALE], *given = s->p[INVERSE];
+    for (int i = 0; !given && i < n; i++) { /* L W = I */
         double *row = w + (long)i * m;
         for (int j = 0; j < m; j++) row[j] = i == first + j;
         for (int k = 0; packed && k < i; k++)
             for (int j = 0; j < m; j++) row[j] -= (double)packed[i * n + k] * w[(long)k * m + j];
     }
-    for (int i = n - 1; i >= 0; i--) { /* U W = W */
+    for (int i = n - 1; !given && i >= 0; i--) { /* U W = W */
         double *row = w + (long)i * m;
         for (int k = i + 1; packed && k < n; k++)
             for (int j = 0; j < m; j++) row[j] -= (double)packed[i * n + k] * w[(long)k * m + j];
@@ -313,8 +316,10 @@ static void invert_map(Ready *q, const Flow *f, const Step *s, double *w, int t,
     for (int i = 0; i < n; i++) {
         int from = f->reverse && packed ? n - 1 - i : i;
         double scale = log_scale ? exp(-(double)log_scale[i]) : 1;
-        for (int j = 0; j < m; j++)
-            q->scaled[(long)i * n + first + j] = (real)(scale * w[(long)from * m + j]);
+        for (int j = 0; j < m; j++) {
+            double each = given ? given[(long)i * n + first + j] : w[(long)from * m + j];
+            q->scaled[(long)i * n + first + j] = (real)(scale * each);
+        }
     }
 }
 

@@ -4,10 +4,11 @@
 
 #define TILE 64
 
-/* Parameters of a step, and in the same places their gradients. */
+/* Parameters of a step, and in the same places their gradients; then what has none: statistics, and
+   of a flow for inference the linear map, its inverse and log-det in place of PACKED. */
 enum { LOG_SCALE, SHIFT, PACKED, OFFSET, ENTER, ENTER_B, GAMMA1, BETA1, LINEAR1, LINEAR1_B,
        GAMMA2, BETA2, LINEAR2, LINEAR2_B, LEAVE, LEAVE_B, PARAMETERS,
-       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, POINTERS };
+       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, WEIGHT, INVERSE, LOG_DET, POINTERS };
 
 typedef struct {
     real *p[POINTERS]; /* NULL where a step has no such part */
@@ -116,7 +117,8 @@ static void dense_map(Ready *q, const Flow *f, const Step *s, int t, int threads
     for (int i = n * t / threads; i < n * (t + 1) / threads; i++) {
         real *row = q->matrix + (long)i * n, *scaled = q->scaled + (long)i * n;
         memset(scaled, 0, (size_t)n * sizeof(real));
-        if (packed)
+        if (s->p[WEIGHT]) memcpy(scaled, s->p[WEIGHT] + (long)i * n, (size_t)n * sizeof(real));
+        else if (packed)
             for (int k = 0; k <= i; k++) {
                 real l = k == i ? 1 : packed[i * n + k];
                 scaled[k] += l * diagonal[k];
@@ -133,13 +135,14 @@ static void dense_map(Ready *q, const Flow *f, const Step *s, int t, int threads
     }
 }
 
-/* gamma (h - mean) / sqrt(var + eps) + beta as scale * h + offset */
+/* gamma (h - mean) / sqrt(var + eps) + beta as scale * h + offset; without statistics
+   gamma h + beta, without gamma h */
 static void fold_norm(int H, double eps, const real *gamma, const real *beta, const real *mean,
                       const real *var, real *scale, real *offset) {
     for (int j = 0; j < H; j++) {
-        double each = (double)gamma[j] / sqrt((double)var[j] + eps);
+        double each = (gamma ? (double)gamma[j] : 1) / (var ? sqrt((double)var[j] + eps) : 1);
         scale[j] = (real)each;
-        offset[j] = (real)((double)beta[j] - each * (double)mean[j]);
+        offset[j] = (real)((gamma ? (double)beta[j] : 0) - (mean ? each * (double)mean[j] : 0));
     }
     for (int j = H; j < padded(H); j++) scale[j] = offset[j] = 0;
 }
@@ -154,17 +157,12 @@ static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int 
         copy_padded(q->linear2_b, s->p[LINEAR2_B], H, hp);
         copy_padded(q->leave_b, s->p[LEAVE_B], c, q->cp);
         copy_padded(q->leave_b + q->cp, s->p[LEAVE_B] + c, c, q->cp);
-        if (f->norm && !f->batch) {
+        if (!f->batch) {
             fold_norm(H, f->eps, s->p[GAMMA1], s->p[BETA1], s->p[MEAN1], s->p[VAR1], q->scale1,
                       q->offset1);
             fold_norm(H, f->eps, s->p[GAMMA2], s->p[BETA2], s->p[MEAN2], s->p[VAR2], q->scale2,
                       q->offset2);
         }
-        if (!f->norm)
-            for (int j = 0; j < hp; j++) {
-                q->scale1[j] = q->scale2[j] = 1;
-                q->offset1[j] = q->offset2[j] = 0;
-            }
     }
     pack(&q->map_t, q->scaled, 1, n, t, threads);
     pack(&q->enter_t, s->p[ENTER], 1, g, t, threads);

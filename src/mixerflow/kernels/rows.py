@@ -26,8 +26,9 @@ PARAMETERS = (
     "gamma2", "beta2", "linear2", "linear2_bias", "leave", "leave_bias",
 )  # fmt: skip
 STATISTICS = ("mean1", "var1", "mean2", "var2")
+DENSE = ("weight", "inverse", "log_det")
 _TILE = 64
-_POINTERS = len(PARAMETERS) + len(STATISTICS)
+_POINTERS = len(PARAMETERS) + len(STATISTICS) + len(DENSE)
 
 
 class Norm(NamedTuple):
@@ -76,6 +77,8 @@ class Step:
     statistics: tuple[Tensor | None, ...]
     """Batch norm's running values, in the order of `STATISTICS`."""
     flip: bool
+    dense: tuple[Tensor, ...] = ()
+    """The linear map, its inverse and log-det, in the order of `DENSE`, instead of "packed"."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
     for to, step in zip(made, given, strict=True):
         for k, tensor in enumerate(step.parameters):
             to.p[k] = None if tensor is None else tensor.data_ptr()
-        for k, tensor in enumerate(step.statistics, len(PARAMETERS)):
+        fixed = (*(step.statistics or (None,) * len(STATISTICS)), *step.dense)
+        for k, tensor in enumerate(fixed, len(PARAMETERS)):
             to.p[k] = None if tensor is None else tensor.data_ptr()
         to.flip = step.flip
     return made

@@ -1,6 +1,6 @@
 """Conditioners: plain modules that know nothing of flows."""
 
 from mixerflow.nets.mlp import Norm, ResidualMLP
-from mixerflow.nets.norm import BatchNorm
+from mixerflow.nets.norm import BatchNorm, Scale
 
-__all__ = ["BatchNorm", "Norm", "ResidualMLP"]
+__all__ = ["BatchNorm", "Norm", "ResidualMLP", "Scale"]

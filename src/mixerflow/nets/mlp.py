@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.nets.norm import BatchNorm
+from mixerflow.nets.norm import BatchNorm, Scale
 
 Norm = Literal["batch", "layer", "none"]
 
@@ -75,6 +75,19 @@ class ResidualMLP(nn.Module):
         h = h + self.linear2(nn.functional.gelu(self.norm2(inner)))
         return self.leave(h)
 
+    def folded(self) -> ResidualMLP:
+        """With batch norm as a scale, the second one inside the linear map before it.
+
+        The first one stays: what it reads is also what the block adds to.
+        """
+        for name, norm in (("norm1", self.norm1), ("norm2", self.norm2)):
+            setattr(self, name, norm.folded() if isinstance(norm, BatchNorm) else norm)
+        if isinstance(self.norm2, Scale) and type(self.linear1) is nn.Linear:
+            self.linear1.weight *= self.norm2.weight[:, None]
+            self.linear1.bias.copy_(self.norm2(self.linear1.bias))
+            self.norm2 = nn.Identity()
+        return self
+
     def plan(self) -> kernels.Net | str:
         """Its tensors as the kernels take them, or in a few words why they cannot."""
         linears = (self.enter, self.linear1, self.linear2, self.leave)
@@ -83,7 +96,8 @@ class ResidualMLP(nn.Module):
             return "the kernel takes no context"
         if {type(m) for m in linears} != {nn.Linear}:
             return "the kernel knows plain linear maps only"
-        if {type(m) for m in norms} not in ({BatchNorm}, {nn.Identity}):
+        known = ((BatchNorm, BatchNorm), (nn.Identity, nn.Identity), (Scale, nn.Identity))
+        if tuple(map(type, norms)) not in known:
             return "the kernel knows batch norm only"
         states = [m.state() for m in norms if isinstance(m, BatchNorm)]
         if states and (None in states or states[0] != states[1]):

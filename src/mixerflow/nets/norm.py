@@ -11,6 +11,23 @@ from mixerflow import kernels
 from mixerflow.processes import ALONE, Processes
 
 
+class Scale(nn.Module):
+    """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode.
+
+    Args:
+        weight: ``(width,)``.
+        bias: ``(width,)``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(rows, width)`` to the same."""
+        return torch.addcmul(self.bias, input, self.weight)
+
+
 class BatchNorm(nn.BatchNorm1d):
     """``gamma (h - mean) / sqrt(var + eps) + beta`` per feature of ``(rows, width)``.
 
@@ -49,6 +66,14 @@ class BatchNorm(nn.BatchNorm1d):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), share)
         self.running_var.lerp_(variance.to(self.running_var), share)
+
+    def folded(self) -> nn.Module:
+        """Its affine map in eval mode; itself where it has no statistics of its own to use."""
+        if self.state() is None:
+            return self
+        assert self.running_mean is not None and self.running_var is not None
+        weight = self.weight * (self.running_var + self.eps).rsqrt()
+        return Scale(weight, self.bias - weight * self.running_mean)
 
     def state(self) -> kernels.Norm | None:
         """As the kernels take it; None where it keeps no statistics or has no weights."""

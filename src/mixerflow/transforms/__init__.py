@@ -5,7 +5,7 @@ from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
-from mixerflow.transforms.linear import LU, PLU, RLU
+from mixerflow.transforms.linear import LU, PLU, RLU, Linear
 from mixerflow.transforms.rows import Rows
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Dequantize",
     "Dilated",
     "Law",
+    "Linear",
     "Logit",
     "Patches",
     "Rescale",

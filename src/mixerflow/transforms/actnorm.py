@@ -30,6 +30,8 @@ class ActNorm(Transform):
         https://arxiv.org/abs/1807.03039
     """
 
+    affine = True
+
     def __init__(self, shape: Shape | int, *, floor: float = 1.0) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)

@@ -82,6 +82,8 @@ class Rescale(Transform):
         shift: added afterwards.
     """
 
+    affine = True
+
     def __init__(self, scale: float, shift: float = 0.0) -> None:
         super().__init__()
         if scale == 0:

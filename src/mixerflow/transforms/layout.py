@@ -65,6 +65,11 @@ class Patches(Transform):
         expect(self, shape, self.shape)
         return self.matrix
 
+    def same_as(self, other: Transform) -> bool:
+        """Whether the other cuts the same images the same way."""
+        mine = (self.shape, self._split, self._order)
+        return isinstance(other, Patches) and mine == (other.shape, other._split, other._order)
+
     def extra_repr(self) -> str:
         """Image and patch, in ``print(flow)``."""
         return f"{self.shape}, patch={self.patch}"

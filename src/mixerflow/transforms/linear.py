@@ -6,7 +6,63 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.core import Chain, Noise, Shape, Transform, constant, expect, floating
+
+
+class Linear(Transform):
+    """``z = W x + b`` with W, its inverse and ``log|det W|`` at hand: what linear maps fold into.
+
+    All of them are buffers: nothing here can be trained. Neighbours that are affine maps of each
+    number, as ActNorm, merge into it.
+
+    Args:
+        transform: any affine transform of vectors; W and b are read off at the unit vectors.
+        n: length of the vectors.
+    """
+
+    affine = True
+    weight: Tensor
+    inverted: Tensor
+    bias: Tensor
+    log_det: Tensor
+
+    @torch.no_grad()
+    def __init__(self, transform: Transform, n: int) -> None:
+        super().__init__()
+        self.n = n
+        unit = torch.eye(n).to(floating(transform))
+        bias, log_det = transform(torch.zeros_like(unit[:1]))
+        origin = transform.inverse(torch.zeros_like(unit[:1]))[0]
+        self.register_buffer("weight", (transform(unit)[0] - bias).mT.contiguous())
+        self.register_buffer("inverted", (transform.inverse(unit)[0] - origin).mT.contiguous())
+        self.register_buffer("bias", bias[0].clone())
+        self.register_buffer("log_det", log_det[0].to(bias.dtype, copy=True))
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(x.shape[1:]), (self.n,))
+        with torch.autocast(x.device.type, enabled=False):
+            z = nn.functional.linear(x, self.weight, self.bias)
+        return z, constant(self.log_det, x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        expect(self, tuple(z.shape[1:]), (self.n,))
+        with torch.autocast(z.device.type, enabled=False):
+            x = nn.functional.linear(z - self.bias, self.inverted)
+        return x, constant(-self.log_det, z)
+
+    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+        expect(self, shape, (self.n,))
+        return shape
+
+    def merged(self, before: Transform, after: Transform) -> Transform | None:
+        """One dense map of this one and an affine neighbour."""
+        return Linear(Chain(before, after), self.n) if before.affine and after.affine else None
+
+    def extra_repr(self) -> str:
+        """The width, in ``print(flow)``."""
+        return f"{self.n}"
 
 
 class LU(Transform):
@@ -65,6 +121,10 @@ class LU(Transform):
     def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
         expect(self, shape, (self.n,))
         return shape
+
+    def folded(self) -> Transform:
+        """The product and its inverse."""
+        return Linear(self, self.n)
 
     def extra_repr(self) -> str:
         """The width, in ``print(flow)``."""

@@ -12,7 +12,7 @@ from mixerflow.core import Chain, Noise, Transform
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.laws import Affine
-from mixerflow.transforms.linear import LU, RLU
+from mixerflow.transforms.linear import LU, RLU, Linear
 
 _T = TypeVar("_T", bound=Transform)
 
@@ -21,8 +21,9 @@ class Rows(Chain):
     """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
 
     The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
-    MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing. It gives what
-    the chain gives, to rounding, in a third of the time; `path` says which of the two runs.
+    MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing; and what that
+    is folded into. It gives what the chain gives, to rounding, in a third of the time; `path` says
+    which of the two runs.
     """
 
     def path(self, x: Tensor) -> str:
@@ -42,18 +43,24 @@ class Rows(Chain):
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         plan = self._plan(x, context)
+        if plan is not None and plan.steps[0].dense and _differentiated(x):
+            plan = None  # the kernel differentiates triangles only
         return super().forward(x, context, noise) if plan is None else kernels.rows_forward(plan, x)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         # the kernel's inverse has no gradients
-        live = torch.is_grad_enabled() and any(t.requires_grad for t in (z, *self.parameters()))
+        live = _differentiated(z, *self.parameters())
         plan = None if live else self._plan(z, context)
         return super().inverse(z, context) if plan is None else kernels.rows_inverse(plan, z)
 
 
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 class _Part(NamedTuple):
     norm: ActNorm | None
-    linear: LU | None
+    linear: LU | Linear | None
     coupling: Coupling
     net: kernels.Net
 
@@ -72,10 +79,13 @@ class _Part(NamedTuple):
         """As the kernel takes it."""
         norm, linear = self.norm, self.linear
         scale = (None, None) if norm is None else (norm.log_scale, norm.shift)
-        matrix = (None, None) if linear is None else (linear.packed, linear.bias)
-        return kernels.Step(
-            (*scale, *matrix, *self.net.parameters), self.net.statistics, self.coupling.flip
-        )
+        matrix, dense = (None, None), ()
+        if isinstance(linear, Linear):
+            matrix, dense = (None, linear.bias), (linear.weight, linear.inverted, linear.log_det)
+        elif linear is not None:
+            matrix = (linear.packed, linear.bias)
+        parameters = (*scale, *matrix, *self.net.parameters)
+        return kernels.Step(parameters, self.net.statistics, self.coupling.flip, dense)
 
 
 def plan_of(chain: Chain) -> kernels.Plan | str:
@@ -113,7 +123,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
 def _take(steps: list[Transform]) -> _Part | str:
     """The next part off the front of `steps`."""
     norm = _pop(steps, ActNorm)
-    linear = _pop(steps, LU) or _pop(steps, RLU)
+    linear = _pop(steps, LU) or _pop(steps, RLU) or _pop(steps, Linear)
     coupling = _pop(steps, Coupling)
     if coupling is None:
         return "not a chain of ActNorm, LU and coupling"
