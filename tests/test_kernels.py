@@ -68,7 +68,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    ("n", "width", "count"), [(2, 3, 2), (7, 12, 133), (24, 17, 64), (33, 40, 65)]
+    ("n", "width", "count"), [(2, 3, 2), (7, 12, 133), (24, 17, 64), (33, 40, 65), (70, 16, 40)]
 )
 @pytest.mark.parametrize("name", SETTINGS)
 def test_kernel_equals_operators_in_float64(name, n, width, count, training):

@@ -124,55 +124,6 @@ static void gather(const Work *all, long at, int rows, int columns, long ld, rea
         }
 }
 
-/* dM of the scaled map, padded in `map`, to the gradients of L U, its bias and the ActNorm before it:
-   shares of columns, then of rows. */
-static void map_backward(const Ready *q, const Flow *f, const Step *s, const Step *grads,
-                         const real *map, const real *offset, double g, real *plain, int t,
-                         int threads) {
-    int n = (int)f->n, np = (int)padded(n), first = n * t / threads, end = n * (t + 1) / threads;
-    const real *log_scale = s->p[LOG_SCALE], *shift = s->p[SHIFT], *packed = s->p[PACKED];
-    real by_scale[n], by_shift[n];
-    for (int j = first; j < end; j++) by_scale[j] = by_shift[j] = 0;
-    for (int i = 0; i < n; i++) {
-        const real *row = map + (long)i * np, *scaled = q->scaled + (long)i * n;
-        const real *matrix = q->matrix + (long)i * n;
-        real *to = plain + (long)i * n;
-#pragma omp simd
-        for (int j = first; j < end; j++) {
-            by_scale[j] += row[j] * scaled[j];
-            by_shift[j] += offset[i] * matrix[j];
-        }
-        for (int j = first; j < end; j++)
-            to[f->reverse && packed ? n - 1 - j : j] =
-                row[j] * (log_scale ? exp_(log_scale[j]) : 1) + (shift ? offset[i] * shift[j] : 0);
-    }
-    for (int j = first; j < end; j++) {
-        if (log_scale) {
-            grads->p[LOG_SCALE][j] = (real)(by_scale[j] + g);
-            grads->p[SHIFT][j] = by_shift[j];
-        }
-        if (s->p[OFFSET]) grads->p[OFFSET][j] = offset[j];
-    }
-#pragma omp barrier
-    if (!packed) return;
-    for (int i = first; i < end; i++) {
-        real *to = grads->p[PACKED] + (long)i * n, *row = plain + (long)i * n;
-        for (int j = 0; j < i; j++) { /* dL = dM U^T */
-            real sum = row[j] * exp_(packed[j * n + j]);
-#pragma omp simd reduction(+ : sum)
-            for (int k = j + 1; k < n; k++) sum += row[k] * packed[j * n + k];
-            to[j] = sum;
-        }
-        for (int j = i; j < n; j++) to[j] = row[j]; /* dU = L^T dM */
-        for (int k = i + 1; k < n; k++) {
-            real l = packed[k * n + i];
-#pragma omp simd
-            for (int j = i; j < n; j++) to[j] += l * plain[k * n + j];
-        }
-        to[i] = (real)(to[i] * exp_(packed[i * n + i]) + g); /* U_ii is an exponential */
-    }
-}
-
 typedef struct {
     const Flow *f;
     const Step *steps, *grads;
@@ -301,7 +252,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
     size_t each = (size_t)(arena.used + 15) / 16 * 16;
     char *crews = scratch(CREW, heads + (size_t)f->threads * each * sizeof(real));
     b.ready = make_ready(f, steps);
-    b.dz = scratch(SHARED, (size_t)(R * (np + 2 * hp) + 2 * hp + n * n) * sizeof(real));
+    b.dz = scratch(SHARED, (size_t)(R * (np + 2 * hp) + 2 * hp + n * np) * sizeof(real));
     if (!b.ready || !crews || !b.dz) return 1;
     b.dh2 = b.dz + R * np, b.dq = b.dh2 + R * hp, b.means = b.dq + R * hp;
     b.plain = b.means + 2 * hp, b.all = (Work *)crews;

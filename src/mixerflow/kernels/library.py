@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 _HERE = Path(__file__).parent
-_SOURCES = ("numeric.h", "rows.h", "backward.h", "rows.c")
+_SOURCES = sorted(path.name for path in _HERE.glob("*.[ch]"))
 _FLAGS = (
     "-std=gnu11",
     "-O3",

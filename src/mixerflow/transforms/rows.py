@@ -14,6 +14,9 @@ from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.laws import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
 
+_LONGEST = 512
+"""Of rows that a kernel takes; at 1024 it is slower than the operators."""
+
 _T = TypeVar("_T", bound=Transform)
 
 
@@ -101,6 +104,8 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
     if _hooked(chain):
         return "hooks look inside"
     first = parts[0]
+    if first.n > _LONGEST:
+        return f"rows of more than {_LONGEST} numbers: long products are quick as they are"
     tail = steps[0] if steps else None
     odd = isinstance(tail, ActNorm) and tail.shape != (first.n,)
     if len({part.kind() for part in parts}) > 1 or not all(map(_fits, parts)) or odd:

@@ -1,0 +1,138 @@
+/* One step over a tile of rows. */
+
+/* u = gelu(scale * h + offset); slope its derivative, where wanted */
+static void norm_gelu(int rows, int hp, const real *h, const real *scale, const real *offset,
+                      real *u, real *slope) {
+    for (int r = 0; r < rows; r++) {
+        const real *from = h + (long)r * hp;
+        real *to = u + (long)r * hp, *also = slope ? slope + (long)r * hp : NULL;
+        real unused;
+        if (also)
+#pragma omp simd
+            for (int j = 0; j < hp; j++) to[j] = gelu_(scale[j] * from[j] + offset[j], also + j);
+        else
+#pragma omp simd private(unused)
+            for (int j = 0; j < hp; j++) to[j] = gelu_(scale[j] * from[j] + offset[j], &unused);
+    }
+}
+
+static void squash_half(int rows, const real *y, long np, int a, int given, int gp, int squash,
+                        real *to) {
+    for (int r = 0; r < rows; r++) {
+        const real *from = y + (long)r * np + a;
+        real *into = to + (long)r * gp;
+        if (squash)
+#pragma omp simd
+            for (int j = 0; j < given; j++) into[j] = squash_(from[j]);
+        else memcpy(into, from, (size_t)given * sizeof(real));
+        for (int j = given; j < gp; j++) into[j] = 0;
+    }
+}
+
+static void residual(int rows, int hp, const real *h, const real *bias, const real *u,
+                     const Packed *w, real *h2) {
+    for (int r = 0; r < rows; r++)
+        for (int j = 0; j < hp; j++) h2[(long)r * hp + j] = h[(long)r * hp + j] + bias[j];
+    times(rows, u, hp, w, h2, hp, NULL, 1);
+}
+
+/* log-scales, bounded, in the first block of raw */
+static void bound_scales(int rows, int cp, real *raw, double bound) {
+    if (bound <= 0) return;
+    real b = (real)bound;
+    for (int r = 0; r < rows; r++) {
+        real *s = raw + (long)r * 2 * cp;
+#pragma omp simd
+        for (int j = 0; j < cp; j++) {
+            real e = exp_(2 * s[j] / b); /* tanh(v) = 1 - 2 / (exp(2 v) + 1) */
+            s[j] = b * (1 - 2 / (e + 1));
+        }
+    }
+}
+
+/* The tiles of thread t: [first row, end row) */
+static void share(const Flow *f, int t, int threads, long *first, long *end) {
+    long tiles = (f->rows + TILE - 1) / TILE;
+    *first = smaller(tiles * t / threads * TILE, f->rows);
+    *end = smaller(tiles * (t + 1) / threads * TILE, f->rows);
+}
+
+typedef struct {
+    real *x, *y, *half, *h, *u, *i, *h2, *raw;
+} Tile;
+
+static void take_tile(Tile *tile, const Flow *f, Arena *arena) {
+    long np = padded(f->n), hp = padded(f->hidden);
+    tile->x = take(arena, TILE * np), tile->y = take(arena, TILE * np);
+    tile->half = take(arena, TILE * np), tile->raw = take(arena, TILE * 2 * np);
+    tile->h = take(arena, TILE * hp), tile->u = take(arena, TILE * hp);
+    tile->i = take(arena, TILE * hp), tile->h2 = take(arena, TILE * hp);
+}
+
+static void tile_enter(const Flow *f, const Ready *q, int rows, const real *y, real *half, real *h) {
+    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, half);
+    times(rows, half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, 0);
+}
+
+static void tile_middle(const Flow *f, const Ready *q, int rows, const real *h, real *u, real *i) {
+    int hp = (int)padded(f->hidden);
+    norm_gelu(rows, hp, h, q->scale1, q->offset1, u, NULL);
+    times(rows, u, hp, &q->linear1_t, i, hp, q->linear1_b, 0);
+}
+
+static void tile_leave(const Flow *f, const Ready *q, int rows, const real *h, const real *i,
+                       real *u, real *h2, real *raw) {
+    int hp = (int)padded(f->hidden);
+    norm_gelu(rows, hp, i, q->scale2, q->offset2, u, NULL);
+    residual(rows, hp, h, q->linear2_b, u, &q->linear2_t, h2);
+    times(rows, h2, hp, &q->leave_t, raw, 2 * q->cp, q->leave_b, 0);
+    bound_scales(rows, q->cp, raw, f->bound);
+}
+
+/* z = (y_a, y_b exp(s) + t), log_det += sum s */
+static void affine(const Flow *f, const Ready *q, int rows, const real *y, const real *raw, real *z,
+                   real *log_det) {
+    int np = (int)padded(f->n);
+    for (int r = 0; r < rows; r++) {
+        const real *from = y + (long)r * np, *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
+        real *to = z + (long)r * np, sum = 0;
+        memmove(to + q->a, from + q->a, (size_t)q->given * sizeof(real));
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < q->changed; j++) {
+            to[q->b + j] = from[q->b + j] * exp_(s[j]) + t[j];
+            sum += s[j];
+        }
+        log_det[r] += sum;
+    }
+}
+
+static void invert_affine(const Flow *f, const Ready *q, int rows, real *z, const real *raw,
+                          real *log_det) {
+    int np = (int)padded(f->n);
+    for (int r = 0; r < rows; r++) {
+        const real *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
+        real *at = z + (long)r * np + q->b, sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < q->changed; j++) {
+            at[j] = (at[j] - t[j]) * exp_(-s[j]);
+            sum += s[j];
+        }
+        log_det[r] -= sum;
+    }
+}
+
+static void load_rows(int rows, int n, const real *from, real *to) {
+    for (int r = 0; r < rows; r++) copy_padded(to + r * padded(n), from + (long)r * n, n, (int)padded(n));
+}
+
+/* The last ActNorm, and out of the padded rows. */
+static void store_rows(const Flow *f, const Step *tail, int rows, const real *from, real *to) {
+    int n = (int)f->n;
+    const real *log_scale = tail->p[LOG_SCALE], *shift = tail->p[SHIFT];
+    for (int r = 0; r < rows; r++)
+#pragma omp simd
+        for (int j = 0; j < n; j++) {
+            real x = from[r * padded(n) + j];
+            to[(long)r * n + j] = log_scale ? x * exp_(log_scale[j]) + shift[j] : x;
+        }
+}
