@@ -20,6 +20,7 @@ from mixerflow.transforms import (
     ActNorm,
     Affine,
     Bands,
+    Butterfly,
     Coupling,
     Dequantize,
     Dilated,
@@ -28,6 +29,7 @@ from mixerflow.transforms import (
     Rescale,
     Rows,
     Stripes,
+    Woodbury,
     halves,
 )
 from mixerflow.transforms.checks import LAWS, KindName, check, normal, perturb, unit
@@ -143,6 +145,17 @@ CASES = {
     "PLU": Case(lambda: PLU(5), (5,)),
     "PLU with bias": Case(lambda: PLU(4, bias=True), (4,)),
     "linear": Case(lambda: PLU(5, bias=True), (5,)).fused(),
+    "Woodbury": Case(lambda: Woodbury(7, 3), (7,)),
+    "Woodbury of one": Case(lambda: Woodbury(1, 1), (1,)),
+    "Woodbury of full rank, without bias": Case(lambda: Woodbury(4, 4, bias=False), (4,)),
+    # blocks are many, so each moves little unless the perturbation is large
+    "butterfly": Case(lambda: Butterfly(8), (8,), size=1.5),
+    "butterfly of two": Case(lambda: Butterfly(2), (2,), size=1.5),
+    "butterfly, overlapping": Case(lambda: Butterfly(7), (7,), size=1.5),
+    "butterfly, two groups of levels": Case(lambda: Butterfly(37), (37,), size=1.5),
+    "butterfly, few levels, without bias": Case(
+        lambda: Butterfly(8, 2, bias=False), (8,), size=1.5
+    ),
     "actnorm, vectors": Case(lambda: ActNorm(5), (5,)),
     "actnorm, a feature": Case(lambda: ActNorm(3), (4, 3)),
     "actnorm, a channel": Case(lambda: ActNorm((3, 1, 1)), (3, 2, 4)),
@@ -184,6 +197,8 @@ CASES = {
     "mixerflow, per activation": mixerflow_case(actnorm="activation"),
     "mixerflow, conditional": mixerflow_case(context=(3,), classes=4, class_width=3),
     "mixerflow, dilated RLU": mixerflow_case(cut="dilated", linear="RLU", scale_bound=2.0),
+    "mixerflow, Woodbury": mixerflow_case(linear="Woodbury", rank=2),
+    "mixerflow, butterfly among patches": mixerflow_case(patch_linear="Butterfly"),
     "mixerflow, stripes": mixerflow_case(cut="stripes"),
 }
 
@@ -248,6 +263,8 @@ def test_wrong_ranges_are_refused(transform, x, named):
     ("make", "shape", "named"),
     [
         (lambda: LU(4), (5,), r"\(4,\).*\(5,\)"),
+        (lambda: Woodbury(4, 2), (5,), r"\(4,\).*\(5,\)"),
+        (lambda: Butterfly(4), (5,), r"\(4,\).*\(5,\)"),
         (lambda: ActNorm((3, 1, 1)), (4, 2, 2), r"\(3, 1, 1\).*\(4, 2, 2\)"),
         (lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 6), r"\(3, 4, 4\).*\(3, 4, 6\)"),
         (lambda: Along(0, LU(3)), (4, 2), r"\(3,\).*\(4,\)"),

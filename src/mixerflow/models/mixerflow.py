@@ -42,6 +42,7 @@ from mixerflow.transforms import (
     ActNorm,
     Affine,
     Bands,
+    Butterfly,
     Coupling,
     Dequantize,
     Dilated,
@@ -49,6 +50,7 @@ from mixerflow.transforms import (
     Rescale,
     Rows,
     Stripes,
+    Woodbury,
     halves,
 )
 
@@ -57,6 +59,15 @@ CUTS: dict[str, Callable[[Shape, Shape], Patches]] = {
     "dilated": Dilated,
     "stripes": lambda shape, patch: Stripes(shape, patch[0]),
     "bands": lambda shape, patch: Bands(shape, patch[-1]),
+}
+
+Linear = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
+
+LINEARS: dict[str, Callable[[int, int], Transform]] = {
+    "LU": lambda n, rank: LU(n),
+    "RLU": lambda n, rank: RLU(n),
+    "Woodbury": lambda n, rank: Woodbury(n, min(rank, n)),
+    "Butterfly": lambda n, rank: Butterfly(n) if n > 1 else LU(n),  # one entry has no partner
 }
 
 
@@ -82,8 +93,12 @@ class MixerFlowConfig:
     """In the residual blocks; the paper has "batch"."""
     squash: bool = True
     """Whether the residual blocks read sign(x) log(1 + |x|); the paper's read x."""
-    linear: Literal["LU", "RLU", "none"] = "LU"
-    """Linear block before each coupling; RLU (order reversal) only without shift layers."""
+    linear: Linear = "LU"
+    """Linear block before each coupling; RLU, an order reversal, in even numbers before a shift."""
+    patch_linear: Linear | None = None
+    """Another one for the patch flows, whose vectors are as long as patches are many."""
+    rank: int = 16
+    """Of Woodbury blocks; those of shorter vectors have full rank."""
     actnorm: Literal["feature", "activation"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix."""
     scale_bound: float | None = None
@@ -153,7 +168,8 @@ def shift_layer(config: MixerFlowConfig, shape: Shape) -> Transform:
 
 def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:
     """A channel flow (``dim=-1``) or patch flow (``dim=-2``): ActNorm, then the flow layers."""
-    layers = [flow_layer(config, n, flip=i % 2 == 1) for i in range(config.flow_layers)]
+    linear = config.linear if dim == -1 else config.patch_linear or config.linear
+    layers = [flow_layer(config, n, linear, flip=i % 2 == 1) for i in range(config.flow_layers)]
     if config.actnorm == "feature":
         steps: list[Transform] = [ActNorm(n)]
         for layer in layers:
@@ -166,11 +182,11 @@ def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform
     return Chain(*steps)
 
 
-def flow_layer(config: MixerFlowConfig, n: int, *, flip: bool) -> list[Transform]:
+def flow_layer(config: MixerFlowConfig, n: int, linear: Linear, *, flip: bool) -> list[Transform]:
     """A linear map and a coupling of vectors of length n."""
     steps: list[Transform] = []
-    if config.linear != "none":
-        steps.append({"LU": LU, "RLU": RLU}[config.linear](n))
+    if linear != "none":
+        steps.append(LINEARS[linear](n, config.rank))
     if n > 1:
         law = Affine(config.scale_bound)
         given, changed = halves(n, flip=flip)
@@ -188,7 +204,7 @@ def flow_layer(config: MixerFlowConfig, n: int, *, flip: bool) -> list[Transform
 
 
 def _check(config: MixerFlowConfig, shape: Shape) -> None:
-    for name in ("layers", "flow_layers", "hidden", "shift_every", "class_width"):
+    for name in ("layers", "flow_layers", "hidden", "shift_every", "class_width", "rank"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
     if config.classes < 0:
@@ -207,10 +223,10 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
         s and n == p for n, p, s in zip(shape[1:], patch, shift, strict=True)
     ):
         raise ValueError(f"images {shape} are one patch {patch} wide: use shift 0 on that axis")
-    if config.linear == "RLU" and config.flow_layers % 2:
+    if "RLU" in (config.linear, config.patch_linear) and config.flow_layers % 2:
         raise ValueError(
             "an odd number of RLU order reversals before a shift layer would shuffle the positions "
-            "it relies on: use linear='LU', an even flow_layers, or shift=0"
+            "it relies on: use LU, an even flow_layers, or shift=0"
         )
 
 
