@@ -52,7 +52,7 @@ def made(name: str) -> tuple[Flow, torch.Tensor, torch.Tensor | None]:
     shape = settings.pop("shape", SHAPE)
     config = MixerFlowConfig(**{**SMALL, **settings})
     flow = build(config, shape)
-    perturb(flow, size=0.2)
+    perturb(flow, size=0.15)
     labels = torch.tensor([0, 2, 1, 1, 0]) if config.classes else None
     if config.levels is None:
         return flow.eval(), torch.randn(5, *shape), labels
