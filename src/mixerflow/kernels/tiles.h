@@ -95,13 +95,15 @@ static void affine(const Flow *f, const Ready *q, int rows, const real *y, const
     int np = (int)padded(f->n);
     for (int r = 0; r < rows; r++) {
         const real *from = y + (long)r * np, *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
-        real *to = z + (long)r * np, sum = 0;
-        memmove(to + q->a, from + q->a, (size_t)q->given * sizeof(real));
+        real *to = z + (long)r * np, scale[q->cp], sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < q->changed; j++) {
-            to[q->b + j] = from[q->b + j] * exp_(s[j]) + t[j];
+        for (int j = 0; j < q->cp; j++) { /* whole vectors: what pads s is 0 */
+            scale[j] = exp_(s[j]);
             sum += s[j];
         }
+        for (int j = 0; j < q->given; j++) to[q->a + j] = from[q->a + j];
+        for (int j = 0; j < q->changed; j++)
+            to[q->b + j] = from[q->b + j] * scale[j] + t[j];
         log_det[r] += sum;
     }
 }
@@ -111,12 +113,13 @@ static void invert_affine(const Flow *f, const Ready *q, int rows, real *z, cons
     int np = (int)padded(f->n);
     for (int r = 0; r < rows; r++) {
         const real *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
-        real *at = z + (long)r * np + q->b, sum = 0;
+        real *at = z + (long)r * np + q->b, scale[q->cp], sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < q->changed; j++) {
-            at[j] = (at[j] - t[j]) * exp_(-s[j]);
+        for (int j = 0; j < q->cp; j++) {
+            scale[j] = exp_(-s[j]);
             sum += s[j];
         }
+        for (int j = 0; j < q->changed; j++) at[j] = (at[j] - t[j]) * scale[j];
         log_det[r] -= sum;
     }
 }

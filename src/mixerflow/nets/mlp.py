@@ -21,6 +21,12 @@ def _norm(kind: Norm, width: int) -> nn.Module:
     return nn.Identity()
 
 
+def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
+    """Parameters or buffers of those names, None for each that is not there; quicker than getattr."""
+    parameters, buffers = module._parameters, module._buffers
+    return [parameters.get(name, buffers.get(name)) for name in names]
+
+
 class ResidualMLP(nn.Module):
     """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
 
@@ -109,10 +115,8 @@ class ResidualMLP(nn.Module):
             out=self.leave.out_features,
             hidden=self.linear1.in_features,
             squash=self.squash,
-            parameters=tuple(getattr(m, name, None) for m in parts for name in ("weight", "bias")),
-            statistics=tuple(
-                getattr(m, name, None) for m in norms for name in ("running_mean", "running_var")
-            ),
+            parameters=tuple(t for m in parts for t in _held(m, "weight", "bias")),
+            statistics=tuple(t for m in norms for t in _held(m, "running_mean", "running_var")),
             norm=states[0] if states else None,
             counts=tuple(
                 m.num_batches_tracked for m in tracked if m.num_batches_tracked is not None
