@@ -1,4 +1,4 @@
-"""Training speed of one process with two threads beside two processes with one; prints JSON.
+"""Training speed of one process beside two processes, with threads stated; prints JSON.
 
 Each way is started afresh; images are noise of CIFAR-10's shape, which costs what CIFAR-10 costs.
 """
@@ -24,7 +24,12 @@ from mixerflow.training import Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.training.parallel import local
 
-WAYS = {"one process": (1, 2, "ddp"), "DDP": (2, 1, "ddp"), "FSDP2": (2, 1, "fsdp")}
+WAYS = {
+    "one process, 1 thread": (1, 1, "ddp"),
+    "one process, 2 threads": (1, 2, "ddp"),
+    "DDP, 2 x 1 thread": (2, 1, "ddp"),
+    "FSDP2, 2 x 1 thread": (2, 1, "fsdp"),
+}
 """Name -> processes, threads in each, how they share the flow."""
 
 
