@@ -273,7 +273,7 @@ def main() -> None:
         "platform": platform.platform(),
     }
     print(json.dumps({"by_layers": depths, "settings": settings, **machine}, indent=2))
-    Console(stderr=True).print(table(depths, given))
+    Console(stderr=True, width=100).print(table(depths, given))
     if given.plot is not None:
         draw(depths, given.plot)
 

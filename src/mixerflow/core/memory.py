@@ -81,6 +81,7 @@ def through(
     return _stepwise(transform, x, context, noise, memory)  # pyright: ignore[reportCallIssue]
 
 
+@torch.compiler.disable
 def refuse_sharded(module: nn.Module, memory: Memory) -> None:
     """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
