@@ -1,18 +1,20 @@
 """Memory of a training step beyond parameters, gradients and optimiser state, by depth and mode.
 
-    python benchmarks/memory.py [--layers 15 30 60 120] [--data SPEC] [--device cuda] [--plot FILE]
-    python benchmarks/memory.py --parts seconds --layers 30 --add EARLIER.json
-    python benchmarks/memory.py --quick             # a small model, to see that it runs
+    python -m benchmarks.memory [--out FILE] [--layers 15 30 60 120] [--data SPEC] [--device cuda]
+    python -m benchmarks.memory --quick             # a small model, to see that it runs
 
 The model is the paper's (hidden width 128, 32x32x3 noise) at batch 32. Parameters, gradients and
 Adam's state exist before the step that is measured, so what it allocates on top is what the table
 shows. On a CPU torch's profiler reports every byte that torch's allocator gives and takes back, and
-the largest sum counts: exact, without what matrix libraries hold for themselves. On a GPU it is
-``torch.cuda.max_memory_allocated``. Then a model of each depth trains for some steps on `--data`,
-and its gradients in each mode are compared with those of "store", in float32 and with bfloat16
-conditioners. Then training steps are timed, the modes in turn, so that a noisy machine slows all
-alike. JSON goes to standard output, a table to standard error; `--parts` and `--add` spread a long
-measurement over several commands.
+the largest sum counts; the kernels' buffers are taken from that allocator meanwhile, and count even
+while they wait to be used again. Exact, but for what libraries hold while a product is computed. On
+a GPU it is ``torch.cuda.max_memory_allocated``.
+
+Then a model of each depth trains for some steps on `--data`, and its gradients in each mode are
+compared with those of "store", in float32 and with bfloat16 conditioners. Last, training steps are
+timed, the modes in turn. JSON goes to standard output, tables to standard error. Several commands
+can share a long measurement: with `--parts` and one `--out`, which keeps what earlier ones with the
+same settings found.
 """
 
 from __future__ import annotations
@@ -21,14 +23,11 @@ import contextlib
 import copy
 import itertools
 import json
-import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +37,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.common import emit, facts, interleaved, keep, pin, ratio, spread
+from mixerflow import kernels
 from mixerflow.core import Flow, Memory
 from mixerflow.data import Images, load, make_images
 from mixerflow.models import MixerFlowConfig, build
@@ -45,6 +46,9 @@ from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 
 MODES: tuple[Memory, ...] = get_args(Memory)
+PATHS = {"kernels": contextlib.nullcontext, "operators": kernels.disabled}
+"""On a CPU; elsewhere only operators."""
+Part = Literal["peak_bytes", "gradients", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,14 @@ class Arguments:
     seed: int = 0
     rounds: int = 7
     """Of timed steps."""
-    parts: tuple[Literal["peak_bytes", "gradients", "seconds"], ...] = (
-        "peak_bytes",
-        "gradients",
-        "seconds",
-    )
-    add: Path | None = None
-    """An earlier output with the same settings, whose figures are taken over."""
+    parts: tuple[Part, ...] = get_args(Part)
+    out: Path | None = None
     plot: Path | None = None
     quick: bool = False
+
+    def paths(self) -> list[str]:
+        """How layers can run on the device."""
+        return list(PATHS) if self.device == "cpu" else ["operators"]
 
 
 def prepare(given: Arguments, layers: int, images: Images, batch: int) -> Trainer:
@@ -93,6 +96,26 @@ def backward(flow: Flow, x: Tensor) -> None:
 
 
 @contextlib.contextmanager
+def buffers_counted() -> Iterator[None]:
+    """The kernels' buffers from torch's allocator, not from numpy's, and none left over."""
+    leases = sys.modules["mixerflow.kernels.lease"]
+
+    def empty(numbers: int, kind: np.dtype) -> np.ndarray:
+        return torch.empty(numbers * kind.itemsize, dtype=torch.uint8).numpy().view(kind)
+
+    kernels.release()
+    before = leases.np
+    leases.np = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+        dtype=np.dtype, float32=np.float32, float64=np.float64, empty=empty
+    )
+    try:
+        yield
+    finally:
+        leases.np = before  # pyright: ignore[reportAttributeAccessIssue]
+        kernels.release()
+
+
+@contextlib.contextmanager
 def peak_of(device: torch.device) -> Iterator[list[int]]:
     """The most bytes allocated on top of what was, into the list that it gives."""
     result: list[int] = []
@@ -102,9 +125,11 @@ def peak_of(device: torch.device) -> Iterator[list[int]]:
         yield result
         result.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        buffers_counted(),
+        torch.profiler.profile(activities=cpu, profile_memory=True) as profiler,
+    ):
         yield result
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = []
@@ -126,17 +151,19 @@ def noise(given: Arguments) -> Images:
     return make_images(pixels, None, dataset_id="noise")
 
 
-def peaks(given: Arguments, layers: int) -> dict[str, int]:
-    """Bytes of a step beyond parameters, gradients and Adam's state, by mode."""
+def peaks(given: Arguments, layers: int) -> dict[str, dict[str, int]]:
+    """Bytes of a step beyond parameters, gradients and Adam's state, by path and mode."""
     trainer = prepare(given, layers, noise(given), given.batch)
     flow, (x, _) = trainer.flow, trainer.batches.at(0)
     trainer.advance()  # after it, gradients and Adam's state are there
-    result = {}
-    for mode in MODES:
-        flow.memory = mode
-        with peak_of(flow.device) as peak:
-            backward(flow, x)
-        result[mode] = peak[0]
+    result: dict[str, dict[str, int]] = {}
+    for path in given.paths():
+        result[path] = {}
+        for mode in MODES:
+            flow.memory = mode
+            with PATHS[path](), peak_of(flow.device) as peak:
+                backward(flow, x)
+            result[path][mode] = peak[0]
     return result
 
 
@@ -174,51 +201,57 @@ def agreement(given: Arguments, layers: int, images: Images) -> dict[str, Any]:
         for precision in stored
     }
     result["bfloat16"]["store, against float32"] = compared(stored["bfloat16"], stored["float32"])
-    return {"objective": taken[-1].objective, "skipped": trainer.skipped, **result}
+    about = {"steps": given.steps, "objective": taken[-1].objective, "skipped": trainer.skipped}
+    return about | result
 
 
-def times(given: Arguments, layers: int) -> dict[str, dict[str, float]]:
-    """Seconds of a training step by mode, and the median of its ratios to "store"'s beside it."""
+def times(given: Arguments, layers: int) -> dict[str, Any]:
+    """Seconds of a training step by path and mode, and how many times those of "store"."""
     trainer = prepare(given, layers, noise(given), given.batch)
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
-    for number in range(given.rounds + 1):
-        for mode in MODES:
-            trainer.flow.memory = mode
-            begun = time.perf_counter()
+
+    def step(path: str, mode: Memory) -> None:
+        trainer.flow.memory = mode
+        with PATHS[path]():
             trainer.advance()  # ends with the step's figures on the host
-            if number:  # the first round warms up
-                seconds[mode].append(time.perf_counter() - begun)
-    stored = seconds["store"]
+
+    def job(path: str, mode: Memory) -> Callable[[], None]:
+        return lambda: step(path, mode)
+
+    jobs = {(path, mode): job(path, mode) for path in given.paths() for mode in MODES}
+    seconds = interleaved(jobs, given.rounds)
     return {
-        mode: {
-            "median": statistics.median(each),
-            "least": min(each),
-            "most": max(each),
-            "ratio": statistics.median(a / b for a, b in zip(each, stored, strict=True)),
+        path: {
+            mode: spread(seconds[path, mode])
+            | {"ratio": ratio(seconds[path, mode], seconds[path, "store"])["median"]}
+            for mode in MODES
         }
-        for mode, each in seconds.items()
+        for path in given.paths()
     }
 
 
-def table(depths: dict[int, dict[str, Any]], given: Arguments) -> Table:
+def tables(depths: dict[int, dict[str, Any]]) -> Iterator[Table]:
     """The figures, for people."""
-    title = f"MB, batch {given.batch}, width {given.hidden}; gradients and times of invert"
-    headings = ("layers", *MODES, "error", "1 - cosine", "bf16 error", "times checkpoint", "invert")
-    result = Table(*headings, title=title)
-    for layers, row in sorted(depths.items()):
-        cells = [str(layers)]
-        peak = row.get("peak_bytes")
-        cells += [f"{peak[mode] / 1e6:.1f}" for mode in MODES] if peak else [""] * 3
-        if found := row.get("gradients"):
-            single, half = (found[precision]["invert"] for precision in ("float32", "bfloat16"))
-            errors = (single["relative_error"], 1 - single["cosine"], half["relative_error"])
-            cells += [f"{error:.1e}" for error in errors]
-        else:
-            cells += [""] * 3
-        if seconds := row.get("seconds"):
-            cells += [f"{seconds[mode]['ratio']:.2f}" for mode in MODES[1:]]
-        result.add_row(*cells)
-    return result
+    for path in PATHS:
+        rows = {n: row["peak_bytes"] for n, row in depths.items() if "peak_bytes" in row}
+        if any(path in row for row in rows.values()):
+            table = Table("layers", *MODES, title=f"{path}: MB beyond weights and their like")
+            for layers, row in rows.items():
+                table.add_row(str(layers), *(f"{row[path][mode] / 1e6:.1f}" for mode in MODES))
+            yield table
+    table = Table("layers", "invert", "1 - cosine", "bfloat16", "its own", title="gradient errors")
+    for layers, row in depths.items():
+        if "gradients" in row:
+            single, half = row["gradients"]["float32"], row["gradients"]["bfloat16"]
+            errors = [f["relative_error"] for f in (half["invert"], half["store, against float32"])]
+            figures = [single["invert"]["relative_error"], 1 - single["invert"]["cosine"], *errors]
+            table.add_row(str(layers), *(f"{value:.1e}" for value in figures))
+    yield table
+    table = Table("layers", "path", *MODES, title="seconds a step, and times store's")
+    for layers, row in depths.items():
+        for path, found in row.get("seconds", {}).items():
+            cells = [f"{found[mode]['median']:.2f} ({found[mode]['ratio']:.2f})" for mode in MODES]
+            table.add_row(str(layers), path, *cells)
+    yield table
 
 
 def draw(depths: dict[int, dict[str, Any]], path: Path) -> None:
@@ -229,10 +262,12 @@ def draw(depths: dict[int, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    measured = {n: row["peak_bytes"] for n, row in sorted(depths.items()) if "peak_bytes" in row}
-    for mode in MODES:
-        peak = [row[mode] / 1e6 for row in measured.values()]
-        axes.plot(list(measured), peak, "o-", label=mode)
+    measured = {n: row["peak_bytes"] for n, row in depths.items() if "peak_bytes" in row}
+    for way, style in zip(PATHS, ("o-", "s--"), strict=True):
+        for k, mode in enumerate(MODES):
+            points = [(n, row[way][mode] / 1e6) for n, row in measured.items() if way in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=f"C{k}", label=f"{mode}, {way}")
     axes.set(xlabel="mixer layers", yscale="log")
     axes.set_ylabel("MB beyond parameters, gradients, optimiser state")
     axes.set_xticks(list(measured), [str(n) for n in measured])
@@ -240,22 +275,30 @@ def draw(depths: dict[int, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def earlier(out: Path | None, settings: dict[str, Any]) -> tuple[dict[int, Any], list[object]]:
+    """Figures that an earlier command left in `out`, and which command that was."""
+    if out is None or not out.exists():
+        return {}, []
+    found = json.loads(out.read_text())
+    if found["settings"] != settings:
+        sys.exit(f"{out}: has figures of other settings: {found['settings']}")
+    return {int(layers): row for layers, row in found["by_layers"].items()}, found["runs"]
+
+
 def main() -> None:
     """Measure and print."""
     given = tyro.cli(Arguments)
     if given.quick:
         given = replace(given, layers=(2, 4), hidden=8, batch=8, train_batch=4, steps=2, rounds=1)
-    torch.set_num_threads(given.threads)
-    once = ("layers", "parts", "add", "plot")
+    pin(given.threads, given.seed)
+    once = ("layers", "parts", "out", "plot", "steps")
     settings = {k: v for k, v in vars(given).items() if k not in once}
-    depths: dict[int, dict[str, Any]] = {}
-    commands = [" ".join(["python", *sys.argv])]
-    if given.add is not None:
-        earlier = json.loads(given.add.read_text())
-        if earlier["settings"] != settings:
-            sys.exit(f"{given.add}: other settings: {earlier['settings']}")
-        depths = {int(layers): row for layers, row in earlier["by_layers"].items()}
-        commands = [*earlier["commands"], *commands]
+    depths, runs = earlier(given.out, settings)
+    result: dict[str, object] = {
+        "settings": settings,
+        "by_layers": depths,
+        "runs": [*runs, facts(given.seed)],
+    }
     images = load(given.data).train if "gradients" in given.parts else noise(given)
     for layers in given.layers:
         row = depths.setdefault(layers, {})
@@ -265,15 +308,10 @@ def main() -> None:
             row["gradients"] = agreement(given, layers, images)
         if "seconds" in given.parts:
             row["seconds"] = times(given, layers)
-    machine = {
-        "commands": commands,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-    }
-    print(json.dumps({"by_layers": depths, "settings": settings, **machine}, indent=2))
-    Console(stderr=True).print(table(depths, given))
+        keep(result, given.out)
+    emit(result, given.out)
+    for table in tables(depths):
+        Console(stderr=True).print(table)
     if given.plot is not None:
         draw(depths, given.plot)
 

@@ -344,10 +344,9 @@ def test_an_unknown_mode_is_named():
         flow(pixels())
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_flow_still_learns():
-    flow = perturbed().double()
+    flow = perturbed(SMALL).double()
     stored = outcome(flow, "store", pixels())[1]
     flow.memory = "invert"
     torch.manual_seed(7)

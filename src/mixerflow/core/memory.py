@@ -26,9 +26,9 @@ import functools
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,14 @@ ANCHOR_EVERY = 20
 DRIFT = 1e-3
 """Relative error of rebuilt activations above which "invert" warns; under autocast at least four
 times its dtype's epsilon (3 % in bfloat16)."""
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _untraced(function: _F) -> _F:
+    """Compilation steps around it."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportReturnType]
 
 
 def through(
@@ -78,9 +86,10 @@ def through(
         return transform(x, context, noise)
     if memory not in get_args(Memory):
         raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
-    return _stepwise(transform, x, context, noise, memory)  # pyright: ignore[reportCallIssue]
+    return _stepwise(transform, x, context, noise, memory)
 
 
+@_untraced
 def refuse_sharded(module: nn.Module, memory: Memory) -> None:
     """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
@@ -99,7 +108,7 @@ def refuse_sharded(module: nn.Module, memory: Memory) -> None:
         raise ConfigError(what, "--train.memory", 'use "store", or DDP')
 
 
-@torch.compiler.disable
+@_untraced
 def _stepwise(
     transform: Transform, x: Tensor, context: Tensor | None, noise: Noise | None, memory: Memory
 ) -> tuple[Tensor, Tensor]:
