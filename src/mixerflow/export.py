@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         self.flow = flow
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, D)`` to images ``(B, *shape)``, as `Flow.decode`: a draw of the base is a sample."""
+        """``(B, D)`` to images ``(B, *shape)``, as `Flow.decode`; draws of the base are samples."""
         return self.flow._to_images(self.flow._inverse(z, context))
 
     def example(self, batch: int = 2) -> dict[str, Tensor]:
