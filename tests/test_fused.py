@@ -32,6 +32,8 @@ SETTINGS = {
     "no norm": {"norm": "none"},
     "RLU": {"linear": "RLU"},
     "no linear map": {"linear": "none"},
+    "Woodbury": {"patch_linear": "Woodbury", "rank": 2},
+    "Butterfly": {"patch_linear": "Butterfly"},
     "bounded": {"scale_bound": 2.0},
     "conditional": {"classes": 3, "class_width": 4},
     "stripes": {"cut": "stripes"},

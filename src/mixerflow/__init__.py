@@ -65,7 +65,17 @@ __all__ = [
 ]
 
 
-_MODULES = ("core", "data", "errors", "evaluate", "images", "models", "nets", "transforms")
+_MODULES = (
+    "core",
+    "data",
+    "errors",
+    "evaluate",
+    "export",
+    "images",
+    "models",
+    "nets",
+    "transforms",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -177,6 +177,8 @@ class Flow(nn.Module):
         if self.memory != "store":
             refuse_sharded(self, self.memory)
         context = self._context(context, len(x))
+        refuse_sharded(self, self.memory)
+        context = self._context(context, x.shape[0])
         z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)
         return Encoded(z, self.base.log_prob(z) + log_det, log_det)
@@ -297,7 +299,7 @@ class Flow(nn.Module):
             return None
         if context is None:
             raise ValueError("this flow is conditional: pass a context (class labels, say)")
-        if len(context) != batch:
+        if context.shape[0] != batch:
             raise ValueError(f"context for {len(context)} images, a batch of {batch}")
         if isinstance(self.context_net, nn.Embedding):
             context = context.long()
@@ -312,7 +314,7 @@ class Flow(nn.Module):
         if z.dim() != 2 or z.shape[1] != wanted:
             raise ValueError(f"this flow takes latents (B, {wanted}); got {tuple(z.shape)}")
         z = z.to(self.dtype).reshape(-1, *self.latent_shape)
-        return self.transform.inverse(z, self._context(context, len(z)))[0]
+        return self.transform.inverse(z, self._context(context, z.shape[0]))[0]
 
     def _to_images(self, x: Tensor) -> Tensor:
         if self.levels is None:

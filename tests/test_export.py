@@ -1,0 +1,106 @@
+"""Exported programs and ONNX models give what the flow gives, for every batch size."""
+
+import sys
+
+import pytest
+import torch
+
+from mixerflow import export
+from mixerflow.core import Centre, Chain, Flow
+from mixerflow.errors import ConfigError
+from mixerflow.models.mixerflow import MixerFlowConfig, build
+from mixerflow.transforms import Dequantize
+from mixerflow.transforms.checks import perturb
+
+SHAPE = (2, 4, 6)
+SETTINGS = {
+    "paper": {},
+    "conditional": {"classes": 3, "class_width": 4, "norm": "layer", "cut": "dilated"},
+    "float data": {"levels": None, "linear": "none", "actnorm": "activation"},
+    "16 bits": {"levels": 2**16, "norm": "none", "cut": "bands"},
+}
+ALL = [(name, kind) for name in SETTINGS for kind in ("density", "decoder")]
+QUICK = [("paper", "density"), ("conditional", "decoder")]
+SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ALL if each not in QUICK]
+
+
+def made(name: str) -> Flow:
+    small = {"layers": 2, "shift_every": 2, "flow_layers": 1, "patch": 2, "hidden": 4}
+    flow = build(MixerFlowConfig(**{**small, **SETTINGS[name]}), SHAPE)
+    perturb(flow, size=0.15)
+    return flow.eval()
+
+
+def inputs(flow: Flow, kind: str, batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Random inputs by name, and what the flow itself gives for them."""
+    given = getattr(export, kind)(flow).example(batch)
+    context = None
+    if "context" in given:
+        context = given["context"] = torch.arange(batch) % 3
+    if kind == "decoder":
+        given["z"] = torch.randn_like(given["z"])
+        return given, flow.decode(given["z"], context)
+    if flow.levels is None:
+        given["images"] = torch.randn_like(given["images"])
+    else:
+        given["images"] = torch.randint(flow.levels, (batch, *SHAPE)).to(given["images"].dtype)
+    with torch.no_grad():  # the example's noise is 1/2 throughout, as is Centre's
+        return given, flow.log_prob(given["images"], context, Centre())
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert got.dtype == wanted.dtype
+    if got.is_floating_point():
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    else:  # a value on the border of two levels may round either way
+        assert (got.long() - wanted.long()).abs().max() <= 1
+        assert (got != wanted).double().mean() < 0.01
+
+
+@pytest.mark.parametrize(("name", "kind"), [*QUICK, *SLOW])
+def test_the_exported_program_gives_what_the_flow_gives(name, kind):
+    flow = made(name)
+    program = export.program(getattr(export, kind)(flow)).module()
+    for batch in (1, 2, 7):
+        given, wanted = inputs(flow, kind, batch)
+        close(program(**given), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize(("name", "kind"), [*QUICK[:1], *SLOW])
+def test_the_onnx_model_gives_what_the_flow_gives(name, kind, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    flow = made(name)
+    export.onnx(getattr(export, kind)(flow), tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    assert [o.name for o in session.get_outputs()] == [
+        "log_prob" if kind == "density" else "images"
+    ]
+    for batch in (1, 2, 7):
+        given, wanted = inputs(flow, kind, batch)
+        assert sorted(given) == sorted(i.name for i in session.get_inputs())
+        got = session.run(None, {name: value.numpy() for name, value in given.items()})[0]
+        close(torch.from_numpy(got), wanted)
+
+
+def test_noise_is_an_input():
+    flow, x = made("paper"), torch.randint(256, (3, *SHAPE), dtype=torch.uint8)
+    density = export.density(flow)
+    first, second = (density(x, torch.rand(3, *SHAPE)) for _ in range(2))
+    assert (first != second).all()
+    with pytest.raises(ValueError, match="one uniform number a pixel"):
+        density(x, torch.rand(3, *SHAPE[:2]))
+
+
+def test_a_flow_that_draws_twice_is_refused():
+    flow = Flow(Chain(Dequantize(), Dequantize()), SHAPE, levels=256)
+    x = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="one uniform number a pixel"):
+        export.density(flow)(x, torch.zeros(1, *SHAPE))
+
+
+def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mixerflow\[onnx\]'"):
+        export.onnx(export.decoder(made("paper")), tmp_path / "model.onnx")
