@@ -176,8 +176,6 @@ class Flow(nn.Module):
             x = x.to(self.dtype)
         if self.memory != "store":
             refuse_sharded(self, self.memory)
-        context = self._context(context, len(x))
-        refuse_sharded(self, self.memory)
         context = self._context(context, x.shape[0])
         z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)

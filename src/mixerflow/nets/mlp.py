@@ -22,7 +22,7 @@ def _norm(kind: Norm, width: int) -> nn.Module:
 
 
 def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
-    """Parameters or buffers of those names, None for each that is not there; quicker than getattr."""
+    """Parameters or buffers of those names, None where there is none; quicker than getattr."""
     parameters, buffers = module._parameters, module._buffers
     return [parameters.get(name, buffers.get(name)) for name in names]
 
