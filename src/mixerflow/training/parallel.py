@@ -12,9 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mixerflow.core import Chain, Flow
@@ -45,6 +42,10 @@ def shard(flow: Flow, processes: Processes) -> None:
     left. Sharding knows of `forward` only, so each inverse is registered: sampling then works, if
     all processes do it together.
     """
+    # these take a second to import
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     # said of every layer that ends in a view; nothing here writes into a layer's output
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     mesh = init_device_mesh(flow.device.type, (processes.world,))
@@ -77,7 +78,12 @@ def until_last(module: nn.Module, last: bool) -> contextlib.AbstractContextManag
 
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, without a copy."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _sharded(value: object) -> bool:
+    """Whether it is a DTensor; not by the class, which takes a second to import."""
+    return hasattr(value, "full_tensor")
 
 
 def whole(tree: Any) -> Any:  # noqa: ANN401
@@ -86,7 +92,7 @@ def whole(tree: Any) -> Any:  # noqa: ANN401
         return {key: whole(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(whole(value) for value in tree)
-    return tree.full_tensor() if isinstance(tree, DTensor) else tree
+    return tree.full_tensor() if _sharded(tree) else tree
 
 
 @torch.no_grad()
@@ -95,7 +101,10 @@ def put(target: Tensor, value: Tensor | None, processes: Processes) -> None:
     if value is None:
         value = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     value = value.to(target)
-    if isinstance(target, DTensor):
+    if _sharded(target):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(target, DTensor)
         given = distribute_tensor(value, target.device_mesh, target.placements)
         target.to_local().copy_(given.to_local())
     else:
