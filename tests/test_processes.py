@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 SHAPE = (1, 4, 4)
 MODEL = MixerFlowConfig(
-    layers=2, flow_layers=2, hidden=16, patch=2, shift=1, shift_every=2, norm="batch"
+    layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch"
 )
 
 
@@ -424,7 +424,8 @@ def command(*words, processes=0, **environment):
 
 
 TINY = [
-    *("mixerflow-tiny", "--model.layers", "2", "--model.hidden", "8", "--train.batch", "8"),
+    *("mixerflow-tiny", "--model.layers", "2", "--model.hidden", "8", "--model.norm", "layer"),
+    *("--train.batch", "8", "--train.evaluate-every", "100000"),
     *("--train.evaluate-images", "20", "--train.initial", "16", "--device", "cpu", "-j", "1"),
 ]
 
