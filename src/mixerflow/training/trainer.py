@@ -59,7 +59,8 @@ class Trainer:
         self.processes.align(itertools.chain(flow.parameters(), flow.buffers()))
         self.average = Average(flow, config.ema)
         self.module = parallel(flow, self.processes, config.parallel)
-        refuse_sharded(flow, config.memory)
+        if config.memory != "store":
+            refuse_sharded(flow, config.memory)
         self.sharded = self.processes.together and config.parallel == "fsdp"
         if self.sharded:
             shard(self.average.flow, self.processes)
