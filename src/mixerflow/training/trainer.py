@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mixerflow.core import Flow, Noise
+from mixerflow.core import Flow, Noise, refuse_sharded
 from mixerflow.processes import ALONE
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
@@ -59,6 +59,8 @@ class Trainer:
         self.processes.align(itertools.chain(flow.parameters(), flow.buffers()))
         self.average = Average(flow, config.ema)
         self.module = parallel(flow, self.processes, config.parallel)
+        if config.memory != "store":
+            refuse_sharded(flow, config.memory)
         self.sharded = self.processes.together and config.parallel == "fsdp"
         if self.sharded:
             shard(self.average.flow, self.processes)
