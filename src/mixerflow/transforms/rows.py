@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Noise, Transform
+from mixerflow.core import Chain, Noise, Transform, inside
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.laws import Affine
@@ -29,6 +30,20 @@ class Rows(Chain):
     which of the two runs.
     """
 
+    _folded: bool = False
+    _known: kernels.Plan | None = None
+    """The plan of a folded chain, whose tensors stay what they are."""
+
+    def folded(self) -> Transform:  # noqa: D102
+        mine = super().folded()
+        if isinstance(mine, Rows):
+            mine._folded = True
+        return mine
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rows:
+        self._known = None  # another dtype or device: other tensors
+        return super()._apply(fn, recurse)
+
     def path(self, x: Tensor) -> str:
         """``"kernel"``, or why rows like `x` run operator by operator."""
         plan = plan_of(self)
@@ -37,7 +52,10 @@ class Rows(Chain):
     def _plan(self, x: Tensor, context: Tensor | None) -> kernels.Plan | None:
         if context is not None or kernels.why_not(x) is not None:
             return None
-        plan = plan_of(self)
+        plan = None if self._known is None or _hooked(self) else self._known
+        if plan is None:
+            plan = plan_of(self)
+            self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
         if isinstance(plan, str) or x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
             return None
         return plan
@@ -52,7 +70,7 @@ class Rows(Chain):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         # the kernel's inverse has no gradients
-        live = _differentiated(z, *self.parameters())
+        live = torch.is_grad_enabled() and _differentiated(z, *self.parameters())
         plan = None if live else self._plan(z, context)
         return super().inverse(z, context) if plan is None else kernels.rows_inverse(plan, z)
 
@@ -158,14 +176,11 @@ def _fits(part: _Part) -> bool:
 
 
 def _hooked(chain: Chain) -> bool:
-    """Whether someone wants to see what passes a module; `modules` takes ten times as long."""
-    left: list[nn.Module] = [chain]
-    while left:
-        module = left.pop()
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return True
-        left.extend(module._modules.values())  # pyright: ignore[reportArgumentType]
-    return False
+    """Whether someone wants to see what passes a module."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in inside(chain)
+    )
 
 
 def _tail(norm: Transform | None) -> kernels.Step:
