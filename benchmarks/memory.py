@@ -11,7 +11,8 @@ while they wait to be used again. Exact, but for what libraries hold while a pro
 a GPU it is ``torch.cuda.max_memory_allocated``.
 
 Then a model of each depth trains for some steps on `--data`, and its gradients in each mode are
-compared with those of "store", in float32 and with bfloat16 conditioners. Last, training steps are
+compared with those of "store", in float32 and with bfloat16 conditioners; and those of "invert"
+with fewer inputs kept. Last, training steps are
 timed, the modes in turn. JSON goes to standard output, tables to standard error. Several commands
 can share a long measurement: with `--parts` and one `--out`, which keeps what earlier ones with the
 same settings found.
@@ -29,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import mixerflow.core.memory
 from benchmarks.common import emit, facts, interleaved, keep, pin, ratio, spread
 from mixerflow import kernels
 from mixerflow.core import Flow, Memory
@@ -200,6 +203,10 @@ def agreement(given: Arguments, layers: int, images: Images) -> dict[str, Any]:
         }
         for precision in stored
     }
+    for name, every in (("40", 40), ("none", 10**6)):
+        with patch.object(mixerflow.core.memory, "ANCHOR_EVERY", every):
+            found = gradients(trainer, "invert", x, "float32")
+        result["float32"][f"invert, an input kept in {name}"] = compared(found, stored["float32"])
     result["bfloat16"]["store, against float32"] = compared(stored["bfloat16"], stored["float32"])
     about = {"steps": given.steps, "objective": taken[-1].objective, "skipped": trainer.skipped}
     return about | result
@@ -238,11 +245,14 @@ def tables(depths: dict[int, dict[str, Any]]) -> Iterator[Table]:
             for layers, row in rows.items():
                 table.add_row(str(layers), *(f"{row[path][mode] / 1e6:.1f}" for mode in MODES))
             yield table
-    table = Table("layers", "invert", "1 - cosine", "bfloat16", "its own", title="gradient errors")
+    headings = ("invert", "1 - cosine", "one in 40", "none kept", "bfloat16", "its own")
+    table = Table("layers", *headings, title="gradient errors")
     for layers, row in depths.items():
         if "gradients" in row:
             single, half = row["gradients"]["float32"], row["gradients"]["bfloat16"]
-            errors = [f["relative_error"] for f in (half["invert"], half["store, against float32"])]
+            names = [f"invert, an input kept in {name}" for name in ("40", "none")]
+            others = [single[name] for name in names] + list(half.values())[1:]
+            errors = [found["relative_error"] for found in others]
             figures = [single["invert"]["relative_error"], 1 - single["invert"]["cosine"], *errors]
             table.add_row(str(layers), *(f"{value:.1e}" for value in figures))
     yield table
