@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from benchmarks import growth, speed
+from benchmarks import growth, memory, speed
 from benchmarks.common import interleaved, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -13,6 +13,7 @@ from benchmarks.rivals import LIBRARIES, Glow, base
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
+from mixerflow.kernels.lease import lease
 from mixerflow.models import MixerFlowConfig
 
 SMALL = MixerFlowConfig(layers=4, hidden=16)
@@ -176,3 +177,24 @@ def test_exponents_are_slopes_in_log_log():
     ]
     slopes = [row.get("exponent") for row in growth.with_exponents(rows)]
     assert slopes == [None, {"time": 2.0, "memory": 1.0}, {"time": 2.0, "memory": 1.0}]
+
+
+def test_the_peak_of_a_step_is_counted_to_the_byte():
+    with memory.peak_of(torch.device("cpu")) as peak:
+        first, second = torch.empty(1000), torch.empty(500)
+        del first
+        third = lease(100, torch.float32)  # a kernel's buffer counts too
+    assert peak == [6000] and len(second) + len(third) == 600
+    with memory.peak_of(torch.device("cpu")) as peak:
+        for _ in range(3):
+            lease(100, torch.float32)  # the same one
+    assert peak == [400]
+
+
+def test_inverting_takes_the_same_memory_at_any_depth():
+    given = memory.Arguments(hidden=16, batch=8)
+    few, many = (memory.peaks(given, layers) for layers in (3, 12))
+    for path in few:
+        assert many[path]["invert"] < 1.1 * few[path]["invert"]
+        assert many[path]["store"] > 3 * few[path]["store"]
+        assert many[path]["invert"] < many[path]["checkpoint"] < many[path]["store"]
