@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from mixerflow.core import Chain, Flow, Inverse, Noise
+from mixerflow.errors import ConfigError
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import BatchNorm, ResidualMLP, Scale
 from mixerflow.training import TrainConfig, train
@@ -190,3 +191,11 @@ def test_batch_norm_without_statistics_stays():
     net = ResidualMLP(2, 4, width=5, norm="batch").eval()
     net.norm1, net.norm2 = (BatchNorm(5, track_running_stats=False) for _ in range(2))
     assert type(net.folded().norm2) is BatchNorm
+
+
+def test_a_fused_flow_is_not_trained():
+    flow = build(MixerFlowConfig(layers=1, hidden=8), (1, 8, 8))
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+    flow.initialize(images)
+    with pytest.raises(ConfigError, match="inference copy"):
+        train(flow.fused(), images, steps=1, quiet=True)

@@ -344,3 +344,57 @@ def test_parametrized_weights_have_their_gradients_too():
     assert "plain linear maps" in chain.path(torch.zeros(3, 8))
     chain(torch.randn(3, 8))[0].sum().backward()
     assert all(parameter.grad is not None for parameter in chain.parameters())
+
+
+class Halved(ResidualMLP):
+    def forward(self, x, context=None):
+        return super().forward(x, context) * 0.5
+
+
+def test_nets_that_compute_something_else_go_by_operators():
+    chain, x = rows(8, norm="none").eval(), torch.randn(5, 8)
+    plain = chain(x)[0]
+    coupling = chain.steps[2]
+    coupling.net.__class__ = Halved
+    assert "another kind" in chain.path(x)
+    assert not torch.allclose(chain(x)[0], plain)
+    coupling.net.__class__ = ResidualMLP
+    coupling.net.forward = lambda given, context=None: torch.zeros(len(given), 8)
+    assert "hooks" in chain.path(x)
+    assert not torch.allclose(chain(x)[0], plain)
+
+
+def test_tensors_of_another_kind_are_left_to_the_operators_errors():
+    x = torch.randn(5, 8)
+    chain = rows(8).eval()
+    chain.steps[2].net.double()
+    assert "several dtypes" in chain.path(x)
+    with pytest.raises(RuntimeError, match="dtype"):
+        chain(x)
+    chain = rows(8).eval()
+    chain.steps[2].net.enter.weight = nn.Parameter(torch.zeros(2))
+    assert "shape" in chain.path(x)
+    with pytest.raises(RuntimeError):
+        chain(x)
+    assert "several dtypes" in rows(8).to("meta").path(x)
+
+
+def test_parameters_converted_before_backward_are_noticed():
+    chain = rows(8).train()
+    z, log_det = chain(torch.randn(20, 8))
+    chain.double()
+    with pytest.raises(RuntimeError, match="converted between forward and backward"):
+        (z.sum() + log_det.sum()).backward()
+
+
+def test_forward_mode_and_counters_see_operators():
+    from torch.autograd import forward_ad
+    from torch.utils.flop_counter import FlopCounterMode
+
+    chain, x = rows(8, norm="none").eval(), torch.randn(5, 8)
+    with torch.no_grad(), forward_ad.dual_level():
+        z, _ = chain(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert forward_ad.unpack_dual(z).tangent is not None
+    with FlopCounterMode(display=False) as counter:
+        chain(x)
+    assert counter.get_total_flops() > 5 * 3 * 12 * 12 * 4

@@ -67,8 +67,8 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         if not built.exists():
             _build(built, real)
         return ctypes.CDLL(str(built))
-    except OSError as error:
-        raise BuildError(str(error)) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        raise error if isinstance(error, BuildError) else BuildError(str(error)) from error
 
 
 def _build(to: Path, real: str) -> None:

@@ -119,6 +119,34 @@ class Plan:
         momentum = self.norm.momentum
         return 1 / int(self.counts[0]) if momentum is None else momentum
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of all its tensors."""
+        return self._tensors()[0].dtype
+
+    def _tensors(self) -> list[Tensor]:
+        steps = (s for step in self.steps for s in (step.parameters, step.statistics, step.dense))
+        return [tensor for some in steps for tensor in some if tensor is not None]
+
+    def misfit(self) -> str | None:
+        """What would make a kernel read past a tensor, or read it wrongly."""
+        n, hidden = self.n, self.hidden
+        for step in self.steps[:-1]:
+            given = n // 2 if step.flip else (n + 1) // 2
+            out = 2 * (n - given)
+            h, square = (hidden,), (hidden, hidden)
+            shapes = ((n,), (n,), (n, n), (n,), (hidden, given), h, h, h, square, h, h, h, square,
+                      h, (out, hidden), (out,), h, h, h, h)  # fmt: skip
+            tensors = (*step.parameters, *step.statistics)
+            for tensor, shape in zip(tensors, shapes, strict=False):
+                if tensor is not None and tensor.shape != shape:
+                    return f"a parameter of shape {tuple(tensor.shape)}, not {shape}"
+        tensors = self._tensors()
+        kinds = {(t.dtype, t.device.type) for t in tensors}
+        if len(kinds) > 1 or tensors[0].device.type != "cpu":
+            return "its parameters are of several dtypes, or not on the CPU"
+        return None if all(t.is_contiguous() for t in tensors) else "strided parameters"
+
     def parameters(self) -> list[Tensor]:
         """Those there are, step by step."""
         return [p for step in self.steps for p in step.parameters if p is not None]
@@ -226,6 +254,7 @@ class _Apply(torch.autograd.Function):
         kept = _kept(plan, x, room)
         _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
         ctx.plan, ctx.flow = plan, flow
+        ctx.places = [p.data_ptr() for p in parameters]
         ctx.save_for_backward(room, *parameters)
         return z, log_det
 
@@ -242,6 +271,8 @@ class _Apply(torch.autograd.Function):
             )
         room, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
         plan: Plan = ctx.plan
+        if ctx.places != [p.data_ptr() for p in plan.parameters()]:
+            raise RuntimeError("parameters were moved or converted between forward and backward")
         grads = [
             Step(tuple(None if p is None else torch.empty_like(p) for p in s.parameters), (), False)
             for s in plan.steps

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mixerflow.kernels.library import BuildError, library
 
-_off = os.environ.get("MIXERFLOW_KERNELS", "1") == "0"
+_off = os.environ.get("MIXERFLOW_KERNELS", "1").lower() in ("0", "false", "no", "off")
 
 
 @contextmanager
@@ -49,10 +51,12 @@ def why_not(x: Tensor) -> str | None:
         return "kernels are switched off"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "the model is being compiled"
-    if type(x) is not Tensor or x.device.type != "cpu" or x.dtype != torch.float32:
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.dtype != torch.float32:
         return f"kernels take float32 on the CPU, not {x.dtype} on {x.device.type}"
     if torch.is_autocast_enabled("cpu"):
         return "the conditioner runs in lower precision"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms need operators"
+    if forward_ad._current_level >= 0 or _get_current_dispatch_mode() is not None:
+        return "forward-mode differentiation and dispatch modes need operators"
     return _build_error()

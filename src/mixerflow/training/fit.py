@@ -113,6 +113,8 @@ def train(
 
 def _check_fit(flow: Flow, images: Images) -> None:
     """Raise a ConfigError unless the images are such as the flow was built for."""
+    if flow.inference:
+        raise ConfigError("an inference copy cannot train", "flow.fused()", "train the flow itself")
     where = images.dataset_id
     if images.shape != flow.shape:
         what = f"the flow takes images {flow.shape}, these are {images.shape}"

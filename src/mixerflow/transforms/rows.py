@@ -58,6 +58,8 @@ class Rows(Chain):
             self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
         if isinstance(plan, str) or x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
             return None
+        if plan.dtype != x.dtype:
+            return None
         return plan
 
     def forward(  # noqa: D102
@@ -140,7 +142,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"
-    return plan if all(p.is_contiguous() for p in plan.parameters()) else "strided parameters"
+    return plan.misfit() or plan
 
 
 def _take(steps: list[Transform]) -> _Part | str:
@@ -176,9 +178,14 @@ def _fits(part: _Part) -> bool:
 
 
 def _hooked(chain: Chain) -> bool:
-    """Whether someone wants to see what passes a module."""
+    """Whether someone wants to see, or to change, what passes a module."""
+    if nn.modules.module._has_any_global_hook():
+        return True
     return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__  # replaced on the instance
         for module in inside(chain)
     )
 
