@@ -320,6 +320,7 @@ def main() -> None:
         if "seconds" in given.parts:
             row["seconds"] = times(given, layers)
         keep(result, given.out)
+    result["by_layers"] = depths = dict(sorted(depths.items()))
     emit(result, given.out)
     for table in tables(depths):
         Console(stderr=True).print(table)
