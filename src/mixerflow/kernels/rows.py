@@ -254,7 +254,7 @@ class _Apply(torch.autograd.Function):
         kept = _kept(plan, x, room)
         _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
         ctx.plan, ctx.flow = plan, flow
-        ctx.places = [p.data_ptr() for p in parameters]
+        ctx.kinds = [(p.dtype, p.device) for p in parameters]
         ctx.save_for_backward(room, *parameters)
         return z, log_det
 
@@ -271,7 +271,8 @@ class _Apply(torch.autograd.Function):
             )
         room, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
         plan: Plan = ctx.plan
-        if ctx.places != [p.data_ptr() for p in plan.parameters()]:
+        # not by their places in memory: FSDP2 gathers them anew for the backward pass
+        if ctx.kinds != [(p.dtype, p.device) for p in plan.parameters()]:
             raise RuntimeError("parameters were moved or converted between forward and backward")
         grads = [
             Step(tuple(None if p is None else torch.empty_like(p) for p in s.parameters), (), False)
