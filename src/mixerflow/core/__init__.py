@@ -12,6 +12,7 @@ from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Density,
     Shape,
@@ -28,6 +29,7 @@ __all__ = [
     "Base",
     "Centre",
     "Chain",
+    "ConvergenceWarning",
     "Density",
     "Encoded",
     "Flow",
@@ -42,8 +44,11 @@ __all__ = [
     "as_tensor",
     "constant",
     "expect",
+    "fixed_point",
     "floating",
     "inside",
+    "monotone_root",
     "refuse_sharded",
+    "report",
     "total",
 ]

@@ -1,6 +1,6 @@
 """Conditioners: plain modules that know nothing of flows."""
 
-from mixerflow.nets.mlp import Norm, ResidualMLP
-from mixerflow.nets.norm import BatchNorm, Scale
+from mixerflow.nets.mlp import ResidualMLP
+from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 
-__all__ = ["BatchNorm", "Norm", "ResidualMLP", "Scale"]
+__all__ = ["BatchNorm", "Norm", "ResidualMLP", "Scale", "norm_of", "squash"]

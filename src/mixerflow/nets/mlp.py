@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.nets.norm import BatchNorm, Scale
-
-Norm = Literal["batch", "layer", "none"]
-
-
-def _norm(kind: Norm, width: int) -> nn.Module:
-    if kind == "batch":
-        return BatchNorm(width)
-    if kind == "layer":
-        return nn.LayerNorm(width)
-    return nn.Identity()
+from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 
 
 def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
@@ -37,9 +25,7 @@ class ResidualMLP(nn.Module):
         in_features: length of the conditioning vectors.
         out_features: numbers to give out.
         width: hidden width h.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``: the same near 0, logarithmic far out. A pixel
-            that is almost always 0 comes to be scaled by hundreds; the day it is not 0, a net that
-            reads it as it is answers with a log-scale whose exponential overflows.
+        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
         norm: "batch", "layer" or "none", before each GELU. Batch norm couples the rows of a
             training batch: figures computed in training mode are then no likelihoods.
         context: length K of the context vectors, 0 for none.
@@ -59,7 +45,7 @@ class ResidualMLP(nn.Module):
         self.squash = squash
         self.enter = nn.Linear(in_features, width)
         self.context = nn.Linear(context, width, bias=False) if context else None
-        self.norm1, self.norm2 = _norm(norm, width), _norm(norm, width)
+        self.norm1, self.norm2 = norm_of(norm, width), norm_of(norm, width)
         self.linear1, self.linear2 = nn.Linear(width, width), nn.Linear(width, width)
         self.leave = nn.Linear(width, out_features)
         nn.init.zeros_(self.leave.weight)
@@ -72,7 +58,7 @@ class ResidualMLP(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.enter.in_features:
             wanted = (self.enter.in_features,)
             raise ValueError(f"ResidualMLP: reads events {wanted}; got {tuple(x.shape[1:])}")
-        h = self.enter(x.sign() * x.abs().log1p() if self.squash else x)
+        h = self.enter(squash(x) if self.squash else x)
         if self.context is not None:
             if context is None:
                 raise ValueError("ResidualMLP: built for a context, and got none")

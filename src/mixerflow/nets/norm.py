@@ -1,14 +1,34 @@
-"""Batch norm over rows, which recomputation can leave as it is and processes share."""
+"""What nets do to their inputs and hidden rows: a squash, and batch norm that processes share."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mixerflow import kernels
 from mixerflow.processes import ALONE, Processes
+
+Norm = Literal["batch", "layer", "none"]
+
+
+def norm_of(kind: Norm, width: int) -> nn.Module:
+    """A normalisation of hidden rows ``(rows, width)``, or nothing."""
+    if kind == "batch":
+        return BatchNorm(width)
+    if kind == "layer":
+        return nn.LayerNorm(width)
+    return nn.Identity()
+
+
+def squash(x: Tensor) -> Tensor:
+    """``sign(x) log(1 + |x|)``: the same near 0, logarithmic far out; how conditioners read.
+
+    A pixel that is almost always 0 comes to be scaled by hundreds; the day it is not 0, a net that
+    reads it as it is answers with a log-scale whose exponential overflows.
+    """
+    return x.sign() * x.abs().log1p()
 
 
 class Scale(nn.Module):
