@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.common import Work
 from mixerflow.core import Shape
 from mixerflow.models import MixerFlowConfig
-from mixerflow.models.mixerflow import CUTS
+from mixerflow.models.layers import CUTS
 from mixerflow.transforms import halves
 
 
@@ -50,13 +50,16 @@ def products(config: MixerFlowConfig, shape: Shape) -> list[Product]:
             raise ValueError(f"floor: a {linear} block is not a product with one matrix")
     pixels = math.prod(shape[1:])
     found = [Product(pixels, shape[0], shape[0], "linear")] if config.colour else []
-    patch, shift = config.patch_of(shape), config.shift_of(shape)
+    if config.flow != "coupling" or config.law != "affine" or config.net != "mlp":
+        raise ValueError("floor: counts affine couplings with MLPs only")
     for number in range(1, config.layers + 1):
+        patch, shift = config.patch_of(shape, number), config.shift_of(shape, number)
+        cut = CUTS[config.cut_of(number)]
         inner = shape
-        if any(shift) and number % config.shift_every == 0:
-            sides = zip(shape[1:], CUTS[config.cut](shape, patch).patch, shift, strict=True)
+        if any(shift):
+            sides = zip(shape[1:], cut(shape, patch).patch, shift, strict=True)
             inner = (shape[0], *(n - p if s and n > p else n for n, p, s in sides))
-        patches, channels = CUTS[config.cut](inner, patch).matrix
+        patches, channels = cut(inner, patch).matrix
         sizes = ((channels, patches), (patches, channels))
         for linear, (n, rows) in zip(linears, sizes, strict=True):
             for i in range(config.flow_layers):

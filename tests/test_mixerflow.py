@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mixerflow.core import Chain, Flow, Noise
-from mixerflow.models.mixerflow import MixerFlowConfig, build, shift_layer
+from mixerflow.core import Chain, Flow, Noise, Window
+from mixerflow.models.layers import layer
+from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.transforms import Rescale
 from mixerflow.transforms.checks import perturb
 
@@ -57,6 +58,9 @@ SHAPES = {
     "one patch": ((1, 4, 4), {"patch": 4, "shift": 0}),
     "no linear maps": ((1, 4, 6), {"linear": "none", "colour": False}),
     "five bits": ((3, 4, 4), {"levels": 32}),
+    "growing patches": ((1, 8, 8), {"patches": (2, 4), "layers": 4}),
+    "a cut after the other": ((2, 8, 4), {"cut": ("stripes", "bands", "dilated"), "layers": 4}),
+    "another grid each layer": ((1, 8, 8), {"patch": 4, "shifts": (0, 1, 2, 3), "layers": 4}),
 }
 
 
@@ -82,18 +86,18 @@ def test_images_of_all_shapes_go_there_and_back(name):
 )
 def test_a_shift_layer_mixes_its_window_and_leaves_the_frame(shape, patch, shift):
     config = MixerFlowConfig(patch=patch, shift=shift, hidden=8, flow_layers=2, norm="none")
-    layer = shift_layer(config, shape)
-    perturb(layer, size=0.2)
+    moved = layer(config, shape, 4)
+    perturb(moved, size=0.2)
     window = torch.zeros(shape, dtype=torch.bool)
     inner = [slice(None)]
     for n, p, s in zip(shape[1:], config.patch_of(shape), config.shift_of(shape), strict=True):
         inner.append(slice(s, n - p + s) if s else slice(None))
     window[tuple(inner)] = True
     x = torch.randn(2, *shape)
-    z = layer(x)[0]
+    z = moved(x)[0]
     assert torch.equal(z[:, ~window], x[:, ~window])
     assert (z[:, window] != x[:, window]).all()
-    torch.testing.assert_close(layer.inverse(z)[0], x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved.inverse(z)[0], x, rtol=1e-4, atol=1e-4)
 
 
 def test_every_fourth_layer_is_shifted():
@@ -114,9 +118,34 @@ def test_every_fourth_layer_is_shifted():
     ]
 
 
+def kinds_of(**settings) -> list[tuple]:
+    """Each layer's cut, patches and window."""
+    flow = small((1, 12, 12), shift_every=4, **settings)
+    layers = [step for step in flow.transform if type(step) in (Chain, Window)]
+    inner = [step.transform if isinstance(step, Window) else step for step in layers]
+    cuts = [next(iter(chain)) for chain in inner]
+    starts = [step.start if isinstance(step, Window) else None for step in layers]
+    return [(type(c).__name__, c.patch, s) for c, s in zip(cuts, starts, strict=True)]
+
+
+def test_patches_cuts_and_shifts_change_with_the_layer_as_they_say():
+    sides = [patch[0] for _, patch, _ in kinds_of(layers=7, patches=(2, 4, 6), shift=0)]
+    assert sides == [2, 2, 2, 4, 4, 6, 6]
+    cuts = [name for name, _, _ in kinds_of(layers=5, cut=("stripes", "bands"), shift=0)]
+    assert cuts == ["Stripes", "Bands", "Stripes", "Bands", "Stripes"]
+    starts = [s for _, _, s in kinds_of(layers=6, patch=4, shifts=(0, 1, 2, 3))]
+    assert starts == [None, (1, 1), (2, 2), (3, 3), None, (1, 1)]
+    as_paper = kinds_of(layers=8, patch=4, shifts=(0, 0, 0, 1))
+    assert as_paper == kinds_of(layers=8, patch=4, shift=1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"patches": (2, 3, 4)}, r"3 patches for 2 layers"),
+        ({"patches": (2, 5)}, r"patch side 5 does not divide"),
+        ({"cut": ()}, r"cut names no cut"),
+        ({"shifts": (0, 2)}, r"shift 2 on spatial axis 0 must lie in 0\.\.1"),
         (
             {"patch": 5},
             r"patch side 5 does not divide the 12 pixels .* these do: 1, 2, 3, 4, 6, 12",

@@ -28,47 +28,16 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
-from mixerflow.nets import Norm, ResidualMLP
-from mixerflow.transforms import (
-    LU,
-    RLU,
-    ActNorm,
-    Affine,
-    Bands,
-    Butterfly,
-    Coupling,
-    Dequantize,
-    Dilated,
-    Patches,
-    Rescale,
-    Rows,
-    Stripes,
-    Woodbury,
-    halves,
-)
-
-CUTS: dict[str, Callable[[Shape, Shape], Patches]] = {
-    "patches": Patches,
-    "dilated": Dilated,
-    "stripes": lambda shape, patch: Stripes(shape, patch[0]),
-    "bands": lambda shape, patch: Bands(shape, patch[-1]),
-}
-
-Linear = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
-
-LINEARS: dict[str, Callable[[int, int], Transform]] = {
-    "LU": lambda n, rank: LU(n),
-    "RLU": lambda n, rank: RLU(n),
-    "Woodbury": lambda n, rank: Woodbury(n, min(rank, n)),
-    "Butterfly": lambda n, rank: Butterfly(n) if n > 1 else LU(n),  # one entry has no partner
-}
+from mixerflow.core import Along, Chain, Flow, Shape, Transform
+from mixerflow.models.layers import CutName, layer
+from mixerflow.models.steps import FlowName, LawName, LinearName, NetName
+from mixerflow.nets import Norm
+from mixerflow.transforms import LU, Dequantize, Rescale
 
 
 @dataclass(frozen=True)
@@ -81,28 +50,40 @@ class MixerFlowConfig:
     """(linear map, coupling, ActNorm) in each channel flow and each patch flow."""
     patch: int | tuple[int, ...] = 4
     """A patch's side, or its side on each spatial axis."""
-    cut: Literal["patches", "stripes", "bands", "dilated"] = "patches"
-    """Stripes take their height, bands their width, from `patch`."""
+    patches: tuple[int, ...] = ()
+    """Patch sides that change with depth: as many equal shares of the layers; () for `patch`."""
+    cut: CutName | tuple[CutName, ...] = "patches"
+    """Or several, which the layers take in turn. Stripes have their height, bands their width, from
+    `patch`."""
     shift: int | tuple[int, ...] = 1
     """Pixels by which shift layers move the grid; 0 for none."""
     shift_every: int = 4
     """Every how many layers one is a shift layer."""
+    shifts: tuple[int, ...] = ()
+    """Shifts that the layers take in turn, in place of `shift` and `shift_every`: 0 0 0 1 is the
+    paper's, 0 1 2 3 changes the patches a little after every layer."""
+    flow: FlowName = "coupling"
+    """What follows each linear map."""
+    law: LawName = "affine"
+    """How couplings and autoregressive flows transform a value."""
+    net: NetName = "mlp"
+    """What couplings read their other half with."""
     hidden: int = 128
-    """Width of the couplings' residual blocks."""
+    """Width of these nets."""
     norm: Norm = "batch"
-    """In the residual blocks; the paper has "batch"."""
+    """In these nets; the paper has "batch"."""
     squash: bool = True
-    """Whether the residual blocks read sign(x) log(1 + |x|); the paper's read x."""
-    linear: Linear = "LU"
+    """Whether these nets read sign(x) log(1 + |x|); the paper's read x."""
+    linear: LinearName = "LU"
     """Linear block before each coupling; RLU, an order reversal, in even numbers before a shift."""
-    patch_linear: Linear | None = None
+    patch_linear: LinearName | None = None
     """Another one for the patch flows, whose vectors are as long as patches are many."""
     rank: int = 16
     """Of Woodbury blocks; those of shorter vectors have full rank."""
     actnorm: Literal["feature", "activation"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix."""
     scale_bound: float | None = None
-    """Bound of the couplings' log-scale; None is the paper's plain exponential."""
+    """Bound of the affine law's log-scale; None is the paper's plain exponential."""
     colour: bool = True
     """Whether a linear map of each pixel's channels comes first."""
     levels: int | None = 256
@@ -112,13 +93,30 @@ class MixerFlowConfig:
     class_width: int = 32
     """Length of a class's embedding."""
 
-    def patch_of(self, shape: Shape) -> Shape:
-        """The patch's side on each spatial axis of `shape`."""
-        return _per_axis("patch", self.patch, len(shape) - 1)
+    def cut_of(self, number: int) -> CutName:
+        """How layer `number` (from 1) cuts."""
+        return self.cut if isinstance(self.cut, str) else self.cut[(number - 1) % len(self.cut)]
 
-    def shift_of(self, shape: Shape) -> Shape:
-        """The shift on each spatial axis of `shape`."""
-        return _per_axis("shift", self.shift, len(shape) - 1)
+    def patch_of(self, shape: Shape, number: int = 1) -> Shape:
+        """The patch's side on each spatial axis of `shape`, in layer `number`."""
+        patch = self.patch
+        if self.patches:
+            patch = self.patches[(number - 1) * len(self.patches) // self.layers]
+        return _per_axis("patch", patch, len(shape) - 1)
+
+    def shift_of(self, shape: Shape, number: int | None = None) -> Shape:
+        """The shift on each spatial axis of `shape`, in layer `number`; None for a shift layer."""
+        shift = self.shift
+        if number is not None and self.shifts:
+            shift = self.shifts[(number - 1) % len(self.shifts)]
+        elif number is not None and number % self.shift_every:
+            shift = 0
+        return _per_axis("shift", shift, len(shape) - 1)
+
+    @property
+    def context_width(self) -> int:
+        """Length of the context that the nets read."""
+        return self.class_width if self.classes else 0
 
 
 def build(config: MixerFlowConfig, shape: Shape) -> Flow:
@@ -134,73 +132,8 @@ def build(config: MixerFlowConfig, shape: Shape) -> Flow:
         steps += [Dequantize(config.levels), Rescale(2 / config.levels, -1.0)]
     if config.colour:
         steps.append(Along(0, LU(shape[0], bias=False)))
-    for number in range(1, config.layers + 1):
-        shifted = any(config.shift_of(shape)) and number % config.shift_every == 0
-        layer = shift_layer if shifted else mixer_layer
-        steps.append(layer(config, shape))
+    steps += [layer(config, shape, number) for number in range(1, config.layers + 1)]
     return Flow(Chain(*steps), shape, context_net=context_net, levels=config.levels)
-
-
-def mixer_layer(config: MixerFlowConfig, shape: Shape) -> Transform:
-    """Cut, mix channels, mix patches, put back: an image to an image."""
-    cut = CUTS[config.cut](shape, config.patch_of(shape))
-    patches, channels = cut.matrix
-    return Chain(
-        cut,
-        mixing(config, dim=-1, n=channels, rows=patches),
-        mixing(config, dim=-2, n=patches, rows=channels),
-        Inverse(cut, shape),
-    )
-
-
-def shift_layer(config: MixerFlowConfig, shape: Shape) -> Transform:
-    """A mixer layer on the window ``[s : n - p + s)`` of each spatial axis of n pixels.
-
-    The frame (s pixels before, p - s behind) passes untouched. An axis that a single patch spans,
-    as stripes do, is not shifted.
-    """
-    cut = CUTS[config.cut](shape, config.patch_of(shape))
-    sides = zip(shape[1:], cut.patch, config.shift_of(shape), strict=True)
-    box = [(s, n - p) if s and n > p else (0, n) for n, p, s in sides]
-    start, size = zip(*box, strict=True)
-    return Window(start, size, mixer_layer(config, (shape[0], *size)))
-
-
-def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:
-    """A channel flow (``dim=-1``) or patch flow (``dim=-2``): ActNorm, then the flow layers."""
-    linear = config.linear if dim == -1 else config.patch_linear or config.linear
-    layers = [flow_layer(config, n, linear, flip=i % 2 == 1) for i in range(config.flow_layers)]
-    if config.actnorm == "feature":
-        steps: list[Transform] = [ActNorm(n)]
-        for layer in layers:
-            steps += [*layer, ActNorm(n)]
-        return Along(dim, Rows(*steps))
-    event = (rows, n) if dim == -1 else (n, rows)
-    steps = [ActNorm(event)]
-    for layer in layers:
-        steps += [Along(dim, Rows(*layer)), ActNorm(event)]
-    return Chain(*steps)
-
-
-def flow_layer(config: MixerFlowConfig, n: int, linear: Linear, *, flip: bool) -> list[Transform]:
-    """A linear map and a coupling of vectors of length n."""
-    steps: list[Transform] = []
-    if linear != "none":
-        steps.append(LINEARS[linear](n, config.rank))
-    if n > 1:
-        law = Affine(config.scale_bound)
-        given, changed = halves(n, flip=flip)
-        context = config.class_width if config.classes else 0
-        net = ResidualMLP(
-            given,
-            law.params * changed,
-            width=config.hidden,
-            norm=config.norm,
-            squash=config.squash,
-            context=context,
-        )
-        steps.append(Coupling(-1, net, law, flip=flip))
-    return steps
 
 
 def _check(config: MixerFlowConfig, shape: Shape) -> None:
@@ -211,23 +144,32 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
         raise ValueError(f"classes must be 0 or more; got {config.classes}")
     if not 2 <= len(shape) <= 4 or min(shape) < 1:
         raise ValueError(f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}")
-    patch, shift = config.patch_of(shape), config.shift_of(shape)
-    if not any(shift):
-        return
-    for axis, (p, s) in enumerate(zip(patch, shift, strict=True)):
-        if not 0 <= s < p:
-            raise ValueError(
-                f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch {p}"
-            )
-    if config.cut == "patches" and any(
-        s and n == p for n, p, s in zip(shape[1:], patch, shift, strict=True)
-    ):
-        raise ValueError(f"images {shape} are one patch {patch} wide: use shift 0 on that axis")
-    if "RLU" in (config.linear, config.patch_linear) and config.flow_layers % 2:
+    if config.cut == ():
+        raise ValueError("cut names no cut")
+    if len(config.patches) > config.layers:
+        raise ValueError(f"{len(config.patches)} patches for {config.layers} layers")
+    kinds: set[tuple[CutName, Shape, Shape]] = {
+        (config.cut_of(i), config.patch_of(shape, i), config.shift_of(shape, i))
+        for i in range(1, config.layers + 1)
+    }
+    for cut, patch, shift in sorted(kinds):
+        _check_shift(cut, shape, patch, shift)
+    if len(kinds) > 1 and "RLU" in (config.linear, config.patch_linear) and config.flow_layers % 2:
         raise ValueError(
             "an odd number of RLU order reversals before a shift layer would shuffle the positions "
             "it relies on: use LU, an even flow_layers, or shift=0"
         )
+
+
+def _check_shift(cut: CutName, shape: Shape, patch: Shape, shift: Shape) -> None:
+    sides = list(zip(shape[1:], patch, shift, strict=True))
+    for axis, (_, p, s) in enumerate(sides):
+        if s and not 0 <= s < p:
+            raise ValueError(
+                f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch {p}"
+            )
+    if cut == "patches" and any(s and n == p for n, p, s in sides):
+        raise ValueError(f"images {shape} are one patch {patch} wide: use shift 0 on that axis")
 
 
 def _per_axis(name: str, value: int | tuple[int, ...], axes: int) -> Shape:
