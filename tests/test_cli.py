@@ -9,8 +9,10 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mixerflow import kernels
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
 from mixerflow.training import RunFolder, labels_of
@@ -212,6 +214,7 @@ def test_info_shows_the_papers_counts(capsys):
         assert run("info", f"mixerflow-{name}") == 0
         said = capsys.readouterr().out
         assert f"the paper's count: {count:.2f}M" in said
+        assert kernels.why_not(torch.zeros(1)) or "60 of 60 row flows by a compiled kernel" in said
         assert "shift layer" in said or name == "mnist"
     assert run("info") == 0
     assert "mixerflow-galaxy32-tiny" in capsys.readouterr().out

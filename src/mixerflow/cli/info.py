@@ -88,7 +88,7 @@ def show(
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     console.print(table)
-    console.print(f"on the CPU: {path(flow)}", highlight=False)
+    console.print(f"on the CPU: {path(flow.to_empty(device='cpu'))}", highlight=False)
     if published is not None:
         if published.parameters is not None:
             difference = 100 * (total / (1e6 * published.parameters) - 1)
