@@ -12,7 +12,15 @@ from torch import nn
 import mixerflow
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.models.mixerflow import MixerFlowConfig, build
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import (
+    KAN,
+    Attention,
+    ConvNet,
+    DenseNet,
+    KernelMachine,
+    ResidualMLP,
+    matern,
+)
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -25,29 +33,16 @@ from mixerflow.transforms import (
     Dequantize,
     Dilated,
     Logit,
+    MapAttention,
     Patches,
     Rescale,
     Rows,
     Stripes,
+    TokenAttention,
     Woodbury,
     halves,
 )
 from mixerflow.transforms.checks import LAWS, KindName, check, normal, perturb, unit
-
-
-class ConvNet(nn.Module):
-    """Two convolutions that keep the image's size."""
-
-    def __init__(self, given: int, out: int) -> None:
-        super().__init__()
-        self.given = given
-        self.enter = nn.Conv2d(given, 6, 3, padding=1)
-        self.leave = nn.Conv2d(6, out, 1)
-
-    def forward(self, x, context=None):
-        if x.dim() != 4 or x.shape[1] != self.given:
-            raise ValueError(f"ConvNet: {self.given} channels; got events {tuple(x.shape[1:])}")
-        return self.leave(self.enter(x).tanh())
 
 
 def coupling(n: int, *, bound=None, flip=False, norm="none", context=0, squash=True) -> Coupling:
@@ -56,9 +51,36 @@ def coupling(n: int, *, bound=None, flip=False, norm="none", context=0, squash=T
     return Coupling(-1, net, Affine(bound), flip=flip)
 
 
-def image_coupling(channels: int, *, flip=False) -> Coupling:
-    given, changed = halves(channels, flip=flip)
-    return Coupling(0, ConvNet(given, 2 * changed), Affine(2.0), flip=flip)
+def through(dim, n, make: Callable[[int, int], nn.Module], *, flip=False) -> Coupling:
+    """A coupling of axis `dim` with n entries, by a net made for its halves."""
+    given, changed = halves(n, flip=flip)
+    return Coupling(dim, make(given, 2 * changed), Affine(2.0), flip=flip)
+
+
+def kan(n: int, *, flip=False, **settings) -> Coupling:
+    return through(-1, n, lambda a, b: KAN(a, b, width=4, **settings), flip=flip)
+
+
+def kernels(n: int, *, flip=False, **settings) -> Coupling:
+    return through(-1, n, lambda a, b: KernelMachine(a, b, width=5, **settings), flip=flip)
+
+
+def image_coupling(channels: int, *, flip=False, **settings) -> Coupling:
+    return through(0, channels, lambda a, b: ConvNet(a, b, width=4, **settings), flip=flip)
+
+
+def dense_coupling(channels: int, *, flip=False, **settings) -> Coupling:
+    def make(a, b):
+        return DenseNet(a, b, width=4, growth=3, depth=2, **settings)
+
+    return through(0, channels, make, flip=flip)
+
+
+def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
+    def make(a, b):
+        return Attention(a, b, width=6, heads=2, **settings)
+
+    return through(-1, n, make, flip=flip)
 
 
 def mixerflow_layers(shape: Shape, **settings) -> Transform:
@@ -172,6 +194,47 @@ CASES = {
     "coupling, conditional": Case(lambda: coupling(5, context=3), (5,), context=(3,)),
     "coupling of images": Case(lambda: image_coupling(4), (4, 3, 3)),
     "coupling of images, odd": Case(lambda: image_coupling(3, flip=True), (3, 4, 2)),
+    "coupling of images, norms, conditional": Case(
+        lambda: image_coupling(3, norm="layer", context=2), (3, 2, 3), context=(2,)
+    ),
+    "coupling of images, batch norm, a map": Case(
+        lambda: image_coupling(3, norm="batch", context=2, kernel=1), (3, 2, 3), context=(2, 2, 3)
+    ),
+    "coupling of signals": Case(lambda: image_coupling(3, axes=1, squash=False), (3, 5)),
+    "coupling of volumes": Case(lambda: image_coupling(2, axes=3, depth=0), (2, 3, 2, 2)),
+    "coupling, dense": Case(lambda: dense_coupling(3), (3, 4, 2)),
+    "coupling, dense, batch norm, conditional": Case(
+        lambda: dense_coupling(3, flip=True, norm="batch", context=2), (3, 2, 3), context=(2,)
+    ),
+    "coupling, dense, signals": Case(lambda: dense_coupling(4, axes=1, norm="layer"), (4, 5)),
+    "coupling of tokens": Case(lambda: token_coupling(4), (3, 4)),
+    "coupling of tokens, flipped, positions": Case(
+        lambda: token_coupling(5, flip=True, tokens=4, depth=2), (4, 5)
+    ),
+    "coupling of tokens, batch norm, conditional": Case(
+        lambda: token_coupling(5, norm="batch", context=3, squash=False), (3, 5), context=(3,)
+    ),
+    "coupling, KAN": Case(lambda: kan(6), (6,)),
+    "coupling, KAN, odd, flipped": Case(lambda: kan(5, flip=True, norm="layer"), (5,)),
+    "coupling, KAN, conditional": Case(
+        lambda: kan(5, norm="batch", context=2, squash=False, grid=3, extent=0.5),
+        (5,),
+        context=(2,),
+    ),
+    "coupling, kernels": Case(lambda: kernels(6), (6,)),
+    "coupling, kernels, odd, flipped": Case(lambda: kernels(5, flip=True, norm="layer"), (5,)),
+    "coupling, Matern, conditional": Case(
+        lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
+    ),
+    "map attention": Case(lambda: MapAttention(4), (3, 4)),
+    "map attention, odd": Case(lambda: MapAttention(5), (4, 5)),
+    "map attention, odd, flipped": Case(lambda: MapAttention(5, flip=True), (4, 5)),
+    "token attention": Case(lambda: TokenAttention(4, width=3), (3, 4), size=1.0),
+    "token attention, heads": Case(lambda: TokenAttention(8, heads=2, width=2), (4, 8), size=1.0),
+    "token attention, odd, flipped": Case(
+        lambda: TokenAttention(5, heads=3, width=2, flip=True), (4, 5), size=1.0
+    ),
+    "token attention of two": Case(lambda: TokenAttention(3), (2, 3)),
     "patches": Case(lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 4)),
     "patches, rectangular": Case(lambda: Patches((1, 4, 6), (2, 3)), (1, 4, 6)),
     "patches of signals": Case(lambda: Patches((2, 6), (3,)), (2, 6)),
@@ -267,11 +330,13 @@ def test_wrong_ranges_are_refused(transform, x, named):
         (lambda: Butterfly(4), (5,), r"\(4,\).*\(5,\)"),
         (lambda: ActNorm((3, 1, 1)), (4, 2, 2), r"\(3, 1, 1\).*\(4, 2, 2\)"),
         (lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 6), r"\(3, 4, 4\).*\(3, 4, 6\)"),
+        (lambda: MapAttention(4), (2, 5), r"\(tokens, 4\).*\(2, 5\)"),
+        (lambda: TokenAttention(4), (4,), r"\(tokens, 4\).*\(4,\)"),
         (lambda: Along(0, LU(3)), (4, 2), r"\(3,\).*\(4,\)"),
         (lambda: Along(2, LU(3)), (3, 2), r"axis 2.*\(3, 2\)"),
         (lambda: Window((1,), (4,), LU(4)), (4,), r"\(1,\) to \[5\].*\(4,\)"),
         (lambda: Inverse(Patches((1, 4), (2,)), (1, 4)), (1, 4), r"\(2, 2\).*\(1, 4\)"),
-        (lambda: Coupling(0, ConvNet(1, 2), Affine()), (1, 4, 4), r"axis 0.*\(1, 4, 4\)"),
+        (lambda: Coupling(0, ConvNet(1, 2, width=2), Affine()), (1, 4, 4), r"axis 0.*\(1, 4, 4\)"),
     ],
 )
 def test_wrong_shapes_are_refused_when_a_flow_is_built(make, shape, named):

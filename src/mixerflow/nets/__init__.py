@@ -1,6 +1,26 @@
 """Conditioners: plain modules that know nothing of flows."""
 
+from mixerflow.nets.attention import Attention
+from mixerflow.nets.conv import ConvNet
+from mixerflow.nets.dense import DenseNet
+from mixerflow.nets.kan import KAN
+from mixerflow.nets.kernel import Kernel, KernelMachine, matern, squared_exponential
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 
-__all__ = ["BatchNorm", "Norm", "ResidualMLP", "Scale", "norm_of", "squash"]
+__all__ = [
+    "KAN",
+    "Attention",
+    "BatchNorm",
+    "ConvNet",
+    "DenseNet",
+    "Kernel",
+    "KernelMachine",
+    "Norm",
+    "ResidualMLP",
+    "Scale",
+    "matern",
+    "norm_of",
+    "squared_exponential",
+    "squash",
+]

@@ -31,6 +31,31 @@ def squash(x: Tensor) -> Tensor:
     return x.sign() * x.abs().log1p()
 
 
+def read_rows(
+    net: nn.Module,
+    x: Tensor,
+    context: Tensor | None,
+    in_features: int,
+    width: int,
+    *,
+    squashed: bool,
+) -> Tensor:
+    """Rows and their contexts as one vector each: ``(rows, in_features + width)``.
+
+    Raises:
+        ValueError: rows of another length, or no context where there must be one.
+    """
+    name = type(net).__name__
+    if x.dim() != 2 or x.shape[1] != in_features:
+        raise ValueError(f"{name}: reads events {(in_features,)}; got {tuple(x.shape[1:])}")
+    x = squash(x) if squashed else x
+    if not width:
+        return x
+    if context is None:
+        raise ValueError(f"{name}: built for a context, and got none")
+    return torch.cat([x, context.to(x.dtype)], 1)
+
+
 class Scale(nn.Module):
     """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode.
 

@@ -1,6 +1,7 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
 from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
@@ -24,10 +25,12 @@ __all__ = [
     "Law",
     "Linear",
     "Logit",
+    "MapAttention",
     "Patches",
     "Rescale",
     "Rows",
     "Stripes",
+    "TokenAttention",
     "Woodbury",
     "halves",
 ]
