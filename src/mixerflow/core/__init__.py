@@ -8,8 +8,17 @@ Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more gen
 ``(C, *spatial)``; log-dets and log-probabilities are ``(B,)`` in nats, float32 or wider.
 """
 
+from mixerflow.core.bases import (
+    BASES,
+    Base,
+    Cauchy,
+    GaussianMixture,
+    SpikeAndSlab,
+    StandardNormal,
+    StudentT,
+)
 from mixerflow.core.combine import Along, Chain, Inverse, Window
-from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
+from mixerflow.core.flow import Encoded, Flow, Samples, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
@@ -25,20 +34,25 @@ from mixerflow.core.transform import (
 )
 
 __all__ = [
+    "BASES",
     "Along",
     "Base",
+    "Cauchy",
     "Centre",
     "Chain",
     "ConvergenceWarning",
     "Density",
     "Encoded",
     "Flow",
+    "GaussianMixture",
     "Inverse",
     "Memory",
     "Noise",
     "Samples",
     "Shape",
+    "SpikeAndSlab",
     "StandardNormal",
+    "StudentT",
     "Transform",
     "Window",
     "as_tensor",

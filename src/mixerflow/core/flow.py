@@ -11,31 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Shape, Transform, floating, inside, total
-
-
-class Base(nn.Module):
-    """A distribution of latent vectors ``(D,)``, independent of the data's shape."""
-
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
-        """Log-density of each row in nats, ``(B,)``, float32 or wider."""
-        raise NotImplementedError
-
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
-        """Draws of the shape, dtype and device of `like`."""
-        raise NotImplementedError
-
-
-class StandardNormal(Base):
-    """``N(0, I)``."""
-
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
-        return -0.5 * total(z.square() + math.log(2 * math.pi))
-
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
-        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+from mixerflow.core.transform import Density, Foldable, Shape, Transform, floating, inside
 
 
 class Encoded(NamedTuple):
@@ -140,6 +119,10 @@ class Flow(nn.Module):
         gradient. What folds and what cannot is told in ``docs/inference.md``.
         """
         flow = copy.deepcopy(self, {id(self.transform): self.transform.fused()})
+        if isinstance(flow.base, Foldable):
+            folded = flow.base.folded()
+            assert isinstance(folded, Base)
+            flow.base = folded
         flow.inference = True
         return flow.eval().requires_grad_(False)
 

@@ -1,0 +1,217 @@
+"""Base distributions: what the latents of a flow are compared with, each number by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixerflow.core.transform import total
+
+
+class Base(nn.Module):
+    """A distribution of latent vectors ``(D,)``, independent of the data's shape."""
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        """Log-density of each row in nats, ``(B,)``, float32 or wider."""
+        raise NotImplementedError
+
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+        """Draws of the shape, dtype and device of `like`."""
+        raise NotImplementedError
+
+
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform on ``(0, 1]``, in float64: in float32 the farthest of 2^24 draws is the last."""
+    drawn = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
+    return 1 - drawn
+
+
+class StandardNormal(Base):
+    """``N(0, I)``."""
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
+        return -0.5 * total(z.square() + math.log(2 * math.pi))
+
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+LEAST_DOF = 0.5
+"""Draws of fewer degrees of freedom would leave float32's range."""
+
+
+class StudentT(Base):
+    """Student's t: ``p(z) ~ (1 + z^2 / dof)^(-(dof + 1) / 2)``, heavier tails for smaller ``dof``.
+
+    Location and scale are left to the flow, whose last transform can learn them.
+
+    Args:
+        dof: degrees of freedom, more than `LEAST_DOF`; where they start, if learned.
+        learned: whether they are learned, one number for all latents, as
+            ``LEAST_DOF + exp(raw_dof)``.
+
+    References:
+        Alexanderson, Henter: Robust model training and generalisation with Studentising flows
+        (2020). https://arxiv.org/abs/2006.06599
+        Bailey: Polar generation of random variates with the t-distribution (1994).
+        https://doi.org/10.2307/2153537
+    """
+
+    def __init__(self, dof: float = 5.0, *, learned: bool = True) -> None:
+        super().__init__()
+        if not LEAST_DOF < dof < math.inf:
+            raise ValueError(f"StudentT: dof must be finite and more than {LEAST_DOF}; got {dof}")
+        self.fixed = None if learned else float(dof)
+        raw = torch.full((1,), math.log(dof - LEAST_DOF))  # FSDP2 shards no scalars
+        self.raw_dof = nn.Parameter(raw) if learned else None
+
+    def dof(self) -> Float[Tensor, "1"]:
+        """Degrees of freedom, in float64: for many, the density is a difference of large numbers."""
+        if self.raw_dof is None:
+            return torch.tensor([self.fixed], dtype=torch.float64)
+        return LEAST_DOF + self.raw_dof.double().exp()
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
+        z = _wide(z)
+        if self.fixed is not None:
+            dof, half = self.fixed, (self.fixed + 1) / 2
+            peak = math.lgamma(half) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi * dof)
+            return total(peak - half * (z.square() / dof).log1p())
+        dof = self.dof()
+        half = (dof + 1) / 2
+        peak = torch.lgamma(half) - torch.lgamma(dof / 2) - 0.5 * (math.pi * dof).log()
+        dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
+        return total(peak - half * (z.square() / dof).log1p())
+
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
+        # Box and Muller's radius with another tail: sqrt(dof (u^(-2 / dof) - 1)) cos(2 pi v)
+        dof = self.dof().detach().to(like.device)
+        u, v = _uniform(like, generator), _uniform(like, generator)
+        radius = (dof * torch.expm1(-2 / dof * u.log())).sqrt()
+        return (radius * (2 * math.pi * v).cos()).to(like.dtype)
+
+    def folded(self) -> StudentT:
+        """With degrees of freedom that stay what they are."""
+        if type(self) is not StudentT:
+            return self
+        return StudentT(float(self.dof().detach()), learned=False).train(self.training)
+
+    def extra_repr(self) -> str:
+        """The degrees of freedom, in ``print(flow)``."""
+        return f"dof={float(self.dof().detach()):g}, learned={self.fixed is None}"
+
+
+class Cauchy(StudentT):
+    """``p(z) = 1 / (pi (1 + z^2))``: Student's t of one degree of freedom, without a mean."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, learned=False)
+
+
+class _Mixture(Base):
+    """Gaussians with learned weights, each latent drawn from one of them."""
+
+    logits: nn.Parameter
+    log_scales: nn.Parameter
+
+    def _means(self) -> Tensor:
+        raise NotImplementedError
+
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+        z = _wide(z).unsqueeze(-1)
+        logits, means, log_scales = (
+            t.to(z.dtype) for t in (self.logits, self._means(), self.log_scales)
+        )
+        height = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
+        each = height - 0.5 * ((z - means) * (-log_scales).exp()).square()
+        return total(each.logsumexp(-1))
+
+    @torch.no_grad()
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+        below = self.logits.double().softmax(0).cumsum(0)[:-1]  # 1 comes last, and has no end
+        which = torch.bucketize(_uniform(like, generator), below)
+        normal = StandardNormal().sample(like, generator)
+        means, scales = self._means().to(like.dtype), self.log_scales.exp().to(like.dtype)
+        return means[which] + scales[which] * normal
+
+
+class GaussianMixture(_Mixture):
+    """``p(z) = sum_k w_k N(z; m_k, s_k^2)`` for each latent, learned, and the same for all of them.
+
+    It starts as nearly the standard normal, of mean 0 and variance 1, its components apart: their
+    means at the normal's quantiles, so that they can learn different things.
+
+    Args:
+        components: how many.
+
+    References:
+        Izmailov, Kirichenko, Finzi, Wilson: Semi-supervised learning with normalizing flows (2020):
+        there the components are classes. https://arxiv.org/abs/1912.13025
+    """
+
+    def __init__(self, components: int = 8) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"GaussianMixture: components must be at least 1; got {components}")
+        scale = 1.0 if components == 1 else 0.5
+        middles = (torch.arange(components, dtype=torch.float64) + 0.5) / components
+        means = torch.special.ndtri(middles)
+        means = means * ((1 - scale**2) / means.square().mean().clamp_min(1e-9)).sqrt()
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(means.float())
+        self.log_scales = nn.Parameter(torch.full((components,), math.log(scale)))
+
+    def _means(self) -> Tensor:
+        return self.means
+
+    def extra_repr(self) -> str:
+        """The number of components, in ``print(flow)``."""
+        return f"components={len(self.logits)}"
+
+
+class SpikeAndSlab(_Mixture):
+    """``p(z) = w N(z; 0, spike^2) + (1 - w) N(z; 0, slab^2)``: latents that are mostly near 0.
+
+    Weight and both scales are learned, and the same for all latents.
+
+    Args:
+        spike: the narrow one's scale at the start.
+        slab: the wide one's.
+        weight: of the spike at the start, between 0 and 1.
+    """
+
+    def __init__(self, spike: float = 0.25, slab: float = 1.25, weight: float = 0.4) -> None:
+        super().__init__()
+        if not 0 < spike < slab < math.inf:
+            raise ValueError(f"SpikeAndSlab: wants 0 < spike < slab; got {spike} and {slab}")
+        if not 0 < weight < 1:
+            raise ValueError(f"SpikeAndSlab: weight must lie between 0 and 1; got {weight}")
+        self.logits = nn.Parameter(torch.tensor([weight, 1 - weight]).log())
+        self.log_scales = nn.Parameter(torch.tensor([spike, slab]).log())
+
+    def _means(self) -> Tensor:
+        return torch.zeros_like(self.log_scales)
+
+    def extra_repr(self) -> str:
+        """What it is by now, in ``print(flow)``."""
+        spike, slab = self.log_scales.detach().exp().tolist()
+        weight = self.logits.detach().softmax(0)[0].item()
+        return f"spike={spike:.3g}, slab={slab:.3g}, weight={weight:.3g}"
+
+
+BASES: dict[str, Callable[[], Base]] = {
+    "normal": StandardNormal,
+    "student-t": StudentT,
+    "cauchy": Cauchy,
+    "mixture": GaussianMixture,
+    "spike-and-slab": SpikeAndSlab,
+}
+"""Base distributions by the names that configurations know, each at its default start."""
