@@ -10,7 +10,7 @@ Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more gen
 
 from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Base, Encoded, Flow, Samples, StandardNormal, as_tensor
-from mixerflow.core.memory import Memory, refuse_sharded
+from mixerflow.core.memory import Memory, refuse_sharded, uncounted
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
@@ -51,4 +51,5 @@ __all__ = [
     "refuse_sharded",
     "report",
     "total",
+    "uncounted",
 ]

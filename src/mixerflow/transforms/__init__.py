@@ -1,6 +1,8 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
 from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.autoregressive import Autoregressive
+from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
@@ -16,7 +18,9 @@ __all__ = [
     "RLU",
     "ActNorm",
     "Affine",
+    "Autoregressive",
     "Bands",
+    "BatchNorm",
     "Butterfly",
     "Coupling",
     "Dequantize",
