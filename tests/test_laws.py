@@ -14,10 +14,12 @@ from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import (
     KAN,
+    MADE,
     Attention,
     ConvNet,
     DenseNet,
     KernelMachine,
+    MaskedMLP,
     ResidualMLP,
     matern,
 )
@@ -27,7 +29,9 @@ from mixerflow.transforms import (
     RLU,
     ActNorm,
     Affine,
+    Autoregressive,
     Bands,
+    BatchNorm,
     Butterfly,
     Coupling,
     Dequantize,
@@ -81,6 +85,50 @@ def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
         return Attention(a, b, width=6, heads=2, **settings)
 
     return through(-1, n, make, flip=flip)
+
+
+class Cubic:
+    """``z = x + a^2 (x + b)^3 + c``, a law without a closed inverse, of three numbers."""
+
+    params = 3
+
+    def forward(self, x, raw):
+        a, b, c = raw
+        return x + a**2 * (x + b) ** 3 + c, (3 * a**2 * (x + b) ** 2).log1p()
+
+    def inverse(self, z, raw):
+        a, b, c = raw
+        # Cardano's: with w = x + b, a^2 w^3 + w = z - c + b has one real root
+        p, q = 1 / (3 * a**2), (z - c + b) / (2 * a**2)
+        root = (q**2 + p**3).sqrt() + q.abs()
+        u = root ** (1 / 3)
+        w = q.sign() * (u - p / u)
+        w = w - (a**2 * w**3 + w - (z - c + b)) / (1 + 3 * a**2 * w**2)  # and one step of Newton's
+        x = w - b
+        return x, -(3 * a**2 * w**2).log1p()
+
+
+def made(n: int, law=None, **settings) -> Autoregressive:
+    law = Affine() if law is None else law
+    return Autoregressive(MADE(n, law.params, **{"width": 10, **settings}), law)
+
+
+def masked_mlp(n: int, **settings) -> Autoregressive:
+    return Autoregressive(MaskedMLP(n, 2, **{"width": 11, **settings}), Affine(2.0))
+
+
+class Before(nn.Module):
+    """A net that is autoregressive without being a MADE: a strictly triangular matrix."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n = n
+        self.weight = nn.Parameter(torch.randn(n, n, generator=torch.Generator().manual_seed(0)))
+        self.bias = nn.Parameter(torch.zeros(n))
+
+    def forward(self, x, context=None):
+        shift = x.sin() @ self.weight.tril(-1).mT
+        return torch.cat([shift.tanh() + self.bias, shift], 1)
 
 
 def mixerflow_layers(shape: Shape, **settings) -> Transform:
@@ -235,6 +283,40 @@ CASES = {
         lambda: TokenAttention(5, heads=3, width=2, flip=True), (4, 5), size=1.0
     ),
     "token attention of two": Case(lambda: TokenAttention(3), (2, 3)),
+    "autoregressive": Case(lambda: made(5), (5,)),
+    "autoregressive, reversed": Case(lambda: made(6, order=range(5, -1, -1)), (6,)),
+    "autoregressive, any order": Case(lambda: made(5, order=[3, 0, 4, 1, 2]), (5,)),
+    "autoregressive of one": Case(lambda: made(1), (1,)),
+    "autoregressive of one, conditional": Case(lambda: made(1, context=3), (1,), context=(3,)),
+    "autoregressive of two": Case(lambda: made(2, order=[1, 0]), (2,)),
+    "autoregressive, conditional": Case(
+        lambda: made(4, context=3, blocks=2, order=[2, 0, 3, 1]), (4,), context=(3,)
+    ),
+    "autoregressive, batch norm": Case(lambda: made(5, norm="batch"), (5,)),
+    "autoregressive, narrow, unsquashed": Case(
+        lambda: made(7, width=3, squash=False, order=[6, 1, 0, 2, 5, 4, 3]), (7,)
+    ),
+    "autoregressive, linear": Case(lambda: made(5, blocks=0), (5,)),
+    "autoregressive, plain": Case(lambda: masked_mlp(5), (5,)),
+    "autoregressive, plain, deep": Case(
+        lambda: masked_mlp(6, layers=3, squash=True, context=2, order=range(5, -1, -1)),
+        (6,),
+        context=(2,),
+    ),
+    "autoregressive, a cubic law": Case(lambda: made(4, Cubic(), order=[1, 3, 0, 2]), (4,)),
+    "autoregressive, a net of yours": Case(lambda: Autoregressive(Before(5), Affine()), (5,)),
+    "autoregressive, inverse": Case(lambda: Inverse(made(5, order=[3, 0, 4, 1, 2]), (5,)), (5,)),
+    "autoregressive, inverse, conditional": Case(
+        lambda: Inverse(made(4, context=3), (4,)), (4,), context=(3,)
+    ),
+    "autoregressive along patches": Case(
+        lambda: Along(-2, made(4, context=2)), (4, 3), context=(2,)
+    ),
+    "batch norm, vectors": Case(lambda: BatchNorm(5), (5,)),
+    "batch norm, a feature": Case(lambda: BatchNorm(3), (4, 3)),
+    "batch norm, a channel": Case(lambda: BatchNorm((3, 1, 1)), (3, 2, 4)),
+    "batch norm, an activation": Case(lambda: BatchNorm((4, 3)), (4, 3)),
+    "batch norm before a linear map": Case(lambda: Chain(BatchNorm(4), LU(4), BatchNorm(4)), (4,)),
     "patches": Case(lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 4)),
     "patches, rectangular": Case(lambda: Patches((1, 4, 6), (2, 3)), (1, 4, 6)),
     "patches of signals": Case(lambda: Patches((2, 6), (3,)), (2, 6)),
@@ -267,7 +349,16 @@ CASES = {
 
 GRAPHS = {"compile forward", "compile inverse", "export"}
 # seconds each: one of every sort by default, the rest among the slow tests
-COMPILED = ["LU", "coupling, flipped", "along with context", "window", "dequantize", "logit"]
+COMPILED = [
+    "LU",
+    "coupling, flipped",
+    "autoregressive, any order",
+    "batch norm, a channel",
+    "along with context",
+    "window",
+    "dequantize",
+    "logit",
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,7 @@ from mixerflow.core.bases import (
 )
 from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Encoded, Flow, Samples, as_tensor
-from mixerflow.core.memory import Memory, refuse_sharded
+from mixerflow.core.memory import Memory, refuse_sharded, uncounted
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
@@ -65,4 +65,5 @@ __all__ = [
     "refuse_sharded",
     "report",
     "total",
+    "uncounted",
 ]

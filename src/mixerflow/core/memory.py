@@ -209,7 +209,7 @@ class _Run:
         if self.step.training != self.training:
             raise RuntimeError("train() or eval() came between a forward and its backward pass")
         assert self.autocast is not None
-        with _uncounted(self.step), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
+        with uncounted(self.step), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
             yield
 
 
@@ -289,8 +289,8 @@ def _gradients(
 
 
 @contextlib.contextmanager
-def _uncounted(step: nn.Module) -> Iterator[None]:
-    """No batch norm of `step` moves its running statistics meanwhile."""
+def uncounted(step: nn.Module) -> Iterator[None]:
+    """No batch norm in `step` moves its running statistics meanwhile."""
     norms = [m for m in step.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     # ours has a switch of its own; torch's, in a user's net, normalises in the same way without
     switches = ["update" if hasattr(m, "update") else "track_running_stats" for m in norms]

@@ -5,17 +5,20 @@ from mixerflow.nets.conv import ConvNet
 from mixerflow.nets.dense import DenseNet
 from mixerflow.nets.kan import KAN
 from mixerflow.nets.kernel import Kernel, KernelMachine, matern, squared_exponential
+from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 
 __all__ = [
     "KAN",
+    "MADE",
     "Attention",
     "BatchNorm",
     "ConvNet",
     "DenseNet",
     "Kernel",
     "KernelMachine",
+    "MaskedMLP",
     "Norm",
     "ResidualMLP",
     "Scale",

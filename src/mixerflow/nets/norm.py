@@ -72,6 +72,10 @@ class Scale(nn.Module):
         """``(rows, width)`` to the same."""
         return torch.addcmul(self.bias, input, self.weight)
 
+    def part(self, input: Tensor, units: slice) -> Tensor:
+        """`forward` of some of the features, ``(rows, units)``."""
+        return torch.addcmul(self.bias[units], input, self.weight[units])
+
 
 class BatchNorm(nn.BatchNorm1d):
     """``gamma (h - mean) / sqrt(var + eps) + beta`` per feature of ``(rows, width)``.
@@ -101,6 +105,19 @@ class BatchNorm(nn.BatchNorm1d):
                 input, None, None, self.weight, self.bias, training=True, eps=self.eps
             )
         return super().forward(input)
+
+    def part(self, input: Tensor, units: slice) -> Tensor:
+        """`forward` of some of the features, ``(rows, units)``; moves no running average."""
+        weight = None if self.weight is None else self.weight[units]
+        bias = None if self.bias is None else self.bias[units]
+        if self.training and self.processes.together:
+            return _Shared.apply(input, weight, bias, self.eps, self.processes)[0]  # pyright: ignore
+        if self.training or self.running_mean is None or self.running_var is None:
+            return nn.functional.batch_norm(
+                input, None, None, weight, bias, training=True, eps=self.eps
+            )
+        mean, variance = self.running_mean[units], self.running_var[units]
+        return nn.functional.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
 
     @torch.no_grad()
     def _move(self, mean: Tensor, variance: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.attention import MapAttention, TokenAttention
+from mixerflow.transforms.autoregressive import Autoregressive
+from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
@@ -17,7 +19,9 @@ __all__ = [
     "RLU",
     "ActNorm",
     "Affine",
+    "Autoregressive",
     "Bands",
+    "BatchNorm",
     "Butterfly",
     "Coupling",
     "Dequantize",
