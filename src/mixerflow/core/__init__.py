@@ -21,6 +21,7 @@ from mixerflow.core.combine import Along, Chain, Inverse, Window
 from mixerflow.core.flow import Encoded, Flow, Samples, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded, uncounted
 from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.scales import Flatten, Tail
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Density,
@@ -43,6 +44,7 @@ __all__ = [
     "ConvergenceWarning",
     "Density",
     "Encoded",
+    "Flatten",
     "Flow",
     "GaussianMixture",
     "Inverse",
@@ -53,6 +55,7 @@ __all__ = [
     "SpikeAndSlab",
     "StandardNormal",
     "StudentT",
+    "Tail",
     "Transform",
     "Window",
     "as_tensor",

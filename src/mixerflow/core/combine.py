@@ -144,12 +144,15 @@ class Along(Transform):
     Args:
         dim: event axis: 0 is the first (an image's channels), -1 the last.
         transform: a transform of vectors ``(n,)`` that keeps their length.
+        rows: what tells the rows of an event apart: without arguments it gives ``(rows, K)``, which
+            each row's transform sees behind the event's context.
     """
 
-    def __init__(self, dim: int, transform: Transform) -> None:
+    def __init__(self, dim: int, transform: Transform, *, rows: nn.Module | None = None) -> None:
         super().__init__()
         self.dim = dim
         self.transform = transform
+        self.rows = rows
 
     @property
     def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -169,13 +172,20 @@ class Along(Transform):
     def _unfold(self, rows: Tensor, moved: Shape) -> Tensor:
         return rows.reshape(moved).movedim(-1, self.dim + 1 if self.dim >= 0 else self.dim)
 
-    @staticmethod
-    def _context(context: Tensor | None, rows: int) -> Tensor | None:
-        if context is None:
-            return None
-        if context.dim() != 2:
+    def _context(self, context: Tensor | None, moved: Shape) -> Tensor | None:
+        """Of each row of events that `_fold` made ``(B, *rows, n)``."""
+        if context is not None and context.dim() != 2:
             raise ValueError(f"Along: context is (B, K); got shape {tuple(context.shape)}")
-        return context.repeat_interleave(rows, 0)
+        batch, n = moved[0], math.prod(moved[1:-1])
+        if self.rows is None:
+            return None if context is None else context.repeat_interleave(n, 0)
+        places: Tensor = self.rows()
+        if places.shape[0] != n:
+            raise ValueError(f"Along: {n} rows in an event; got vectors for {places.shape[0]}")
+        parts = [places.expand(batch, *places.shape)]
+        if context is not None:
+            parts.insert(0, context[:, None].expand(-1, n, -1).to(places.dtype))
+        return torch.cat(parts, -1).flatten(0, 1)
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -183,13 +193,13 @@ class Along(Transform):
         rows, moved = self._fold(x)
         n = math.prod(moved[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)
-        rows, log_det = self.transform(rows, self._context(context, n), noise)
+        rows, log_det = self.transform(rows, self._context(context, moved), noise)
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         rows, moved = self._fold(z)
         n = math.prod(moved[1:-1])
-        rows, log_det = self.transform.inverse(rows, self._context(context, n))
+        rows, log_det = self.transform.inverse(rows, self._context(context, moved))
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 
     def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
@@ -203,7 +213,7 @@ class Along(Transform):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
         rows, moved = self._fold(x)
-        context = self._context(context, math.prod(moved[1:-1]))
+        context = self._context(context, moved)
         return self._unfold(self.transform.initialize(rows, context), moved)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from mixerflow.nets.kernel import Kernel, KernelMachine, matern, squared_exponen
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.nets.positions import LearnedPositions, SinusoidalPositions
 
 __all__ = [
     "KAN",
@@ -18,10 +19,12 @@ __all__ = [
     "DenseNet",
     "Kernel",
     "KernelMachine",
+    "LearnedPositions",
     "MaskedMLP",
     "Norm",
     "ResidualMLP",
     "Scale",
+    "SinusoidalPositions",
     "matern",
     "norm_of",
     "squared_exponential",

@@ -8,7 +8,7 @@ from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, Law
-from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
+from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
 from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.woodbury import Woodbury
@@ -33,6 +33,7 @@ __all__ = [
     "Patches",
     "Rescale",
     "Rows",
+    "Squeeze",
     "Stripes",
     "TokenAttention",
     "Woodbury",

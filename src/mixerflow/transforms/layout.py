@@ -1,4 +1,4 @@
-"""Cuts: an image becomes a patch matrix ``(patches, channels)``, and nothing is lost."""
+"""Where numbers stand: cuts, which make an image a patch matrix, and squeeze; nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,75 @@ from torch import Tensor
 from mixerflow.core import Noise, Shape, Transform, constant, expect
 
 
-class Patches(Transform):
+class _Rearrangement(Transform):
+    """Each spatial axis is split into cells of some pixels, and the axes are put in another order.
+
+    Args:
+        shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
+        sides: pixels of a cell on each spatial axis.
+        contiguous: whether a cell's pixels are neighbours, or lie one grid apart.
+
+    Raises:
+        ValueError: a side does not divide the image's; names the sides that do.
+    """
+
+    given: Shape
+    """Of the events that come out."""
+
+    def __init__(self, shape: Shape, sides: Shape, *, contiguous: bool) -> None:
+        super().__init__()
+        self.shape, sides = tuple(shape), tuple(sides)
+        channels, *spatial = self.shape
+        name = type(self).__name__
+        if not 1 <= len(spatial) <= 3 or len(sides) != len(spatial):
+            raise ValueError(f"{name}: patch {sides} does not fit images {shape}")
+        for axis, (n, p) in enumerate(zip(spatial, sides, strict=True)):
+            if p < 1 or n % p:
+                fits = ", ".join(str(q) for q in range(1, n + 1) if n % q == 0)
+                raise ValueError(
+                    f"{name}: patch side {p} does not divide the {n} pixels of "
+                    f"spatial axis {axis} of images {self.shape}; these do: {fits}"
+                )
+        self.cells = tuple(n // p for n, p in zip(spatial, sides, strict=True))
+        # each spatial axis is split in two; which of the halves counts the cells is the scheme
+        pairs = zip(self.cells, sides, strict=True)
+        split = [(c, p) if contiguous else (p, c) for c, p in pairs]
+        self._split = (channels, *(n for pair in split for n in pair))
+        self._cell_axes = [2 * i + (1 if contiguous else 2) for i in range(len(spatial))]
+        self._inner_axes = [2 * i + (2 if contiguous else 1) for i in range(len(spatial))]
+        self._order: tuple[int, ...] = ()
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(x.shape[1:]), self.shape)
+        split = x.reshape(-1, *self._split)
+        cut = split.permute(0, *(axis + 1 for axis in self._order))
+        return cut.reshape(-1, *self.given), constant(0.0, x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(z.shape[1:]), self.given)
+        cut = z.reshape(-1, *(self._split[axis] for axis in self._order))
+        back = [0] * len(self._order)
+        for position, axis in enumerate(self._order):
+            back[axis] = position + 1
+        return cut.permute(0, *back).reshape(-1, *self.shape), constant(0.0, z)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        expect(self, shape, self.shape)
+        return self.given
+
+    def same_as(self, other: Transform) -> bool:
+        """Whether the other rearranges the same images the same way."""
+        mine = (self.given, self._split, self._order)
+        return isinstance(other, _Rearrangement) and mine == (
+            other.given,
+            other._split,
+            other._order,
+        )
+
+
+class Patches(_Rearrangement):
     """Rearrange ``(C, *spatial)`` into ``(patches, C * values a patch)``; log-det 0.
 
     Args:
@@ -23,56 +91,44 @@ class Patches(Transform):
     contiguous = True
 
     def __init__(self, shape: Shape, patch: Shape) -> None:
-        super().__init__()
-        self.shape, self.patch = tuple(shape), tuple(patch)
-        channels, *spatial = self.shape
-        if not 1 <= len(spatial) <= 3 or len(self.patch) != len(spatial):
-            raise ValueError(f"{type(self).__name__}: patch {patch} does not fit images {shape}")
-        for axis, (n, p) in enumerate(zip(spatial, self.patch, strict=True)):
-            if p < 1 or n % p:
-                fits = ", ".join(str(q) for q in range(1, n + 1) if n % q == 0)
-                raise ValueError(
-                    f"{type(self).__name__}: patch side {p} does not divide the {n} pixels of "
-                    f"spatial axis {axis} of images {self.shape}; these do: {fits}"
-                )
-        self.cells = tuple(n // p for n, p in zip(spatial, self.patch, strict=True))
-        self.matrix = (math.prod(self.cells), channels * math.prod(self.patch))
-        # each spatial axis is split in two; which of the halves counts the patches is the scheme
-        pairs = zip(self.cells, self.patch, strict=True)
-        split = [(c, p) if self.contiguous else (p, c) for c, p in pairs]
-        self._split = (channels, *(n for pair in split for n in pair))
-        cell_axes = [2 * i + (1 if self.contiguous else 2) for i in range(len(spatial))]
-        patch_axes = [2 * i + (2 if self.contiguous else 1) for i in range(len(spatial))]
-        self._order = (*cell_axes, 0, *patch_axes)
-
-    def forward(  # noqa: D102
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(x.shape[1:]), self.shape)
-        split = x.reshape(-1, *self._split)
-        cut = split.permute(0, *(axis + 1 for axis in self._order))
-        return cut.reshape(-1, *self.matrix), constant(0.0, x)
-
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        expect(self, tuple(z.shape[1:]), self.matrix)
-        cut = z.reshape(-1, *(self._split[axis] for axis in self._order))
-        back = [0] * len(self._order)
-        for position, axis in enumerate(self._order):
-            back[axis] = position + 1
-        return cut.permute(0, *back).reshape(-1, *self.shape), constant(0.0, z)
-
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
-        expect(self, shape, self.shape)
-        return self.matrix
-
-    def same_as(self, other: Transform) -> bool:
-        """Whether the other cuts the same images the same way."""
-        mine = (self.shape, self._split, self._order)
-        return isinstance(other, Patches) and mine == (other.shape, other._split, other._order)
+        super().__init__(shape, patch, contiguous=self.contiguous)
+        self.patch = tuple(patch)
+        self.matrix = (math.prod(self.cells), self.shape[0] * math.prod(self.patch))
+        self.given = self.matrix
+        self._order = (*self._cell_axes, 0, *self._inner_axes)
 
     def extra_repr(self) -> str:
         """Image and patch, in ``print(flow)``."""
         return f"{self.shape}, patch={self.patch}"
+
+
+class Squeeze(_Rearrangement):
+    """Space into channels: ``(C, *spatial)`` to ``(C f^axes, *(spatial / f))``; log-det 0.
+
+    Channel ``(c f + dy) f + dx`` has the pixels of channel c at ``(f i + dy, f j + dx)``.
+
+    Args:
+        shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
+        factor: f.
+
+    Raises:
+        ValueError: the factor does not divide a side; names what does.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
+        https://arxiv.org/abs/1605.08803
+    """
+
+    def __init__(self, shape: Shape, factor: int = 2) -> None:
+        sides = (factor,) * (len(shape) - 1)
+        super().__init__(shape, sides, contiguous=True)
+        self.factor = factor
+        self.given = (shape[0] * math.prod(sides), *self.cells)
+        self._order = (0, *self._inner_axes, *self._cell_axes)
+
+    def extra_repr(self) -> str:
+        """Image and factor, in ``print(flow)``."""
+        return f"{self.shape}, factor={self.factor}"
 
 
 class Dilated(Patches):

@@ -1,0 +1,57 @@
+"""Where a row comes from, as a vector that conditioners can read."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector a row, ``(rows, width)``, standard normal at the start.
+
+    Args:
+        rows: number of rows of an event.
+        width: length K of a vector.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.width = rows, width
+        self.table = nn.Parameter(torch.randn(rows, width))
+
+    def forward(self) -> Float[Tensor, "rows width"]:
+        """All rows' vectors."""
+        return self.table
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines of the row's number, ``(rows, width)``; nothing is learned.
+
+    ``p_{i, 2k} = sin(i / 10000^(2k / width))``, and ``p_{i, 2k + 1}`` its cosine.
+
+    Args:
+        rows: number of rows of an event.
+        width: length K of a vector.
+
+    References:
+        Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention is all you
+        need (2017), section 3.5. https://arxiv.org/abs/1706.03762
+    """
+
+    table: Tensor
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.width = rows, width
+        number = torch.arange(rows, dtype=torch.float64)[:, None]
+        even = torch.arange(0, width, 2, dtype=torch.float64)
+        angle = number * torch.exp(even * (-math.log(10_000) / width))
+        table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+        self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self) -> Float[Tensor, "rows width"]:
+        """All rows' vectors."""
+        return self.table
