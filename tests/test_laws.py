@@ -150,6 +150,7 @@ CASES = {
         lambda: Rows(LU(6), coupling(6, norm="batch"), LU(6), coupling(6, norm="batch", flip=True)),
         (6,),
     ),
+    "rows with a KAN": Case(lambda: Rows(LU(6), kan(6, norm="batch"), ActNorm(6)), (6,)),
     "inverse": Case(lambda: Inverse(Chain(LU(4), coupling(4)), (4,)), (4,)),
     "inverse of a cut": Case(lambda: Inverse(Patches((2, 4, 6), (2, 3)), (2, 4, 6)), (4, 12)),
     "inverse of a logit": Case(lambda: Inverse(Logit(), (4,)), (4,)),
