@@ -227,6 +227,15 @@ CASES = {
     "coupling, Matern, conditional": Case(
         lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
     ),
+    "attention among patches": Case(
+        lambda: Chain(
+            Patches((2, 4, 4), (2, 2)),
+            token_coupling(8, tokens=4),
+            TokenAttention(8, heads=2, width=2, flip=True),
+            Inverse(Patches((2, 4, 4), (2, 2)), (2, 4, 4)),
+        ),
+        (2, 4, 4),
+    ),
     "map attention": Case(lambda: MapAttention(4), (3, 4)),
     "map attention, odd": Case(lambda: MapAttention(5), (4, 5)),
     "map attention, odd, flipped": Case(lambda: MapAttention(5, flip=True), (4, 5)),
