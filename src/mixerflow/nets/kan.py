@@ -90,7 +90,7 @@ class KAN(nn.Module):
     starts as the identity.
 
     Each layer is one matrix product over nine numbers an input; making those is most of the work.
-    On one CPU core a step of 3136 rows, 8 to 64 to 16, takes 3 to 4 times as long as a
+    On one CPU core a step of 3136 rows, 8 to 64 to 16, takes 4 to 5 times as long as a
     `ResidualMLP` of width 64.
 
     Args:
