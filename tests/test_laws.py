@@ -201,6 +201,7 @@ CASES = {
         lambda: Rows(LU(6), coupling(6, norm="batch"), LU(6), coupling(6, norm="batch", flip=True)),
         (6,),
     ),
+    "rows with a KAN": Case(lambda: Rows(LU(6), kan(6, norm="batch"), ActNorm(6)), (6,)),
     "inverse": Case(lambda: Inverse(Chain(LU(4), coupling(4)), (4,)), (4,)),
     "inverse of a cut": Case(lambda: Inverse(Patches((2, 4, 6), (2, 3)), (2, 4, 6)), (4, 12)),
     "inverse of a logit": Case(lambda: Inverse(Logit(), (4,)), (4,)),
@@ -288,6 +289,15 @@ CASES = {
     "coupling, kernels, odd, flipped": Case(lambda: kernels(5, flip=True, norm="layer"), (5,)),
     "coupling, Matern, conditional": Case(
         lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
+    ),
+    "attention among patches": Case(
+        lambda: Chain(
+            Patches((2, 4, 4), (2, 2)),
+            token_coupling(8, tokens=4),
+            TokenAttention(8, heads=2, width=2, flip=True),
+            Inverse(Patches((2, 4, 4), (2, 2)), (2, 4, 4)),
+        ),
+        (2, 4, 4),
     ),
     "map attention": Case(lambda: MapAttention(4), (3, 4)),
     "map attention, odd": Case(lambda: MapAttention(5), (4, 5)),

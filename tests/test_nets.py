@@ -18,6 +18,7 @@ from mixerflow.nets import (
     matern,
     squared_exponential,
 )
+from mixerflow.nets.conv import convolution
 from mixerflow.nets.kan import Edges, cubic_basis
 from mixerflow.transforms import Affine, Coupling, MapAttention, TokenAttention
 from mixerflow.transforms.checks import perturb
@@ -308,7 +309,7 @@ def test_even_kernels_and_odd_axes_are_refused():
     with pytest.raises(ValueError, match="size 2"):
         ConvNet(2, 3, width=4, kernel=2)
     with pytest.raises(ValueError, match="4 axes"):
-        DenseNet(2, 3, width=4, axes=4)
+        convolution(4, 2, 3)
 
 
 # ---- tokens

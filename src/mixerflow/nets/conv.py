@@ -89,7 +89,7 @@ class Images(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch in *spatial"],
-        context: Float[Tensor, "batch k *spatial"] | Float[Tensor, "batch k"] | None = None,
+        context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
         """``(B, in_channels, *spatial)`` and ``(B, K)`` or ``(B, K, *spatial)`` to the output."""
         name, wanted = type(self).__name__, self.axes + 2

@@ -89,6 +89,10 @@ class KAN(nn.Module):
     coefficients, ten numbers an edge. The second layer starts at 0: whatever law reads the output
     starts as the identity.
 
+    Each layer is one matrix product over nine numbers an input; making those is most of the work.
+    On one CPU core a step of 3136 rows, 8 to 64 to 16, takes 4 to 5 times as long as a
+    `ResidualMLP` of width 64.
+
     Args:
         in_features: length of the conditioning vectors.
         out_features: numbers to give out.

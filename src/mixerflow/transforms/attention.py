@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ class MapAttention(_Halves, Transform):
     def _log_map(self, given: Tensor, changed: Tensor) -> Float[Tensor, "batch tokens n"]:
         """``log m`` of each token, as wide as the changed half."""
         raw = self.read(given).to(changed.dtype)
-        return (nn.functional.logsigmoid(raw) + torch.log(raw.new_tensor(2.0))).expand_as(changed)
+        return (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
