@@ -373,6 +373,16 @@ CASES = {
     "mixerflow, Woodbury": mixerflow_case(linear="Woodbury", rank=2),
     "mixerflow, butterfly among patches": mixerflow_case(patch_linear="Butterfly"),
     "mixerflow, stripes": mixerflow_case(cut="stripes"),
+    "mixerflow, MAF with splines, told its place": mixerflow_case(
+        flow="maf", law="spline", positions="learned"
+    ),
+    "mixerflow, two scales after Glow": mixerflow_case(scales=2, glow=1, patch=1, shift=0),
+    "mixerflow, squeezed, batch-norm flows": mixerflow_case(
+        squeeze=2, actnorm="batch", patch=1, shift=0
+    ),
+    "mixerflow, KAN and invertible attention": mixerflow_case(
+        net="kan", extra="invertible-attention"
+    ),
 }
 
 GRAPHS = {"compile forward", "compile inverse", "export"}

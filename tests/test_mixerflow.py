@@ -11,18 +11,22 @@ from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.transforms import Rescale
 from mixerflow.transforms.checks import perturb
 
+TABLE_8 = {"linear": "RLU", "shift": 0, "hidden": 64}
+
 
 @pytest.mark.parametrize(
     ("settings", "shape", "millions", "tolerance"),
     [
         ({}, (3, 32, 32), 11.34, 0.005),
         ({"patch": 8, "shift": 2}, (3, 64, 64), 18.90, 0.005),
-        ({"linear": "RLU", "shift": 0, "hidden": 64}, (1, 28, 28), 3.10, 0.025),
+        (TABLE_8, (1, 28, 28), 3.10, 0.025),
+        ({**TABLE_8, "law": "spline", "norm": "none"}, (1, 28, 28), 5.28, 0.025),
+        ({**TABLE_8, "flow": "maf", "norm": "none"}, (1, 28, 28), 3.83, 0.025),
     ],
 )
 def test_parameters_number_what_the_paper_says(settings, shape, millions, tolerance):
     with torch.device("meta"):
-        flow = build(MixerFlowConfig(norm="batch", **settings), shape)
+        flow = build(MixerFlowConfig(**{"norm": "batch", **settings}), shape)
     count = sum(p.numel() for p in flow.parameters())
     assert count == pytest.approx(millions * 1e6, rel=tolerance)
 
@@ -37,7 +41,18 @@ def pixels(n, shape, levels=256):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-@pytest.mark.parametrize("settings", [{}, {"actnorm": "activation"}, {"cut": "dilated"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"actnorm": "activation"},
+        {"cut": "dilated"},
+        {"law": "spline"},
+        {"law": "floored", "net": "kan"},
+        {"net": "kernel", "glow": 1},
+        {"positions": "learned", "extra": "invertible-attention"},
+    ],
+)
 def test_a_fresh_model_is_the_identity_on_rescaled_pixels(norm, settings):
     shape = (3, 8, 12)
     flow, x = small(shape, norm=norm, patch=4, **settings), pixels(3, shape)
@@ -64,6 +79,60 @@ SHAPES = {
 }
 
 
+OPTIONS: dict[str, dict] = {
+    "splines": {"law": "spline", "bins": 5, "tail": 2.0},
+    "floored": {"law": "floored"},
+    "KAN": {"net": "kan"},
+    "kernel": {"net": "kernel"},
+    "MAF": {"flow": "maf"},
+    "MAF, reversed by RLU": {"flow": "maf", "linear": "RLU", "shift": 0},
+    "IAF with splines": {"flow": "iaf", "law": "spline"},
+    "batch-norm flows": {"actnorm": "batch"},
+    "learned positions": {"positions": "learned"},
+    "sinusoidal positions": {"positions": "sinusoidal", "actnorm": "activation", "flow": "maf"},
+    "convolutions": {"extra": "convolution"},
+    "dense block": {"extra": "dense", "law": "spline"},
+    "attention": {"extra": "attention"},
+    "invertible attention": {"extra": "invertible-attention"},
+    "Glow first": {"glow": 2},
+    "squeezed": {"squeeze": 2},
+    "two scales": {"scales": 2, "layers": 3, "patch": 2},
+    "three scales": {"scales": 3, "layers": 3, "patch": 1, "shift": 0},
+    "everything": {
+        "flow": "maf", "law": "spline", "positions": "learned", "extra": "dense", "glow": 1,
+        "scales": 2, "patches": (4, 2), "cut": ("patches", "stripes"), "shifts": (0, 1),
+    },
+}  # fmt: skip
+SHAPES |= {
+    f"{name}, {shape[0]} channels": (shape, {"hidden": 4, **settings})
+    for name, settings in OPTIONS.items()
+    for shape in ((1, 8, 8), (3, 8, 8))
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_may_be_conditional_and_read_where_it_is(name):
+    shape = (1, 8, 8)
+    flow = small(shape, classes=3, class_width=4, **{"hidden": 4, **OPTIONS[name]})
+    perturb(flow, size=0.2)
+    x, labels = pixels(3, shape), torch.tensor([0, 1, 2])
+    same, noise = x[:1].expand(3, *shape), Noise(0, torch.zeros(3, dtype=torch.int64))
+    assert flow.eval().bits_per_dim(same, labels, noise).unique().numel() == 3
+    flow.double()
+    assert torch.equal(flow.decode(flow.encode(x, labels), labels), x)
+    flow.train().log_prob(x, labels).sum().backward()
+    still = {n for n, p in flow.named_parameters() if p.grad is None or not p.grad.isfinite().all()}
+    assert still == set()
+
+
+@pytest.mark.parametrize("base", ["normal", "student-t", "cauchy", "mixture", "spike-and-slab"])
+def test_latents_may_have_other_distributions(base):
+    flow = small((1, 4, 6), base=base)
+    x = pixels(3, (1, 4, 6))
+    assert flow.log_prob(x).isfinite().all()
+    assert flow.sample(2).shape == (2, 1, 4, 6)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_images_of_all_shapes_go_there_and_back(name):
     shape, settings = SHAPES[name]
@@ -71,8 +140,8 @@ def test_images_of_all_shapes_go_there_and_back(name):
     perturb(flow, size=0.1)
     x = pixels(3, shape, settings.get("levels", 256))
     assert torch.equal(flow.decode(flow.encode(x)), x)
-    inner = flow.double().transform
-    z = torch.randn(3, *shape, dtype=torch.float64)
+    inner = flow.eval().double().transform
+    z = torch.randn(3, *flow.latent_shape, dtype=torch.float64)
     y, back = Chain(*list(inner)[1:]).inverse(z)
     there, log_det = Chain(*list(inner)[1:])(y)
     torch.testing.assert_close(there, z, rtol=0, atol=1e-10)
@@ -156,6 +225,11 @@ def test_patches_cuts_and_shifts_change_with_the_layer_as_they_say():
         ({"patch": 4, "shift": -1}, r"shift -1 on spatial axis 0 must lie in 0\.\.3"),
         ({"patch": (4, 12), "shift": 1}, r"one patch .* wide: use shift 0"),
         ({"linear": "RLU", "flow_layers": 3}, r"odd number of RLU"),
+        ({"scales": 3}, r"3 scales for 2 layers"),
+        ({"scales": 2, "patch": 4, "shift": 0}, r"patch side 4 does not divide the 6 pixels"),
+        ({"squeeze": 5}, r"side 5 does not divide"),
+        ({"glow": -1}, r"glow must be 0 or more; got -1"),
+        ({"flow": "maf", "net": "kan"}, r"net kan has no place in flow maf: use flow coupling"),
         ({"layers": 0}, r"layers must be at least 1; got 0"),
         ({"levels": 1}, r"levels must be 2 to 65536; got 1"),
     ],

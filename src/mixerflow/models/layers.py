@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from torch import nn
+
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
+from mixerflow.models.extras import behind_layer, between_patches
 from mixerflow.models.steps import flow_layer
-from mixerflow.transforms import ActNorm, Bands, Dilated, Patches, Rows, Stripes
+from mixerflow.nets import LearnedPositions, SinusoidalPositions
+from mixerflow.transforms import ActNorm, Bands, BatchNorm, Dilated, Patches, Rows, Stripes
 
 if TYPE_CHECKING:
     from mixerflow.models.mixerflow import MixerFlowConfig
@@ -19,6 +23,14 @@ CUTS: dict[str, Callable[[Shape, Shape], Patches]] = {
     "dilated": Dilated,
     "stripes": lambda shape, patch: Stripes(shape, patch[0]),
     "bands": lambda shape, patch: Bands(shape, patch[-1]),
+}
+
+PositionName = Literal["none", "learned", "sinusoidal"]
+
+POSITIONS: dict[str, Callable[[int, int], nn.Module | None]] = {
+    "none": lambda rows, width: None,
+    "learned": LearnedPositions,
+    "sinusoidal": SinusoidalPositions,
 }
 
 
@@ -34,6 +46,9 @@ def layer(config: MixerFlowConfig, shape: Shape, number: int) -> Transform:
     if not any(shift):
         return mixer_layer(config, shape, cut=cut, patch=patch)
     spans = CUTS[cut](shape, patch).patch
+    sides = list(zip(shape[1:], patch, shift, strict=True))
+    if cut == "patches" and any(s and n == p for n, p, s in sides):
+        raise ValueError(f"images {shape} are one patch {patch} wide: use shift 0 on that axis")
     sides = zip(shape[1:], spans, shift, strict=True)
     box = [(s, n - p) if s and n > p else (0, n) for n, p, s in sides]
     start, size = zip(*box, strict=True)
@@ -42,28 +57,48 @@ def layer(config: MixerFlowConfig, shape: Shape, number: int) -> Transform:
 
 
 def mixer_layer(config: MixerFlowConfig, shape: Shape, *, cut: CutName, patch: Shape) -> Transform:
-    """Cut, mix channels, mix patches, put back."""
+    """Cut, mix channels, mix patches, put back; then what `extra` adds."""
     cutting = CUTS[cut](shape, patch)
     patches, channels = cutting.matrix
-    return Chain(
+    steps: list[Transform] = [
         cutting,
         mixing(config, dim=-1, n=channels, rows=patches),
         mixing(config, dim=-2, n=patches, rows=channels),
-        Inverse(cutting, shape),
-    )
+    ]
+    steps += between_patches(config, patches, channels)
+    steps += [Inverse(cutting, shape), *behind_layer(config, shape)]
+    return Chain(*steps)
 
 
 def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:
-    """A channel flow (``dim=-1``) or patch flow (``dim=-2``): ActNorm, then the flow layers."""
+    """A channel flow (``dim=-1``) or patch flow (``dim=-2``): a norm, then the flow layers.
+
+    The norm is an ActNorm, here and after each layer; or a batch norm, after the last layer alone.
+    """
     linear = config.linear if dim == -1 else config.patch_linear or config.linear
-    layers = [flow_layer(config, n, linear, flip=i % 2 == 1) for i in range(config.flow_layers)]
-    if config.actnorm == "feature":
-        steps: list[Transform] = [ActNorm(n)]
+    context = config.context_width
+    if config.positions != "none":
+        context += config.position_width
+
+    def along(*steps: Transform) -> Transform:
+        places = POSITIONS[config.positions](rows, config.position_width)
+        return Along(dim, Rows(*steps), rows=places)
+
+    layers = [
+        flow_layer(config, n, linear, flip=i % 2 == 1, context=context)
+        for i in range(config.flow_layers)
+    ]
+    if config.actnorm == "activation":
+        event = (rows, n) if dim == -1 else (n, rows)
+        steps: list[Transform] = [ActNorm(event)]
         for steps_of_layer in layers:
-            steps += [*steps_of_layer, ActNorm(n)]
-        return Along(dim, Rows(*steps))
-    event = (rows, n) if dim == -1 else (n, rows)
-    steps = [ActNorm(event)]
+            steps += [along(*steps_of_layer), ActNorm(event)]
+        return Chain(*steps)
+    steps = [ActNorm(n)] if config.actnorm == "feature" else []
     for steps_of_layer in layers:
-        steps += [Along(dim, Rows(*steps_of_layer)), ActNorm(event)]
-    return Chain(*steps)
+        steps += steps_of_layer
+        if config.actnorm == "feature":
+            steps.append(ActNorm(n))
+    if config.actnorm == "batch":
+        steps.append(BatchNorm(n))
+    return along(*steps)

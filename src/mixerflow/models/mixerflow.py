@@ -28,16 +28,20 @@ Departs from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from mixerflow.core import Along, Chain, Flow, Shape, Transform
-from mixerflow.models.layers import CutName, layer
+from mixerflow.core import BASES, Along, Chain, Flow, Shape, Tail, Transform
+from mixerflow.models.extras import ExtraName, glow_steps, next_scale
+from mixerflow.models.layers import CutName, PositionName, layer
 from mixerflow.models.steps import FlowName, LawName, LinearName, NetName
 from mixerflow.nets import Norm
-from mixerflow.transforms import LU, Dequantize, Rescale
+from mixerflow.transforms import LU, Dequantize, Rescale, Squeeze
+
+BaseName = Literal["normal", "student-t", "cauchy", "mixture", "spike-and-slab"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,12 @@ class MixerFlowConfig:
     law: LawName = "affine"
     """How couplings and autoregressive flows transform a value."""
     net: NetName = "mlp"
-    """What couplings read their other half with."""
+    """What couplings read their other half with: an MLP, a KAN, or a kernel machine with `hidden`
+    points."""
+    bins: int = 4
+    """Of a spline."""
+    tail: float = 3.0
+    """A spline bends values between -tail and tail."""
     hidden: int = 128
     """Width of these nets."""
     norm: Norm = "batch"
@@ -80,8 +89,25 @@ class MixerFlowConfig:
     """Another one for the patch flows, whose vectors are as long as patches are many."""
     rank: int = 16
     """Of Woodbury blocks; those of shorter vectors have full rank."""
-    actnorm: Literal["feature", "activation"] = "feature"
-    """One scale and shift a feature, or one for each number in the patch matrix."""
+    actnorm: Literal["feature", "activation", "batch"] = "feature"
+    """One scale and shift a feature, or one for each number in the patch matrix; or, in place of
+    all ActNorms, a batch-norm flow layer behind each channel flow and each patch flow."""
+    positions: PositionName = "none"
+    """Whether channel and patch flows are told which patch or channel they are at, and how."""
+    position_width: int = 16
+    """Length of what tells them."""
+    extra: ExtraName = "none"
+    """What each mixer layer has besides: couplings by convolutions or a dense block on the image,
+    couplings by attention or invertible attention between the patches."""
+    glow: int = 0
+    """Pairs of Glow's steps before the mixer layers."""
+    squeeze: int = 1
+    """By how much space is squeezed into channels before the mixer layers; 1 for not at all."""
+    scales: int = 1
+    """Scales among which the layers are shared out; from one to the next images are squeezed and
+    half of the channels are done."""
+    base: BaseName = "normal"
+    """Distribution of the latents."""
     scale_bound: float | None = None
     """Bound of the affine law's log-scale; None is the paper's plain exponential."""
     colour: bool = True
@@ -113,6 +139,10 @@ class MixerFlowConfig:
             shift = 0
         return _per_axis("shift", shift, len(shape) - 1)
 
+    def scale_of(self, number: int) -> int:
+        """The scale of layer `number`, from 0."""
+        return (number - 1) * self.scales // self.layers
+
     @property
     def context_width(self) -> int:
         """Length of the context that the nets read."""
@@ -132,28 +162,60 @@ def build(config: MixerFlowConfig, shape: Shape) -> Flow:
         steps += [Dequantize(config.levels), Rescale(2 / config.levels, -1.0)]
     if config.colour:
         steps.append(Along(0, LU(shape[0], bias=False)))
-    steps += [layer(config, shape, number) for number in range(1, config.layers + 1)]
-    return Flow(Chain(*steps), shape, context_net=context_net, levels=config.levels)
+    inner = shape
+    if config.squeeze > 1:
+        squeeze = Squeeze(shape, config.squeeze)
+        steps.append(squeeze)
+        inner = squeeze.given
+    steps += [glow_steps(config, inner) for _ in range(config.glow)]
+    steps += _layers(config, inner)
+    base = BASES[config.base]()
+    return Flow(Chain(*steps), shape, base, context_net=context_net, levels=config.levels)
+
+
+def _layers(config: MixerFlowConfig, shape: Shape) -> Iterator[Transform]:
+    """The mixer layers, scale by scale."""
+    scale = 0
+    for number in range(1, config.layers + 1):
+        while scale < config.scale_of(number):
+            step, shape = next_scale(config, shape, flat=scale > 0)
+            scale += 1
+            yield step
+        step = layer(config, shape, number)
+        yield Tail(shape, step) if scale else step
+
+
+_COUNTS = (
+    "layers flow_layers hidden shift_every class_width rank position_width squeeze scales".split()
+)
 
 
 def _check(config: MixerFlowConfig, shape: Shape) -> None:
-    for name in ("layers", "flow_layers", "hidden", "shift_every", "class_width", "rank"):
+    for name in _COUNTS:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
-    if config.classes < 0:
-        raise ValueError(f"classes must be 0 or more; got {config.classes}")
+    for name in ("classes", "glow"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be 0 or more; got {getattr(config, name)}")
     if not 2 <= len(shape) <= 4 or min(shape) < 1:
         raise ValueError(f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}")
     if config.cut == ():
         raise ValueError("cut names no cut")
-    if len(config.patches) > config.layers:
-        raise ValueError(f"{len(config.patches)} patches for {config.layers} layers")
+    for name in ("patches", "scales"):
+        value = getattr(config, name)
+        count = value if isinstance(value, int) else len(value)
+        if count > config.layers:
+            raise ValueError(f"{count} {name} for {config.layers} layers")
+    for name, fits in (("law", config.law == "affine"), ("net", config.net == "mlp")):
+        if not (fits or config.flow in _READING[name]):
+            what = f"{name} {getattr(config, name)} has no place in flow {config.flow}"
+            raise ValueError(f"{what}: use flow {_READING[name][0]}")
     kinds: set[tuple[CutName, Shape, Shape]] = {
         (config.cut_of(i), config.patch_of(shape, i), config.shift_of(shape, i))
         for i in range(1, config.layers + 1)
     }
-    for cut, patch, shift in sorted(kinds):
-        _check_shift(cut, shape, patch, shift)
+    for _, patch, shift in sorted(kinds):
+        _check_shift(patch, shift)
     if len(kinds) > 1 and "RLU" in (config.linear, config.patch_linear) and config.flow_layers % 2:
         raise ValueError(
             "an odd number of RLU order reversals before a shift layer would shuffle the positions "
@@ -161,15 +223,16 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
         )
 
 
-def _check_shift(cut: CutName, shape: Shape, patch: Shape, shift: Shape) -> None:
-    sides = list(zip(shape[1:], patch, shift, strict=True))
-    for axis, (_, p, s) in enumerate(sides):
+_READING = {"law": ("coupling", "maf", "iaf"), "net": ("coupling",)}
+"""Setting -> the flows that it is of."""
+
+
+def _check_shift(patch: Shape, shift: Shape) -> None:
+    for axis, (p, s) in enumerate(zip(patch, shift, strict=True)):
         if s and not 0 <= s < p:
             raise ValueError(
                 f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch {p}"
             )
-    if cut == "patches" and any(s and n == p for n, p, s in sides):
-        raise ValueError(f"images {shape} are one patch {patch} wide: use shift 0 on that axis")
 
 
 def _per_axis(name: str, value: int | tuple[int, ...], axes: int) -> Shape:

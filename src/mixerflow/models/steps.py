@@ -11,17 +11,29 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import nn
 
-from mixerflow.core import Transform
-from mixerflow.nets import Norm, ResidualMLP
-from mixerflow.transforms import LU, RLU, Affine, Butterfly, Coupling, Law, Woodbury, halves
+from mixerflow.core import Inverse, Transform
+from mixerflow.nets import KAN, MADE, KernelMachine, Norm, ResidualMLP
+from mixerflow.transforms import (
+    LU,
+    RLU,
+    Affine,
+    Autoregressive,
+    Butterfly,
+    Coupling,
+    FlooredAffine,
+    Law,
+    RationalQuadratic,
+    Woodbury,
+    halves,
+)
 
 if TYPE_CHECKING:
     from mixerflow.models.mixerflow import MixerFlowConfig
 
 LinearName = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
-LawName = Literal["affine"]
-NetName = Literal["mlp"]
-FlowName = Literal["coupling"]
+LawName = Literal["affine", "floored", "spline"]
+NetName = Literal["mlp", "kan", "kernel"]
+FlowName = Literal["coupling", "maf", "iaf"]
 
 
 class RowNet(Protocol):
@@ -50,12 +62,18 @@ LINEARS: dict[str, Callable[[int, int], Transform]] = {
 
 LAWS: dict[str, Callable[[MixerFlowConfig], Law]] = {
     "affine": lambda config: Affine(config.scale_bound),
+    "floored": lambda config: FlooredAffine(),
+    "spline": lambda config: RationalQuadratic(config.bins, config.tail),
 }
 
-NETS: dict[str, RowNet] = {"mlp": ResidualMLP}
+NETS: dict[str, RowNet] = {"mlp": ResidualMLP, "kan": KAN, "kernel": KernelMachine}
 
 
-def coupling(config: MixerFlowConfig, n: int, flip: bool) -> Transform | None:
+Flow = Callable[["MixerFlowConfig", int, bool, int], Transform | None]
+"""Config, length of the vectors, whether to flip, length of the context; None for no flow."""
+
+
+def coupling(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform | None:
     """One half of a vector by a law whose parameters a net reads off the other; None for n = 1."""
     if n == 1:
         return None
@@ -67,20 +85,48 @@ def coupling(config: MixerFlowConfig, n: int, flip: bool) -> Transform | None:
         width=config.hidden,
         norm=config.norm,
         squash=config.squash,
-        context=config.context_width,
+        context=context,
     )
     return Coupling(-1, net, law, flip=flip)
 
 
-FLOWS: dict[str, Callable[[MixerFlowConfig, int, bool], Transform | None]] = {
+def autoregressive(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """Each entry by a law whose parameters a masked net reads off those before it.
+
+    Every other one runs through the entries backwards, unless order reversals (RLU) do that.
+    """
+    law = LAWS[config.law](config)
+    backwards = flip and "RLU" not in (config.linear, config.patch_linear)
+    net = MADE(
+        n,
+        law.params,
+        width=config.hidden,
+        norm=config.norm,
+        squash=config.squash,
+        context=context,
+        order=range(n)[::-1] if backwards else None,
+    )
+    return Autoregressive(net, law)
+
+
+def inverse_autoregressive(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """The same turned round: quick to sample, n steps to score."""
+    return Inverse(autoregressive(config, n, flip, context), (n,))
+
+
+FLOWS: dict[str, Flow] = {
     "coupling": coupling,
+    "maf": autoregressive,
+    "iaf": inverse_autoregressive,
 }
 
 
-def flow_layer(config: MixerFlowConfig, n: int, linear: str, *, flip: bool) -> list[Transform]:
+def flow_layer(
+    config: MixerFlowConfig, n: int, linear: str, *, flip: bool, context: int
+) -> list[Transform]:
     """A linear map and a flow of vectors of length n; every other layer's flow is flipped."""
     steps: list[Transform | None] = []
     if linear != "none":
         steps.append(LINEARS[linear](n, config.rank))
-    steps.append(FLOWS[config.flow](config, n, flip))
+    steps.append(FLOWS[config.flow](config, n, flip, context))
     return [step for step in steps if step is not None]

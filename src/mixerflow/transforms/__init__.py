@@ -7,10 +7,11 @@ from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
-from mixerflow.transforms.laws import Affine, Law
+from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
 from mixerflow.transforms.rows import Rows
+from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
@@ -26,11 +27,13 @@ __all__ = [
     "Coupling",
     "Dequantize",
     "Dilated",
+    "FlooredAffine",
     "Law",
     "Linear",
     "Logit",
     "MapAttention",
     "Patches",
+    "RationalQuadratic",
     "Rescale",
     "Rows",
     "Squeeze",
