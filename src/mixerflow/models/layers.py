@@ -94,11 +94,10 @@ def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform
         for steps_of_layer in layers:
             steps += [along(*steps_of_layer), ActNorm(event)]
         return Chain(*steps)
-    steps = [ActNorm(n)] if config.actnorm == "feature" else []
-    for steps_of_layer in layers:
-        steps += steps_of_layer
-        if config.actnorm == "feature":
-            steps.append(ActNorm(n))
     if config.actnorm == "batch":
-        steps.append(BatchNorm(n))
+        steps = [step for steps_of_layer in layers for step in steps_of_layer]
+        return Chain(along(*steps), Along(dim, BatchNorm(n)))
+    steps = [ActNorm(n)]
+    for steps_of_layer in layers:
+        steps += [*steps_of_layer, ActNorm(n)]
     return along(*steps)

@@ -1,0 +1,32 @@
+"""Recipes: each can be built, is as large as it says, and has a twin for small machines."""
+
+import pytest
+import torch
+
+from mixerflow.recipes import RECIPES, build
+
+FULL = [name for name in RECIPES if not name.endswith("-tiny")]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_builds_at_the_size_that_the_paper_gives(name):
+    with torch.device("meta"):
+        flow = build(name)
+    count = sum(p.numel() for p in flow.parameters()) / 1e6
+    published = RECIPES[name].published
+    if published is not None and published.parameters is not None and "kan" not in name:
+        assert count == pytest.approx(published.parameters, rel=0.025)
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_recipe_has_a_twin_of_the_same_data(name):
+    twin = RECIPES[f"{name}-tiny"]
+    assert (twin.data, twin.shape) == (RECIPES[name].data, RECIPES[name].shape)
+    assert twin.train.minutes is not None
+    assert twin.train.minutes <= 20
+
+
+def test_the_earlier_variant_has_about_seven_and_a_half_million_parameters():
+    with torch.device("meta"):
+        flow = build("mixerflow-profile")
+    assert sum(p.numel() for p in flow.parameters()) == pytest.approx(7.5e6, rel=0.025)
