@@ -12,7 +12,7 @@ from torch import nn
 import mixerflow
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.models.mixerflow import MixerFlowConfig, build
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import CLipSwish, LipschitzDense, LipschitzMLP, ResidualMLP
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -25,8 +25,10 @@ from mixerflow.transforms import (
     Dequantize,
     Dilated,
     Logit,
+    Monotone,
     Patches,
     Rescale,
+    Residual,
     Rows,
     Stripes,
     Woodbury,
@@ -172,6 +174,55 @@ CASES = {
     "coupling, conditional": Case(lambda: coupling(5, context=3), (5,), context=(3,)),
     "coupling of images": Case(lambda: image_coupling(4), (4, 3, 3)),
     "coupling of images, odd": Case(lambda: image_coupling(3, flip=True), (3, 4, 2)),
+    "residual": Case(lambda: Residual(LipschitzMLP(5, 5, width=8)), (5,), "residual", size=2.0),
+    "residual, dense": Case(
+        lambda: Residual(LipschitzDense(4, 4, width=6)), (4,), "residual", size=2.0
+    ),
+    "residual, conditional": Case(
+        lambda: Residual(LipschitzDense(4, 4, width=6, depth=2, context=3)),
+        (4,),
+        "residual",
+        context=(3,),
+        size=2.0,
+    ),
+    "residual of one": Case(
+        lambda: Residual(LipschitzMLP(1, 1, width=6, depth=1, activation=CLipSwish)),
+        (1,),
+        "residual",
+        size=2.0,
+    ),
+    "residual, along the channels": Case(
+        lambda: Along(0, Chain(LU(3), Residual(LipschitzMLP(3, 3, width=6)))),
+        (3, 2, 2),
+        "residual",
+    ),
+    "residual, estimated": Case(
+        lambda: Residual(LipschitzMLP(4, 4, width=8), log_det="unbiased"),
+        (4,),
+        "estimate",
+        size=2.0,
+    ),
+    "residual, estimated, conditional": Case(
+        lambda: Residual(LipschitzDense(5, 5, width=6, context=3), log_det="unbiased"),
+        (5,),
+        "estimate",
+        context=(3,),
+        size=2.0,
+    ),
+    "monotone": Case(lambda: Monotone(LipschitzMLP(4, 4, width=8)), (4,), "implicit", size=2.0),
+    "monotone, conditional": Case(
+        lambda: Monotone(LipschitzDense(5, 5, width=6, context=3)),
+        (5,),
+        "implicit",
+        context=(3,),
+        size=2.0,
+    ),
+    "monotone of one": Case(
+        lambda: Monotone(LipschitzMLP(1, 1, width=6, activation=CLipSwish)),
+        (1,),
+        "implicit",
+        size=2.0,
+    ),
     "patches": Case(lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 4)),
     "patches, rectangular": Case(lambda: Patches((1, 4, 6), (2, 3)), (1, 4, 6)),
     "patches of signals": Case(lambda: Patches((2, 6), (3,)), (2, 6)),

@@ -7,6 +7,8 @@ from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
+from mixerflow.transforms.monotone import Monotone
+from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.woodbury import Woodbury
 
@@ -24,8 +26,10 @@ __all__ = [
     "Law",
     "Linear",
     "Logit",
+    "Monotone",
     "Patches",
     "Rescale",
+    "Residual",
     "Rows",
     "Stripes",
     "Woodbury",
