@@ -32,7 +32,8 @@ def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float
     """``(sum_i s_i^p)^(1/p) >= max_i s_i`` of the singular values, ``p = 2^(squarings + 2)``.
 
     Too large by at most the factor ``min(out, in)^(1/p)``: 0.5 % for 128 of them by default. Each
-    squaring of the Gram matrix doubles p. Differentiable everywhere, at a zero matrix too.
+    squaring of the Gram matrix doubles p. Never too small but for rounding, 1e-5 in float32.
+    Differentiable everywhere, at a zero matrix too.
     """
     with torch.autocast(weight.device.type, enabled=False):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -34,7 +34,7 @@ def prepared(net: nn.Module, context: Tensor | None) -> Function:
 
 def differentiated(g: Function, x: Tensor) -> tuple[Tensor, Tensor]:
     """``g(x)`` and its Jacobians ``(B, n, n)``, by one backward pass a number; differentiable."""
-    value, pull = torch.func.vjp(g, x)  # pyright: ignore[reportPrivateImportUsage]
+    value, pull = torch.func.vjp(g, x)  # pyright: ignore[reportAssignmentType, reportPrivateImportUsage]
     n = math.prod(x.shape[1:])
     unit = torch.eye(n, dtype=x.dtype, device=x.device).reshape(n, 1, *x.shape[1:])
     rows = torch.vmap(lambda v: pull(v)[0])(unit.expand(n, *x.shape))
@@ -177,7 +177,7 @@ class Residual(Transform):
         """``g(x)`` and the estimate, whose gradient is Neumann's."""
         exact = self.terms if self.training else self.eval_terms
         signs, further = self._draw(x, noise)
-        value, pull = torch.func.vjp(g, x)  # pyright: ignore[reportPrivateImportUsage]
+        value, pull = torch.func.vjp(g, x)  # pyright: ignore[reportAssignmentType, reportPrivateImportUsage]
         log_det, power, neumann = torch.zeros_like(x[:, :1].flatten(1).sum(1)), signs, signs
         for k in range(1, exact + math.floor(-24 * math.log(2) / math.log1p(-self.stop)) + 1):
             weight = torch.where(further >= k - exact, (1 - self.stop) ** -max(k - exact, 0), 0.0)
