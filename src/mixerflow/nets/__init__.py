@@ -5,6 +5,14 @@ from mixerflow.nets.conv import ConvNet
 from mixerflow.nets.dense import DenseNet
 from mixerflow.nets.kan import KAN
 from mixerflow.nets.kernel import Kernel, KernelMachine, matern, squared_exponential
+from mixerflow.nets.lipschitz import (
+    CLipSwish,
+    LipschitzDense,
+    LipschitzMLP,
+    LipSwish,
+    SpectralLinear,
+    spectral_bound,
+)
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
@@ -15,18 +23,24 @@ __all__ = [
     "MADE",
     "Attention",
     "BatchNorm",
+    "CLipSwish",
     "ConvNet",
     "DenseNet",
     "Kernel",
     "KernelMachine",
     "LearnedPositions",
+    "LipSwish",
+    "LipschitzDense",
+    "LipschitzMLP",
     "MaskedMLP",
     "Norm",
     "ResidualMLP",
     "Scale",
     "SinusoidalPositions",
+    "SpectralLinear",
     "matern",
     "norm_of",
+    "spectral_bound",
     "squared_exponential",
     "squash",
 ]

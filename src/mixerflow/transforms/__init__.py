@@ -10,6 +10,8 @@ from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
+from mixerflow.transforms.monotone import Monotone
+from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.woodbury import Woodbury
@@ -32,9 +34,11 @@ __all__ = [
     "Linear",
     "Logit",
     "MapAttention",
+    "Monotone",
     "Patches",
     "RationalQuadratic",
     "Rescale",
+    "Residual",
     "Rows",
     "Squeeze",
     "Stripes",

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 KindName = Literal[
-    "algebraic", "spline", "iterative", "estimate", "ode", "stochastic", "surjection"
+    "algebraic",
+    "spline",
+    "iterative",
+    "residual",
+    "implicit",
+    "estimate",
+    "ode",
+    "stochastic",
+    "surjection",
 ]
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
@@ -45,6 +53,10 @@ KINDS: dict[KindName, Kind] = {
     "spline": Kind(1e-10, 1e-3, 1e-8),
     # logistic mixtures, residual maps, autoregressive convolutions: a loop until convergence
     "iterative": Kind(1e-8, 1e-3, 1e-8, waived=frozenset({"compile inverse"})),
+    # iterative inverses whose forward takes derivatives of a net, which torch.export cannot
+    "residual": Kind(1e-8, 1e-3, 1e-8, waived=frozenset({"compile inverse", "export"})),
+    # a loop until convergence in both directions
+    "implicit": Kind(1e-8, 1e-3, 1e-8, waived=_COMPILE | {"export"}),
     "estimate": Kind(
         1e-8,
         1e-3,
