@@ -77,6 +77,8 @@ class MixerFlowConfig:
     """Of a spline."""
     tail: float = 3.0
     """A spline bends values between -tail and tail."""
+    log_det: Literal["exact", "unbiased"] = "exact"
+    """Of residual and continuous flows: exact, or an unbiased estimate, for long vectors."""
     hidden: int = 128
     """Width of these nets."""
     norm: Norm = "batch"

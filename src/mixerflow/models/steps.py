@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from torch import nn
 
 from mixerflow.core import Inverse, Transform
-from mixerflow.nets import KAN, MADE, KernelMachine, Norm, ResidualMLP
+from mixerflow.nets import (
+    KAN,
+    MADE,
+    KernelMachine,
+    LipschitzDense,
+    LipschitzMLP,
+    Norm,
+    ResidualMLP,
+)
 from mixerflow.transforms import (
     LU,
     RLU,
@@ -22,7 +30,9 @@ from mixerflow.transforms import (
     Coupling,
     FlooredAffine,
     Law,
+    Monotone,
     RationalQuadratic,
+    Residual,
     Woodbury,
     halves,
 )
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
 LinearName = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
 LawName = Literal["affine", "floored", "spline"]
 NetName = Literal["mlp", "kan", "kernel"]
-FlowName = Literal["coupling", "maf", "iaf"]
+FlowName = Literal["coupling", "maf", "iaf", "residual", "dense-residual", "monotone"]
 
 
 class RowNet(Protocol):
@@ -114,10 +124,30 @@ def inverse_autoregressive(config: MixerFlowConfig, n: int, flip: bool, context:
     return Inverse(autoregressive(config, n, flip, context), (n,))
 
 
+def residual(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """``x + g(x)`` with a contraction g, two hidden layers as the couplings' nets have."""
+    net = LipschitzMLP(n, n, width=config.hidden, context=context)
+    return Residual(net, log_det=config.log_det)
+
+
+def dense_residual(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """The same with a densely connected g: a layer of i-DenseNet."""
+    net = LipschitzDense(n, n, width=max(1, config.hidden // 4), context=context)
+    return Residual(net, log_det=config.log_det)
+
+
+def monotone(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """A monotone operator of such a g."""
+    return Monotone(LipschitzMLP(n, n, width=config.hidden, context=context))
+
+
 FLOWS: dict[str, Flow] = {
     "coupling": coupling,
     "maf": autoregressive,
     "iaf": inverse_autoregressive,
+    "residual": residual,
+    "dense-residual": dense_residual,
+    "monotone": monotone,
 }
 
 
