@@ -4,10 +4,14 @@ from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
-from mixerflow.transforms.laws import Affine, Law
+from mixerflow.transforms.gaussianize import Gaussianize
+from mixerflow.transforms.householder import Householder
+from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
+from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.rows import Rows
+from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
@@ -21,10 +25,15 @@ __all__ = [
     "Coupling",
     "Dequantize",
     "Dilated",
+    "FlooredAffine",
+    "Gaussianize",
+    "Householder",
     "Law",
     "Linear",
+    "LogisticMixture",
     "Logit",
     "Patches",
+    "RationalQuadratic",
     "Rescale",
     "Rows",
     "Stripes",

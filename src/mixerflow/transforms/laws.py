@@ -61,3 +61,39 @@ class Affine:
     def __repr__(self) -> str:
         """The bound, in ``print(flow)``."""
         return f"Affine(bound={self.bound})"
+
+
+class FlooredAffine:
+    """``z = x * (1 + (1 - floor) tanh(s / 2)) + t``, raw = (s, t): scales in (floor, 2 - floor).
+
+    The scale is ``floor + (1 - floor) 2 sigmoid(s)``, bounded away from 0: no layer forgets its
+    input, and none can amplify it more than twice.
+
+    Args:
+        floor: of the scale, in (0, 1).
+    """
+
+    params = 2
+
+    def __init__(self, floor: float = 0.1) -> None:
+        if not 0 < floor < 1:
+            raise ValueError(f"FlooredAffine: floor must be in (0, 1); got {floor}")
+        self.floor = floor
+
+    def _excess(self, raw: Tensor) -> Tensor:
+        """The scale less 1: exactly 0 at raw 0."""
+        return (1 - self.floor) * torch.tanh(raw[0] / 2)
+
+    def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """``x * scale + t`` and ``log scale``."""
+        excess = self._excess(raw)
+        return x * (1 + excess) + raw[1], excess.log1p()
+
+    def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """``(z - t) / scale`` and ``-log scale``."""
+        excess = self._excess(raw)
+        return (z - raw[1]) / (1 + excess), -excess.log1p()
+
+    def __repr__(self) -> str:
+        """The floor, in ``print(flow)``."""
+        return f"FlooredAffine(floor={self.floor})"
