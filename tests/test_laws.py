@@ -204,7 +204,7 @@ CASES = {
         (3,),
         "spline",
         (2,),
-        size=0.5,
+        size=0.3,
     ),
     "coupling, logistics": Case(lambda: lawful(5, LogisticMixture()), (5,), "iterative"),
     "coupling, logistics, flipped": Case(

@@ -17,7 +17,8 @@ class RationalQuadratic:
     In a bin of width w and height h, with slope ``s = h / w``, derivatives d_0 and d_1 at its
     knots, ``t = (x - x_k) / w`` and ``q = 1 - t``::
 
-        z  = y_k + h (t + t q ((d_0 - s) q - (d_1 - s) t) / D),   D = s (1 - 2 t q) + (d_0 + d_1) t q
+        z  = y_k + h (t + t q ((d_0 - s) q - (d_1 - s) t) / D)
+        D  = s (1 - 2 t q) + (d_0 + d_1) t q
         z' = s^2 (d_1 t^2 + 2 s t q + d_0 q^2) / D^2
 
     which is the paper's fraction with its straight line taken out: all-zero raw parameters give
@@ -88,8 +89,8 @@ class RationalQuadratic:
         """The spline's inverse at z and its log-derivative.
 
         With ``v = (z - y_k) / h`` and ``g = d_0 (1 - v) - d_1 v``, t is ``a / (a + r + g)`` for
-        ``a = 2 s v``, ``b = 2 s (1 - v)`` and ``r = sqrt(g^2 + a b)``; and ``(r + g) (r - g) = a b``
-        gives the smaller of both without a difference.
+        ``a = 2 s v``, ``b = 2 s (1 - v)`` and ``r = sqrt(g^2 + a b)``; the smaller one of r + g and
+        r - g comes from ``(r + g) (r - g) = a b``, without a difference.
         """
         inside, clipped = self._inside(z)
         x0, y0, w, h, d0, d1 = self._bin(clipped, raw, 1)
