@@ -41,10 +41,16 @@ from mixerflow.transforms import (
     Coupling,
     Dequantize,
     Dilated,
+    FlooredAffine,
+    Gaussianize,
+    Householder,
+    Law,
+    LogisticMixture,
     Logit,
     MapAttention,
     Monotone,
     Patches,
+    RationalQuadratic,
     Rescale,
     Residual,
     Rows,
@@ -137,6 +143,12 @@ class Before(nn.Module):
     def forward(self, x, context=None):
         shift = x.sin() @ self.weight.tril(-1).mT
         return torch.cat([shift.tanh() + self.bias, shift], 1)
+
+
+def lawful(n: int, law: Law, *, flip=False, context=0) -> Coupling:
+    given, changed = halves(n, flip=flip)
+    net = ResidualMLP(given, law.params * changed, width=8, context=context)
+    return Coupling(-1, net, law, flip=flip)
 
 
 def mixerflow_layers(shape: Shape, **settings) -> Transform:
@@ -247,6 +259,14 @@ CASES = {
     "butterfly, few levels, without bias": Case(
         lambda: Butterfly(8, 2, bias=False), (8,), size=1.5
     ),
+    "Householder": Case(lambda: Householder(5), (5,)),
+    "Householder, one": Case(lambda: Householder(2, 1), (2,)),
+    "Householder, many": Case(lambda: Householder(3, 8), (3,)),
+    "Gaussianize": Case(lambda: Gaussianize(5), (5,), "iterative"),
+    "Gaussianize one": Case(lambda: Gaussianize(1, 2), (1,), "iterative"),
+    "Gaussianize, rotated": Case(
+        lambda: Chain(Gaussianize(3, 5), Householder(3, 2), Gaussianize(3)), (3,), "iterative"
+    ),
     "actnorm, vectors": Case(lambda: ActNorm(5), (5,)),
     "actnorm, a feature": Case(lambda: ActNorm(3), (4, 3)),
     "actnorm, a channel": Case(lambda: ActNorm((3, 1, 1)), (3, 2, 4)),
@@ -261,6 +281,32 @@ CASES = {
     "coupling, batch norm": Case(lambda: coupling(5, norm="batch"), (5,)),
     "coupling, layer norm": Case(lambda: coupling(5, norm="layer"), (5,)),
     "coupling, conditional": Case(lambda: coupling(5, context=3), (5,), context=(3,)),
+    "coupling, floored": Case(lambda: lawful(5, FlooredAffine()), (5,)),
+    "coupling, floored, flipped": Case(
+        lambda: lawful(5, FlooredAffine(0.5), flip=True, context=3), (5,), context=(3,)
+    ),
+    # perturbed by much: a net's small outputs hardly bend a spline
+    "coupling, spline": Case(lambda: lawful(5, RationalQuadratic()), (5,), "spline", size=0.5),
+    "coupling, spline, flipped": Case(
+        lambda: lawful(5, RationalQuadratic(3, 1.0), flip=True), (5,), "spline", size=0.5
+    ),
+    "coupling, spline, conditional": Case(
+        lambda: lawful(3, RationalQuadratic(8), flip=True, context=2),
+        (3,),
+        "spline",
+        (2,),
+        size=0.3,
+    ),
+    "coupling, logistics": Case(lambda: lawful(5, LogisticMixture()), (5,), "iterative"),
+    "coupling, logistics, flipped": Case(
+        lambda: lawful(5, LogisticMixture(3), flip=True), (5,), "iterative", size=1.0
+    ),
+    "coupling, logistics, conditional": Case(
+        lambda: lawful(3, LogisticMixture(4), flip=True, context=2), (3,), "iterative", (2,)
+    ),
+    "coupling of two by one logistic": Case(
+        lambda: lawful(2, LogisticMixture(1)), (2,), "iterative"
+    ),
     "coupling of images": Case(lambda: image_coupling(4), (4, 3, 3)),
     "coupling of images, odd": Case(lambda: image_coupling(3, flip=True), (3, 4, 2)),
     "coupling of images, norms, conditional": Case(

@@ -7,9 +7,12 @@ from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
+from mixerflow.transforms.gaussianize import Gaussianize
+from mixerflow.transforms.householder import Householder
 from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
+from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.monotone import Monotone
 from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
@@ -30,8 +33,11 @@ __all__ = [
     "Dequantize",
     "Dilated",
     "FlooredAffine",
+    "Gaussianize",
+    "Householder",
     "Law",
     "Linear",
+    "LogisticMixture",
     "Logit",
     "MapAttention",
     "Monotone",

@@ -89,8 +89,8 @@ class RationalQuadratic:
         """The spline's inverse at z and its log-derivative.
 
         With ``v = (z - y_k) / h`` and ``g = d_0 (1 - v) - d_1 v``, t is ``a / (a + r + g)`` for
-        ``a = 2 s v``, ``b = 2 s (1 - v)`` and ``r = sqrt(g^2 + a b)``; and
-        ``(r + g) (r - g) = a b`` gives the smaller of both without a difference.
+        ``a = 2 s v``, ``b = 2 s (1 - v)`` and ``r = sqrt(g^2 + a b)``; the smaller one of r + g and
+        r - g comes from ``(r + g) (r - g) = a b``, without a difference.
         """
         inside, clipped = self._inside(z)
         x0, y0, w, h, d0, d1 = self._bin(clipped, raw, 1)
