@@ -82,6 +82,7 @@ SHAPES = {
 OPTIONS: dict[str, dict] = {
     "splines": {"law": "spline", "bins": 5, "tail": 2.0},
     "floored": {"law": "floored"},
+    "logistic mixtures": {"law": "logistic", "components": 3},
     "KAN": {"net": "kan"},
     "kernel": {"net": "kernel"},
     "MAF": {"flow": "maf"},
@@ -106,9 +107,10 @@ OPTIONS: dict[str, dict] = {
         "scales": 2, "patches": (4, 2), "cut": ("patches", "stripes"), "shifts": (0, 1),
     },
 }  # fmt: skip
+UNCONDITIONAL = {"Gaussianisation": {"flow": "gaussianization", "components": 3, "layers": 1}}
 SHAPES |= {
     f"{name}, {shape[0]} channels": (shape, {"hidden": 4, **settings})
-    for name, settings in OPTIONS.items()
+    for name, settings in (OPTIONS | UNCONDITIONAL).items()
     for shape in ((1, 8, 8), (3, 8, 8))
 }
 
@@ -233,6 +235,7 @@ def test_patches_cuts_and_shifts_change_with_the_layer_as_they_say():
         ({"squeeze": 5}, r"side 5 does not divide"),
         ({"glow": -1}, r"glow must be 0 or more; got -1"),
         ({"flow": "maf", "net": "kan"}, r"net kan has no place in flow maf: use flow coupling"),
+        ({"flow": "gaussianization", "classes": 2}, r"reads no context: use classes=0"),
         ({"layers": 0}, r"layers must be at least 1; got 0"),
         ({"levels": 1}, r"levels must be 2 to 65536; got 1"),
     ],

@@ -77,6 +77,8 @@ class MixerFlowConfig:
     """Of a spline."""
     tail: float = 3.0
     """A spline bends values between -tail and tail."""
+    components: int = 8
+    """Logistic distributions in a mixture, of the logistic law and of Gaussianisation."""
     log_det: Literal["exact", "unbiased"] = "exact"
     """Of residual and continuous flows: exact, or an unbiased estimate, for long vectors."""
     hidden: int = 128
@@ -187,9 +189,7 @@ def _layers(config: MixerFlowConfig, shape: Shape) -> Iterator[Transform]:
         yield Tail(shape, step) if scale else step
 
 
-_COUNTS = (
-    "layers flow_layers hidden shift_every class_width rank position_width squeeze scales".split()
-)
+_COUNTS = "layers flow_layers hidden shift_every class_width rank position_width squeeze scales components".split()
 
 
 def _check(config: MixerFlowConfig, shape: Shape) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import nn
 
-from mixerflow.core import Inverse, Transform
+from mixerflow.core import Chain, Inverse, Transform
 from mixerflow.nets import (
     KAN,
     MADE,
@@ -29,7 +29,10 @@ from mixerflow.transforms import (
     Butterfly,
     Coupling,
     FlooredAffine,
+    Gaussianize,
+    Householder,
     Law,
+    LogisticMixture,
     Monotone,
     RationalQuadratic,
     Residual,
@@ -41,9 +44,11 @@ if TYPE_CHECKING:
     from mixerflow.models.mixerflow import MixerFlowConfig
 
 LinearName = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
-LawName = Literal["affine", "floored", "spline"]
+LawName = Literal["affine", "floored", "spline", "logistic"]
 NetName = Literal["mlp", "kan", "kernel"]
-FlowName = Literal["coupling", "maf", "iaf", "residual", "dense-residual", "monotone"]
+FlowName = Literal[
+    "coupling", "maf", "iaf", "residual", "dense-residual", "monotone", "gaussianization"
+]
 
 
 class RowNet(Protocol):
@@ -74,6 +79,7 @@ LAWS: dict[str, Callable[[MixerFlowConfig], Law]] = {
     "affine": lambda config: Affine(config.scale_bound),
     "floored": lambda config: FlooredAffine(),
     "spline": lambda config: RationalQuadratic(config.bins, config.tail),
+    "logistic": lambda config: LogisticMixture(config.components),
 }
 
 NETS: dict[str, RowNet] = {"mlp": ResidualMLP, "kan": KAN, "kernel": KernelMachine}
@@ -141,6 +147,13 @@ def monotone(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Trans
     return Monotone(LipschitzMLP(n, n, width=config.hidden, context=context))
 
 
+def gaussianization(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """Each entry's own mixture made normal, and a rotation; no entry reads another."""
+    if context:
+        raise ValueError("flow gaussianization reads no context: use classes=0, positions none")
+    return Chain(Gaussianize(n, max(2, config.components)), Householder(n))
+
+
 FLOWS: dict[str, Flow] = {
     "coupling": coupling,
     "maf": autoregressive,
@@ -148,6 +161,7 @@ FLOWS: dict[str, Flow] = {
     "residual": residual,
     "dense-residual": dense_residual,
     "monotone": monotone,
+    "gaussianization": gaussianization,
 }
 
 
