@@ -189,7 +189,10 @@ def _layers(config: MixerFlowConfig, shape: Shape) -> Iterator[Transform]:
         yield Tail(shape, step) if scale else step
 
 
-_COUNTS = "layers flow_layers hidden shift_every class_width rank position_width squeeze scales components".split()
+_COUNTS = (
+    *("layers", "flow_layers", "hidden", "shift_every", "class_width", "rank", "components"),
+    *("position_width", "squeeze", "scales"),
+)
 
 
 def _check(config: MixerFlowConfig, shape: Shape) -> None:
