@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MixerFlowConfig
+    from mixerflow.models import MAFConfig, MixerFlowConfig
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.training import TrainConfig, Trained, load, train
 
@@ -31,6 +31,7 @@ _HOME = {
     "Bits": "evaluate",
     "Flow": "core",
     "Images": "data",
+    "MAFConfig": "models",
     "MixerFlowConfig": "models",
     "MixerFlowError": "errors",
     "Noise": "core",
@@ -50,6 +51,7 @@ __all__ = [
     "Bits",
     "Flow",
     "Images",
+    "MAFConfig",
     "MixerFlowConfig",
     "MixerFlowError",
     "Noise",

@@ -13,12 +13,12 @@ from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli.parse import parse
+from mixerflow.cli.parse import parse, with_model
 from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
-from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.models import Config, MixerFlowConfig, build, from_spec
+from mixerflow.errors import CheckpointError
+from mixerflow.models import Config, build, from_spec
 from mixerflow.training import RunFolder
-from mixerflow.transforms import LU, Patches, Rows
+from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows
 from mixerflow.transforms.rows import plan_of
 
 
@@ -28,7 +28,7 @@ class Arguments:
 
     shape: tuple[int, ...]
     """Of the images: channels, then each side."""
-    model: MixerFlowConfig
+    model: Config
 
 
 def main(arguments: list[str]) -> int:
@@ -53,10 +53,9 @@ def main(arguments: list[str]) -> int:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published
         console.print(f"{name}: {named.about}")
-    if not isinstance(model, MixerFlowConfig):
-        raise ConfigError("not a MixerFlow", name, "use another recipe")
-    default = Arguments(shape=shape, model=model)
-    given = parse(Arguments, rest, prog=f"mixerflow info {name}", default=default)
+    kind = with_model(Arguments, model)
+    default = kind(shape=shape, model=model)
+    given = parse(kind, rest, prog=f"mixerflow info {name}", default=default)
     show(given.model, given.shape, published if given == default else None, console)
     return 0
 
@@ -152,12 +151,19 @@ def _describe(step: Transform, shape: Shape) -> str:
             for i, mixing in enumerate(mixings)
         )
         return f"mixer layer: {type(cut).__name__.lower()} {_times(cut.matrix)}; {flows}"
+    if isinstance(step, Chain) and all(map(_autoregressive, step)):
+        return "autoregressive layer" + (" with batch norm" if len(step) > 1 else "")
     if isinstance(step, Along) and isinstance(step.transform, LU):
         n = step.transform.n
         return f"1x1 transform of {n} channels" if n > 1 else "scale of the one channel"
     if isinstance(step, Inverse):
         return f"inverse {type(step.transform).__name__}"
     return f"{type(step).__name__}({step.extra_repr()})"
+
+
+def _autoregressive(step: Transform) -> bool:
+    inner = step.transform if isinstance(step, Along) else step
+    return isinstance(inner, (Autoregressive, BatchNorm))
 
 
 def _times(shape: Shape) -> str:

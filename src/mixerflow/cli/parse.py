@@ -52,6 +52,14 @@ def parse(
         raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
 
 
+def with_model(kind: type[T], model: object) -> type[T]:
+    """The dataclass `kind` for a model's config: its field ``model`` is of that config's class."""
+    name = kind.__name__
+    fields = {"__annotations__": {"model": type(model)}, "__doc__": kind.__doc__}
+    made: Any = dataclasses.dataclass(frozen=True)(type(name, (kind,), fields))
+    return made
+
+
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
     """Every long flag that tyro makes of a dataclass."""
     hints = get_type_hints(kind)

@@ -12,11 +12,11 @@ import torch
 import tyro
 
 from mixerflow import recipes
-from mixerflow.cli.parse import parse
+from mixerflow.cli.parse import parse, with_model
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
-from mixerflow.models import MixerFlowConfig, build, from_spec
+from mixerflow.models import Config, build, from_spec
 from mixerflow.processes import Processes, joined
 from mixerflow.settings import restore
 from mixerflow.training import RunFolder, TrainConfig, Trained, device_of, train
@@ -34,7 +34,7 @@ class Arguments:
 
     data: str
     """Images: a folder, an .npz, idx or CIFAR file, or a set's name."""
-    model: MixerFlowConfig
+    model: Config
     train: TrainConfig
     out: Path | None = None
     """The run folder; runs/RECIPE unless given."""
@@ -82,10 +82,9 @@ def main(arguments: list[str]) -> int:
 
 def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     named = recipes.recipe(name)
-    if not isinstance(named.model, MixerFlowConfig):
-        raise ConfigError("not a MixerFlow", name, "use another recipe")
-    default = Arguments(data=named.data, model=named.model, train=named.train)
-    given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
+    kind = with_model(Arguments, named.model)
+    default = kind(data=named.data, model=named.model, train=named.train)
+    given = parse(kind, rest, prog=f"mixerflow train {name}", default=default)
     if given.out is None:
         given = replace(given, out=Path("runs") / name)
     return {"recipe": name}, given
@@ -98,7 +97,8 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     if source is None:
         raise ConfigError("not begun on the command line", run, "call mixerflow.train again")
     model, _ = from_spec(header["model"])
-    default = Arguments(
+    kind = with_model(Arguments, model)
+    default = kind(
         data=source["data"],
         model=model,
         train=restore(TrainConfig, header["train"]),
@@ -106,7 +106,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
         transparency=source["transparency"],
         on_bad_image=source["on_bad_image"],
     )
-    given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
+    given = parse(kind, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:
         raise ConfigError("a run goes on in its own folder", "--out", "leave it out")
     return {"recipe": header.get("recipe")}, given
@@ -160,7 +160,7 @@ def _tell(result: Trained, out: Path, splits: Splits) -> None:
     print(f"{result.step} steps, validation {result.validation}; see {page}")
 
 
-def _fit(model: MixerFlowConfig, images: Images) -> MixerFlowConfig:
+def _fit(model: Config, images: Images) -> Config:
     """The model's settings with the levels of the images, if they allow it."""
     assert images.levels is not None, "files hold integers"
     if model.levels == 256 != images.levels:

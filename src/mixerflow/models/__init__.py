@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.models import mixerflow
+from mixerflow.models import maf, mixerflow
+from mixerflow.models.maf import MAFConfig
 from mixerflow.models.mixerflow import MixerFlowConfig
 from mixerflow.settings import restore
 
-Config = MixerFlowConfig
+Config = MixerFlowConfig | MAFConfig
 """Any model's config."""
 
-MODELS = {"mixerflow": (MixerFlowConfig, mixerflow.build)}
+MODELS: dict[str, tuple[type[Config], Callable[[Any, Shape], Flow]]] = {
+    "mixerflow": (MixerFlowConfig, mixerflow.build),
+    "maf": (MAFConfig, maf.build),
+}
 """Model name -> (config class, build function)."""
 
-__all__ = ["MODELS", "Config", "MixerFlowConfig", "build", "from_spec", "spec_of"]
+__all__ = ["MODELS", "Config", "MAFConfig", "MixerFlowConfig", "build", "from_spec", "spec_of"]
 
 
 def build(config: Config, shape: Shape) -> Flow:

@@ -28,8 +28,18 @@ class Masked(nn.Linear):
 
     def __init__(self, given: Sequence[int], out: Sequence[int], *, strict: bool = False) -> None:
         super().__init__(len(given), len(out))
-        rows, columns = torch.tensor(out)[:, None], torch.tensor(given)
-        self.register_buffer("mask", rows > columns if strict else rows >= columns, False)
+        self.degrees, self.strict = (tuple(given), tuple(out)), strict
+        self.register_buffer("mask", self._mask(), persistent=False)
+
+    def _mask(self) -> Tensor:
+        given, out = (torch.tensor(degrees, device=self.weight.device) for degrees in self.degrees)
+        return out[:, None] > given if self.strict else out[:, None] >= given
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Masked:
+        super()._apply(fn, recurse)
+        if self.mask is not None:  # no state dict has it: `to_empty` leaves anything there
+            self.mask = self._mask()
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, inputs)`` to ``(rows, outputs)``."""

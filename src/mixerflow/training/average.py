@@ -39,7 +39,7 @@ class Average:
 
 
 def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:
-    """The batch-norm modules of a flow's conditioners."""
+    """The batch-norm modules of a flow, in its conditioners or between its layers."""
     return [module for module in flow.modules() if isinstance(module, nn.BatchNorm1d)]
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixerflow.core import Chain, Flow
-from mixerflow.nets import BatchNorm
 from mixerflow.processes import Processes
 
 Parallel = Literal["ddp", "fsdp"]
@@ -62,8 +61,8 @@ def share_batch_norms(flow: Flow, processes: Processes) -> int:
     """Let batch norms see all processes' rows; returns how many are of a kind that cannot."""
     others = 0
     for module in flow.modules():
-        if isinstance(module, BatchNorm):
-            module.processes = processes
+        if isinstance(module, nn.BatchNorm1d) and hasattr(module, "processes"):
+            module.processes = processes  # pyright: ignore[reportArgumentType]
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             others += not isinstance(module, nn.SyncBatchNorm)
     return others
