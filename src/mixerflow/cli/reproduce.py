@@ -36,7 +36,7 @@ class Arguments:
     data: tuple[str, ...] = ()
     """Images in place of the table's, as `train --data`; COLUMN=IMAGES where there are several."""
     out: Path | None = None
-    """Folder of the outputs; results/TABLE unless given."""
+    """Folder of the outputs, results/TABLE unless given; the page of all tables is beside it."""
     runs: Path = Path("runs")
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
     device: str = "auto"
@@ -51,6 +51,11 @@ def main(arguments: list[str]) -> int:
         _list(Console())
         return 0
     given = parse(Arguments, arguments, prog="mixerflow reproduce")
+    if given.table == "report":
+        from mixerflow.experiments.page import write_page  # matplotlib takes a second
+
+        print(write_page(given.out or Path("results")))
+        return 0
     table = experiments.table(given.table)
     cells = table.choose(name.strip() for name in given.rows.split(",") if name.strip())
     if given.seeds < 1:
@@ -62,6 +67,7 @@ def main(arguments: list[str]) -> int:
     device = device_of(given.device)
     data = _data(given.data, cells)
     out = given.out or Path("results") / table.name
+    from mixerflow.experiments.page import write_page
     from mixerflow.experiments.reproduce import reproduce  # matplotlib takes a second
 
     exit_code = reproduce(
@@ -77,7 +83,7 @@ def main(arguments: list[str]) -> int:
         command=shlex.join(["mixerflow", "reproduce", *arguments]),
     )
     said = "stopped; the same command goes on; so far: " if exit_code else ""
-    print(f"{said}{out / f'{given.budget}.md'}")
+    print(f"{said}{out / f'{given.budget}.md'} and {write_page(out.parent)}")
     return exit_code
 
 

@@ -21,7 +21,7 @@ NOTE = (
     "difference exceeds two of them, and is undecided otherwise or with fewer than two seeds. "
     "Bits/dim are those of the averaged weights of the last step, in eval mode."
 )
-_COMPARABLE = {
+COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
     "cpu": (
         "These are small twins of the paper's models after few steps: compare our rows with each "
@@ -77,7 +77,7 @@ def _rows(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]
 def markdown(results: dict[str, Any]) -> str:
     """The tables of every column, with the claims."""
     budget = results["budget"]
-    lines = [f"# {results['title']}", "", results["caption"], "", _COMPARABLE[budget]]
+    lines = [f"# {results['title']}", "", results["caption"], "", COMPARABLE[budget]]
     for column in results["columns"]:
         lines += ["", f"## {column['column']}, budget {budget}", "", setting(column), ""]
         lines += _pipes(*table_of(column))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixerflow.errors import ConfigError
-from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table, nearest
+from mixerflow.experiments.table import Budget, Claim, Column, Published, Row, Setup, Table, nearest
 from mixerflow.models import MixerFlowConfig
 from mixerflow.training import TrainConfig
 
@@ -38,7 +38,7 @@ _GPU_TIME = "days on one GPU"
 
 def _setups(
     paper: Setup, twin: MixerFlowConfig, steps: int, cpu: TrainConfig = _CPU
-) -> dict[str, Setup]:
+) -> dict[Budget, Setup]:
     """The three budgets of a column."""
     tiny = replace(twin, layers=2, hidden=8, flow_layers=2)
     return {
