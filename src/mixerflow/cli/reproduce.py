@@ -1,0 +1,120 @@
+"""``mixerflow reproduce TABLE``: a table of the paper, at a budget, with its claims tested."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+
+from mixerflow import experiments
+from mixerflow.cli.parse import parse
+from mixerflow.data import load as load_data
+from mixerflow.errors import ConfigError
+from mixerflow.experiments import BUDGETS, Budget, Cell
+from mixerflow.training import device_of
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run a table of the paper; the same words again go on with it. Without TABLE: list them."""
+
+    table: tyro.conf.Positional[str]
+    """A table's name, or `report` to write the page of all tables."""
+    budget: Budget = "cpu"
+    """tiny: seconds a run; cpu: a small twin, minutes; gpu: as in the paper."""
+    rows: str = ""
+    """Only these rows, as in `basic,linear`."""
+    seeds: int = 3
+    """Runs of each row; seed 0 of all rows first."""
+    data: tuple[str, ...] = ()
+    """Images in place of the table's, as `train --data`; COLUMN=IMAGES where there are several."""
+    out: Path | None = None
+    """Folder of the outputs, results/TABLE unless given; the page of all tables is beside it."""
+    runs: Path = Path("runs")
+    """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
+    device: str = "auto"
+    """Where to train: auto, cpu or cuda."""
+    threads: int = 0
+    """CPU threads; 0 for all."""
+
+
+def main(arguments: list[str]) -> int:
+    """List, or run; the exit code is 0, or 130 / 143 after a signal."""
+    if not arguments or arguments[0] in ("--list", "list"):
+        _list(Console())
+        return 0
+    given = parse(Arguments, arguments, prog="mixerflow reproduce")
+    if given.table == "report":
+        from mixerflow.experiments.page import write_page  # matplotlib takes a second
+
+        print(write_page(given.out or Path("results")))
+        return 0
+    table = experiments.table(given.table)
+    cells = table.choose(name.strip() for name in given.rows.split(",") if name.strip())
+    if given.seeds < 1:
+        raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
+    if not 0 <= given.threads <= 1024:
+        raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    device = device_of(given.device)
+    data = _data(given.data, cells)
+    out = given.out or Path("results") / table.name
+    from mixerflow.experiments.page import write_page
+    from mixerflow.experiments.reproduce import reproduce  # matplotlib takes a second
+
+    exit_code = reproduce(
+        table,
+        cells,
+        data,
+        budget=given.budget,
+        seeds=given.seeds,
+        runs=given.runs,
+        out=out,
+        device=device,
+        load=load_data,
+        command=shlex.join(["mixerflow", "reproduce", *arguments]),
+    )
+    said = "stopped; the same command goes on; so far: " if exit_code else ""
+    print(f"{said}{out / f'{given.budget}.md'} and {write_page(out.parent)}")
+    return exit_code
+
+
+def _data(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
+    """Column -> what `mixerflow.data.load` takes."""
+    chosen = {cell.column.name: cell.column.data for cell in cells}
+    for each in given:
+        name, equals, spec = each.partition("=")
+        if equals and name in chosen:
+            chosen[name] = spec
+        elif len(chosen) == 1:
+            chosen = dict.fromkeys(chosen, each)
+        else:
+            remedy = f"give {' '.join(f'{name}=IMAGES' for name in chosen)}"
+            raise ConfigError(f"which column is {each} for", "--data", remedy)
+    return chosen
+
+
+def _list(console: Console) -> None:
+    shown = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
+    for name, each in experiments.TABLES.items():
+        data = ", ".join(column.name for column in each.columns)
+        rows = ", ".join(row.name for row in each.rows)
+        shown.add_row(name, each.title, data, rows, str(len(each.claims)))
+    console.print(shown)
+    budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)
+    for name, each in experiments.TABLES.items():
+        setups = each.columns[0].setups
+        cells = (
+            f"{setups[b].train.steps:,} steps of {setups[b].train.batch}: {setups[b].time}"
+            for b in BUDGETS
+        )
+        budgets.add_row(name, *cells)
+    console.print(budgets)

@@ -1,0 +1,151 @@
+"""What a table of the paper is: columns of data, rows of models, and claims about the rows."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar, get_args
+
+from mixerflow.core import Shape
+from mixerflow.errors import ConfigError
+from mixerflow.models import Config
+from mixerflow.training import TrainConfig
+
+Budget = Literal["tiny", "cpu", "gpu"]
+"""tiny: seconds a run, tells nothing; cpu: minutes a run, a small twin; gpu: as in the paper."""
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper reports for a row in a column."""
+
+    bits_per_dim: float | None
+    parameters: float | None = None
+    """In millions, where it says."""
+    where: str = ""
+    """Where it says so, if not in the table itself."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a budget is in a column; every row starts from it."""
+
+    model: Config
+    """The base that each row changes."""
+    train: TrainConfig
+    """With its number of steps: rows are compared at equal steps. The seed is set by each run."""
+    images: int
+    """Test images that the figures are of, the first so many; 0 for all."""
+    time: str
+    """A run's time, in words."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Data that the rows are compared on."""
+
+    name: str
+    data: str
+    """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
+    shape: Shape
+    """Of those images."""
+    setups: Mapping[Budget, Setup]
+
+
+def _same(value: T) -> T:
+    return value
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of the table: the same change of the column's base at every budget."""
+
+    name: str
+    """For the command line and for folders."""
+    label: str
+    """As the paper has it."""
+    change: Callable[[Config], Config] = _same
+    """What makes it of the base."""
+    published: Mapping[str, Published] = field(default_factory=dict)
+    """Column -> the paper's figures."""
+    training: Callable[[TrainConfig], TrainConfig] = _same
+    """What it trains otherwise; not the steps or the batch."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a row has fewer bits/dim than another, in every column that has both."""
+
+    better: str
+    worse: str
+    words: str
+    """What the paper says."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table of the paper."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every row in every column."""
+        return tuple(Cell(self, row, column) for row in self.rows for column in self.columns)
+
+    def choose(self, names: Iterable[str]) -> tuple[Cell, ...]:
+        """The cells of these rows, or of these names; all of them for none.
+
+        Raises:
+            ConfigError: no such row; names the nearest.
+        """
+        wanted = set(names)
+        known = {name for cell in self.cells for name in (cell.row.name, cell.name)}
+        for name in sorted(wanted - known):
+            remedy = nearest(name, [row.name for row in self.rows])
+            raise ConfigError(f"no such row of {self.name}", name, remedy)
+        return tuple(c for c in self.cells if not wanted or wanted & {c.row.name, c.name})
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A row in a column: what is trained, once a seed."""
+
+    table: Table
+    row: Row
+    column: Column
+
+    @property
+    def name(self) -> str:
+        """The row's name, and the column's where there are several."""
+        several = len(self.table.columns) > 1
+        return f"{self.row.name}-{self.column.name}" if several else self.row.name
+
+    @property
+    def published(self) -> Published:
+        """The paper's figures."""
+        return self.row.published.get(self.column.name, Published(None))
+
+    def model(self, budget: Budget) -> Config:
+        """The model's config."""
+        return self.row.change(self.column.setups[budget].model)
+
+    def train(self, budget: Budget, seed: int) -> TrainConfig:
+        """The settings that it is trained with."""
+        return replace(self.row.training(self.column.setups[budget].train), seed=seed)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A remedy for a name that is not known."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"

@@ -1,0 +1,238 @@
+"""Tables of the paper, run on made images at the smallest budget, and their claims."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mixerflow.cli import main
+from mixerflow.experiments import TABLES, Claim, outcome
+from mixerflow.experiments.outputs import markdown
+from mixerflow.experiments.results import collect, parameters
+
+
+@pytest.fixture
+def words(tmp_path, monkeypatch):
+    """The command on sixty made images."""
+    rng = np.random.default_rng(0)
+    brightness = rng.integers(0, 200, (60, 1, 1, 1))
+    pixels = (brightness + rng.integers(0, 40, (60, 8, 8, 3))).astype(np.uint8)
+    np.savez(tmp_path / "made.npz", train_images=pixels[:48], test_images=pixels[48:])
+    monkeypatch.chdir(tmp_path)
+    return ["reproduce", "table-10", "--budget", "tiny", "--data", "made.npz", "--threads", "1"]
+
+
+def results(path="results/table-10/tiny.json"):
+    with open(path) as file:
+        return json.load(file)
+
+
+def rows(path="results/table-10/tiny.json"):
+    return {row["row"]: row for row in results(path)["columns"][0]["rows"]}
+
+
+def test_a_claim_holds_fails_or_is_undecided():
+    worse = {0: 3.0, 1: 3.2, 2: 3.1}
+    held = outcome({0: 2.9, 1: 3.0, 2: 2.95}, worse)  # differences 0.1, 0.2, 0.15
+    assert held.difference == pytest.approx(0.15)
+    assert held.standard_error == pytest.approx(0.05 / 3**0.5)
+    assert (held.verdict, held.seeds) == ("holds", 3)
+    assert outcome(worse, {0: 2.9, 1: 3.0, 2: 2.95}).verdict == "fails"
+    assert outcome({0: 2.0, 1: 4.0, 2: 3.0}, worse).verdict == "undecided"  # 1, -0.8, 0.1
+    assert outcome({0: 2.0}, worse) == replace(
+        held, difference=1.0, standard_error=None, seeds=1, verdict="undecided"
+    )
+    assert outcome({7: 2.0}, worse).difference is None
+    # paired: seeds differ by far more than rows do, which the differences do not see
+    far = {0: 1.0, 1: 9.0}
+    assert outcome({0: 0.9, 1: 8.89}, far).verdict == "holds"
+
+
+def test_every_row_of_every_table_can_be_built_at_every_budget():
+    for table in TABLES.values():
+        names = [row.name for row in table.rows]
+        assert len(set(names)) == len(names)
+        for claim in table.claims:
+            assert isinstance(claim, Claim)
+            assert {claim.better, claim.worse} <= set(names)
+        for cell in table.cells:
+            for budget in ("tiny", "cpu", "gpu"):
+                assert parameters(cell.model(budget), cell.column.shape) > 0
+                steps = cell.column.setups[budget].train.steps
+                assert cell.train(budget, 3).steps == steps, "rows are compared at equal steps"
+            if cell.published.parameters is not None:
+                full = parameters(cell.model("gpu"), cell.column.shape)
+                assert full / 1e6 == pytest.approx(cell.published.parameters, rel=0.03)
+
+
+def test_the_whole_table(words, capsys):
+    assert main([*words, "--seeds", "2"]) == 0
+    found = rows()
+    assert set(found) == {"basic", "layers", "linear", "shift", "all"}
+    for row in found.values():
+        assert [run["seed"] for run in row["runs"]] == [0, 1]
+        figures = [run["bits_per_dim"] for run in row["runs"]]
+        assert row["bits_per_dim"] == pytest.approx(sum(figures) / 2)
+        assert row["standard_error"] == pytest.approx(abs(figures[0] - figures[1]) / 2)
+        for run in row["runs"]:
+            assert run["split"] == "test"
+            assert (run["images"], run["density"], run["steps"]) == (12, "exact", 6)
+            assert run["dequantization"] == "uniform"
+            assert run["machine"]["threads"] == 1
+            assert "torch" in run["versions"]
+            assert run["command"].startswith("mixerflow reproduce table-10")
+            assert [step for step, _ in run["curve"]] == [3, 6]
+    assert len({run["training_sha256"] for row in found.values() for run in row["runs"]}) == 2
+    assert found["layers"]["model"]["layers"] == 2 * found["basic"]["model"]["layers"]
+    for claim in results()["columns"][0]["claims"]:
+        pairs = zip(found[claim["worse"]]["runs"], found[claim["better"]]["runs"], strict=True)
+        differences = [w["bits_per_dim"] - b["bits_per_dim"] for w, b in pairs]
+        assert claim["seeds"] == 2
+        assert claim["difference"] == pytest.approx(sum(differences) / 2)
+    with open("results/table-10/tiny.md") as file:
+        said = file.read()
+    assert "| 60 layers | 3.52 |" in said
+    assert f"{found['all']['bits_per_dim']:.4f} ± {found['all']['standard_error']:.4f}" in said
+    assert "11.36M / 11.34M (+0.16 %)" in said
+    assert "6 steps of 8 images; base model: layers 2, hidden 8, patch 4" in said
+    assert "figures mean nothing" in said
+    with open("results/report.html") as file:
+        page = file.read()
+    assert page.count("<figure>") == 5
+    assert "src='http" not in page
+    assert "<script" not in page
+    assert "linear blocks help: <b class=" in page
+    stamps = [run["seconds"] for run in found["basic"]["runs"]]
+    assert main([*words, "--seeds", "2"]) == 0  # finished ones are not trained again
+    assert [run["seconds"] for run in rows()["basic"]["runs"]] == stamps
+    capsys.readouterr()
+    assert main(["reproduce", "report"]) == 0
+    assert capsys.readouterr().out == "results/report.html\n"
+
+
+def test_two_processes_share_a_table(words):
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mixerflow", *words, "--seeds", "1", "--rows", row],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for row in ("basic", "linear")
+    ]
+    assert [child.wait(120) for child in children] == [0, 0]
+    counts = {name: len(row["runs"]) for name, row in rows().items()}
+    assert counts == {"basic": 1, "layers": 0, "linear": 1, "shift": 0, "all": 0}
+    claim = results()["columns"][0]["claims"][1]
+    assert (claim["better"], claim["seeds"], claim["verdict"]) == ("linear", 1, "undecided")
+
+
+def test_an_interrupted_table_goes_on(words, monkeypatch):
+    """A signal in the second run: the first stays as it was, the second is gone on with."""
+    from mixerflow.training.session import Trainer
+
+    plain, steps = Trainer.advance, []
+
+    def advance(self):
+        steps.append(self.step)
+        if len(steps) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self)
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+    words = [*words, "--seeds", "1", "--rows", "basic,linear"]
+    assert main(words) == 130
+    first = rows()
+    assert len(first["basic"]["runs"]) == 1
+    assert first["linear"]["runs"] == []
+    assert results()["left_out"] == ["linear, seed 0: not finished"]
+    assert main(words) == 0
+    assert steps == [*range(6), *range(6)], "no step twice"
+    last = rows()
+    assert last["basic"] == first["basic"]
+    # and the figures are those of a run that was never stopped
+    assert main([*words, "--runs", "other", "--out", "others/table-10"]) == 0
+    whole = rows("others/table-10/tiny.json")["linear"]
+    assert whole["bits_per_dim"] == last["linear"]["bits_per_dim"]
+
+
+def test_runs_of_other_settings_are_refused_and_not_counted(words, capsys):
+    words = [*words, "--seeds", "1", "--rows", "basic"]
+    assert main(words) == 0
+    path = "runs/table-10/tiny/basic/seed-0/run.json"
+    with open(path) as file:
+        header = json.load(file)
+    del header["model"]["config"]["levels"]  # as if written before there was such a setting
+    with open(path, "w") as file:
+        json.dump(header, file)
+    assert main(words) == 0
+    header["train"]["lr"] = 0.5
+    with open(path, "w") as file:
+        json.dump(header, file)
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: another run is here: its train.lr is 0.5, not 0.005: ")
+    assert "--runs" in said
+    assert rows()["basic"]["runs"] == []
+    assert "train.lr" in results()["left_out"][0]
+
+
+def test_data_without_test_images_are_judged_by_those_held_out(words):
+    with np.load("made.npz") as made:
+        np.save("train.npy", made["train_images"])
+    words[words.index("made.npz")] = "train.npy"
+    assert main([*words, "--seeds", "1", "--rows", "basic"]) == 0
+    assert rows()["basic"]["runs"][0]["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["table-01"], 2, "did you mean table-10?"),
+        (["table-10", "--rows", "basic,liner"], 2, "did you mean linear?"),
+        (["table-10", "--seeds", "0"], 2, "--seeds"),
+        (["table-10", "--threads", "-1"], 2, "--threads"),
+        (["table-10", "--budget", "huge"], 2, "--budget"),
+        (["table-10", "--data", "/no/such/file"], 3, "/no/such/file"),
+        (["report"], 2, "no tables so far"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *arguments]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_the_list(capsys):
+    assert main(["reproduce", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in TABLES)
+
+
+def test_help_needs_no_plots():
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mixerflow", "reproduce", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "usage" in done.stdout
+    assert "matplotlib" not in done.stderr
+    assert time.monotonic() - begun < 60
+
+
+def test_an_empty_table_is_a_table(tmp_path):
+    said = markdown(collect(TABLES["table-10"], "cpu", tmp_path))
+    assert "| Basic | 3.81 |  | 0 | 10.71M |" in said
+    assert "undecided (seeds: 0)" in said
