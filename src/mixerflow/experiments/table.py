@@ -74,6 +74,9 @@ class Row:
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
     """What it trains otherwise; not the steps or the batch."""
+    full: Callable[[Config], Config] = _same
+    """What the paper's own model has besides, which would set rows of twins apart by more than what
+    the row is about."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ class Cell:
 
     def model(self, budget: Budget) -> Config:
         """The model's config."""
-        return self.row.change(self.column.setups[budget].model)
+        model = self.row.change(self.column.setups[budget].model)
+        return self.row.full(model) if budget == "gpu" else model
 
     def train(self, budget: Budget, seed: int) -> TrainConfig:
         """The settings that it is trained with."""
