@@ -20,7 +20,9 @@ from mixerflow.core import Flow
 from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits
+from mixerflow.models import from_spec, spec_of
 from mixerflow.processes import Processes, joined
+from mixerflow.settings import restore
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
@@ -265,8 +267,12 @@ def _begun(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | None:
     old = folder.read_config()
     if not Checkpoints(folder.path / "checkpoints").steps():
         return None
+    known = dict(old)  # a setting that is younger than the run stands at its default
+    known["train"] = dataclasses.asdict(restore(TrainConfig, old.get("train") or {}))
+    if old.get("model") is not None:
+        known["model"] = spec_of(*from_spec(old["model"]))
     for part in ("model", "train", "data"):
-        mine, theirs = _flat(header[part], part), _flat(old.get(part), part)
+        mine, theirs = _flat(header[part], part), _flat(known.get(part), part)
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
             if not free and mine.get(key) != theirs.get(key):
