@@ -178,6 +178,22 @@ def test_estimate_is_unbiased_and_so_is_its_gradient(training):
         assert score.square().mean() < 2
 
 
+def test_terms_that_come_rarely_weigh_more():
+    """``g(x) = 0.6 x`` of one number: the signs add no noise, the roulette alone does."""
+
+    class Scaled(nn.Module):
+        def forward(self, x, context=None):
+            return 0.6 * x
+
+    for stop in (0.3, 0.5):
+        transform = Residual(Scaled(), log_det="unbiased", eval_terms=1, stop=stop).eval()
+        x = seeded(1, 1).expand(20_000, 1)
+        got = transform(x, None, Noise(0, torch.arange(len(x))))[1]
+        error = (got.mean() - math.log(1.6)).abs()
+        assert error < 4 * got.std() * len(x) ** -0.5
+        assert 0.01 < got.std() < 0.5
+
+
 def test_many_exact_terms_leave_the_probe_alone_as_noise():
     """n = 1: signs are exact, so the estimate in eval is the series, exact but for its tail."""
     net, x = moved(mlp(1, coefficient=0.5)), seeded(9, 1)

@@ -18,7 +18,7 @@ from mixerflow.transforms.residual import (
 
 
 class Monotone(Transform):
-    """``z = 2 (I + G)^-1 (2 x) / 2 - x``: ``x = (u + G(u)) / 2, z = (u - G(u)) / 2`` for one u.
+    """``z = (I + G)^-1 (2 x) - x``: ``x = (u + G(u)) / 2, z = (u - G(u)) / 2`` for one u.
 
     A contraction G makes a monotone z(x), whose slopes lie between ``(1 - L) / (1 + L)`` and its
     inverse, where a residual map's lie between ``1 - L`` and ``1 + L``. ``u <- 2 x - G(u)`` finds
