@@ -1,4 +1,4 @@
-"""Base distributions against scipy, torch.distributions and quadrature; their draws, tails, life."""
+"""Base distributions against scipy, torch.distributions and quadrature; draws, tails, life."""
 
 import copy
 import math

@@ -12,7 +12,7 @@ from torch import nn
 import mixerflow
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.models.mixerflow import MixerFlowConfig, build
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import ResidualMLP, Velocity
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -21,6 +21,7 @@ from mixerflow.transforms import (
     Affine,
     Bands,
     Butterfly,
+    Continuous,
     Coupling,
     Dequantize,
     Dilated,
@@ -59,6 +60,24 @@ def coupling(n: int, *, bound=None, flip=False, norm="none", context=0, squash=T
 def image_coupling(channels: int, *, flip=False) -> Coupling:
     given, changed = halves(channels, flip=flip)
     return Coupling(0, ConvNet(given, 2 * changed), Affine(2.0), flip=flip)
+
+
+class ImageVelocity(nn.Module):
+    """A convolution that knows nothing of its divergence."""
+
+    def __init__(self, channels: int, context: int = 0) -> None:
+        super().__init__()
+        self.net = ConvNet(channels, channels)
+        self.told = nn.Linear(1 + context, channels)
+
+    def forward(self, t, x, context=None):
+        moment = x.new_full((len(x), 1), float(t))
+        told = moment if context is None else torch.cat([moment, context], 1)
+        return self.net(x) + self.told(told)[..., None, None]
+
+
+def continuous(n: int, *, context=0, **settings) -> Continuous:
+    return Continuous(Velocity(n, width=8, context=context), **settings)
 
 
 def mixerflow_layers(shape: Shape, **settings) -> Transform:
@@ -172,6 +191,23 @@ CASES = {
     "coupling, conditional": Case(lambda: coupling(5, context=3), (5,), context=(3,)),
     "coupling of images": Case(lambda: image_coupling(4), (4, 3, 3)),
     "coupling of images, odd": Case(lambda: image_coupling(3, flip=True), (3, 4, 2)),
+    "continuous": Case(lambda: continuous(6), (6,), "ode"),
+    "continuous of one": Case(lambda: continuous(1, steps=1), (1,), "ode"),
+    "continuous, lively": Case(lambda: continuous(5), (5,), "ode", size=1.5),
+    "continuous, conditional": Case(lambda: continuous(5, context=3), (5,), "ode", context=(3,)),
+    "continuous of images": Case(lambda: Continuous(ImageVelocity(2)), (2, 3, 2), "ode"),
+    "continuous of images, conditional": Case(
+        lambda: Continuous(ImageVelocity(1, 3)), (1, 2, 3), "ode", context=(3,)
+    ),
+    "continuous, estimate": Case(
+        lambda: continuous(4, trace="hutchinson"), (4,), "estimate"
+    ),
+    "continuous of images, estimate": Case(
+        lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "estimate"
+    ),
+    "continuous along the patches": Case(
+        lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"
+    ),
     "patches": Case(lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 4)),
     "patches, rectangular": Case(lambda: Patches((1, 4, 6), (2, 3)), (1, 4, 6)),
     "patches of signals": Case(lambda: Patches((2, 6), (3,)), (2, 6)),

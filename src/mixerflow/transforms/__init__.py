@@ -2,6 +2,7 @@
 
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.butterfly import Butterfly
+from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.laws import Affine, Law
@@ -18,6 +19,7 @@ __all__ = [
     "Affine",
     "Bands",
     "Butterfly",
+    "Continuous",
     "Coupling",
     "Dequantize",
     "Dilated",
