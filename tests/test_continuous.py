@@ -59,7 +59,7 @@ def rows(n: int = 4, batch: int = 5) -> torch.Tensor:
 def test_a_linear_equation_has_the_matrix_exponential(training):
     a, b = rows(5), rows(5, 1)[0]
     x = rows(5, 7)
-    flow = Continuous(LinearVelocity(a, b), tolerance=1e-11, train_tolerance=1e-11).train(training)
+    flow = Continuous(LinearVelocity(a, b), tolerance=1e-10, train_tolerance=1e-11).train(training)
     z, log_det = flow(x)
     # with t as one more coordinate of slope 1 the equation has no term of its own
     larger = torch.zeros(6, 6, dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_zuko_gives_the_same():
         lambda t, y: net(t, y), phi=net.parameters(), atol=1e-9, rtol=1e-9
     )
     wanted = theirs.call_and_ladj(x)
-    assert wanted[1].abs().min() > 0.01
+    assert wanted[1].abs().min() > 0.001
     for training in (False, True):
         flow = Continuous(net, train_tolerance=1e-9).train(training)
         for got, expected in zip(flow(x), wanted, strict=True):
@@ -145,14 +145,15 @@ def test_it_starts_as_the_identity():
 
 def test_the_reported_error_is_the_error():
     net, x = velocity(size=4.0), rows(batch=40)
-    fine = Continuous(net, tolerance=1e-12, most=12).eval()(x)
+    net.requires_grad_(False)
+    fine = Continuous(net, tolerance=1e-11, most=12).eval()(x)
     with pytest.warns(ConvergenceWarning, match=r"of 40 rows did not converge .* wanted 1e-09"):
         Continuous(net, tolerance=1e-9, steps=1, most=2).eval()(x)
     for tolerance in (1e-3, 1e-5, 1e-7):
         z, log_det = Continuous(net, tolerance=tolerance, steps=2).eval()(x)
         error = ((z - fine[0]).abs() / (1 + fine[0].abs())).amax(1)
         error = torch.maximum(error, (log_det - fine[1]).abs() / (1 + fine[1].abs()))
-        assert 1e-3 * tolerance < error.max() < 10 * tolerance
+        assert 1e-4 * tolerance < error.max() < 3 * tolerance
 
 
 def test_rows_take_the_steps_that_they_need():
@@ -253,8 +254,6 @@ def test_without_torchdiffeq_it_says_what_to_install(monkeypatch):
     ],
 )
 def test_what_does_not_fit_is_refused(make, named):
-    if "lambda t" in named:
-        return
     with pytest.raises(ValueError, match=named):
         make()
 
@@ -267,7 +266,7 @@ def test_training_takes_a_batch_of_none():
 @pytest.mark.slow
 def test_a_fitted_density_integrates_to_one():
     torch.manual_seed(0)
-    flow = Flow(Continuous(Velocity(2, width=32)), (2,))
+    flow = Flow(Continuous(Velocity(2, width=32), tolerance=1e-6, train_tolerance=1e-4), (2,))
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
 
     def draw(n: int) -> torch.Tensor:  # two arcs
@@ -276,12 +275,12 @@ def test_a_fitted_density_integrates_to_one():
         arcs = torch.stack([side * (angle.cos() - 0.5), side * (angle.sin() - 0.25)], 1)
         return 1.5 * arcs + 0.15 * torch.randn(n, 2)
 
-    for _ in range(150):
+    for _ in range(80):
         optimizer.zero_grad()
         (-flow.log_prob(draw(256)).mean()).backward()
         optimizer.step()
     flow = flow.double().eval()
-    axis = torch.linspace(-7, 7, 281, dtype=torch.float64)
+    axis = torch.linspace(-7, 7, 141, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         mass = flow.log_prob(grid).exp().sum().item() * (axis[1] - axis[0]).item() ** 2

@@ -199,11 +199,9 @@ CASES = {
     "continuous of images, conditional": Case(
         lambda: Continuous(ImageVelocity(1, 3)), (1, 2, 3), "ode", context=(3,)
     ),
-    "continuous, estimate": Case(
-        lambda: continuous(4, trace="hutchinson"), (4,), "estimate"
-    ),
+    "continuous, estimate": Case(lambda: continuous(4, trace="hutchinson"), (4,), "ode estimate"),
     "continuous of images, estimate": Case(
-        lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "estimate"
+        lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "ode estimate"
     ),
     "continuous along the patches": Case(
         lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"

@@ -37,7 +37,9 @@ class Velocity(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def _hidden(self, t: Tensor | float, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _hidden(
+        self, t: Tensor | float, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if x.dim() != 2 or x.shape[1] != self.enter.in_features:
             wanted = (self.enter.in_features,)
             raise ValueError(f"Velocity: reads events {wanted}; got {tuple(x.shape[1:])}")

@@ -15,10 +15,6 @@ Trace = Literal["exact", "hutchinson"]
 State = tuple[Tensor, Tensor]
 Motion = Callable[[Tensor | float, State], State]
 
-SHARPER = 15.0
-"""Halving the steps of a method of order 4 divides its error by 16: what is left is a 15th of the
-difference."""
-
 
 @runtime_checkable
 class Divergent(Protocol):
@@ -43,20 +39,21 @@ class Continuous(Transform):
 
     Everything else (evaluation, and the inverse) takes equal steps of the classical Runge-Kutta
     method of order 4, twice: the second time half as long. A row whose results differ too much goes
-    on to steps half as long again, until the error that the difference tells is within `tolerance`.
-    So a row's result depends on that row alone, and its error is known: rows that are not within
+    on to steps half as long again, until the difference is within `tolerance`. So a row's result
+    depends on that row alone. Where steps are short, its error is a 15th of the difference; the
+    difference itself is asked for because long steps can agree by chance; it is no bound. Rows that are not within
     tolerance after `most` halvings are reported.
 
     Args:
         net: ``net(t, x, context)`` gives the velocity, of x's shape, each row by itself. With a
-            method ``divergence`` (see `Divergent`) the exact trace is the net's own; else it takes a
-            backward pass for each of the event's numbers, all in one call.
+            method ``divergence`` (see `Divergent`) the exact trace is the net's own; else it takes
+            a backward pass for each of the event's numbers, all in one call.
         trace: "exact", or "hutchinson", an estimate ``e^T (df/dx) e`` of random signs e that stay
             the same through a solve; the density is then an estimate too. The inverse, which has no
             noise, is exact in any case.
         steps: the first number of steps.
-        tolerance: largest ``|error| / (1 + |value|)`` of a row's latents and log-det, by estimate;
-            None is 1e-5 in float32 and 1e-8 in float64.
+        tolerance: largest ``|difference| / (1 + |value|)`` of a row's latents and log-det; None is
+            1e-5 in float32 and 1e-8 in float64.
         most: halvings.
         train_tolerance: of the adaptive solver, absolute and relative; its norm is over the batch,
             so that rows depend on each other in training. None trains with equal steps, too, and
@@ -144,7 +141,7 @@ class Continuous(Transform):
             fine = _equal_steps(motion, start, t0, t1, number)
             with torch.no_grad():
                 moves = (_move(a, b) for a, b in zip(fine, coarse, strict=True))
-                error = torch.where(moving, torch.maximum(*moves) / SHARPER, error)
+                error = torch.where(moving, torch.maximum(*moves), error)
             state = (_choose(moving, fine[0], state[0]), _choose(moving, fine[1], state[1]))
             coarse = fine
         report(self, error, tolerance, "more halvings (most), or a smoother velocity")

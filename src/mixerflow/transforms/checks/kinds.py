@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 KindName = Literal[
-    "algebraic", "spline", "iterative", "estimate", "ode", "stochastic", "surjection"
+    "algebraic",
+    "spline",
+    "iterative",
+    "estimate",
+    "ode",
+    "ode estimate",
+    "stochastic",
+    "surjection",
 ]
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
@@ -54,6 +61,14 @@ KINDS: dict[KindName, Kind] = {
     ),
     # at a solver tolerance of 1e-8 in float64, 1e-5 in float32, with the exact trace
     "ode": Kind(1e-7, 1e-4, 1e-5, waived=_COMPILE | {"export"}),
+    # the estimate is a gradient inside of forward, which does not compile either
+    "ode estimate": Kind(
+        1e-7,
+        1e-4,
+        3.0,
+        waived=_JACOBIAN | _COMPILE | {"export"},
+        also=frozenset({"estimated log-det"}),
+    ),
     "stochastic": Kind(
         0.0,
         0.0,
