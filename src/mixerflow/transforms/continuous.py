@@ -41,8 +41,8 @@ class Continuous(Transform):
     method of order 4, twice: the second time half as long. A row whose results differ too much goes
     on to steps half as long again, until the difference is within `tolerance`. So a row's result
     depends on that row alone. Where steps are short, its error is a 15th of the difference; the
-    difference itself is asked for because long steps can agree by chance; it is no bound. Rows that are not within
-    tolerance after `most` halvings are reported.
+    difference itself is asked for because long steps can agree by chance; it is no bound. Rows that
+    are not within tolerance after `most` halvings are reported.
 
     Args:
         net: ``net(t, x, context)`` gives the velocity, of x's shape, each row by itself. With a
