@@ -26,6 +26,7 @@ from mixerflow.nets import (
     MaskedMLP,
     ResidualMLP,
     SinusoidalPositions,
+    Velocity,
     matern,
 )
 from mixerflow.transforms import (
@@ -38,6 +39,7 @@ from mixerflow.transforms import (
     Bands,
     BatchNorm,
     Butterfly,
+    Continuous,
     Coupling,
     Dequantize,
     Dilated,
@@ -149,6 +151,24 @@ def lawful(n: int, law: Law, *, flip=False, context=0) -> Coupling:
     given, changed = halves(n, flip=flip)
     net = ResidualMLP(given, law.params * changed, width=8, context=context)
     return Coupling(-1, net, law, flip=flip)
+
+
+class ImageVelocity(nn.Module):
+    """A convolution that knows nothing of its divergence."""
+
+    def __init__(self, channels: int, context: int = 0) -> None:
+        super().__init__()
+        self.net = ConvNet(channels, channels, width=6)
+        self.told = nn.Linear(1 + context, channels)
+
+    def forward(self, t, x, context=None):
+        moment = x.new_full((len(x), 1), float(t))
+        told = moment if context is None else torch.cat([moment, context], 1)
+        return self.net(x) + self.told(told)[..., None, None]
+
+
+def continuous(n: int, *, context=0, **settings) -> Continuous:
+    return Continuous(Velocity(n, width=8, context=context), **settings)
 
 
 def mixerflow_layers(shape: Shape, **settings) -> Transform:
@@ -441,6 +461,21 @@ CASES = {
         (1,),
         "implicit",
         size=2.0,
+    ),
+    "continuous": Case(lambda: continuous(6), (6,), "ode"),
+    "continuous of one": Case(lambda: continuous(1, steps=1), (1,), "ode"),
+    "continuous, lively": Case(lambda: continuous(5), (5,), "ode", size=1.5),
+    "continuous, conditional": Case(lambda: continuous(5, context=3), (5,), "ode", context=(3,)),
+    "continuous of images": Case(lambda: Continuous(ImageVelocity(2)), (2, 3, 2), "ode"),
+    "continuous of images, conditional": Case(
+        lambda: Continuous(ImageVelocity(1, 3)), (1, 2, 3), "ode", context=(3,)
+    ),
+    "continuous, estimate": Case(lambda: continuous(4, trace="hutchinson"), (4,), "ode estimate"),
+    "continuous of images, estimate": Case(
+        lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "ode estimate"
+    ),
+    "continuous along the patches": Case(
+        lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"
     ),
     "patches": Case(lambda: Patches((3, 4, 4), (2, 2)), (3, 4, 4)),
     "patches, rectangular": Case(lambda: Patches((1, 4, 6), (2, 3)), (1, 4, 6)),

@@ -91,6 +91,7 @@ OPTIONS: dict[str, dict] = {
     "residual": {"flow": "residual", "layers": 1},
     "densely residual": {"flow": "dense-residual", "layers": 1},
     "monotone": {"flow": "monotone", "layers": 1},
+    "continuous": {"flow": "continuous", "layers": 1, "flow_layers": 1},
     "batch-norm flows": {"actnorm": "batch"},
     "learned positions": {"positions": "learned"},
     "sinusoidal positions": {"positions": "sinusoidal", "actnorm": "activation", "flow": "maf"},
@@ -149,8 +150,9 @@ def test_images_of_all_shapes_go_there_and_back(name):
     z = torch.randn(3, *flow.latent_shape, dtype=torch.float64)
     y, back = Chain(*list(inner)[1:]).inverse(z)
     there, log_det = Chain(*list(inner)[1:])(y)
-    torch.testing.assert_close(there, z, rtol=0, atol=1e-10)
-    torch.testing.assert_close(log_det, -back, rtol=0, atol=1e-9)
+    tolerance = 1e-7 if "continuous" in name else 1e-10  # its solver's is 1e-8
+    torch.testing.assert_close(there, z, rtol=0, atol=tolerance)
+    torch.testing.assert_close(log_det, -back, rtol=0, atol=10 * tolerance)
     assert flow.sample(2).shape == (2, *shape)
 
 

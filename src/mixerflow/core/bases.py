@@ -74,7 +74,7 @@ class StudentT(Base):
         self.raw_dof = nn.Parameter(raw) if learned else None
 
     def dof(self) -> Float[Tensor, "1"]:
-        """Degrees of freedom in float64: of many, the density is a difference of large numbers."""
+        """Degrees of freedom ``(1,)`` in float64: of many, the peak is a small difference."""
         if self.raw_dof is None:
             return torch.tensor([self.fixed], dtype=torch.float64)
         return LEAST_DOF + self.raw_dof.double().exp()

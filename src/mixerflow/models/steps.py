@@ -20,6 +20,7 @@ from mixerflow.nets import (
     LipschitzMLP,
     Norm,
     ResidualMLP,
+    Velocity,
 )
 from mixerflow.transforms import (
     LU,
@@ -27,6 +28,7 @@ from mixerflow.transforms import (
     Affine,
     Autoregressive,
     Butterfly,
+    Continuous,
     Coupling,
     FlooredAffine,
     Gaussianize,
@@ -47,7 +49,14 @@ LinearName = Literal["LU", "RLU", "Woodbury", "Butterfly", "none"]
 LawName = Literal["affine", "floored", "spline", "logistic"]
 NetName = Literal["mlp", "kan", "kernel"]
 FlowName = Literal[
-    "coupling", "maf", "iaf", "residual", "dense-residual", "monotone", "gaussianization"
+    "coupling",
+    "maf",
+    "iaf",
+    "residual",
+    "dense-residual",
+    "monotone",
+    "continuous",
+    "gaussianization",
 ]
 
 
@@ -147,6 +156,12 @@ def monotone(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Trans
     return Monotone(LipschitzMLP(n, n, width=config.hidden, context=context))
 
 
+def continuous(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
+    """The end of an ordinary differential equation that starts at the vector."""
+    trace = "exact" if config.log_det == "exact" else "hutchinson"
+    return Continuous(Velocity(n, width=config.hidden, context=context), trace=trace)
+
+
 def gaussianization(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
     """Each entry's own mixture made normal, and a rotation; no entry reads another."""
     if context:
@@ -161,6 +176,7 @@ FLOWS: dict[str, Flow] = {
     "residual": residual,
     "dense-residual": dense_residual,
     "monotone": monotone,
+    "continuous": continuous,
     "gaussianization": gaussianization,
 }
 

@@ -17,6 +17,7 @@ from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 from mixerflow.nets.positions import LearnedPositions, SinusoidalPositions
+from mixerflow.nets.velocity import Velocity
 
 __all__ = [
     "KAN",
@@ -38,6 +39,7 @@ __all__ = [
     "Scale",
     "SinusoidalPositions",
     "SpectralLinear",
+    "Velocity",
     "matern",
     "norm_of",
     "spectral_bound",

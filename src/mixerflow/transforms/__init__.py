@@ -5,6 +5,7 @@ from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
+from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.gaussianize import Gaussianize
@@ -29,6 +30,7 @@ __all__ = [
     "Bands",
     "BatchNorm",
     "Butterfly",
+    "Continuous",
     "Coupling",
     "Dequantize",
     "Dilated",

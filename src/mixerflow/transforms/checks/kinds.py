@@ -13,6 +13,7 @@ KindName = Literal[
     "implicit",
     "estimate",
     "ode",
+    "ode estimate",
     "stochastic",
     "surjection",
 ]
@@ -66,6 +67,14 @@ KINDS: dict[KindName, Kind] = {
     ),
     # at a solver tolerance of 1e-8 in float64, 1e-5 in float32, with the exact trace
     "ode": Kind(1e-7, 1e-4, 1e-5, waived=_COMPILE | {"export"}),
+    # the estimate is a gradient inside of forward, which does not compile either
+    "ode estimate": Kind(
+        1e-7,
+        1e-4,
+        3.0,
+        waived=_JACOBIAN | _COMPILE | {"export"},
+        also=frozenset({"estimated log-det"}),
+    ),
     "stochastic": Kind(
         0.0,
         0.0,

@@ -1,0 +1,249 @@
+"""A continuous flow: rows move along an ordinary differential equation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core import Density, Noise, Transform, report
+from mixerflow.errors import ConfigError
+
+Trace = Literal["exact", "hutchinson"]
+State = tuple[Tensor, Tensor]
+Motion = Callable[[Tensor | float, State], State]
+
+
+@runtime_checkable
+class Divergent(Protocol):
+    """A velocity that knows the trace of its Jacobian, as `mixerflow.nets.Velocity` does."""
+
+    def divergence(
+        self, t: Tensor | float, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity ``(B, *event)`` and trace ``(B,)``."""
+        ...
+
+
+class Continuous(Transform):
+    """``dx/dt = f(t, x, context)`` from data at t = 0 to latents at t = 1.
+
+    ``log|det dz/dx|`` is the integral of ``tr(df/dx)`` along the way.
+
+    In training an adaptive solver (torchdiffeq's dopri5) takes the steps that the whole batch
+    needs; gradients are those of the very computation, by plain backpropagation. The adjoint method
+    would save memory that small nets on rows do not need, at the price of a second solve and of
+    gradients that carry its error; `mixerflow.core.memory` saves the memory, exactly.
+
+    Everything else (evaluation, and the inverse) takes equal steps of the classical Runge-Kutta
+    method of order 4, twice: the second time half as long. A row whose results differ too much goes
+    on to steps half as long again, until the difference is within `tolerance`. So a row's result
+    depends on that row alone. Where steps are short, its error is a 15th of the difference; the
+    difference itself is asked for because long steps can agree by chance; it is no bound. Rows that
+    are not within tolerance after `most` halvings are reported.
+
+    Args:
+        net: ``net(t, x, context)`` gives the velocity, of x's shape, each row by itself. With a
+            method ``divergence`` (see `Divergent`) the exact trace is the net's own; else it takes
+            a backward pass for each of the event's numbers, all in one call.
+        trace: "exact", or "hutchinson", an estimate ``e^T (df/dx) e`` of random signs e that stay
+            the same through a solve; the density is then an estimate too. The inverse, which has no
+            noise, is exact in any case.
+        steps: the first number of steps.
+        tolerance: largest ``|difference| / (1 + |value|)`` of a row's latents and log-det; None is
+            1e-5 in float32 and 1e-8 in float64.
+        most: halvings.
+        train_tolerance: of the adaptive solver, absolute and relative; its norm is over the batch,
+            so that rows depend on each other in training. None trains with equal steps, too, and
+            does without torchdiffeq.
+
+    Raises:
+        ConfigError: the extra ``ode`` is not installed; in training.
+
+    Warns:
+        ConvergenceWarning: rows that are not within tolerance.
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud: Neural ordinary differential equations (2018),
+        eq. 8. https://arxiv.org/abs/1806.07366
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud: FFJORD (2019), eq. 4 to 7.
+        https://arxiv.org/abs/1810.01367
+
+    Departs from the paper: gradients by backpropagation rather than the adjoint method, and equal
+    steps in evaluation, where theirs are the batch's.
+    """
+
+    invertible = False  # to tolerance, not to rounding
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        trace: Trace = "exact",
+        steps: int = 4,
+        tolerance: float | None = None,
+        most: int = 8,
+        train_tolerance: float | None = 1e-5,
+    ) -> None:
+        super().__init__()
+        if trace not in ("exact", "hutchinson"):
+            raise ValueError(f'Continuous: trace is "exact" or "hutchinson"; got {trace!r}')
+        if steps < 1 or most < 1:
+            raise ValueError(f"Continuous: steps={steps} and most={most} must be at least 1")
+        for value in (tolerance, train_tolerance):
+            if value is not None and not value > 0:
+                raise ValueError(f"Continuous: tolerances must be more than 0; got {value}")
+        self.net = net
+        self.trace: Trace = trace
+        self.steps, self.tolerance, self.most = steps, tolerance, most
+        self.train_tolerance = train_tolerance
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Exact to tolerance, or an estimate."""
+        return "exact" if self.trace == "exact" else "estimate"
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):
+            x, context = _wide(x), None if context is None else _wide(context)
+            signs = None
+            if self.trace == "hutchinson":
+                drawn = torch.rand_like(x) if noise is None else noise.uniform(x, self.stream)
+                signs = torch.where(drawn < 0.5, -1.0, 1.0).to(x.dtype)
+            motion = _motion(self.net, context, signs)
+            start = (x, x.new_zeros(len(x)))
+            if self.training and self.train_tolerance is not None and len(x):
+                return _adaptive(motion, start, self.train_tolerance)
+            return self._to_tolerance(motion, start, 0.0, 1.0)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        with torch.autocast(z.device.type, enabled=False):
+            z, context = _wide(z), None if context is None else _wide(context)
+            motion = _motion(self.net, context, None)
+            return self._to_tolerance(motion, (z, z.new_zeros(len(z))), 1.0, 0.0)
+
+    def _to_tolerance(self, motion: Motion, start: State, t0: float, t1: float) -> State:
+        """Equal steps, half as long each time, until each row is exact enough."""
+        tolerance = self.tolerance
+        if tolerance is None:
+            tolerance = 1e-8 if start[0].dtype == torch.float64 else 1e-5
+        number, error = self.steps, torch.full_like(start[1], torch.inf)
+        state = coarse = _equal_steps(motion, start, t0, t1, number)
+        for _ in range(self.most):
+            moving = ~(error <= tolerance)
+            if not moving.any():
+                break
+            number *= 2
+            fine = _equal_steps(motion, start, t0, t1, number)
+            with torch.no_grad():
+                moves = (_move(a, b) for a, b in zip(fine, coarse, strict=True))
+                error = torch.where(moving, torch.maximum(*moves), error)
+            state = (_choose(moving, fine[0], state[0]), _choose(moving, fine[1], state[1]))
+            coarse = fine
+        report(self, error, tolerance, "more halvings (most), or a smoother velocity")
+        return state
+
+    def extra_repr(self) -> str:
+        """Trace and first number of steps, in ``print(flow)``."""
+        return f"trace={self.trace}, steps={self.steps}"
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _move(new: Tensor, old: Tensor) -> Tensor:
+    """Of each row, its largest relative difference ``(B,)``."""
+    moves = (new - old).abs() / (1 + new.abs())
+    return moves if moves.dim() == 1 else moves.flatten(1).amax(1)
+
+
+def _choose(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
+
+
+def _motion(net: nn.Module, context: Tensor | None, signs: Tensor | None) -> Motion:
+    """How the pair of position and log-det moves."""
+
+    def motion(t: Tensor | float, state: State) -> State:
+        x = state[0]
+        if signs is None and isinstance(net, Divergent):
+            velocity, trace = net.divergence(t, x, context)
+            return _fitting(velocity, x), trace
+        return _trace(net, t, x, context, signs)
+
+    return motion
+
+
+def _fitting(velocity: Tensor, x: Tensor) -> Tensor:
+    if velocity.shape != x.shape:
+        raise ValueError(
+            f"Continuous: the net gives {tuple(velocity.shape[1:])} for events "
+            f"{tuple(x.shape[1:])}; a velocity has the events' shape"
+        )
+    return velocity
+
+
+def _trace(
+    net: nn.Module, t: Tensor | float, x: Tensor, context: Tensor | None, signs: Tensor | None
+) -> State:
+    """Velocity and trace of its Jacobian (or ``signs^T J signs``), by automatic differentiation."""
+    live = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if live and x.requires_grad else x.detach().requires_grad_()
+        velocity = _fitting(net(t, x, context), x)
+        if signs is None:
+            trace = _exact(velocity, x, live)
+        else:
+            (row,) = torch.autograd.grad(velocity, x, signs, create_graph=live)
+            trace = (row * signs).flatten(1).sum(1)
+    return (velocity, trace) if live else (velocity.detach(), trace.detach())
+
+
+def _exact(velocity: Tensor, x: Tensor, live: bool) -> Tensor:
+    """The trace by one backward pass for each of an event's numbers, all in one call."""
+    if not len(x):
+        return x.new_zeros(0)
+    size = x[0].numel()
+    one_each = torch.eye(size, dtype=x.dtype, device=x.device)
+    signals = one_each.view(size, 1, *x.shape[1:]).expand(-1, *x.shape)
+    (rows,) = torch.autograd.grad(velocity, x, signals, create_graph=live, is_grads_batched=True)
+    return rows.flatten(2).diagonal(dim1=0, dim2=2).sum(1)
+
+
+def _equal_steps(motion: Motion, state: State, t0: float, t1: float, number: int) -> State:
+    """The classical Runge-Kutta method of order 4."""
+    h = (t1 - t0) / number
+
+    def ahead(by: float, slope: State) -> State:
+        return state[0] + by * slope[0], state[1] + by * slope[1]
+
+    for k in range(number):
+        t = t0 + k * h
+        a = motion(t, state)
+        b = motion(t + h / 2, ahead(h / 2, a))
+        c = motion(t + h / 2, ahead(h / 2, b))
+        d = motion(t + h, ahead(h, c))
+        slope = tuple(p + 2 * (q + r) + s for p, q, r, s in zip(a, b, c, d, strict=True))
+        state = ahead(h / 6, cast(State, slope))
+    return state
+
+
+def _adaptive(motion: Motion, start: State, tolerance: float) -> State:
+    """Dormand and Prince's method, with steps that suit the whole batch."""
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise ConfigError(
+            "training a continuous flow needs torchdiffeq",
+            "Continuous",
+            "pip install 'mixerflow[ode]', or train_tolerance=None",
+        ) from None
+    times = torch.tensor([0.0, 1.0], dtype=start[0].dtype, device=start[0].device)
+    path = odeint(motion, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
+    z, log_det = cast(State, path)
+    return z[-1], log_det[-1]
