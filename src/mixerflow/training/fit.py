@@ -267,6 +267,8 @@ def _begun(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | None:
         return None
     for part in ("model", "train", "data"):
         mine, theirs = _flat(header[part], part), _flat(old.get(part), part)
+        if part == "train":  # settings that are younger than the run were at their defaults
+            theirs = _flat(dataclasses.asdict(TrainConfig()), part) | theirs
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
             if not free and mine.get(key) != theirs.get(key):
