@@ -29,6 +29,8 @@ class TrainConfig:
     """Parts in which a batch goes through the model, for less memory; gradients are added."""
     lr: float = 1e-3
     """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
+    layer_lr: float = 1.0
+    """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     warmup: int = 500
@@ -71,7 +73,7 @@ class TrainConfig:
         for name in ("steps", "epochs", "minutes"):
             value = getattr(self, name)
             _require(name, value, value is None or (value > 0 and math.isfinite(value)), "positive")
-        for name in ("lr", "clip"):
+        for name in ("lr", "layer_lr", "clip"):
             value = getattr(self, name)
             _require(name, value, value > 0 and math.isfinite(value), "positive")
         _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")

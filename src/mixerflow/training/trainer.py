@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mixerflow.core import Flow, Noise, refuse_sharded
+from mixerflow.core import Chain, Flow, Noise, refuse_sharded
 from mixerflow.processes import ALONE
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
@@ -66,9 +66,8 @@ class Trainer:
             shard(self.average.flow, self.processes)
         self._share_batch_norms()
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=config.lr, betas=config.betas, fused=True
-        )
+        groups, self.rates = _by_layer(flow, self.parameters, config.layer_lr)
+        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
@@ -81,8 +80,8 @@ class Trainer:
     def advance(self) -> Step:
         """Take one step; a batch whose loss or gradient is not finite changes no weight."""
         lr = self.config.lr_at(self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = lr * rate
         x, context = self.batches.at(self.step)
         before = self._generators()
         noise = self._noise()
@@ -211,3 +210,24 @@ class Trainer:
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and self.flow.device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda"], self.flow.device)
+
+
+def _by_layer(
+    flow: Flow, parameters: list[torch.nn.Parameter], last: float
+) -> tuple[list[dict[str, Any]], list[float]]:
+    """The optimiser's groups and what each multiplies the learning rate with.
+
+    Layer i of L, from 0, has ``last^(i / (L - 1))``; layers are the steps of the flow's chain that
+    train. What is in none of them has the first's rate, as parameters that layers share do.
+    """
+    if last == 1:
+        return [{"params": parameters}], [1.0]
+    steps = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
+    left = {id(p): p for p in parameters}
+    layers = [[p for p in step.parameters() if left.pop(id(p), None) is not None] for step in steps]
+    layers = [layer for layer in layers if layer]
+    rates = [last ** (i / max(1, len(layers) - 1)) for i in range(len(layers))]
+    rest = list(left.values())
+    if rest:
+        layers, rates = [*layers, rest], [*rates, 1.0]
+    return [{"params": layer} for layer in layers], rates

@@ -1,0 +1,91 @@
+"""How much of a model's patch grid shows in its images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerflow.core import Shape, as_tensor
+
+_BATCH = 1024
+"""Images that are held in float64 at a time."""
+
+
+@dataclass(frozen=True)
+class GridArtefacts:
+    """How much more neighbouring pixels differ across patch borders than inside patches.
+
+    Attributes:
+        ratio: of the mean squared differences; 1 where the grid does not show.
+        standard_error: of the ratio, over images; NaN for a single one.
+    """
+
+    ratio: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        """The ratio and its standard error."""
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
+        return f"{self.ratio:.3f}{error} across patch borders"
+
+
+def grid_artefacts(images: Tensor | np.ndarray, patch: int | Shape) -> GridArtefacts:
+    """Mean squared difference of neighbouring pixels across patch borders over that inside patches.
+
+    ``ratio = sum_i b_i / sum_i m_i``, for image i's means b_i across borders and m_i inside. Every
+    spatial axis that has both counts alike, so that images smoother along one axis than along
+    another have ratio 1 too. The standard error is the delta method's,
+    ``sqrt(sum_i (b_i - ratio m_i)^2 / (N (N - 1))) / mean m``, over independent images.
+
+    Args:
+        images: ``(N, C, *spatial)``, integers or floats.
+        patch: a patch's side, or its side on each spatial axis; the grid starts at pixel 0.
+
+    Raises:
+        ValueError: no image, a patch without an inside (1) or without a border (the whole image),
+            or images that are constant inside every patch.
+    """
+    x = as_tensor(images)
+    if x.dim() < 3 or len(x) == 0:
+        raise ValueError(f"grid_artefacts: takes images (N, C, *spatial), N > 0; got {(*x.shape,)}")
+    sides = (patch,) * (x.dim() - 2) if isinstance(patch, int) else tuple(patch)
+    if len(sides) != x.dim() - 2 or min(sides) < 1:
+        raise ValueError(
+            f"grid_artefacts: patch {sides} must be {x.dim() - 2} sides of at least 1, one for "
+            f"each spatial axis of images {(*x.shape[1:],)}"
+        )
+    axes = [a for a, (n, p) in enumerate(zip(x.shape[2:], sides, strict=True), 2) if 1 < p < n]
+    if not axes:
+        raise ValueError(
+            f"grid_artefacts: patches {sides} of images {(*x.shape[1:],)} have no inside or no "
+            "border to compare: use a side from 2 to less than the image's on some axis"
+        )
+    parts = [_means(part.double(), sides, axes) for part in x.split(_BATCH)]
+    across, inside = torch.cat(parts, 1)
+    mean = inside.mean()
+    if mean == 0:
+        raise ValueError(
+            "grid_artefacts: the images are constant inside every patch, which leaves nothing to "
+            "compare its borders with: look at other images, or name another patch"
+        )
+    ratio = across.mean() / mean
+    n = len(across)
+    rest = (across - ratio * inside).square().sum()
+    error = (rest / (n * (n - 1))).sqrt() / mean if n > 1 else torch.tensor(math.nan)
+    return GridArtefacts(ratio.item(), error.item())
+
+
+def _means(x: Tensor, sides: Shape, axes: list[int]) -> Tensor:
+    """Mean squared differences across borders and inside, summed over axes: ``(2, N)``."""
+    found = torch.zeros(2, len(x), dtype=x.dtype, device=x.device)
+    for axis in axes:
+        squares = x.diff(dim=axis).square()
+        by_place = squares.movedim(axis, 1).flatten(2).mean(2)  # (N, n - 1)
+        is_border = torch.arange(1, x.shape[axis], device=x.device) % sides[axis - 2] == 0
+        found[0] += by_place[:, is_border].mean(1)
+        found[1] += by_place[:, ~is_border].mean(1)
+    return found
