@@ -158,13 +158,16 @@ class ImageVelocity(nn.Module):
 
     def __init__(self, channels: int, context: int = 0) -> None:
         super().__init__()
-        self.net = ConvNet(channels, channels, width=6)
+        self.enter = nn.Conv2d(channels, 6, 3, padding=1)
+        self.leave = nn.Conv2d(6, channels, 1)
         self.told = nn.Linear(1 + context, channels)
 
     def forward(self, t, x, context=None):
+        if x.shape[1] != self.leave.out_channels:
+            raise ValueError(f"{self.leave.out_channels} channels; got events {tuple(x.shape[1:])}")
         moment = x.new_full((len(x), 1), float(t))
         told = moment if context is None else torch.cat([moment, context], 1)
-        return self.net(x) + self.told(told)[..., None, None]
+        return self.leave(self.enter(x).tanh()) + self.told(told)[..., None, None]
 
 
 def continuous(n: int, *, context=0, **settings) -> Continuous:
