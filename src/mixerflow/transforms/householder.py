@@ -27,10 +27,10 @@ class Householder(Transform):
         ValueError: fewer than one reflection.
 
     References:
-        Tomczak, Welling: Improving variational auto-encoders using Householder flow (2016), eq. 9.
+        Tomczak, Welling: Improving variational auto-encoders using Householder flow (2016).
         https://arxiv.org/abs/1611.09630
         Joffrain, Low, Quintana-Orti, van de Geijn, Van Zee: Accumulating Householder
-        transformations, revisited (2006), theorem 2. https://doi.org/10.1145/1141885.1141886
+        transformations, revisited (2006). https://doi.org/10.1145/1141885.1141886
     """
 
     affine = True

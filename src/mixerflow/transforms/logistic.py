@@ -31,7 +31,7 @@ class LogisticMixture:
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel: Flow++: improving flow-based generative models with
-        variational dequantization and architecture design (2019), section 3.2.
+        variational dequantization and architecture design (2019).
         https://arxiv.org/abs/1902.00275
 
     Departs from the paper:

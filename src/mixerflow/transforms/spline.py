@@ -34,7 +34,7 @@ class RationalQuadratic:
             that is not positive.
 
     References:
-        Durkan, Bekasov, Murray, Papamakarios: Neural Spline Flows (2019), eq. 4 to 8.
+        Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019).
         https://arxiv.org/abs/1906.04032
 
     Departs from the paper:
