@@ -163,7 +163,7 @@ class ImageVelocity(nn.Module):
         self.told = nn.Linear(1 + context, channels)
 
     def forward(self, t, x, context=None):
-        if x.shape[1] != self.leave.out_channels:
+        if x.dim() != 4 or x.shape[1] != self.leave.out_channels:
             raise ValueError(f"{self.leave.out_channels} channels; got events {tuple(x.shape[1:])}")
         moment = x.new_full((len(x), 1), float(t))
         told = moment if context is None else torch.cat([moment, context], 1)
