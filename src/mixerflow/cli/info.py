@@ -14,11 +14,11 @@ from torch import nn
 
 from mixerflow import kernels, recipes
 from mixerflow.cli.parse import parse, with_model
-from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
+from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Tail, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import Config, build, from_spec
 from mixerflow.training import RunFolder
-from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows
+from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows, Squeeze
 from mixerflow.transforms.rows import plan_of
 
 
@@ -143,14 +143,12 @@ def _describe(step: Transform, shape: Shape) -> str:
         box = " x ".join(f"{a}:{b}" for a, b in zip(step.start, ends, strict=True))
         inner = (*shape[: -len(step.size)], *step.size)
         return f"shift layer on {box}: {_describe(step.transform, inner)}"
-    if isinstance(step, Chain) and len(step) and isinstance(next(iter(step)), Patches):
-        cut, *mixings, _ = step
-        assert isinstance(cut, Patches)
-        flows = ", ".join(
-            f"{'channels' if i == 0 else 'patches'} {_count(mixing):,}"
-            for i, mixing in enumerate(mixings)
-        )
-        return f"mixer layer: {type(cut).__name__.lower()} {_times(cut.matrix)}; {flows}"
+    if isinstance(step, Tail):
+        return f"{_describe(step.transform, step.shape)}, on the last {_times(step.shape)}"
+    if isinstance(step, Chain) and len(step):
+        named = _chain(list(step))
+        if named:
+            return named
     if isinstance(step, Chain) and all(map(_autoregressive, step)):
         return "autoregressive layer" + (" with batch norm" if len(step) > 1 else "")
     if isinstance(step, Along) and isinstance(step.transform, LU):
@@ -159,6 +157,26 @@ def _describe(step: Transform, shape: Shape) -> str:
     if isinstance(step, Inverse):
         return f"inverse {type(step.transform).__name__}"
     return f"{type(step).__name__}({step.extra_repr()})"
+
+
+def _chain(steps: list[Transform]) -> str | None:
+    """A layer, Glow's steps or the way to the next scale."""
+    first = steps[0]
+    if isinstance(first, Patches):
+        back = next(i for i, step in enumerate(steps) if isinstance(step, Inverse))
+        names = ("channels", "patches", *("attention" for _ in steps))
+        parts = [f"{n} {_count(m):,}" for n, m in zip(names, steps[1:back], strict=False)]
+        parts += [_describe(step, first.shape) for step in steps[back + 1 :]]
+        return f"mixer layer: {type(first).__name__.lower()} {_times(first.matrix)}; " + ", ".join(
+            parts
+        )
+    if isinstance(first, Squeeze) and isinstance(steps[-1], Inverse):
+        return f"Glow steps on {_times(first.given)}: {_count(nn.ModuleList(steps)):,}"
+    if isinstance(first, Squeeze):
+        return f"half of {_times(first.given)} given the other half, which goes on"
+    if isinstance(first, Chain) and len(first):  # the same and flattened
+        return _chain(list(first))
+    return None
 
 
 def _autoregressive(step: Transform) -> bool:

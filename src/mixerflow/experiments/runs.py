@@ -15,14 +15,25 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Images, Splits, hold_out
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.evaluate import bits
+from mixerflow.evaluate import bits, draw_pixels, grid_artefacts
 from mixerflow.experiments.table import Budget, Cell
-from mixerflow.models import build, from_spec
+from mixerflow.models import MixerFlowConfig, build, from_spec
 from mixerflow.settings import restore
 from mixerflow.training import RunFolder, TrainConfig, load, train
 from mixerflow.training.disk import write_atomically, writing
 
-MEASURES: dict[str, Callable[[Flow, Cell], float]] = {}
+_DRAWN = 256
+
+
+def border_ratio(flow: Flow, cell: Cell) -> float:
+    """How much more neighbours differ across the borders of the base's patches in samples."""
+    pixels, _ = draw_pixels(flow, _DRAWN, seed=1)
+    base = cell.column.setups["gpu"].model
+    patch = base.patch_of(flow.shape) if isinstance(base, MixerFlowConfig) else 4
+    return grid_artefacts(pixels, patch).ratio
+
+
+MEASURES: dict[str, Callable[[Flow, Cell], float]] = {"border/inside": border_ratio}
 """What else is measured of every trained flow, and shown in a column of this name."""
 
 

@@ -8,91 +8,31 @@ as the ``-tiny`` recipes do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from mixerflow.errors import ConfigError
-from mixerflow.experiments.table import Budget, Claim, Column, Published, Row, Setup, Table, nearest
-from mixerflow.models import Config, MAFConfig, MixerFlowConfig
-from mixerflow.training import TrainConfig
-
-# The CPU budgets: every row of a table trains this many steps.
-TABLE_3_STEPS = 800
-TABLE_8_STEPS = 800
-TABLE_10_STEPS = 1500
-APPENDIX_D_STEPS = 500
-
-_CPU = TrainConfig(
-    batch=32,
-    lr=5e-3,
-    betas=(0.9, 0.99),
-    warmup=20,
-    ema=0.99,
-    initial=1000,
-    evaluate_images=500,
-    keep=1,
+from mixerflow.experiments.appendix import APPENDIX_D
+from mixerflow.experiments.base import (
+    BASIC,
+    BASIC_TWIN,
+    CIFAR10,
+    CIFAR10_SHAPE,
+    GPU_TIME,
+    MNIST,
+    MNIST_SHAPE,
+    PAPER,
+    PAPER_MNIST,
+    TABLE_3_STEPS,
+    TABLE_8_STEPS,
+    TABLE_10_STEPS,
+    TWIN,
+    TWIN_MNIST,
+    changed,
+    deeper,
+    setups,
+    whole,
 )
-_CPU_IMAGES, _CPU_TIME = 2000, "minutes"
-_TINY = replace(_CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
-_TINY_IMAGES, _TINY_TIME = 20, "seconds"
-_GPU_TIME = "days on one GPU"
-
-
-def _setups(
-    paper: Setup, twin: MixerFlowConfig, steps: int, cpu: TrainConfig = _CPU
-) -> dict[Budget, Setup]:
-    """The three budgets of a column."""
-    tiny = replace(twin, layers=2, hidden=8, flow_layers=2)
-    return {
-        "tiny": Setup(tiny, _TINY, _TINY_IMAGES, _TINY_TIME),
-        "cpu": Setup(twin, replace(cpu, steps=steps), _CPU_IMAGES, _CPU_TIME),
-        "gpu": paper,
-    }
-
-
-_CIFAR10 = TrainConfig(steps=400_000, batch=512, lr=1e-3)
-_MNIST = TrainConfig(steps=50_000, batch=512, lr=5e-4)
-_MNIST_SHAPE, _CIFAR10_SHAPE = (1, 28, 28), (3, 32, 32)
-
-_PAPER = MixerFlowConfig()
-_TWIN = MixerFlowConfig(layers=4, hidden=64, shift_every=2, scale_bound=2.0)
-_BASIC = replace(_PAPER, linear="none", shift=0)
-_BASIC_TWIN = replace(_TWIN, linear="none", shift=0)
-_PAPER_MNIST = MixerFlowConfig(hidden=64, shift=0, linear="RLU")
-_TWIN_MNIST = replace(_TWIN, shift=0, linear="RLU")
-
-
-def changed(**settings: object) -> Callable[[Config], Config]:
-    """The base with some settings changed."""
-    return lambda model: replace(model, **settings)  # pyright: ignore[reportArgumentType]
-
-
-def deeper(model: Config) -> Config:
-    """With twice the layers."""
-    return replace(model, layers=2 * model.layers)
-
-
-def shifted_twice_as_often(model: Config) -> Config:
-    """With a shift layer where there was none between two."""
-    assert isinstance(model, MixerFlowConfig)
-    return replace(model, shift_every=model.shift_every // 2)
-
-
-def whole(layers: int) -> Callable[[Config], Config]:
-    """MAF over whole images, with nets eight times as wide as the mixer's."""
-
-    def change(model: Config) -> Config:
-        photographs = isinstance(model, MixerFlowConfig) and model.linear != "RLU"
-        return MAFConfig(
-            layers=layers,
-            hidden=min(1024, 8 * model.hidden),
-            batch_norm=layers > 1,
-            order="random" if photographs else "sequential",
-            alpha=0.05 if photographs else 1e-6,
-        )
-
-    return change
-
+from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table, nearest
 
 TABLE_3 = Table(
     "table-3",
@@ -103,20 +43,20 @@ TABLE_3 = Table(
         Column(
             "mnist",
             "mnist",
-            _MNIST_SHAPE,
-            _setups(
-                Setup(_PAPER_MNIST, replace(_MNIST, steps=400_000), 0, _GPU_TIME),
-                _TWIN_MNIST,
+            MNIST_SHAPE,
+            setups(
+                Setup(PAPER_MNIST, replace(MNIST, steps=400_000), 0, GPU_TIME),
+                TWIN_MNIST,
                 TABLE_3_STEPS,
             ),
         ),
         Column(
             "cifar10",
             "cifar10",
-            _CIFAR10_SHAPE,
-            _setups(
-                Setup(_PAPER, replace(_CIFAR10, lr=5e-4), 0, _GPU_TIME),
-                replace(_TWIN, shift=1),
+            CIFAR10_SHAPE,
+            setups(
+                Setup(PAPER, replace(CIFAR10, lr=5e-4), 0, GPU_TIME),
+                replace(TWIN, shift=1),
                 TABLE_3_STEPS,
             ),
         ),
@@ -160,9 +100,9 @@ TABLE_8 = Table(
             "mnist",
             "mnist",
             (1, 28, 28),
-            _setups(
-                Setup(_PAPER_MNIST, _MNIST, 0, _GPU_TIME),
-                _TWIN_MNIST,
+            setups(
+                Setup(PAPER_MNIST, MNIST, 0, GPU_TIME),
+                TWIN_MNIST,
                 TABLE_8_STEPS,
             ),
         ),
@@ -204,7 +144,7 @@ TABLE_10 = Table(
             "cifar10",
             "cifar10",
             (3, 32, 32),
-            _setups(Setup(_BASIC, _CIFAR10, 0, _GPU_TIME), _BASIC_TWIN, TABLE_10_STEPS),
+            setups(Setup(BASIC, CIFAR10, 0, GPU_TIME), BASIC_TWIN, TABLE_10_STEPS),
         ),
     ),
     rows=(
@@ -241,69 +181,6 @@ TABLE_10 = Table(
         Claim("linear", "shift", "linear blocks help more than shift layers"),
         Claim("all", "linear", "shift layers help beside linear blocks"),
         Claim("all", "shift", "linear blocks help beside shift layers"),
-    ),
-)
-
-_D_BASE = replace(_TWIN, shift=1, shift_every=4, scale_bound=None)
-
-APPENDIX_D = Table(
-    "appendix-d",
-    "Appendix D and section 7: things that did not help, and things hoped for",
-    "Negative log-likelihood in bits per dimension on CIFAR-10; the paper gives no figures for "
-    "these. In the twin one layer of four is a shift layer, two in the row that shifts more often.",
-    columns=(
-        Column(
-            "cifar10",
-            "cifar10",
-            _CIFAR10_SHAPE,
-            _setups(Setup(_PAPER, _CIFAR10, 0, _GPU_TIME), _D_BASE, APPENDIX_D_STEPS),
-        ),
-    ),
-    rows=(
-        Row("base", "MixerFlow", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
-        Row("no-shift", "No shift layers", changed(shift=0)),
-        Row("larger-shift", "Larger shifts, 2 pixels", changed(shift=2)),
-        Row("frequent-shift", "Shift layers twice as often", shifted_twice_as_often),
-        Row("stripes", "Stripes", changed(cut="stripes")),
-        Row("bands", "Bands", changed(cut="bands")),
-        Row("dilated", "Dilated patches", changed(cut="dilated")),
-        Row("growing-patches", "Patches of 2, then 4 pixels", changed(patches=(2, 4))),
-        Row("shrinking-patches", "Patches of 4, then 2 pixels", changed(patches=(4, 2))),
-        Row("squeeze", "Squeezed first", changed(squeeze=2)),
-        Row("floored", "Scales bounded away from 0", changed(law="floored")),
-        Row("cauchy", "Cauchy base", changed(base="cauchy")),
-        Row("student", "Student-t base", changed(base="student-t")),
-        Row("mixture", "Gaussian-mixture base", changed(base="mixture")),
-        Row("slab", "Spike-and-slab base", changed(base="spike-and-slab")),
-        Row("learned-positions", "Learned positions", changed(positions="learned")),
-        Row("sinusoidal-positions", "Sinusoidal positions", changed(positions="sinusoidal")),
-        Row("scales", "Two scales", changed(scales=2)),
-        Row("glow", "Glow's steps first", changed(glow=1)),
-        Row("convolution", "Convolutional couplings in each layer", changed(extra="convolution")),
-        Row("attention", "Attention between patches in each layer", changed(extra="attention")),
-    ),
-    claims=(
-        Claim("larger-shift", "no-shift", "larger shifts are better than none"),
-        Claim("frequent-shift", "no-shift", "more frequent shifts are better than none"),
-        Claim("base", "larger-shift", "larger shifts do not help beyond 1 pixel"),
-        Claim("base", "frequent-shift", "more frequent shifts do not help"),
-        Claim("base", "stripes", "stripes do not help"),
-        Claim("base", "bands", "bands do not help"),
-        Claim("base", "dilated", "dilated patches do not help"),
-        Claim("base", "growing-patches", "patches that grow with depth do not help"),
-        Claim("base", "shrinking-patches", "patches that shrink with depth do not help"),
-        Claim("base", "squeeze", "squeezing does not help"),
-        Claim("base", "floored", "scales bounded away from 0 do not help"),
-        Claim("base", "cauchy", "a Cauchy base does not help"),
-        Claim("base", "student", "fat-tailed bases do not help (here Student's)"),
-        Claim("base", "mixture", "a Gaussian mixture does not help"),
-        Claim("base", "slab", "a spike-and-slab base does not help"),
-        Claim("base", "learned-positions", "learned positions do not help"),
-        Claim("base", "sinusoidal-positions", "sinusoidal positions do not help"),
-        Claim("scales", "base", "several scales might help (section 7)"),
-        Claim("glow", "base", "Glow-like layers first might help (section 7)"),
-        Claim("convolution", "base", "convolutional layers might help (section 7)"),
-        Claim("attention", "base", "attention might help (section 7)"),
     ),
 )
 
