@@ -68,7 +68,9 @@ def test_every_row_of_every_table_can_be_built_at_every_budget():
                 assert cell.train(budget, 3).steps == steps, "rows are compared at equal steps"
             if cell.published.parameters is not None:
                 full = parameters(cell.model("gpu"), cell.column.shape)
-                assert full / 1e6 == pytest.approx(cell.published.parameters, rel=0.03)
+                # how the paper counts its KAN cannot be told from its text
+                tolerance = 0.06 if cell.row.name == "kan" else 0.025
+                assert full / 1e6 == pytest.approx(cell.published.parameters, rel=tolerance)
 
 
 def test_the_whole_table(words, capsys):
