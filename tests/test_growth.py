@@ -211,6 +211,25 @@ def test_resumed_across_a_growth_is_bit_identical(tmp_path, monkeypatch, model, 
 
 
 @BOTH
+def test_a_finished_run_taken_up_again_has_the_same_figure(tmp_path, model):
+    config = settings(grow=3)
+    first = train(flow_of(model), images(), out=tmp_path, config=config, quiet=True)
+    again = train(flow_of(model), images(), out=tmp_path, config=config, quiet=True)
+    assert again.step == first.step == 12
+    assert again.validation.bits_per_dim == first.validation.bits_per_dim
+
+
+def test_sampling_passes_the_sleeping_over(monkeypatch):
+    flow = growing().flow
+    for layer in layers_of(flow)[2:]:
+        monkeypatch.setattr(layer, "inverse", None)
+    assert flow.sample(3).shape == (3, *flow.shape)
+    wake(flow)
+    with pytest.raises(TypeError):
+        flow.sample(3)
+
+
+@BOTH
 def test_a_checkpoint_in_between_loads_as_the_averaged_flow(tmp_path, monkeypatch, model):
     flow = flow_of(model)
     with monkeypatch.context() as patch:
@@ -280,6 +299,20 @@ def refused(model, match, **changes):
 )
 def test_layers_that_do_not_start_as_the_identity_are_refused(changes):
     refused(dataclasses.replace(GROWN, **changes), r"layer 3 of 5 is not the identity")
+
+
+class Dishonest(ActNorm):
+    """The identity, by whose account volumes change."""
+
+    def forward(self, x, context=None, noise=None):
+        return x, super().forward(x)[1] + 1e-3
+
+
+def test_the_log_det_is_looked_at_too():
+    steps = [ActNorm((1, 4, 4)), ActNorm((1, 4, 4)), Dishonest((1, 4, 4))]
+    check(Flow(Chain(*steps[:2]), (1, 4, 4)), 2, pixels()[:2])
+    with pytest.raises(ConfigError, match="layer 3 of 3"):
+        check(Flow(Chain(*steps), (1, 4, 4)), 3, pixels()[:2])
 
 
 @pytest.mark.parametrize(
