@@ -15,6 +15,8 @@ from mixerflow.core.transform import Density, Shape, Transform, constant, expect
 class Chain(Transform):
     """Transforms one after another: ``z = t_n(... t_1(x))``, log-dets added.
 
+    Dormant ones, which are the identity, are passed over.
+
     Args:
         transforms: first the one nearest the data. None gives the identity.
     """
@@ -42,19 +44,23 @@ class Chain(Transform):
     def __len__(self) -> int:
         return len(self.steps)
 
+    def awake(self) -> list[Transform]:
+        """The steps that are not dormant."""
+        return [step for step in self if not step.dormant]
+
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         log_det = constant(0.0, x)
-        for step in self.steps:
+        for step in self.awake():
             x, step_log_det = step(x, context, noise)
             log_det = log_det + step_log_det
         return x, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         log_det = constant(0.0, z)
-        for step in reversed(self.steps):
-            z, step_log_det = step.inverse(z, context)  # pyright: ignore[reportCallIssue]
+        for step in reversed(self.awake()):
+            z, step_log_det = step.inverse(z, context)
             log_det = log_det + step_log_det
         return z, log_det
 
@@ -65,17 +71,17 @@ class Chain(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
-        for step in self:
+        for step in self.awake():
             x = step.initialize(x, context)
         return x
 
     def folded(self) -> Transform:
         """Plain chains inside unrolled, steps folded, neighbours merged where one can."""
-        left, steps = list(self)[::-1], []
+        left, steps = self.awake()[::-1], []
         while left:
             step = left.pop()
             if type(step) is Chain:
-                left.extend(list(step)[::-1])
+                left.extend(step.awake()[::-1])
                 continue
             step = step.folded()
             one = _merged(steps[-1], step) if steps else None

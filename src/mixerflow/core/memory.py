@@ -112,7 +112,7 @@ def refuse_sharded(module: nn.Module, memory: Memory) -> None:
 def _stepwise(
     transform: Transform, x: Tensor, context: Tensor | None, noise: Noise | None, memory: Memory
 ) -> tuple[Tensor, Tensor]:
-    steps = list(transform) if isinstance(transform, Chain) else [transform]
+    steps = transform.awake() if isinstance(transform, Chain) else [transform]
     log_det = constant(0.0, x)
     handed = _Handed()
     first: int | None = None

@@ -84,13 +84,15 @@ class Transform(nn.Module):
     stochastic one draws its own noise. ``invertible`` says whether `inverse` gives the input back
     to rounding, in training mode too; training may then forget it, see `mixerflow.core.memory`.
     ``affine`` says that z is a fixed affine map of x and has its shape: a dense map next to it can
-    take it in, see `fused`.
+    take it in, see `fused`. ``dormant`` says that this is the identity for now, and that a `Chain`
+    may pass it over; training by stages sets it.
     """
 
     density: Density = "exact"
     stream: int = 0
     invertible: bool = True
     affine: bool = False
+    dormant: bool = False
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None

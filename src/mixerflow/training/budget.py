@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import statistics
 import time
@@ -40,7 +41,8 @@ def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Imag
     if config.minutes is None:
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
     budget = 60 * config.minutes
-    trainer = Trainer(copy.deepcopy(flow), batches, config, steps=10**6)
+    whole = dataclasses.replace(config, grow=0)  # full depth: a growing flow takes less
+    trainer = Trainer(copy.deepcopy(flow), batches, whole, steps=10**6)
     processes = batches.processes
 
     def now() -> float:

@@ -31,6 +31,9 @@ class TrainConfig:
     """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
+    grow: int = 0
+    """Stages, equally long, in which the flow grows to its depth: the later layers stand as the
+    identity until theirs begins; 0 for all layers from the start."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     warmup: int = 500
@@ -67,7 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "initial", "keep", "give_up_after"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup", "evaluate_every", "save_every", "evaluate_images", "seed"):
+        for name in ("grow", "warmup", "evaluate_every", "save_every", "evaluate_images", "seed"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("seed", self.seed, self.seed < 2**63, "less than 2^63")
         for name in ("steps", "epochs", "minutes"):

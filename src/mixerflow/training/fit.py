@@ -28,6 +28,7 @@ from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
+from mixerflow.training.growth import Growth, check, wake
 from mixerflow.training.session import Session
 from mixerflow.training.trainer import Trainer
 
@@ -107,6 +108,7 @@ def train(
     with joined() as processes, ExitStack() as held:
         folder = RunFolder(Path(out)) if out is not None and processes.main else None
         held.enter_context(_own_generators(flow, config.seed))
+        held.callback(wake, flow)
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
         return _run(
             flow, given, validation, folder, config, from_step, about or {}, quiet, processes
@@ -159,8 +161,13 @@ def _run(
     )
     header = _header(flow, images, validation, config, about, processes)
     old = processes.from_main(processes.on_main(lambda: folder and _begun(folder, header)))
+    growth = Growth(flow, config.grow, processes)
     if old is None and not flow.initialized:
+        growth.at(0, 1)  # what sleeps stays the identity
         flow.initialize(*batches.first(config.initial))
+        wake(flow)
+    if old is None and config.grow > 1:
+        check(flow, config.grow, *batches.first(2))
     with _own_generators(flow, config.seed):
         steps = old["steps"] if old else steps_of(config, flow, batches, validation)
         steps = processes.from_main(steps)

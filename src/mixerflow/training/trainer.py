@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from mixerflow.core import Chain, Flow, Noise, refuse_sharded
+from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
 from mixerflow.training.config import TrainConfig
+from mixerflow.training.growth import Growth
 from mixerflow.training.nonfinite import first_part
 from mixerflow.training.parallel import (
     load_flow,
@@ -50,6 +52,9 @@ class Trainer:
         batches: of training images, shared between the processes that train.
         config: settings.
         steps: the whole run's number of steps.
+
+    Raises:
+        ConfigError: settings that the flow, the processes or the steps do not allow.
     """
 
     def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
@@ -58,6 +63,11 @@ class Trainer:
         self.processes = batches.processes
         self.processes.align(itertools.chain(flow.parameters(), flow.buffers()))
         self.average = Average(flow, config.ema)
+        copies = (flow, self.average.flow)
+        self.growths = [Growth(each, config.grow, self.processes) for each in copies]
+        if config.grow > steps:
+            what = f"{config.grow} stages in {steps} steps"
+            raise ConfigError(what, "--train.grow", "use fewer, or train longer")
         self.module = parallel(flow, self.processes, config.parallel)
         if config.memory != "store":
             refuse_sharded(flow, config.memory)
@@ -71,6 +81,7 @@ class Trainer:
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
+        self._grow()
 
     @property
     def is_likelihood(self) -> bool:
@@ -79,6 +90,7 @@ class Trainer:
 
     def advance(self) -> Step:
         """Take one step; a batch whose loss or gradient is not finite changes no weight."""
+        self._grow()
         lr = self.config.lr_at(self.step, self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * rate
@@ -102,6 +114,11 @@ class Trainer:
             bad_part = self._diagnose(x, context, noise, before)
         self.step += 1
         return Step(figures[0], figures[1], lr, bad_part)
+
+    def _grow(self) -> None:
+        """Wake the layers that are due, in the flow and its average."""
+        for growth in self.growths:
+            growth.at(self.step, self.steps)
 
     def _noise(self) -> Noise | None:
         """This step's noise: of several processes, the same for any number of them."""
@@ -199,6 +216,7 @@ class Trainer:
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row = state["bad_in_a_row"]
         self._restore_generators(state["generators"])
+        self._grow()
 
     def _generators(self) -> dict[str, Any]:
         states: dict[str, Any] = {"cpu": torch.get_rng_state()}
@@ -218,7 +236,8 @@ def _by_layer(
     """The optimiser's groups and what each multiplies the learning rate with.
 
     Layer i of L, from 0, has ``last^(i / (L - 1))``; layers are the steps of the flow's chain that
-    train. What is in none of them has the first's rate, as parameters that layers share do.
+    train. What is in none of them has the first's rate; parameters that layers share have that of
+    the first that holds them.
     """
     if last == 1:
         return [{"params": parameters}], [1.0]
