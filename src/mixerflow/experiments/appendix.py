@@ -16,8 +16,18 @@ from mixerflow.experiments.base import (
     shifted_twice_as_often,
 )
 from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table
+from mixerflow.training import TrainConfig
 
 _D_BASE = replace(TWIN, shift=1, shift_every=4, scale_bound=None)
+
+
+def _falling(train: TrainConfig) -> TrainConfig:
+    return replace(train, layer_lr=0.5)
+
+
+def _rising(train: TrainConfig) -> TrainConfig:
+    return replace(train, layer_lr=2.0)
+
 
 APPENDIX_D = Table(
     "appendix-d",
@@ -43,6 +53,9 @@ APPENDIX_D = Table(
         Row("growing-patches", "Patches of 2, then 4 pixels", changed(patches=(2, 4))),
         Row("shrinking-patches", "Patches of 4, then 2 pixels", changed(patches=(4, 2))),
         Row("squeeze", "Squeezed first", changed(squeeze=2)),
+        Row("grown", "Depth grown in two stages", training=lambda t: replace(t, grow=2)),
+        Row("falling-rates", "The last layer at half the rate", training=_falling),
+        Row("rising-rates", "The last layer at twice the rate", training=_rising),
         Row("floored", "Scales bounded away from 0", changed(law="floored")),
         Row("cauchy", "Cauchy base", changed(base="cauchy")),
         Row("student", "Student-t base", changed(base="student-t")),
@@ -66,6 +79,9 @@ APPENDIX_D = Table(
         Claim("base", "growing-patches", "patches that grow with depth do not help"),
         Claim("base", "shrinking-patches", "patches that shrink with depth do not help"),
         Claim("base", "squeeze", "squeezing does not help"),
+        Claim("base", "grown", "growing depth does not help"),
+        Claim("base", "falling-rates", "learning rates by layer do not help (falling)"),
+        Claim("base", "rising-rates", "learning rates by layer do not help (rising)"),
         Claim("base", "floored", "scales bounded away from 0 do not help"),
         Claim("base", "cauchy", "a Cauchy base does not help"),
         Claim("base", "student", "fat-tailed bases do not help (here Student's)"),
