@@ -124,6 +124,10 @@ TABLE_8 = Table(
             {"mnist": Published(1.56, 3.83)},
             full=changed(norm="none"),
         ),
+        # batch norm in all twins or in none: the paper's splines and MAF seem to have had none
+        Row("mlp-plain", "MLP-coupling, no batch norm", changed(norm="none")),
+        Row("kan-plain", "KAN-coupling, no batch norm", changed(net="kan", norm="none")),
+        Row("maf-plain", "MAF-based, no batch norm", changed(flow="maf", norm="none")),
     ),
     claims=(
         Claim("kan", "mlp", "KANs improve on MLPs"),
@@ -132,6 +136,9 @@ TABLE_8 = Table(
         Claim("spline", "kan", "splines are better than KANs"),
         Claim("spline", "maf", "splines are better than MAF"),
         Claim("kan", "maf", "KANs are better than MAF"),
+        Claim("kan", "maf-plain", "the same where MAF has no batch norm"),
+        Claim("kan-plain", "mlp-plain", "KANs improve on MLPs, both without batch norm"),
+        Claim("maf-plain", "mlp", "MAF without batch norm improves on couplings with it"),
     ),
 )
 
