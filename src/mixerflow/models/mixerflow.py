@@ -21,6 +21,9 @@ the first three, within 0.5 %):
     - a shift layer is a mixer layer with weights of its own;
     - pixels come as ``2 x / levels - 1``.
 
+What follows each linear map, and what may stand beside the mixing, is a setting (sections 5.3, 5.6
+and 7, appendix D); `mixerflow.models.steps` and `mixerflow.models.extras` are the menus.
+
 Departs from the paper:
     - conditioners read ``sign(x) log(1 + |x|)`` of their half, and ActNorm's start never amplifies:
       without either, data whose pixels are almost always 0 reach NaN, see `docs/stability.md`.

@@ -94,7 +94,7 @@ LAWS: dict[str, Callable[[MixerFlowConfig], Law]] = {
 NETS: dict[str, RowNet] = {"mlp": ResidualMLP, "kan": KAN, "kernel": KernelMachine}
 
 
-Flow = Callable[["MixerFlowConfig", int, bool, int], Transform | None]
+RowFlow = Callable[["MixerFlowConfig", int, bool, int], Transform | None]
 """Config, length of the vectors, whether to flip, length of the context; None for no flow."""
 
 
@@ -169,7 +169,7 @@ def gaussianization(config: MixerFlowConfig, n: int, flip: bool, context: int) -
     return Chain(Gaussianize(n, max(2, config.components)), Householder(n))
 
 
-FLOWS: dict[str, Flow] = {
+FLOWS: dict[str, RowFlow] = {
     "coupling": coupling,
     "maf": autoregressive,
     "iaf": inverse_autoregressive,
