@@ -81,6 +81,11 @@ def test_help_of_each_command(command):
         (["train", "mixerflow-tiny", "--model.layers", "x"], 2, "--model.layers"),
         (["train", "mixerflow-tiny", "--train.lr", "-1"], 2, "--train.lr"),
         (
+            ["train", "mixerflow-tiny", "--model.flow", "mfa"],
+            2,
+            "error: 'mfa' does not fit --model.flow, which is one of coupling, maf,",
+        ),
+        (
             ["train", "mixerflow-tiny", "--model.patch", "5", "--steps", "1"],
             2,
             "1, 2, 4, 7, 14, 28",

@@ -98,6 +98,7 @@ OPTIONS: dict[str, dict] = {
     "convolutions": {"extra": "convolution"},
     "dense block": {"extra": "dense", "law": "spline"},
     "attention": {"extra": "attention"},
+    "attention of an odd width": {"extra": "attention", "hidden": 5},
     "invertible attention": {"extra": "invertible-attention"},
     "Glow first": {"glow": 2},
     "squeezed": {"squeeze": 2},

@@ -77,6 +77,10 @@ def _plain(boxed: str) -> str:
     """Tyro's boxed message as words in a row: of a wrong value, its flag and what was given."""
     lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
     words = " ".join(line for line in lines if line and "help" not in line)
+    choice = re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?\((.*?)\)", words)
+    if choice:
+        names = choice[3].replace("'", "")
+        return f"{choice[1]!r} does not fit {choice[2]}, which is one of {names}"
     wrong = re.search(r"Error parsing (\S+?):.*?'([^']*)'", words)
     if wrong:
         return f"{wrong[2]!r} does not fit {wrong[1]}"

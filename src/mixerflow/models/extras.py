@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -72,6 +73,7 @@ def between_patches(config: MixerFlowConfig, patches: int, channels: int) -> lis
                 given,
                 law.params * changed,
                 width=config.hidden,
+                heads=math.gcd(4, config.hidden),
                 squash=config.squash,
                 context=config.context_width,
                 tokens=patches,
