@@ -238,3 +238,21 @@ def test_an_empty_table_is_a_table(tmp_path):
     said = markdown(collect(TABLES["table-10"], "cpu", tmp_path))
     assert "| Basic | 3.81 |  | 0 | 10.71M |" in said
     assert "undecided (seeds: 0)" in said
+
+
+def test_each_column_has_its_own_images(tmp_path, capsys):
+    arguments = [
+        "table-3",
+        "--budget",
+        "tiny",
+        "--data",
+        "mnist=/no/such",
+        "--data",
+        "cifar10=/not",
+    ]
+    assert main(["reproduce", *arguments, "--runs", str(tmp_path), "--rows", "made-mnist"]) == 3
+    assert "/no/such" in capsys.readouterr().err
+    assert main(["reproduce", *arguments, "--runs", str(tmp_path), "--rows", "made-cifar10"]) == 3
+    assert "/not" in capsys.readouterr().err
+    assert main(["reproduce", "table-3", "--budget", "tiny", "--data", "a", "--data", "b"]) == 2
+    assert "--data mnist=IMAGES --data cifar10=IMAGES" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -33,8 +34,9 @@ class Arguments:
     """Only these rows, as in `basic,linear`."""
     seeds: int = 3
     """Runs of each row; seed 0 of all rows first."""
-    data: tuple[str, ...] = ()
-    """Images in place of the table's, as `train --data`; COLUMN=IMAGES where there are several."""
+    data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Images in place of the table's, as `train --data`; COLUMN=IMAGES where there are several
+    columns, once for each."""
     out: Path | None = None
     """Folder of the outputs, results/TABLE unless given; the page of all tables is beside it."""
     runs: Path = Path("runs")
@@ -92,12 +94,12 @@ def _data(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
     chosen = {cell.column.name: cell.column.data for cell in cells}
     for each in given:
         name, equals, spec = each.partition("=")
-        if equals and name in chosen:
-            chosen[name] = spec
+        if equals and any(name == column.name for column in cells[0].table.columns):
+            chosen |= {name: spec} if name in chosen else {}  # of a column that is not run: nothing
         elif len(chosen) == 1:
             chosen = dict.fromkeys(chosen, each)
         else:
-            remedy = f"give {' '.join(f'{name}=IMAGES' for name in chosen)}"
+            remedy = f"give {' '.join(f'--data {name}=IMAGES' for name in chosen)}"
             raise ConfigError(f"which column is {each} for", "--data", remedy)
     return chosen
 
