@@ -238,6 +238,7 @@ def test_patches_cuts_and_shifts_change_with_the_layer_as_they_say():
         ({"squeeze": 5}, r"side 5 does not divide"),
         ({"glow": -1}, r"glow must be 0 or more; got -1"),
         ({"flow": "maf", "net": "kan"}, r"net kan has no place in flow maf: use flow coupling"),
+        ({"log_det": "unbiased"}, r"log_det unbiased has no place in flow coupling"),
         ({"flow": "gaussianization", "classes": 2}, r"reads no context: use classes=0"),
         ({"layers": 0}, r"layers must be at least 1; got 0"),
         ({"levels": 1}, r"levels must be 2 to 65536; got 1"),

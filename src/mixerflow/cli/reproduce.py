@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
         print(write_page(given.out or Path("results")))
         return 0
     table = experiments.table(given.table)
-    cells = table.choose(name.strip() for name in given.rows.split(",") if name.strip())
+    names = [name.strip() for name in given.rows.split(",")] if given.rows else []
+    cells = table.choose(names)  # an empty name is a wrong one, not all rows
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
     if not 0 <= given.threads <= 1024:

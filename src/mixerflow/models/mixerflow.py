@@ -214,7 +214,11 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
         count = value if isinstance(value, int) else len(value)
         if count > config.layers:
             raise ValueError(f"{count} {name} for {config.layers} layers")
-    for name, fits in (("law", config.law == "affine"), ("net", config.net == "mlp")):
+    for name, fits in (
+        ("law", config.law == "affine"),
+        ("net", config.net == "mlp"),
+        ("log_det", config.log_det == "exact"),
+    ):
         if not (fits or config.flow in _READING[name]):
             what = f"{name} {getattr(config, name)} has no place in flow {config.flow}"
             raise ValueError(f"{what}: use flow {_READING[name][0]}")
@@ -231,7 +235,11 @@ def _check(config: MixerFlowConfig, shape: Shape) -> None:
         )
 
 
-_READING = {"law": ("coupling", "maf", "iaf"), "net": ("coupling",)}
+_READING = {
+    "law": ("coupling", "maf", "iaf"),
+    "net": ("coupling",),
+    "log_det": ("residual", "dense-residual", "continuous"),
+}
 """Setting -> the flows that it is of."""
 
 
