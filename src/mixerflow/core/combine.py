@@ -99,7 +99,23 @@ def _merged(before: Transform, after: Transform) -> Transform | None:
     return after.merged(before, after) if one is None else one
 
 
-class Inverse(Transform):
+class _Around(Transform):
+    """What is as exact, and as invertible, as the one transform inside it."""
+
+    transform: Transform
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the transform inside."""
+        return self.transform.density
+
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the transform inside is."""
+        return self.transform.invertible
+
+
+class Inverse(_Around):
     """A transform run backwards: data to latent is the other's latent to data.
 
     Args:
@@ -114,11 +130,6 @@ class Inverse(Transform):
         self.transform = transform
         self.shape = tuple(shape)
         self.taken = tuple(transform.out_shape(self.shape))
-
-    @property
-    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the other is."""
-        return self.transform.invertible
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -140,7 +151,7 @@ class Inverse(Transform):
         return Chain() if self.transform.same_as(other) else None
 
 
-class Along(Transform):
+class Along(_Around):
     """The same vector transform for every row along one axis of the event.
 
     Rows are folded into the batch, transformed as ``(B * rows, n)``, and put back; their log-dets
@@ -159,16 +170,6 @@ class Along(Transform):
         self.dim = dim
         self.transform = transform
         self.rows = rows
-
-    @property
-    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the rows' transform."""
-        return self.transform.density
-
-    @property
-    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the rows' transform is."""
-        return self.transform.invertible
 
     def _fold(self, x: Tensor) -> tuple[Tensor, Shape]:
         axis = self.dim + 1 if self.dim >= 0 else self.dim
@@ -227,7 +228,7 @@ class Along(Transform):
         return f"dim={self.dim}"
 
 
-class Window(Transform):
+class Window(_Around):
     """A transform of an inner box of the event; the frame around it passes untouched.
 
     Args:
@@ -242,16 +243,6 @@ class Window(Transform):
             raise ValueError(f"Window: start {start} and size {size} do not make a box")
         self.start, self.size = tuple(start), tuple(size)
         self.transform = transform
-
-    @property
-    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the box's transform."""
-        return self.transform.density
-
-    @property
-    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the box's transform is."""
-        return self.transform.invertible
 
     def _views(self, x: Tensor) -> list[Tensor]:
         """The event, then its crops axis by axis down to the box."""

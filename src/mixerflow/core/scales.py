@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from mixerflow.core.combine import _Around
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Density, Shape, Transform, constant, expect
+from mixerflow.core.transform import Shape, Transform, constant, expect
 
 
 class Flatten(Transform):
@@ -41,7 +42,7 @@ class Flatten(Transform):
         return f"{self.shape}"
 
 
-class Tail(Transform):
+class Tail(_Around):
     """A transform of the last numbers of a vector; those before them pass untouched.
 
     What passes is done: it is scored under the base distribution as it is. So a multi-scale flow is
@@ -67,16 +68,6 @@ class Tail(Transform):
         if math.prod(self.given) != self.taken:
             raise ValueError(f"Tail: the transform makes {self.given} of events {self.shape}")
         self.transform = transform
-
-    @property
-    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the tail's transform."""
-        return self.transform.density
-
-    @property
-    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the tail's transform is."""
-        return self.transform.invertible
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(x.shape[1:]))
