@@ -13,6 +13,7 @@ from mixerflow.training import TrainConfig
 TABLE_3_STEPS = 800
 TABLE_8_STEPS = 800
 TABLE_10_STEPS = 1500
+NORMS_STEPS = 1500
 APPENDIX_D_STEPS = 500
 
 CPU = TrainConfig(
@@ -51,6 +52,7 @@ PAPER = MixerFlowConfig()
 TWIN = MixerFlowConfig(layers=4, hidden=64, shift_every=2, scale_bound=2.0)
 BASIC = replace(PAPER, linear="none", shift=0)
 BASIC_TWIN = replace(TWIN, linear="none", shift=0)
+PAPER_TWIN = replace(TWIN, shift=1)
 PAPER_MNIST = MixerFlowConfig(hidden=64, shift=0, linear="RLU")
 TWIN_MNIST = replace(TWIN, shift=0, linear="RLU")
 

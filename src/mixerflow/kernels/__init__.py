@@ -6,7 +6,8 @@ operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
 
 from mixerflow.kernels.lease import release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.rows import Net, Norm, Plan, Step, rows_forward, rows_inverse
+from mixerflow.kernels.plan import Net, Norm, Plan, Step
+from mixerflow.kernels.rows import rows_forward, rows_inverse
 from mixerflow.kernels.switch import disabled, why_not
 
 __all__ = [

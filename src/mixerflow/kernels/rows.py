@@ -1,155 +1,25 @@
 """A row flow in one call: forward, inverse, and a backward pass written by hand.
 
-A row flow is (ActNorm, linear map, affine coupling with a residual MLP) a few times over, then an
-ActNorm, for vectors ``(rows, n)``. Run operator by operator its activations pass through memory
-some thirty times a step; here a tile of rows stays in cache.
+Run operator by operator a row flow's activations pass through memory some thirty times a step;
+here a tile of rows stays in cache.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixerflow.kernels.lease import lease
 from mixerflow.kernels.library import library
+from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
 from mixerflow.kernels.sharing import Sharing
-from mixerflow.processes import Processes
 
-PARAMETERS = (
-    "log_scale", "shift", "packed", "offset",
-    "enter", "enter_bias", "gamma1", "beta1", "linear1", "linear1_bias",
-    "gamma2", "beta2", "linear2", "linear2_bias", "leave", "leave_bias",
-)  # fmt: skip
-STATISTICS = ("mean1", "var1", "mean2", "var2")
-DENSE = ("weight", "inverse", "log_det")
 _TILE = 64
 _POINTERS = len(PARAMETERS) + len(STATISTICS) + len(DENSE)
-
-
-class Norm(NamedTuple):
-    """The state of batch norm, alike in all of a row flow's nets."""
-
-    training: bool
-    update: bool
-    """Whether a batch in training mode moves the running values."""
-    momentum: float | None
-    eps: float
-    processes: Processes
-    """Between which a batch is shared."""
-
-
-@dataclass(frozen=True)
-class Net:
-    """A residual MLP's tensors and settings, as the kernels take them.
-
-    Attributes:
-        given: length of what it reads.
-        out: how many numbers it gives.
-        hidden: its width.
-        squash: whether it reads sign(x) log(1 + |x|).
-        parameters: in the order of `PARAMETERS`, from "enter" on.
-        statistics: batch norm's running values, in the order of `STATISTICS`.
-        norm: batch norm's state; None without.
-        counts: batches that the running values have seen.
-    """
-
-    given: int
-    out: int
-    hidden: int
-    squash: bool
-    parameters: tuple[Tensor | None, ...]
-    statistics: tuple[Tensor | None, ...]
-    norm: Norm | None
-    counts: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step's tensors, None where it has no such part."""
-
-    parameters: tuple[Tensor | None, ...]
-    """In the order of `PARAMETERS`."""
-    statistics: tuple[Tensor | None, ...]
-    """Batch norm's running values, in the order of `STATISTICS`."""
-    flip: bool
-    dense: tuple[Tensor, ...] = ()
-    """The linear map, its inverse and log-det, in the order of `DENSE`, instead of "packed"."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A row flow's tensors and settings.
-
-    Attributes:
-        n: length of the rows.
-        hidden: width of the MLPs.
-        steps: the steps; the last has nothing but an ActNorm, or nothing at all.
-        norm: batch norm's state, alike in all MLPs; None without.
-        counts: batches that its running values have seen.
-        squash: whether they read sign(x) log(1 + |x|).
-        reverse: whether the linear maps reverse the order of the dimensions.
-        bound: of the log-scales; 0 for none.
-    """
-
-    n: int
-    hidden: int
-    steps: tuple[Step, ...]
-    norm: Norm | None
-    counts: tuple[Tensor, ...]
-    squash: bool
-    reverse: bool
-    bound: float
-
-    @property
-    def batch(self) -> bool:
-        """Whether batch norm takes the rows' own statistics: training mode."""
-        return self.norm is not None and self.norm.training
-
-    def moved(self) -> float | None:
-        """How far a batch moves the running values, None for not at all; counts the batch."""
-        if self.norm is None or not self.norm.training or not self.norm.update:
-            return None
-        for count in self.counts:
-            count += 1
-        momentum = self.norm.momentum
-        return 1 / int(self.counts[0]) if momentum is None else momentum
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of all its tensors."""
-        return self._tensors()[0].dtype
-
-    def _tensors(self) -> list[Tensor]:
-        steps = (s for step in self.steps for s in (step.parameters, step.statistics, step.dense))
-        return [tensor for some in steps for tensor in some if tensor is not None]
-
-    def misfit(self) -> str | None:
-        """What would make a kernel read past a tensor, or read it wrongly."""
-        n, hidden = self.n, self.hidden
-        for step in self.steps[:-1]:
-            given = n // 2 if step.flip else (n + 1) // 2
-            out = 2 * (n - given)
-            h, square = (hidden,), (hidden, hidden)
-            shapes = ((n,), (n,), (n, n), (n,), (hidden, given), h, h, h, square, h, h, h, square,
-                      h, (out, hidden), (out,), h, h, h, h)  # fmt: skip
-            tensors = (*step.parameters, *step.statistics)
-            for tensor, shape in zip(tensors, shapes, strict=False):
-                if tensor is not None and tensor.shape != shape:
-                    return f"a parameter of shape {tuple(tensor.shape)}, not {shape}"
-        tensors = self._tensors()
-        kinds = {(t.dtype, t.device.type) for t in tensors}
-        if len(kinds) > 1 or tensors[0].device.type != "cpu":
-            return "its parameters are of several dtypes, or not on the CPU"
-        return None if all(t.is_contiguous() for t in tensors) else "strided parameters"
-
-    def parameters(self) -> list[Tensor]:
-        """Those there are, step by step."""
-        return [p for step in self.steps for p in step.parameters if p is not None]
 
 
 class _Flow(ctypes.Structure):

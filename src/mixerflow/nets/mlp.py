@@ -90,9 +90,15 @@ class ResidualMLP(nn.Module):
             return "the kernel takes no context"
         if {type(m) for m in linears} != {nn.Linear}:
             return "the kernel knows plain linear maps only"
-        known = ((BatchNorm, BatchNorm), (nn.Identity, nn.Identity), (Scale, nn.Identity))
+        known = (
+            *((BatchNorm, BatchNorm), (nn.LayerNorm, nn.LayerNorm)),
+            *((nn.Identity, nn.Identity), (Scale, nn.Identity)),
+        )
         if tuple(map(type, norms)) not in known:
-            return "the kernel knows batch norm only"
+            return "the kernels know batch norm and layer norm only"
+        layers = [m for m in norms if isinstance(m, nn.LayerNorm)]
+        if any(m.bias is None or m.eps != layers[0].eps for m in layers):
+            return "its layer norms are not alike"
         states = [m.state() for m in norms if isinstance(m, BatchNorm)]
         if states and (None in states or states[0] != states[1]):
             return "its batch norms are not alike"
@@ -109,4 +115,5 @@ class ResidualMLP(nn.Module):
             counts=tuple(
                 m.num_batches_tracked for m in tracked if m.num_batches_tracked is not None
             ),
+            layer=layers[0].eps if layers else None,
         )

@@ -96,7 +96,7 @@ class _Part(NamedTuple):
         """What the kernel wants alike in all steps."""
         law, net = self.coupling.law, self.net
         assert isinstance(law, Affine)
-        return self.n, net.hidden, net.squash, net.norm, law.bound, type(self.linear)
+        return self.n, net.hidden, net.squash, net.norm, net.layer, law.bound, type(self.linear)
 
     def step(self) -> kernels.Step:
         """As the kernel takes it."""
@@ -139,6 +139,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
         bound=first.coupling.law.bound or 0.0,
+        layer=first.net.layer,
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"

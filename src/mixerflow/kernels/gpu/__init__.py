@@ -1,0 +1,1 @@
+"""Triton kernels for the row flows of a mixer, on NVIDIA GPUs."""

@@ -1,0 +1,103 @@
+"""One flow step on the GPU: a kernel for each direction, and a backward pass in two.
+
+A step is a dense map and an affine coupling with a residual MLP; a row flow's last one has an
+ActNorm behind it:
+
+    y = W x + b;  h = A s(y_given) + a;  h' = h + W2 gelu(N(W1 gelu(N(h)) + b1)) + b2
+    (log_scale, shift) = B h' + b';  z = (y_given, y_changed exp(log_scale) + shift)
+
+A program walks over tiles of rows with the step's weights at hand; hidden activations stay on the
+chip. W and b are what the ActNorm and the linear map before a coupling multiply out to.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mixerflow.kernels.gpu.parts import (
+    bounded,
+    features,
+    gelu,
+    join,
+    matrix,
+    normed,
+    pairs,
+    places,
+    product,
+    split,
+    squash,
+    vector,
+)
+
+# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
+# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
+
+
+@triton.jit
+def step_kernel(
+    x, z, log_det, row_table, column_table, rows, within, stride,
+    dense, offset, constant,
+    enter, enter_bias, gamma1, beta1, linear1, linear1_bias,
+    gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
+    tail_scale, tail_shift, eps, bound,
+    GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
+    BOUND: tl.constexpr, TAIL: tl.constexpr, ADD: tl.constexpr, INVERSE: tl.constexpr,
+    LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
+):  # fmt: skip
+    """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`); their log-dets.
+
+    `ADD` adds to the log-dets that are there. For the inverse, `dense` is the inverse of W; offset
+    and `constant`, the log-det of W and of the ActNorm behind, are those of the forward pass.
+    """
+    feature, real = features(GIVEN, CHANGED, P, FLIP)
+    column = tl.load(column_table + feature, mask=real, other=0)
+    square = real[:, None] & real[None, :]
+    at = dense + feature[None, :] * (GIVEN + CHANGED) + feature[:, None]
+    w = tl.load(at, mask=square, other=0.0)
+    b = tl.load(offset + feature, mask=real, other=0.0)[None, :]
+    if TAIL:
+        tail_s = tl.load(tail_scale + feature, mask=real, other=0.0)[None, :]
+        tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
+    a = tl.trans(matrix(enter, WIDE, GIVEN, WIDE, P, LOW))
+    w1 = tl.trans(matrix(linear1, WIDE, WIDE, WIDE, WIDE, LOW))
+    w2 = tl.trans(matrix(linear2, WIDE, WIDE, WIDE, WIDE, LOW))
+    to, named = pairs(leave, CHANGED, P)
+    at = leave + to[None, :] * WIDE + tl.arange(0, WIDE)[:, None]
+    out = tl.load(at, mask=named[None, :], other=0.0).to(tl.bfloat16 if LOW else tl.float32)
+    out_bias = tl.load(leave_bias + to, mask=named, other=0.0).to(tl.float32)[None, :]
+    fixed = tl.load(constant)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
+        row, there, begin = places(tile, rows, within, stride, row_table, BLOCK)
+        inside = there[:, None] & real[None, :]
+        values = tl.load(x + begin[:, None] + column[None, :], mask=inside, other=0.0)
+        if INVERSE:
+            if TAIL:
+                values = (values - tail_t) * tl.exp(-tail_s)
+        else:
+            values = tl.dot(values, w, input_precision=LINEAR) + b
+        given, changed = split(values, BLOCK, P)
+
+        h = product(squash(given, SQUASH), a, LOW, EMULATE) + vector(enter_bias, WIDE)
+        inner, _, _ = normed(h, gamma1, beta1, eps, WIDE, NORM)
+        inner = product(gelu(inner), w1, LOW, EMULATE) + vector(linear1_bias, WIDE)
+        inner, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM)
+        h += product(gelu(inner), w2, LOW, EMULATE) + vector(linear2_bias, WIDE)
+        raw, shift = split(product(h, out, LOW, EMULATE) + out_bias, BLOCK, P)
+        log_scale = bounded(raw, bound, BOUND)
+        figure = tl.sum(log_scale, 1) + fixed
+
+        if INVERSE:
+            figure = -figure
+            values = join(given, (changed - shift) * tl.exp(-log_scale), BLOCK, P)
+            values = tl.dot(values - b, w, input_precision=LINEAR)
+        else:
+            values = join(given, changed * tl.exp(log_scale) + shift, BLOCK, P)
+            if TAIL:
+                values = values * tl.exp(tail_s) + tail_t
+        tl.store(z + begin[:, None] + column[None, :], values, mask=inside)
+        if ADD:
+            figure += tl.load(log_det + row, mask=there, other=0.0)
+        tl.store(log_det + row, figure, mask=there)
