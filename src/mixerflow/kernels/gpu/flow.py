@@ -1,4 +1,4 @@
-"""A row flow by the GPU kernels, with gradients."""
+"""A row flow by the GPU kernels: forward with gradients, and back."""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mixerflow.kernels.gpu.dense import dense_maps, inverse_maps
-from mixerflow.kernels.gpu.launch import NET, Place, Setting, Weights, run_gradient, run_step
+from mixerflow.kernels.gpu.launch import Place, run_gradient, run_step
+from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
 from mixerflow.kernels.plan import Plan
 
-Keep = Literal["output", "inputs"]
-"""What the backward pass is left: the last rows, from which it rebuilds the others, or all."""
-
-
-def setting_of(plan: Plan, *, low: bool) -> Setting:
-    """What the kernels need to know of a plan."""
-    scaled = plan.steps[0].parameters[6] is not None
-    return Setting(
-        n=plan.n,
-        hidden=plan.hidden,
-        flips=tuple(step.flip for step in plan.steps[:-1]),
-        norm=1 if plan.layer is not None else 2 if scaled else 0,
-        eps=plan.layer or 0.0,
-        squash=plan.squash,
-        bound=plan.bound,
-        low=low,
-    )
+Keep = Literal["inputs", "output"]
+"""What the backward pass is left: each step's rows, or the last ones, to rebuild the others."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -46,26 +31,25 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        setting: Setting,
-        inverse: Tensor | None,
+        plan: Plan,
+        low: bool,
+        keep: Keep,
         x: Tensor,
-        *tensors: Tensor | None,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        weights, place = _weights(setting, tensors), plain(x)
-        steps = len(setting.flips)
-        log_det = x.new_empty(len(x))
-        kept = [x]
-        for k in range(steps):
-            fresh = k == 0 or inverse is None  # x is the caller's
-            z = torch.empty_like(x) if fresh else kept[-1]
-            run_step(setting, place, weights, k, kept[-1], z, log_det, add=k > 0)
-            kept.append(z)
-        ctx.setting = setting
-        ctx.rebuilds = inverse is not None
-        held = kept[-1:] if inverse is not None else kept
-        ctx.save_for_backward(inverse, *held, *tensors)
-        ctx.held = len(held)
-        return kept[-1], log_det
+        setting = setting_of(plan, low=low)
+        weights, place = assemble(plan, setting, x.device), plain(x)
+        log_det, rows = x.new_empty(len(x)), [x]
+        for k in range(len(setting.flips)):
+            fresh = k == 0 or keep == "inputs"  # x is the caller's
+            z = torch.empty_like(x) if fresh else rows[-1]
+            run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
+            rows.append(z)
+        ctx.plan, ctx.setting, ctx.weights, ctx.keep = plan, setting, weights, keep
+        held = rows[-1:] if keep == "output" else rows
+        ctx.count = len(held)
+        ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
+        return z, log_det
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -78,43 +62,23 @@ class _Apply(torch.autograd.Function):
                 "kernels have first derivatives only: wrap the forward pass in "
                 "mixerflow.kernels.disabled() to differentiate twice"
             )
-        setting: Setting = ctx.setting
-        inverse, *saved = ctx.saved_tensors
-        kept, tensors = saved[: ctx.held], saved[ctx.held :]
-        weights, place = _weights(setting, tensors), plain(dz)
+        plan, setting, weights = ctx.plan, ctx.setting, ctx.weights
+        rows = list(ctx.saved_tensors[: ctx.count])
         dz, d_log_det = dz.contiguous(), d_log_det.contiguous()
+        place, device = plain(dz), dz.device
         kind = torch.bfloat16 if setting.low else torch.float32
-        spill = torch.empty(len(dz), setting.hidden, dtype=kind, device=dz.device)
-        x, dx, found = torch.empty_like(dz), torch.empty_like(dz), []
-        z = kept[-1]
+        wide = torch.empty(2, len(dz), setting.hidden, dtype=kind, device=device)
+        spills, found = (wide[0], wide[1]), totals(setting, weights, device)
+        inverse = inverse_maps(plan, weights) if ctx.keep == "output" else None
+        dx, z = torch.empty_like(dz), rows.pop()
         for k in reversed(range(len(setting.flips))):
-            before = x if ctx.rebuilds else kept[k]
-            sums = run_gradient(
-                setting, place, weights, k, z, dz, d_log_det, before, dx, spill, inverse=inverse
+            x = torch.empty_like(z) if inverse is not None else rows.pop()
+            total = found.sums[k, : found.counts[k]]
+            run_gradient(
+                setting, place, weights, k, z, dz, d_log_det, x, dx, spills, total, inverse=inverse
             )
-            found.insert(0, sums)
-            dz = dx
-            z, x = before, z if k < len(setting.flips) - 1 else torch.empty_like(dz)
-        nets = [grad for sums in found for grad in sums.net]
-        constants = d_log_det.sum().expand(len(found))
-        dense, offset = (torch.stack([s[i] for s in found]) for i in (1, 2))
-        tail = found[-1].tail or (None, None)
-        return None, None, dx, dense, offset, constants, *tail, *nets
-
-
-def _weights(setting: Setting, tensors: Any) -> Weights:  # noqa: ANN401
-    dense, offset, log_det, tail_scale, tail_shift, *nets = tensors
-    each = [tuple(nets[k : k + NET]) for k in range(0, len(nets), NET)]
-    tail = None if tail_scale is None else (tail_scale, tail_shift)
-    return Weights(dense, offset, log_det, tuple(each), tail)
-
-
-def _tensors(plan: Plan) -> list[Tensor | None]:
-    """As `_Apply` takes them."""
-    maps = dense_maps(plan)
-    tail = plan.steps[-1].parameters or (None, None)
-    nets = [tensor for step in plan.steps[:-1] for tensor in step.parameters[4:]]
-    return [*maps, *tail, *nets]
+            z, dz = x, dx
+        return None, None, None, dx, *disassemble(plan, setting, weights, found, d_log_det)
 
 
 def rows_forward(
@@ -129,23 +93,19 @@ def rows_forward(
         keep: what the backward pass is left.
     """
     with torch.autocast(x.device.type, enabled=False):
-        tensors = _tensors(plan)
-        inverse = inverse_maps(plan) if keep == "output" else None
-        return _Apply.apply(setting_of(plan, low=low), inverse, x.contiguous(), *tensors)  # pyright: ignore[reportReturnType]
+        return _Apply.apply(plan, low, keep, x.contiguous(), *plan.parameters())  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
 def rows_inverse(plan: Plan, z: Tensor, *, low: bool = False) -> tuple[Tensor, Tensor]:
     """The inverse of `rows_forward`, without gradients."""
     with torch.autocast(z.device.type, enabled=False):
-        setting, dense = setting_of(plan, low=low), inverse_maps(plan)
-        weights = _weights(setting, _tensors(plan))
-        z = z.contiguous()
+        setting = setting_of(plan, low=low)
+        weights = assemble(plan, setting, z.device)
+        inverse, z = inverse_maps(plan, weights), z.contiguous()
         x, log_det, place = torch.empty_like(z), z.new_empty(len(z)), plain(z)
-        for k in reversed(range(len(setting.flips))):
-            last = k == len(setting.flips) - 1
-            source = z if last else x
-            run_step(
-                setting, place, weights, k, source, x, log_det, dense=dense, add=not last
-            )
+        last = len(setting.flips) - 1
+        for k in range(last, -1, -1):
+            source, add = (z, False) if k == last else (x, True)
+            run_step(setting, place, weights, k, source, x, log_det, inverse=inverse, add=add)
         return x, log_det

@@ -1,4 +1,4 @@
-"""Launching the GPU kernels: a row flow forward, back, and its gradients."""
+"""Launching the GPU kernels: what they are compiled for, how they are laid out, a step at a time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,38 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from mixerflow.kernels.gpu.gradient import gradient_kernel, linear1_kernel
+from mixerflow.kernels.gpu.gradient import gradient_kernel, hidden_kernel
 from mixerflow.kernels.gpu.step import step_kernel
 
 INTERPRETED = isinstance(step_kernel, InterpretedFunction)
 """Whether kernels run in Triton's interpreter, on the CPU: ``TRITON_INTERPRET=1`` at import."""
 
-NET = 12
-"""A net's tensors, from enter to leave's bias."""
+NET = (
+    "enter", "enter_bias", "gamma1", "beta1", "linear1", "linear1_bias",
+    "gamma2", "beta2", "linear2", "linear2_bias", "leave", "leave_bias",
+)  # fmt: skip
+"""A net's tensors as the kernels take them."""
+SUMS = (
+    "dense", "offset", "leave_bias", "leave", "enter", "enter_bias", "linear1", "linear2",
+    "linear1_bias", "gamma1", "beta1", "gamma2", "beta2", "tail_scale", "tail_shift",
+)  # fmt: skip
+"""The gradients that a program sums, in their order in memory."""
+
+
+class Place(NamedTuple):
+    """Where rows lie in a tensor.
+
+    Number i of row j of image k is at ``k stride + row_table[j] + column_table[i]``.
+    """
+
+    rows: int
+    """Of all images."""
+    within: int
+    """Rows an image."""
+    stride: int
+    """From one image to the next, in numbers."""
+    row_table: Tensor
+    column_table: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,14 +75,16 @@ class Setting:
         first, second = (self.n + 1) // 2, self.n // 2
         return (second, first) if self.flips[k] else (first, second)
 
-    def constants(self, k: int) -> dict[str, Any]:
-        """What the kernels of step k are compiled for."""
+    def constants(self, k: int, place: Place) -> dict[str, Any]:
+        """What the kernels of step k are compiled for, of rows at such a place."""
         given, changed = self.halves(k)
         return {
             "GIVEN": given,
             "CHANGED": changed,
             "P": max(16, triton.next_power_of_2(max(given, changed))),
             "FLIP": self.flips[k],
+            "WITHIN": place.within,
+            "STRIDE": place.stride,
             "WIDE": self.hidden,
             "NORM": self.norm,
             "SQUASH": self.squash,
@@ -66,21 +92,18 @@ class Setting:
             "EMULATE": INTERPRETED,
         }
 
-
-class Place(NamedTuple):
-    """Where rows lie in a tensor: number i of row j of image k at ``k stride + row_table[j] + ...``
-
-    ``... column_table[i]``. Plain rows are images of one row.
-    """
-
-    rows: int
-    """Of all images."""
-    within: int
-    """An image."""
-    stride: int
-    """From one image to the next, in numbers."""
-    row_table: Tensor
-    column_table: Tensor
+    def sums(self, k: int, *, tail: bool) -> list[tuple[int, ...] | None]:
+        """Shapes of the gradients that step k sums, in the order of `SUMS`; None for none."""
+        given, changed = self.halves(k)
+        n, h = self.n, (self.hidden,)
+        scales = [h if self.norm == 1 else None] * 4
+        ends = [(n,) if tail else None] * 2
+        out = 2 * changed
+        return [
+            *((n, n), (n,), (out,), (out, *h), (*h, given), h, h * 2, h * 2, h),
+            *scales,
+            *ends,
+        ]
 
 
 class Weights(NamedTuple):
@@ -91,33 +114,45 @@ class Weights(NamedTuple):
     offset: Tensor
     """b ``(S, n)``."""
     log_det: Tensor
-    """``log|det W|`` ``(S,)``."""
+    """``log|det W|`` ``(S,)``, the last with the ActNorm's."""
     nets: tuple[tuple[Tensor | None, ...], ...]
-    """`NET` tensors a step."""
+    """The tensors of `NET`, a step."""
     tail: tuple[Tensor, Tensor] | None
     """Log-scale and shift ``(n,)``."""
 
+    def tail_of(self, k: int) -> tuple[Tensor, Tensor] | None:
+        """The ActNorm behind step k."""
+        return self.tail if k == len(self.nets) - 1 else None
 
-@dataclass(frozen=True)
-class Size:
+
+class Size(NamedTuple):
     """How a kernel is laid out on the chip."""
 
     block: int
+    """Rows a tile."""
     warps: int
-    stages: int = 1
 
 
-FORWARD = Size(64, 4)
-GRADIENT = Size(64, 8)
-LINEAR1 = Size(64, 8)
+class Sizes(NamedTuple):
+    """Of all kernels."""
+
+    step: Size
+    gradient: Size
+    hidden: Size
 
 
-def programs(place: Place, size: Size, device: torch.device, share: int = 1) -> int:
-    """How many programs walk over the tiles: `share` a multiprocessor, at most one a tile."""
+# as large as fits: in bfloat16 two groups of four warps, of which one computes while the other
+# waits for the matrix units; in float32 half the rows, or a quarter
+LOW = Sizes(Size(128, 8), Size(128, 8), Size(128, 8))
+HIGH = Sizes(Size(64, 4), Size(32, 4), Size(16, 4))
+
+
+def programs(place: Place, size: Size, device: torch.device) -> int:
+    """How many programs walk over the tiles: one a multiprocessor, at most one a tile."""
     tiles = triton.cdiv(place.rows, size.block)
     if device.type != "cuda":
-        return min(2, tiles)  # in the interpreter: more than one, so that sums are put together
-    return min(share * torch.cuda.get_device_properties(device).multi_processor_count, tiles)
+        return max(1, min(2, tiles))  # in the interpreter: two, so that sums are put together
+    return max(1, min(torch.cuda.get_device_properties(device).multi_processor_count, tiles))
 
 
 def run_step(
@@ -129,35 +164,23 @@ def run_step(
     z: Tensor,
     log_det: Tensor,
     *,
-    dense: Tensor | None = None,
+    inverse: Tensor | None = None,
     add: bool,
-    size: Size = FORWARD,
 ) -> None:
-    """Step k of rows in x to z (which may be x), or back with the inverse maps `dense`.
+    """Step k of rows in x to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
 
     ``log_det`` ``(rows,)`` is written, or added to.
     """
-    tail = weights.tail if k == len(weights.nets) - 1 else None
-    constant = weights.log_det[k] if tail is None else weights.log_det[k] + tail[0].sum()
-    grid = (programs(place, size, x.device, 2),)
-    step_kernel[grid](
-        x, z, log_det, place.row_table, place.column_table,
-        place.rows, place.within, place.stride,
-        (weights.dense if dense is None else dense)[k], weights.offset[k], constant,
+    size = (LOW if setting.low else HIGH).step
+    tail = weights.tail_of(k)
+    step_kernel[(programs(place, size, x.device),)](
+        x, z, log_det, place.row_table, place.column_table, place.rows,
+        (weights.dense if inverse is None else inverse)[k], weights.offset[k], weights.log_det[k],
         *weights.nets[k], *(tail or (None, None)), setting.eps, setting.bound,
-        **setting.constants(k), BLOCK=size.block, BOUND=setting.bound > 0, TAIL=tail is not None,
-        ADD=add, INVERSE=dense is not None, LINEAR=setting.linear,
-        num_warps=size.warps, num_stages=size.stages,
+        **setting.constants(k, place), BLOCK=size.block, BOUND=setting.bound > 0,
+        TAIL=tail is not None, ADD=add, INVERSE=inverse is not None, LINEAR=setting.linear,
+        num_warps=size.warps, num_stages=1,
     )  # fmt: skip
-
-
-class Sums(NamedTuple):
-    """Gradients of step k's tensors."""
-
-    net: tuple[Tensor | None, ...]
-    dense: Tensor
-    offset: Tensor
-    tail: tuple[Tensor, Tensor] | None
 
 
 def run_gradient(
@@ -170,46 +193,33 @@ def run_gradient(
     d_log_det: Tensor,
     x: Tensor,
     dx: Tensor,
-    spill: Tensor,
+    spills: tuple[Tensor, Tensor],
+    total: Tensor,
     *,
     inverse: Tensor | None,
-    size: Size = GRADIENT,
-    linear1: Size = LINEAR1,
-) -> Sums:
-    """Gradients of step k: dx from dz, in place if they are one; the weights' are given back.
+) -> None:
+    """Gradients of step k: dx from dz (which may be one), and those of `SUMS` in `total`.
 
     With `inverse` maps x is rebuilt from z and written, else it is read.
     """
-    tail = weights.tail if k == len(weights.nets) - 1 else None
-    net = weights.nets[k]
-    count = programs(place, size, z.device)
-    shapes = [None if t is None else t.shape for t in net]
-    shapes[9] = None  # linear2's bias: see below
-    shapes += [weights.dense[k].shape, weights.offset[k].shape]
-    shapes += [] if tail is None else [t.shape for t in tail]
-    each = sum(shape.numel() for shape in shapes if shape is not None)
-    grads = torch.empty(count, each, dtype=torch.float32, device=z.device)
-    tables = (place.row_table, place.column_table, place.rows, place.within, place.stride)
+    sizes = LOW if setting.low else HIGH
+    tail = weights.tail_of(k)
+    count = programs(place, sizes.gradient, z.device)
+    grads = torch.empty(count, len(total), dtype=torch.float32, device=z.device)
+    tables = (place.row_table, place.column_table, place.rows)
     tails = tail or (None, None)
-    constants = {**setting.constants(k), "TAIL": tail is not None}
+    constants = {**setting.constants(k, place), "TAIL": tail is not None}
+    net = weights.nets[k]
     gradient_kernel[(count,)](
-        z, dz, d_log_det, x, dx, spill, *tables,
+        z, dz, d_log_det, x, dx, *spills, *tables,
         weights.dense[k], None if inverse is None else inverse[k], weights.offset[k],
-        *net, *tails, setting.eps, setting.bound, grads, each,
-        **constants, BLOCK=size.block, BOUND=setting.bound > 0, REBUILD=inverse is not None,
-        LINEAR=setting.linear, num_warps=size.warps, num_stages=size.stages,
+        *net, *tails, setting.eps, setting.bound, grads, len(total),
+        **constants, BLOCK=sizes.gradient.block, BOUND=setting.bound > 0,
+        REBUILD=inverse is not None, LINEAR=setting.linear,
+        num_warps=sizes.gradient.warps, num_stages=1,
     )  # fmt: skip
-    linear1_kernel[(count,)](
-        z, spill, *tables, *net[:4], *tails, setting.eps, grads, each,
-        **constants, BLOCK=linear1.block, num_warps=linear1.warps, num_stages=linear1.stages,
+    hidden_kernel[(count,)](
+        z, *spills, *tables, *net[:8], *tails, setting.eps, grads, len(total),
+        **constants, BLOCK=sizes.hidden.block, num_warps=sizes.hidden.warps, num_stages=1,
     )  # fmt: skip
-    total = grads.sum(0)
-    parts = iter(total.split([shape.numel() for shape in shapes if shape is not None]))
-    found = [None if shape is None else next(parts).view(shape) for shape in shapes]
-    leave, leave_bias = net[10], found[11]
-    assert leave is not None and leave_bias is not None
-    found[9] = leave_bias @ leave.float()
-    d_net, rest = tuple(found[:NET]), found[NET:]
-    assert rest[0] is not None and rest[1] is not None
-    d_tail = None if tail is None else (rest[2], rest[3])
-    return Sums(d_net, rest[0], rest[1], d_tail)  # pyright: ignore[reportArgumentType]
+    torch.sum(grads, 0, out=total)

@@ -16,17 +16,19 @@ import triton
 import triton.language as tl
 
 from mixerflow.kernels.gpu.parts import (
+    biased,
     bounded,
     features,
     gelu,
+    hold,
     join,
-    matrix,
     normed,
     pairs,
     places,
     product,
     split,
     squash,
+    use,
     vector,
 )
 
@@ -37,13 +39,13 @@ from mixerflow.kernels.gpu.parts import (
 
 @triton.jit
 def step_kernel(
-    x, z, log_det, row_table, column_table, rows, within, stride,
+    x, z, log_det, row_table, column_table, rows,
     dense, offset, constant,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias,
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
     tail_scale, tail_shift, eps, bound,
     GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
+    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
     BOUND: tl.constexpr, TAIL: tl.constexpr, ADD: tl.constexpr, INVERSE: tl.constexpr,
     LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
@@ -61,16 +63,17 @@ def step_kernel(
     if TAIL:
         tail_s = tl.load(tail_scale + feature, mask=real, other=0.0)[None, :]
         tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
-    a = tl.trans(matrix(enter, WIDE, GIVEN, WIDE, P, LOW))
-    w1 = tl.trans(matrix(linear1, WIDE, WIDE, WIDE, WIDE, LOW))
-    w2 = tl.trans(matrix(linear2, WIDE, WIDE, WIDE, WIDE, LOW))
-    to, named = pairs(leave, CHANGED, P)
-    at = leave + to[None, :] * WIDE + tl.arange(0, WIDE)[:, None]
-    out = tl.load(at, mask=named[None, :], other=0.0).to(tl.bfloat16 if LOW else tl.float32)
+    wide = tl.arange(0, WIDE)
+    every = wide >= 0
+    to, named = pairs(CHANGED, P)
+    a = hold(enter, wide, every, GIVEN, P, LOW)
+    w1 = hold(linear1, wide, every, WIDE, WIDE, LOW)
+    w2 = hold(linear2, wide, every, WIDE, WIDE, LOW)
+    out = hold(leave, to, named, WIDE, WIDE, LOW)
     out_bias = tl.load(leave_bias + to, mask=named, other=0.0).to(tl.float32)[None, :]
     fixed = tl.load(constant)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        row, there, begin = places(tile, rows, within, stride, row_table, BLOCK)
+        row, there, begin = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
         inside = there[:, None] & real[None, :]
         values = tl.load(x + begin[:, None] + column[None, :], mask=inside, other=0.0)
         if INVERSE:
@@ -80,12 +83,20 @@ def step_kernel(
             values = tl.dot(values, w, input_precision=LINEAR) + b
         given, changed = split(values, BLOCK, P)
 
-        h = product(squash(given, SQUASH), a, LOW, EMULATE) + vector(enter_bias, WIDE)
-        inner, _, _ = normed(h, gamma1, beta1, eps, WIDE, NORM)
-        inner = product(gelu(inner), w1, LOW, EMULATE) + vector(linear1_bias, WIDE)
-        inner, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM)
-        h += product(gelu(inner), w2, LOW, EMULATE) + vector(linear2_bias, WIDE)
-        raw, shift = split(product(h, out, LOW, EMULATE) + out_bias, BLOCK, P)
+        h = biased(enter_bias, BLOCK, WIDE)
+        weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
+        h = product(squash(given, SQUASH, LOW, EMULATE), weight, h, LOW, EMULATE)
+        first, _, _ = normed(h, gamma1, beta1, eps, WIDE, NORM)
+        active = gelu(first, LOW, EMULATE)
+        weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
+        inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
+        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM)
+        active = gelu(second, LOW, EMULATE)
+        weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
+        h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
+        answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias
+        weight = tl.trans(use(out, to, named, WIDE, WIDE, LOW))
+        raw, shift = split(product(h, weight, answer, LOW, EMULATE), BLOCK, P)
         log_scale = bounded(raw, bound, BOUND)
         figure = tl.sum(log_scale, 1) + fixed
 

@@ -1,0 +1,165 @@
+"""A plan's parameters as the GPU kernels take them, and their gradients as autograd wants them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mixerflow.kernels.gpu.assemble import assemble_kernel, copy_kernel, disassemble_kernel
+from mixerflow.kernels.gpu.launch import NET, SUMS, Setting, Weights
+from mixerflow.kernels.plan import DENSE, PARAMETERS, Plan
+
+_COPY = 1024
+_ALIGN = 64
+"""Numbers; tensors that begin at 128 bytes are read in wide accesses."""
+_AT = {name: k for k, name in enumerate(PARAMETERS)}
+_MATRICES = ("enter", "linear1", "linear2", "leave")
+
+
+def setting_of(plan: Plan, *, low: bool) -> Setting:
+    """What the kernels need to know of a plan."""
+    scaled = plan.steps[0].parameters[_AT["gamma1"]] is not None
+    return Setting(
+        n=plan.n,
+        hidden=plan.hidden,
+        flips=tuple(step.flip for step in plan.steps[:-1]),
+        norm=1 if plan.layer is not None else 2 if scaled else 0,
+        eps=plan.layer or 0.0,
+        squash=plan.squash,
+        bound=plan.bound,
+        low=low,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _integers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """On the device once and for all: a graph that is captured may not copy from the host."""
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _addresses(plan: Plan, device: torch.device) -> Tensor:
+    found = []
+    for step in plan.steps:
+        tensors = [*step.parameters, *(None,) * (len(PARAMETERS) - len(step.parameters))]
+        found += [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return _integers(tuple(found), device)
+
+
+def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
+    """The tensors of the steps' kernels, as the parameters are now."""
+    steps, n = len(plan.steps) - 1, plan.n
+    tail = plan.steps[-1].parameters or None
+    nets = [step.parameters[_AT["enter"] :] for step in plan.steps[:-1]]
+    if setting.low:
+        nets = _copied(nets, device)
+    if plan.steps[0].dense:
+        weight, _, log_det = _folded(plan)
+        offset = torch.stack(
+            [_or_zeros(step.parameters[_AT["offset"]], weight[0, 0]) for step in plan.steps[:-1]]
+        )
+        if tail is not None:
+            log_det = torch.cat([log_det[:-1], log_det[-1:] + tail[0].sum()])
+        return Weights(weight, offset, log_det, tuple(nets), tail)  # pyright: ignore[reportArgumentType]
+    made = torch.empty(steps * (n * n + n + 1), device=device)
+    dense, offset, log_det = made.split([steps * n * n, steps * n, steps])
+    assemble_kernel[(steps,)](
+        _addresses(plan, device), dense, offset, log_det, n,
+        SIZE=max(16, triton.next_power_of_2(n)), REVERSE=plan.reverse, STEPS=steps, num_warps=4,
+    )  # fmt: skip
+    return Weights(dense.view(steps, n, n), offset.view(steps, n), log_det, tuple(nets), tail)  # pyright: ignore[reportArgumentType]
+
+
+def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tensor is None else tensor
+
+
+def _folded(plan: Plan) -> list[Tensor]:
+    """Of a folded plan: W, its inverse and log-det, stacked."""
+    return [torch.stack([step.dense[i] for step in plan.steps[:-1]]) for i in range(len(DENSE))]
+
+
+def _copied(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list[tuple]:
+    """Nets whose matrices are copies in bfloat16, in one tensor."""
+    sources = [(net, NET.index(name)) for net in nets for name in _MATRICES]
+    matrices = [net[i] for net, i in sources]
+    sizes = [matrix.numel() for matrix in matrices if matrix is not None]
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(end)
+        end += -(-size // _ALIGN) * _ALIGN
+    copies = torch.empty(end, dtype=torch.bfloat16, device=device)
+    pointers = tuple(matrix.data_ptr() for matrix in matrices if matrix is not None)
+    tables = (_integers(tuple(each), device) for each in (pointers, sizes, starts))
+    copy_kernel[(len(sizes), 4)](*tables, copies, COPY=_COPY)
+    made = [list(net) for net in nets]
+    for number, (start, matrix) in enumerate(zip(starts, matrices, strict=True)):
+        assert matrix is not None
+        step, which = divmod(number, len(_MATRICES))
+        view = copies[start : start + matrix.numel()].view(matrix.shape)
+        made[step][NET.index(_MATRICES[which])] = view
+    return [tuple(net) for net in made]
+
+
+@torch.no_grad()
+def inverse_maps(plan: Plan, weights: Weights) -> Tensor:
+    """``W^-1`` ``(S, n, n)``."""
+    if plan.steps[0].dense:
+        return _folded(plan)[1]
+    # in double precision, as on the CPU: rebuilding and sampling go through hundreds of these;
+    # solvers answer column by column, and kernels read row by row
+    return torch.linalg.inv_ex(weights.dense.double())[0].float().contiguous()
+
+
+class Totals(NamedTuple):
+    """Room for the gradients of all steps, and where each begins."""
+
+    sums: Tensor
+    """``(S, most)``."""
+    counts: tuple[int, ...]
+    """Numbers a step."""
+
+
+def totals(setting: Setting, weights: Weights, device: torch.device) -> Totals:
+    """Room for what `run_gradient` gives."""
+    counts = tuple(
+        sum(math.prod(shape) for shape in shapes if shape is not None)
+        for shapes in _shapes(setting, weights)
+    )
+    return Totals(torch.empty(len(counts), max(counts), device=device), counts)
+
+
+def _shapes(setting: Setting, weights: Weights) -> list[list[tuple[int, ...] | None]]:
+    steps = range(len(setting.flips))
+    return [setting.sums(k, tail=weights.tail_of(k) is not None) for k in steps]
+
+
+def disassemble(
+    plan: Plan, setting: Setting, weights: Weights, found: Totals, d_log_det: Tensor
+) -> list[Tensor]:
+    """Gradients of a plan's parameters, in the order of `Plan.parameters`."""
+    steps, n, hidden, device = len(setting.flips), plan.n, plan.hidden, d_log_det.device
+    grads = torch.empty(steps, n * n + 3 * n + hidden, device=device)
+    changed = _integers(tuple(setting.halves(k)[1] for k in range(steps)), device)
+    disassemble_kernel[(steps,)](
+        _addresses(plan, device), found.sums, found.sums.shape[1], d_log_det.sum(), grads, n,
+        changed, SIZE=max(16, triton.next_power_of_2(n)), HIDDEN=hidden, REVERSE=plan.reverse,
+        num_warps=4,
+    )  # fmt: skip
+    results = []
+    for k, (step, shapes) in enumerate(zip(plan.steps, _shapes(setting, weights), strict=False)):
+        scale, shift, packed, offset, bias2 = grads[k].split([n, n, n * n, n, hidden])
+        sizes = [0 if shape is None else math.prod(shape) for shape in shapes]
+        named = dict(zip(SUMS, found.sums[k, : sum(sizes)].split(sizes), strict=True))
+        named |= {"log_scale": scale, "shift": shift, "packed": packed, "linear2_bias": bias2}
+        named["offset"] = offset
+        for name, tensor in zip(PARAMETERS, step.parameters, strict=True):
+            if tensor is not None:
+                results.append(named[name].view(tensor.shape))
+        if weights.tail_of(k) is not None:
+            results += [named["tail_scale"], named["tail_shift"]]
+    return results
