@@ -1,7 +1,7 @@
 """One thread, which is quickest for tensors this small, and fixed seeds.
 
 With MIXERFLOW_CHECK_TYPES=1 every annotated call is checked, shapes too; compilation cannot be
-tested then.
+tested then. Without a GPU its kernels run in Triton's interpreter.
 """
 
 import os
@@ -13,6 +13,9 @@ if os.environ.get("MIXERFLOW_CHECK_TYPES") == "1":
     from jaxtyping import install_import_hook
 
     install_import_hook("mixerflow", "beartype.beartype")
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
 

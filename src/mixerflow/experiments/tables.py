@@ -27,7 +27,6 @@ from mixerflow.experiments.base import (
     TABLE_3_STEPS,
     TABLE_8_STEPS,
     TABLE_10_STEPS,
-    TWIN,
     TWIN_MNIST,
     changed,
     deeper,
@@ -211,11 +210,18 @@ NORMS = Table(
         Row("batch", "Batch norm", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
         Row("layer", "Each row by itself (layer norm)", changed(norm="layer")),
         Row("none", "No norm", changed(norm="none")),
+        Row(
+            "layer-bfloat16",
+            "Layer norm, nets in bfloat16",
+            changed(norm="layer"),
+            training=lambda train: replace(train, precision="bfloat16"),
+        ),
     ),
     claims=(
         Claim("layer", "batch", "a norm of each row is better than batch norm"),
         Claim("none", "batch", "no norm is better than batch norm"),
         Claim("layer", "none", "a norm of each row is better than none"),
+        Claim("layer-bfloat16", "layer", "bfloat16 is better than float32"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Hand-written kernels for the row flows of a mixer, on the CPU.
+"""Hand-written kernels for the row flows of a mixer: in C for the CPU, in Triton for GPUs.
 
 They are chosen where they apply and give the same figures to rounding; everything else runs
 operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
@@ -6,19 +6,24 @@ operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
 
 from mixerflow.kernels.lease import release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.plan import Net, Norm, Plan, Step
-from mixerflow.kernels.rows import rows_forward, rows_inverse
-from mixerflow.kernels.switch import disabled, why_not
+from mixerflow.kernels.plan import Net, Norm, Plan, Step, Where
+from mixerflow.kernels.run import Keep, rows_forward, rows_inverse
+from mixerflow.kernels.switch import disabled, interpreted, is_low, where, why_not
 
 __all__ = [
     "BuildError",
+    "Keep",
     "Net",
     "Norm",
     "Plan",
     "Step",
+    "Where",
     "disabled",
+    "interpreted",
+    "is_low",
     "release",
     "rows_forward",
     "rows_inverse",
+    "where",
     "why_not",
 ]

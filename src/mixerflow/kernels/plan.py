@@ -7,7 +7,7 @@ ActNorm, for vectors ``(rows, n)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ PARAMETERS = (
 )  # fmt: skip
 STATISTICS = ("mean1", "var1", "mean2", "var2")
 DENSE = ("weight", "inverse", "log_det")
+
+Where = Literal["cpu", "gpu"]
+GPU_LONGEST = 64
+GPU_WIDTHS = (16, 32, 64, 128)
+"""What fits a multiprocessor's shared memory, and what Triton counts in."""
 
 
 class Norm(NamedTuple):
@@ -116,13 +121,28 @@ class Plan:
         return 1 / int(self.counts[0]) if momentum is None else momentum
 
     @property
-    def dtype(self) -> torch.dtype:
-        """That of all its tensors."""
-        return self._tensors()[0].dtype
+    def kind(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and the device of all its tensors."""
+        first = self._tensors()[0]
+        return first.dtype, first.device
 
     def _tensors(self) -> list[Tensor]:
         steps = (s for step in self.steps for s in (step.parameters, step.statistics, step.dense))
         return [tensor for some in steps for tensor in some if tensor is not None]
+
+    def refused(self, where: Where, *, differentiated: bool) -> str | None:
+        """Why the kernels there do not know such a flow, or None if they do."""
+        if where == "cpu":
+            return "the CPU's kernels know no layer norm" if self.layer is not None else None
+        if self.norm is not None:
+            return "batch norm needs statistics over all rows: use norm layer or none on a GPU"
+        if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
+            widths = ", ".join(map(str, GPU_WIDTHS))
+            return f"the GPU's kernels take rows up to {GPU_LONGEST}, nets of width {widths}"
+        scaled = self.steps[0].parameters[PARAMETERS.index("gamma1")] is not None
+        if differentiated and scaled and self.layer is None:
+            return "the GPU's kernels differentiate no fixed scales"
+        return None
 
     def misfit(self) -> str | None:
         """What would make a kernel read past a tensor, or read it wrongly."""
@@ -138,9 +158,9 @@ class Plan:
                 if tensor is not None and tensor.shape != shape:
                     return f"a parameter of shape {tuple(tensor.shape)}, not {shape}"
         tensors = self._tensors()
-        kinds = {(t.dtype, t.device.type) for t in tensors}
-        if len(kinds) > 1 or tensors[0].device.type != "cpu":
-            return "its parameters are of several dtypes, or not on the CPU"
+        kinds = {(t.dtype, t.device) for t in tensors}
+        if len(kinds) > 1:
+            return "its parameters are of several dtypes, or on several devices"
         return None if all(t.is_contiguous() for t in tensors) else "strided parameters"
 
     def parameters(self) -> list[Tensor]:

@@ -14,6 +14,7 @@ from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.laws import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.proof import doubt
 
 _LONGEST = 512
 """Of rows that a kernel takes; at 1024 it is slower than the operators."""
@@ -27,12 +28,14 @@ class Rows(Chain):
     The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
     MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing; and what that
     is folded into. It gives what the chain gives, to rounding, in a third of the time; `path` says
-    which of the two runs.
+    which of the two runs. ``keep`` says what a GPU's backward pass is left: each step's rows, or
+    with ``"output"`` the last ones, from which it rebuilds the others.
     """
 
     _folded: bool = False
     _known: kernels.Plan | None = None
     """The plan of a folded chain, whose tensors stay what they are."""
+    keep: kernels.Keep = "inputs"
 
     def folded(self) -> Transform:  # noqa: D102
         mine = super().folded()
@@ -46,35 +49,45 @@ class Rows(Chain):
 
     def path(self, x: Tensor) -> str:
         """``"kernel"``, or why rows like `x` run operator by operator."""
-        plan = plan_of(self)
-        return plan if isinstance(plan, str) else kernels.why_not(x) or "kernel"
+        plan = self._plan(x)
+        return plan if isinstance(plan, str) else "kernel"
 
-    def _plan(self, x: Tensor, context: Tensor | None) -> kernels.Plan | None:
-        if context is not None or kernels.why_not(x) is not None:
-            return None
+    def _plan(self, x: Tensor) -> kernels.Plan | str:
+        """What the kernel is to run, or why it is not to."""
+        unable = kernels.why_not(x)
+        if unable is not None:
+            return unable
         plan = None if self._known is None or _hooked(self) else self._known
         if plan is None:
             plan = plan_of(self)
             self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
-        if isinstance(plan, str) or x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
-            return None
-        if plan.dtype != x.dtype:
-            return None
-        return plan
+        if isinstance(plan, str):
+            return plan
+        if plan.kind != (x.dtype, x.device):
+            return "its parameters are of another dtype than the rows, or on another device"
+        if x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
+            return "rows of another length, or too few of them"
+        live = _differentiated(x, *plan.parameters())
+        refused = plan.refused(kernels.where(x), differentiated=live)
+        return refused or doubt(self, plan, x) or plan
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        plan = self._plan(x, context)
-        if plan is not None and plan.steps[0].dense and _differentiated(x):
-            plan = None  # the kernel differentiates triangles only
-        return super().forward(x, context, noise) if plan is None else kernels.rows_forward(plan, x)
+        plan = self._plan(x)
+        if context is not None or isinstance(plan, str):
+            return super().forward(x, context, noise)
+        if plan.steps[0].dense and _differentiated(x):  # the kernel differentiates triangles only
+            return super().forward(x, context, noise)
+        return kernels.rows_forward(plan, x, keep=self.keep)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         # the kernel's inverse has no gradients
         live = torch.is_grad_enabled() and _differentiated(z, *self.parameters())
-        plan = None if live else self._plan(z, context)
-        return super().inverse(z, context) if plan is None else kernels.rows_inverse(plan, z)
+        plan = "gradients" if live else self._plan(z)
+        if context is not None or isinstance(plan, str):
+            return super().inverse(z, context)
+        return kernels.rows_inverse(plan, z)
 
 
 def _differentiated(*tensors: Tensor) -> bool:

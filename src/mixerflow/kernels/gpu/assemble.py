@@ -10,9 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
-# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
+from mixerflow.kernels.gpu.parts import low
 
 
 @triton.jit
@@ -74,16 +72,11 @@ def disassemble_kernel(
     addresses, sums, each, d_log_det, grads, n, changed,
     SIZE: tl.constexpr, HIDDEN: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what a step was assembled from.
+    """Gradients of what each program's step was assembled from.
 
-    Args:
-        addresses: the parameters'.
-        sums: gradients a step, `each` numbers apart: W's, b's, leave's bias's, and others.
-        each: see there.
-        d_log_det: of all rows' log-dets, summed: one number.
-        grads: a step's: of s, t, the packed matrix, its bias, and linear2's bias.
-        n: length of the rows.
-        changed: how many of them each step changes, an integer a step.
+    `sums` has W's, b's and leave's bias's first, `each` numbers a step; `d_log_det` is the sum over
+    all rows; `changed` says how many numbers each step changes. `grads` gets those of s, t, the
+    packed matrix, its bias, and linear2's bias.
     """
     step = tl.program_id(0)
     table, given = addresses + step * 16, sums + step * each
@@ -120,7 +113,7 @@ def disassemble_kernel(
 
 
 @triton.jit
-def copy_kernel(addresses, sizes, starts, copies, COPY: tl.constexpr):
+def copy_kernel(addresses, sizes, starts, copies, COPY: tl.constexpr, EMULATE: tl.constexpr):
     """Copy float32 tensors of `sizes` numbers to their `starts` in one bfloat16 tensor."""
     tensor = tl.program_id(0)
     size, start = tl.load(sizes + tensor), tl.load(starts + tensor)
@@ -128,4 +121,4 @@ def copy_kernel(addresses, sizes, starts, copies, COPY: tl.constexpr):
     for at in range(tl.program_id(1) * COPY, size, tl.num_programs(1) * COPY):
         k = at + tl.arange(0, COPY)
         values = tl.load(source + k, mask=k < size, other=0.0)
-        tl.store(copies + start + k, values.to(tl.bfloat16), mask=k < size)
+        tl.store(copies + start + k, low(values, EMULATE), mask=k < size)

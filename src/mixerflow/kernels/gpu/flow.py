@@ -16,7 +16,7 @@ Keep = Literal["inputs", "output"]
 """What the backward pass is left: each step's rows, or the last ones, to rebuild the others."""
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # for good: a captured graph keeps the address only
 def _tables(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     start = torch.zeros(1, dtype=torch.int32, device=device)
     return start, torch.arange(n, dtype=torch.int32, device=device)
@@ -49,7 +49,7 @@ class _Apply(torch.autograd.Function):
         held = rows[-1:] if keep == "output" else rows
         ctx.count = len(held)
         ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
-        return z, log_det
+        return rows[-1], log_det
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -34,11 +34,6 @@ from mixerflow.kernels.gpu.parts import (
     waiting,
 )
 
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
-# pyright: reportPossiblyUnbound=false
-# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
-
 
 @triton.jit
 def gradient_kernel(
@@ -48,9 +43,9 @@ def gradient_kernel(
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
     tail_scale, tail_shift, eps, bound, grads, each,
     GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
-    BOUND: tl.constexpr, TAIL: tl.constexpr, REBUILD: tl.constexpr,
-    LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
+    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr, TAIL: tl.constexpr,
+    REBUILD: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradient dx of rows x, from dz and the rows' ``d_log_det``; this program's weight sums.
 
@@ -117,12 +112,12 @@ def gradient_kernel(
         h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
         first, standard1, inverse1 = normed(h, gamma1, beta1, eps, WIDE, NORM)
         active = gelu(first, LOW, EMULATE)
-        first = waiting(first, LOW)
+        first = waiting(first, LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, standard2, inverse2 = normed(inner, gamma2, beta2, eps, WIDE, NORM)
+        second, standard2, inverse2 = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
         active = gelu(second, LOW, EMULATE)
-        second = waiting(second, LOW)
+        second = waiting(second, LOW, EMULATE)
         weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
         h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
         answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias
@@ -145,15 +140,15 @@ def gradient_kernel(
         hidden = row[:, None] * WIDE + wide[None, :]
         weight = use(out, to, named, WIDE, WIDE, LOW)
         dh = product(d_raw, weight, none, LOW, EMULATE)
-        tl.store(spill2 + hidden, dh.to(spill2.dtype.element_ty), mask=there[:, None])
+        tl.store(spill2 + hidden, waiting(dh, LOW, EMULATE), mask=there[:, None])
         slope = gelu_slope(second.to(tl.float32), LOW, EMULATE)
         weight = use(w2, wide, every, WIDE, WIDE, LOW)
         d_inner = product(dh, weight, none, LOW, EMULATE) * slope
         if NORM == 1:
             d_gamma2 = column_sums(d_inner * standard2, d_gamma2, BLOCK, LOW, EMULATE)
             d_beta2 = column_sums(d_inner, d_beta2, BLOCK, LOW, EMULATE)
-        d_inner = unnormed(d_inner, standard2, inverse2, gamma2, WIDE, NORM)
-        tl.store(spill1 + hidden, d_inner.to(spill1.dtype.element_ty), mask=there[:, None])
+        d_inner = unnormed(d_inner, standard2, inverse2, gamma2, WIDE, NORM % 2)
+        tl.store(spill1 + hidden, waiting(d_inner, LOW, EMULATE), mask=there[:, None])
         slope = gelu_slope(first.to(tl.float32), LOW, EMULATE)
         weight = use(w1, wide, every, WIDE, WIDE, LOW)
         d_first = product(d_inner, weight, none, LOW, EMULATE) * slope
@@ -207,8 +202,9 @@ def hidden_kernel(
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias, gamma2, beta2,
     tail_scale, tail_shift, eps, grads, each,
     GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
-    TAIL: tl.constexpr, LOW: tl.constexpr, EMULATE: tl.constexpr,
+    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, SQUASH: tl.constexpr, TAIL: tl.constexpr, LOW: tl.constexpr,
+    EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of linear1, its bias, and linear2: what they read, again, times the spills."""
     i = tl.arange(0, P)
@@ -241,7 +237,7 @@ def hidden_kernel(
         d_bias = column_sums(d_inner, d_bias, BLOCK, LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM)
+        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
         active = gelu(second, LOW, EMULATE)
         dh = tl.load(spill2 + hidden, mask=there[:, None], other=0.0)
         d_linear2 = product(tl.trans(dh), active, d_linear2, LOW, EMULATE)

@@ -1,4 +1,4 @@
-"""Launching the GPU kernels: what they are compiled for, how they are laid out, a step at a time."""
+"""Launching the GPU kernels: what they are compiled for, and how they are laid out."""
 
 from __future__ import annotations
 
@@ -147,9 +147,14 @@ LOW = Sizes(Size(128, 8), Size(128, 8), Size(128, 8))
 HIGH = Sizes(Size(64, 4), Size(32, 4), Size(16, 4))
 
 
+def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:  # noqa: ANN401
+    """Start a kernel: its arguments, then what it is compiled for."""
+    kernel[grid](*given, **constants)
+
+
 def programs(place: Place, size: Size, device: torch.device) -> int:
     """How many programs walk over the tiles: one a multiprocessor, at most one a tile."""
-    tiles = triton.cdiv(place.rows, size.block)
+    tiles = -(-place.rows // size.block)
     if device.type != "cuda":
         return max(1, min(2, tiles))  # in the interpreter: two, so that sums are put together
     return max(1, min(torch.cuda.get_device_properties(device).multi_processor_count, tiles))
@@ -173,7 +178,8 @@ def run_step(
     """
     size = (LOW if setting.low else HIGH).step
     tail = weights.tail_of(k)
-    step_kernel[(programs(place, size, x.device),)](
+    launch(
+        step_kernel, (programs(place, size, x.device),),
         x, z, log_det, place.row_table, place.column_table, place.rows,
         (weights.dense if inverse is None else inverse)[k], weights.offset[k], weights.log_det[k],
         *weights.nets[k], *(tail or (None, None)), setting.eps, setting.bound,
@@ -210,7 +216,8 @@ def run_gradient(
     tails = tail or (None, None)
     constants = {**setting.constants(k, place), "TAIL": tail is not None}
     net = weights.nets[k]
-    gradient_kernel[(count,)](
+    launch(
+        gradient_kernel, (count,),
         z, dz, d_log_det, x, dx, *spills, *tables,
         weights.dense[k], None if inverse is None else inverse[k], weights.offset[k],
         *net, *tails, setting.eps, setting.bound, grads, len(total),
@@ -218,7 +225,8 @@ def run_gradient(
         REBUILD=inverse is not None, LINEAR=setting.linear,
         num_warps=sizes.gradient.warps, num_stages=1,
     )  # fmt: skip
-    hidden_kernel[(count,)](
+    launch(
+        hidden_kernel, (count,),
         z, *spills, *tables, *net[:8], *tails, setting.eps, grads, len(total),
         **constants, BLOCK=sizes.hidden.block, num_warps=sizes.hidden.warps, num_stages=1,
     )  # fmt: skip

@@ -1,9 +1,9 @@
 """Pieces of the GPU kernels: what happens to a tile of rows on the chip.
 
-A tile is `BLOCK` rows of `GIVEN` + `CHANGED` numbers: those that the coupling's net reads, and those
-that its law changes. On the chip they alternate, given, changed, given, changed, padded with zeros
-to `P` of each: neighbours that one thread holds anyway, so that parting them costs nothing. `FLIP`
-says that the changed ones come first in memory. `WIDE` columns are hidden.
+A tile is `BLOCK` rows of `GIVEN` + `CHANGED` numbers: those that the coupling's net reads, and
+those that its law changes. On the chip they alternate, given, changed, given, changed, padded with
+zeros to `P` of each: neighbours that one thread holds anyway, so that parting them costs nothing.
+`FLIP` says that the changed ones come first in memory. `WIDE` columns are hidden.
 
 Products take bfloat16 (`LOW`) or float32 operands and add up in float32. `EMULATE` is for Triton's
 interpreter, which multiplies bfloat16 numbers as if they were integers: there operands are rounded
@@ -15,16 +15,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
-# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
+
+@triton.jit
+def low(values, EMULATE: tl.constexpr):
+    """To the nearest bfloat16; the interpreter would cut the last bits off."""
+    if EMULATE:
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
+    else:
+        return values.to(tl.bfloat16)
 
 
 @triton.jit
 def product(a, b, to, LOW: tl.constexpr, EMULATE: tl.constexpr):
     """``a b + to`` with operands of the conditioner's precision, added up in float32."""
     if LOW:
-        a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
+        a, b = low(a, EMULATE), low(b, EMULATE)
         if EMULATE:
             a, b = a.to(tl.float32), b.to(tl.float32)
         return tl.dot(a, b, to)
@@ -58,7 +65,7 @@ def matrix(at, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
     j = tl.arange(0, COLUMNS)[None, :]
     inside = there[:, None] & (j < columns)
     weight = tl.load(at + rows[:, None] * columns + j, mask=inside, other=0.0)
-    return weight.to(tl.bfloat16) if LOW else weight.to(tl.float32)
+    return weight if LOW else weight.to(tl.float32)
 
 
 @triton.jit
@@ -221,14 +228,14 @@ def _normal(x):
 
 
 @triton.jit
-def waiting(values, LOW: tl.constexpr):
+def waiting(values, LOW: tl.constexpr, EMULATE: tl.constexpr):
     """What is needed much later: with `LOW` in half the registers."""
-    return values.to(tl.bfloat16) if LOW else values
+    return low(values, EMULATE) if LOW else values
 
 
 @triton.jit
 def normed(h, gamma, beta, eps, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """Norm 0: none; 1: of each row by itself; 2: a fixed scale. Also what came before the scale."""
+    """Norm 0: none; 1: of each row by itself; 2: a fixed scale. Also what came before it."""
     if NORM == 1:
         centred = h - (tl.sum(h, 1) / WIDE)[:, None]
         inverse = tl.rsqrt(tl.sum(centred * centred, 1) / WIDE + eps)[:, None]

@@ -32,10 +32,6 @@ from mixerflow.kernels.gpu.parts import (
     vector,
 )
 
-# pyright: basic, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
-# ruff: noqa: ANN001, ANN201, ANN202, N803, N806
-
 
 @triton.jit
 def step_kernel(
@@ -45,9 +41,10 @@ def step_kernel(
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
     tail_scale, tail_shift, eps, bound,
     GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr,
-    BOUND: tl.constexpr, TAIL: tl.constexpr, ADD: tl.constexpr, INVERSE: tl.constexpr,
-    LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
+    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr, TAIL: tl.constexpr,
+    ADD: tl.constexpr, INVERSE: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
+    EMULATE: tl.constexpr,
 ):  # fmt: skip
     """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`); their log-dets.
 
@@ -90,7 +87,7 @@ def step_kernel(
         active = gelu(first, LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM)
+        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
         active = gelu(second, LOW, EMULATE)
         weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
         h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)

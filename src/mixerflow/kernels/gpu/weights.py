@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from mixerflow.kernels.gpu.assemble import assemble_kernel, copy_kernel, disassemble_kernel
-from mixerflow.kernels.gpu.launch import NET, SUMS, Setting, Weights
+from mixerflow.kernels.gpu.launch import INTERPRETED, NET, SUMS, Setting, Weights, launch
 from mixerflow.kernels.plan import DENSE, PARAMETERS, Plan
 
 _COPY = 1024
@@ -36,7 +36,7 @@ def setting_of(plan: Plan, *, low: bool) -> Setting:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.cache  # for good: a captured graph keeps the address only
 def _integers(values: tuple[int, ...], device: torch.device) -> Tensor:
     """On the device once and for all: a graph that is captured may not copy from the host."""
     return torch.tensor(values, dtype=torch.int64, device=device)
@@ -53,7 +53,8 @@ def _addresses(plan: Plan, device: torch.device) -> Tensor:
 def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
     """The tensors of the steps' kernels, as the parameters are now."""
     steps, n = len(plan.steps) - 1, plan.n
-    tail = plan.steps[-1].parameters or None
+    scale, shift = plan.steps[-1].parameters or (None, None)
+    tail = None if scale is None or shift is None else (scale, shift)
     nets = [step.parameters[_AT["enter"] :] for step in plan.steps[:-1]]
     if setting.low:
         nets = _copied(nets, device)
@@ -64,14 +65,15 @@ def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
         )
         if tail is not None:
             log_det = torch.cat([log_det[:-1], log_det[-1:] + tail[0].sum()])
-        return Weights(weight, offset, log_det, tuple(nets), tail)  # pyright: ignore[reportArgumentType]
+        return Weights(weight, offset, log_det, tuple(nets), tail)
     made = torch.empty(steps * (n * n + n + 1), device=device)
     dense, offset, log_det = made.split([steps * n * n, steps * n, steps])
-    assemble_kernel[(steps,)](
+    launch(
+        assemble_kernel, (steps,),
         _addresses(plan, device), dense, offset, log_det, n,
         SIZE=max(16, triton.next_power_of_2(n)), REVERSE=plan.reverse, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return Weights(dense.view(steps, n, n), offset.view(steps, n), log_det, tuple(nets), tail)  # pyright: ignore[reportArgumentType]
+    return Weights(dense.view(steps, n, n), offset.view(steps, n), log_det, tuple(nets), tail)
 
 
 def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -95,7 +97,7 @@ def _copied(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list
     copies = torch.empty(end, dtype=torch.bfloat16, device=device)
     pointers = tuple(matrix.data_ptr() for matrix in matrices if matrix is not None)
     tables = (_integers(tuple(each), device) for each in (pointers, sizes, starts))
-    copy_kernel[(len(sizes), 4)](*tables, copies, COPY=_COPY)
+    launch(copy_kernel, (len(sizes), 4), *tables, copies, COPY=_COPY, EMULATE=INTERPRETED)
     made = [list(net) for net in nets]
     for number, (start, matrix) in enumerate(zip(starts, matrices, strict=True)):
         assert matrix is not None
@@ -145,7 +147,8 @@ def disassemble(
     steps, n, hidden, device = len(setting.flips), plan.n, plan.hidden, d_log_det.device
     grads = torch.empty(steps, n * n + 3 * n + hidden, device=device)
     changed = _integers(tuple(setting.halves(k)[1] for k in range(steps)), device)
-    disassemble_kernel[(steps,)](
+    launch(
+        disassemble_kernel, (steps,),
         _addresses(plan, device), found.sums, found.sums.shape[1], d_log_det.sum(), grads, n,
         changed, SIZE=max(16, triton.next_power_of_2(n)), HIDDEN=hidden, REVERSE=plan.reverse,
         num_warps=4,

@@ -1,0 +1,95 @@
+"""GPU kernels are believed once they have been right.
+
+On the machine, the driver and the compiler at hand: no test of this package has seen those.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from mixerflow import kernels
+from mixerflow.core import Chain
+
+_TOLERANCE = {False: 1e-4, True: 1e-2}
+"""Relative error of values, log-dets and inverses, in float32 and with bfloat16 nets; of gradients
+five times as much. What is right stays well below: 4e-6 and 4e-3, of gradients 2e-6 and 3e-2."""
+_OF_GRADIENTS = 5
+_ROWS = 300
+
+_found: dict[tuple[object, ...], str | None] = {}
+
+
+def doubt(chain: Chain, plan: kernels.Plan, x: Tensor) -> str | None:
+    """Why the GPU's kernels are not to be used for such a chain; None if they were right.
+
+    Tried once a process for each kind of row flow, with random weights and rows, against the same
+    chain operator by operator in float64: values, log-dets, every gradient, and the inverse.
+    """
+    if not x.is_cuda:
+        return None
+    low = kernels.is_low(x)
+    flips = tuple(step.flip for step in plan.steps)
+    dense = bool(plan.steps[0].dense)
+    settings = (plan.n, plan.hidden, plan.squash, plan.reverse, plan.bound, plan.layer)
+    key = (x.device, low, flips, dense, len(plan.parameters()), *settings)
+    if key not in _found:
+        if torch.cuda.is_current_stream_capturing():
+            return "a kernel is tried before a graph is captured, not in it"
+        worst = excess(chain, x.device, low=low)
+        wrong = not worst < 1  # NaN is no answer either
+        _found[key] = f"they were off by {worst:.1e} times what is allowed" if wrong else None
+        if wrong:
+            warnings.warn(
+                f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden} are not "
+                f"used: {_found[key]}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return _found[key]
+
+
+def excess(chain: Chain, device: torch.device, *, low: bool) -> float:
+    """The largest error that the kernels make for such a chain, over what they may make."""
+    from mixerflow.transforms.rows import plan_of
+
+    generator = torch.Generator().manual_seed(0)
+    mine = copy.deepcopy(chain)
+    with torch.no_grad():
+        for parameter in mine.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            parameter.copy_(0.3 * drawn)  # not what is there: at the start that is the identity
+    exact = copy.deepcopy(mine).double()
+    plan = plan_of(mine)
+    assert isinstance(plan, kernels.Plan)
+    x = torch.randn(_ROWS, plan.n, generator=generator).to(device)
+    dz = torch.randn(_ROWS, plan.n, generator=generator).to(device)
+    live = not plan.refused("gpu", differentiated=True) and not plan.steps[0].dense
+    with torch.enable_grad():
+        given, given2 = (t.requires_grad_(live) for t in (x.clone(), x.double()))
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            z, log_det = kernels.rows_forward(plan, given)
+            back = kernels.rows_inverse(plan, z.detach())[0]
+        with kernels.disabled(), torch.autocast(device.type, enabled=False):
+            z2, log_det2 = exact(given2)
+        values, gradients = [(z, z2), (log_det, log_det2), (back, given2)], []
+        if live:
+            ((z * dz).sum() + (log_det * dz[:, 0]).sum()).backward()
+            ((z2 * dz).sum() + (log_det2 * dz[:, 0]).sum()).backward()
+            both = zip(mine.parameters(), exact.parameters(), strict=True)
+            gradients = [(a.grad, b.grad) for a, b in [(given, given2), *both]]
+    ratios = [_relative(a, b) / _TOLERANCE[low] for a, b in values]
+    ratios += [_relative(a, b) / (_OF_GRADIENTS * _TOLERANCE[low]) for a, b in gradients]
+    return max(ratios)
+
+
+def _relative(found: Tensor | None, exact: Tensor | None) -> float:
+    """Relative error; infinite for NaN, and for a gradient that is missing."""
+    if found is None or exact is None:
+        return math.inf
+    error = ((found.double() - exact).norm() / exact.norm()).item()
+    return error if math.isfinite(error) else math.inf

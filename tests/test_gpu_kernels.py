@@ -1,0 +1,284 @@
+"""The GPU's kernels give what operators give: on a GPU if there is one, else interpreted."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mixerflow import kernels
+from mixerflow.core import Along
+from mixerflow.kernels.gpu import flow as gpu
+from mixerflow.kernels.gpu import gradient, launch, step, weights
+from mixerflow.models import MixerFlowConfig, build
+from mixerflow.nets import ResidualMLP
+from mixerflow.training import TrainConfig
+from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Patches, Rows, halves, proof
+from mixerflow.transforms.rows import plan_of
+
+DEVICE = "cpu" if launch.INTERPRETED else "cuda"
+LOW = (False, True)
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu():
+    """What is not interpreted finds the GPU by itself."""
+    with kernels.interpreted() if launch.INTERPRETED else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Memory that nobody writes holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def rows(n, *, width=16, steps=3, norm="layer", bound=None, linear=LU, squash=True, ends=True):
+    """A chain of `steps`, far from the identity."""
+    parts = []
+    for i in range(steps):
+        flip = i % 2 == 1
+        given, changed = halves(n, flip=flip)
+        net = ResidualMLP(given, 2 * changed, width=width, norm=norm, squash=squash)
+        parts += [ActNorm(n)] if ends or i else []
+        parts += [linear(n)] if linear else []
+        parts += [Coupling(-1, net, Affine(bound), flip=flip)]
+    chain = Rows(*parts, *([ActNorm(n)] if ends else []))
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3 / parameter.shape[-1] ** 0.5)
+    return chain.to(DEVICE)
+
+
+def run(chain, x, forward):
+    """Outputs and gradients of a copy of `chain`."""
+    mine, given = copy.deepcopy(chain), x.clone().requires_grad_()
+    z, log_det = forward(mine, given)
+    slopes = torch.linspace(-1, 1, z.numel(), dtype=z.dtype, device=DEVICE).reshape(z.shape).cos()
+    ((z * slopes).sum() + (log_det * slopes[:, 0]).sum()).backward()
+    gradients = {"x": given.grad} | {name: p.grad for name, p in mine.named_parameters()}
+    return {"z": z.detach(), "log_det": log_det.detach()} | gradients
+
+
+def exactly(chain, x):
+    """By operators in float64."""
+    with kernels.disabled():
+        return run(copy.deepcopy(chain).double(), x.double(), lambda chain, x: chain(x))
+
+
+def errors(found, exact):
+    """Relative errors; NaN is infinitely wrong."""
+    assert found.keys() == exact.keys()
+    sizes = {name: (found[name].double() - value).norm() for name, value in exact.items()}
+    relative = {name: size / (exact[name].norm() + 1e-6) for name, size in sizes.items()}
+    return {name: float(error.nan_to_num(float("inf"))) for name, error in relative.items()}
+
+
+def by_kernel(*, low=False, keep="inputs"):
+    return lambda chain, x: gpu.rows_forward(plan_of(chain), x, low=low, keep=keep)
+
+
+SETTINGS = {
+    "layer norm": {},
+    "no norm": {"norm": "none"},
+    "bound": {"bound": 1.5},
+    "reversed": {"linear": RLU},
+    "no linear map": {"linear": None},
+    "plain input": {"squash": False},
+    "no actnorm at the ends": {"ends": False},
+    "one step": {"steps": 1},
+}
+SIZES = [(2, 16, 1), (24, 32, 130), (49, 64, 64), (64, 128, 70)]
+CASES = [(name, 7, 16, 37) for name in SETTINGS] + [("layer norm", *size) for size in SIZES]
+
+
+@pytest.mark.parametrize("keep", ["inputs", "output"])
+@pytest.mark.parametrize(("name", "n", "width", "count"), CASES)
+def test_float32_is_right_to_rounding(name, n, width, count, keep):
+    chain, x = rows(n, width=width, **SETTINGS[name]), torch.randn(count, n, device=DEVICE)
+    wrong = errors(run(chain, x, by_kernel(keep=keep)), exactly(chain, x))
+    # matrix units add up tf32 products: three of them make a float32 product, nearly
+    assert max(wrong.values()) < (5e-6 if DEVICE == "cpu" else 1e-4), wrong
+
+
+@pytest.mark.parametrize("keep", ["inputs", "output"])
+@pytest.mark.parametrize(("name", "n", "width", "count"), CASES)
+def test_bfloat16_is_as_good_as_the_operators(name, n, width, count, keep):
+    chain, x = rows(n, width=width, **SETTINGS[name]), torch.randn(count, n, device=DEVICE)
+    exact = exactly(chain, x)
+    wrong = errors(run(chain, x, by_kernel(low=True, keep=keep)), exact)
+    with kernels.disabled(), torch.autocast(DEVICE, torch.bfloat16):
+        theirs = errors(run(chain, x, lambda chain, x: chain(x)), exact)
+    for key, error in wrong.items():
+        assert error < max(3 * theirs[key], 2e-2), (key, error, theirs[key])
+    assert wrong["z"] < 1e-2
+
+
+@pytest.mark.parametrize("low", LOW)
+@pytest.mark.parametrize(("name", "n", "width", "count"), CASES)
+def test_the_inverse_comes_back(name, n, width, count, low):
+    chain, x = rows(n, width=width, **SETTINGS[name]), torch.randn(count, n, device=DEVICE)
+    with torch.no_grad():
+        z, log_det = gpu.rows_forward(plan_of(chain), x, low=low)
+    back, inverse_log_det = gpu.rows_inverse(plan_of(chain), z, low=low)
+    # a bfloat16 net that reads a number off by one bit may round it to the next
+    tolerance = 5e-3 if low else 2e-5
+    torch.testing.assert_close(back, x, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_an_inference_copy_goes_through_too():
+    for norm in ("batch", "none"):
+        chain, x = rows(9, norm=norm).eval(), torch.randn(40, 9, device=DEVICE)
+        fused = chain.fused()
+        assert fused.path(x) == "kernel"
+        with torch.no_grad():
+            z, log_det = fused(x)
+            with kernels.disabled():
+                expected, expected_log_det = chain(x)
+        torch.testing.assert_close(z, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(log_det, expected_log_det, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused.inverse(z)[0], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_one_kernel_mixes_channels_and_patches_where_they_lie(dim):
+    """Rows of an image's patch matrix, read and written in the image, in place, by tables."""
+    cut = Patches((3, 8, 12), (4, 2))
+    chain = rows(cut.matrix[dim])
+    images = torch.randn(3, 3, 8, 12, device=DEVICE)
+    numbers = torch.arange(images[0].numel(), device=DEVICE).reshape(1, 3, 8, 12)
+    table = cut(numbers)[0][0].int()  # (patches, channels): where each number lies
+    table = table if dim == -1 else table.T
+    first, inner = table[:, 0].contiguous(), (table[0] - table[0, 0]).contiguous()
+    assert torch.equal(table, first[:, None] + inner)
+    place = launch.Place(len(images) * len(first), len(first), numbers.numel(), first, inner)
+    plan = plan_of(chain)
+    setting = weights.setting_of(plan, low=False)
+    made = weights.assemble(plan, setting, images.device)
+    z, log_det = images.clone(), images.new_empty(place.rows)
+    for k in range(len(setting.flips)):
+        launch.run_step(setting, place, made, k, z, z, log_det, add=k > 0)
+    with kernels.disabled(), torch.no_grad():
+        expected, expected_log_det = Along(dim, chain)(cut(images)[0])
+    torch.testing.assert_close(cut(z)[0], expected, rtol=1e-4, atol=1e-5)
+    found = log_det.reshape(len(images), -1).sum(1)
+    torch.testing.assert_close(found, expected_log_det, rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    chain, x = rows(24), torch.randn(133, 24, device=DEVICE)
+    plan = plan_of(chain)
+    with torch.no_grad():
+        whole = gpu.rows_forward(plan, x, low=True)
+        others = torch.randn_like(x) * 100
+        others[77] = x[77]
+        mixed = gpu.rows_forward(plan, others, low=True)
+    assert torch.equal(whole[0][77], mixed[0][77])
+    assert torch.equal(whole[1][77], mixed[1][77])
+
+
+FAULTS = {
+    "log-det's sign": (step, "bounded", lambda raw, bound, BOUND: -raw),
+    "a slope": (gradient, "gelu_slope", lambda x, LOW, EMULATE: x * 0.0 + 0.5),
+    "squash's slope": (gradient, "unsquash", lambda grad, x, SQUASH: grad),
+    "bound's slope": (gradient, "unbounded", lambda grad, log_scale, bound, BOUND: grad),
+    "norm's slope": (gradient, "unnormed", lambda grad, s, inverse, gamma, WIDE, NORM: grad),
+}
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="compiled kernels cannot be replaced in part")
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name, monkeypatch):
+    where, part, fault = FAULTS[name]
+    monkeypatch.setattr(where, part, fault)
+    chain, x = rows(9, bound=1.5), torch.randn(20, 9)
+    wrong = errors(run(chain, x, by_kernel()), exactly(chain, x))
+    assert max(wrong.values()) > 1e-3
+
+
+def test_it_is_chosen_and_says_why_not():
+    x = torch.randn(5, 8, device=DEVICE)
+    assert rows(8).path(x) == "kernel"
+    assert "batch norm needs statistics" in rows(8, norm="batch").path(x)
+    assert "width" in rows(8, width=24).path(x)
+    assert "rows up to 64" in rows(70).path(torch.randn(5, 70, device=DEVICE))
+    assert "float32" in rows(8).double().path(x.double())
+    with torch.autocast(DEVICE, torch.float16):
+        assert "bfloat16" in rows(8).path(x)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        assert rows(8).path(x) == "kernel"
+    with kernels.disabled():
+        assert "switched off" in rows(8).path(x)
+
+
+def test_second_derivatives_and_changed_parameters_are_errors():
+    chain, x = rows(8), torch.randn(20, 8, device=DEVICE, requires_grad=True)
+    z, _ = chain(x)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(z.square().sum(), x, create_graph=True)
+    z, _ = chain(x)
+    with torch.no_grad():
+        chain.steps[0].shift += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize("low", LOW)
+def test_a_kernel_is_believed_after_a_proof_only(low, monkeypatch):
+    chain, device = rows(9), torch.device(DEVICE)
+    assert proof.excess(chain, device, low=low) < 0.7
+    forward = kernels.rows_forward
+
+    def wrong(plan, x, **options):
+        z, log_det = forward(plan, x, **options)
+        return z, log_det * 1.05
+
+    monkeypatch.setattr(kernels, "rows_forward", wrong)
+    assert proof.excess(chain, device, low=low) > 1
+    monkeypatch.setattr(kernels, "rows_forward", lambda plan, x, **_: (x * torch.nan, x[:, 0]))
+    assert proof.excess(chain, device, low=low) == float("inf")
+
+
+def flow():
+    config = MixerFlowConfig(
+        layers=2, flow_layers=2, hidden=16, patch=2, shift=1, shift_every=2, norm="layer"
+    )
+    return build(config, (2, 4, 4)).to(DEVICE)
+
+
+@pytest.mark.parametrize("memory", ["store", "checkpoint", "invert"])
+def test_a_whole_flow_trains_as_by_operators(memory):
+    mine = flow()
+    x = torch.randint(0, 256, (4, 2, 4, 4), dtype=torch.uint8, device=DEVICE)
+    mine.initialize(x)
+    theirs = copy.deepcopy(mine)
+    mine.memory = memory
+    for each in (mine, theirs):
+        optimizer = torch.optim.SGD(each.parameters(), lr=1e-3)
+        with kernels.disabled() if each is theirs else contextlib.nullcontext():
+            for seed in range(2):
+                torch.manual_seed(seed)
+                optimizer.zero_grad()
+                (-each(x).log_prob.mean() / each.dims).backward()
+                optimizer.step()
+    for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=name)
+    torch.testing.assert_close(mine.bits_per_dim(x), theirs.bits_per_dim(x), rtol=1e-5, atol=1e-5)
+    z = mine.encode(x)
+    assert torch.equal(mine.decode(z), x)
+
+
+def test_the_paper_s_model_goes_through_whole():
+    config = MixerFlowConfig(norm="layer", layers=8)
+    with torch.device(DEVICE):
+        chains = [m for m in build(config, (3, 32, 32)).modules() if isinstance(m, Rows)]
+    plans = [plan_of(chain) for chain in chains]
+    assert len(plans) == 16
+    assert {plan.n for plan in plans} == {48, 64, 49}
+    assert not any(plan.refused("gpu", differentiated=True) for plan in plans)
+    assert TrainConfig(precision="bfloat16").precision == "bfloat16"
