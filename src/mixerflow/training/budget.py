@@ -14,7 +14,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.evaluate import bits
 from mixerflow.training.batches import Batches
 from mixerflow.training.config import TrainConfig
-from mixerflow.training.trainer import Trainer
+from mixerflow.training.graphed import trainer_of
 
 EVALUATIONS = 10
 """Evaluations in a run, where `TrainConfig.evaluate_every` does not say."""
@@ -42,7 +42,7 @@ def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Imag
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
     budget = 60 * config.minutes
     whole = dataclasses.replace(config, grow=0)  # full depth: a growing flow takes less
-    trainer = Trainer(copy.deepcopy(flow), batches, whole, steps=10**6)
+    trainer = trainer_of(copy.deepcopy(flow), batches, whole, steps=10**6)
     processes = batches.processes
 
     def now() -> float:

@@ -64,6 +64,9 @@ class TrainConfig:
     """Non-finite steps in a row that end the run; single ones are skipped and counted."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes share the flow: whole in each, or a part of every layer in each."""
+    graph: bool = False
+    """One CUDA graph a step, captured once and replayed, for a GPU that waits for the host. What
+    steps came to, NaN too, is then seen with each line of metrics rather than at once."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 

@@ -28,16 +28,16 @@ from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
+from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake
 from mixerflow.training.session import Session
-from mixerflow.training.trainer import Trainer
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
-    *("memory", "parallel"),
+    *("memory", "parallel", "graph"),
 )
-"""Settings that may change when a run goes on: the weights do not depend on them ("invert" and
-another number of processes move them by rounding)."""
+"""Settings that may change when a run goes on: the weights do not depend on them ("invert", graphs
+and another number of processes move them by rounding)."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _run(
     with _own_generators(flow, config.seed):
         steps = old["steps"] if old else steps_of(config, flow, batches, validation)
         steps = processes.from_main(steps)
-    trainer = Trainer(flow, batches, config, steps=steps)
+    trainer = trainer_of(flow, batches, config, steps=steps)
     session = Session(trainer, validation, folder, quiet=quiet)
     if old is not None:
         session.restore(_last(folder, from_step, processes))

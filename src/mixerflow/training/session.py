@@ -60,6 +60,7 @@ class Session:
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(steps / EVALUATIONS))
         self.save_every = config.save_every or self.evaluate_every
         self.log_every = max(1, min(steps // _LINES, self.evaluate_every))
+        trainer.read_every = self.log_every
         self.tally = Tally()
         self.result: Bits | None = None
         self._checkpoints = None
@@ -173,7 +174,7 @@ class Session:
 
     def _skipped(self, step: Step, bar: Bar) -> None:
         trainer = self.trainer
-        bar.say(f"step {trainer.step} skipped: {step.bad_part} is not finite")
+        bar.say(f"step {step.number} skipped: {step.bad_part} is not finite")
         if trainer.bad_in_a_row >= trainer.config.give_up_after:
             self.processes.on_main(lambda: self._give_up(step))
 
@@ -184,7 +185,7 @@ class Session:
         if self._checkpoints is not None:
             remedy += f"; the checkpoint of step {self._checkpoints.steps()[-1]} is untouched"
         raise NonFiniteError(
-            f"{trainer.bad_in_a_row} steps in a row not finite, the last at step {trainer.step} "
+            f"{trainer.bad_in_a_row} steps in a row not finite, the last at step {step.number} "
             f"in {step.bad_part}",
             where,
             remedy,
@@ -194,15 +195,16 @@ class Session:
         tally, batch = self.tally, self.trainer.config.batch
         mean = tally.objectives / tally.steps if tally.steps else step.objective
         name = "bits/dim" if self.trainer.is_likelihood else "objective (batch norm)"
+        unknown = math.isnan(mean) and step.bad_part is None  # the first figures are on their way
         speed = batch * max(1, self.trainer.step) / max(tally.seconds, 1e-9)
-        return f"{name} {mean:.3f}  {speed:.0f} images/s"
+        return f"{name} {'...' if unknown else f'{mean:.3f}'}  {speed:.0f} images/s"
 
     def _record(self, step: Step, scalars: Scalars) -> None:
         tally, trainer = self.tally, self.trainer
-        if step.bad_part is None:
-            tally.objectives += step.objective
-            tally.gradient_norms += step.gradient_norm
-            tally.steps += 1
+        if step.counted:
+            tally.objectives += step.objective * step.counted
+            tally.gradient_norms += step.gradient_norm * step.counted
+            tally.steps += step.counted
         if trainer.step % self.log_every or not tally.steps:
             return
         name = "bits_per_dim" if trainer.is_likelihood else "objective"

@@ -40,6 +40,10 @@ class Step:
     objective: float
     gradient_norm: float
     lr: float
+    number: int
+    """The steps done; where one is skipped, up to and with that one."""
+    counted: int
+    """Steps that the first two figures are the mean of: 0 where they tell nothing new."""
     bad_part: str | None = None
     """Where NaN or infinity first appeared, when the step was skipped for it."""
 
@@ -56,6 +60,9 @@ class Trainer:
     Raises:
         ConfigError: settings that the flow, the processes or the steps do not allow.
     """
+
+    read_every: int = 1
+    """Steps from one look at the figures to the next, for a trainer whose steps need none."""
 
     def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
         self.flow, self.batches, self.config, self.steps = flow, batches, config, steps
@@ -91,9 +98,7 @@ class Trainer:
     def advance(self) -> Step:
         """Take one step; a batch whose loss or gradient is not finite changes no weight."""
         self._grow()
-        lr = self.config.lr_at(self.step, self.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = lr * rate
+        lr = self._set_rate()
         x, context = self.batches.at(self.step)
         before = self._generators()
         noise = self._noise()
@@ -113,7 +118,14 @@ class Trainer:
             self.bad_in_a_row += 1
             bad_part = self._diagnose(x, context, noise, before)
         self.step += 1
-        return Step(figures[0], figures[1], lr, bad_part)
+        return Step(figures[0], figures[1], lr, self.step, int(bad_part is None), bad_part)
+
+    def _set_rate(self) -> float:
+        """Give the optimiser this step's learning rate, which is returned."""
+        lr = self.config.lr_at(self.step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = lr * rate
+        return lr
 
     def _grow(self) -> None:
         """Wake the layers that are due, in the flow and its average."""
