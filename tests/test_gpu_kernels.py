@@ -9,13 +9,26 @@ import torch
 pytest.importorskip("triton")
 
 from mixerflow import kernels
-from mixerflow.core import Along
+from mixerflow.core import Along, Inverse
 from mixerflow.kernels.gpu import flow as gpu
-from mixerflow.kernels.gpu import gradient, launch, step, weights
+from mixerflow.kernels.gpu import gradient, launch, step
 from mixerflow.models import MixerFlowConfig, build
 from mixerflow.nets import ResidualMLP
 from mixerflow.training import TrainConfig
-from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Patches, Rows, halves, proof
+from mixerflow.transforms import (
+    LU,
+    RLU,
+    ActNorm,
+    Affine,
+    Coupling,
+    Dilated,
+    Mixer,
+    Patches,
+    Rows,
+    Stripes,
+    halves,
+    proof,
+)
 from mixerflow.transforms.rows import plan_of
 
 DEVICE = "cpu" if launch.INTERPRETED else "cuda"
@@ -59,7 +72,7 @@ def run(chain, x, forward):
     mine, given = copy.deepcopy(chain), x.clone().requires_grad_()
     z, log_det = forward(mine, given)
     slopes = torch.linspace(-1, 1, z.numel(), dtype=z.dtype, device=DEVICE).reshape(z.shape).cos()
-    ((z * slopes).sum() + (log_det * slopes[:, 0]).sum()).backward()
+    ((z * slopes).sum() + (log_det * slopes.flatten(1)[:, 0]).sum()).backward()
     gradients = {"x": given.grad} | {name: p.grad for name, p in mine.named_parameters()}
     return {"z": z.detach(), "log_det": log_det.detach()} | gradients
 
@@ -84,6 +97,7 @@ def by_kernel(*, low=False, keep="inputs"):
 
 SETTINGS = {
     "layer norm": {},
+    "mean square": {"norm": "rms"},
     "no norm": {"norm": "none"},
     "bound": {"bound": 1.5},
     "reversed": {"linear": RLU},
@@ -93,7 +107,7 @@ SETTINGS = {
     "one step": {"steps": 1},
 }
 SIZES = [(2, 16, 1), (24, 32, 130), (49, 64, 64), (64, 128, 70)]
-CASES = [(name, 7, 16, 37) for name in SETTINGS] + [("layer norm", *size) for size in SIZES]
+CASES = [(name, 7, 16, 37) for name in SETTINGS] + [("mean square", *size) for size in SIZES]
 
 
 @pytest.mark.parametrize("keep", ["inputs", "output"])
@@ -147,7 +161,7 @@ def test_an_inference_copy_goes_through_too():
 
 @pytest.mark.parametrize("dim", [-1, -2])
 def test_one_kernel_mixes_channels_and_patches_where_they_lie(dim):
-    """Rows of an image's patch matrix, read and written in the image, in place, by tables."""
+    """Rows of an image's patch matrix, read and written in the image, by tables."""
     cut = Patches((3, 8, 12), (4, 2))
     chain = rows(cut.matrix[dim])
     images = torch.randn(3, 3, 8, 12, device=DEVICE)
@@ -156,18 +170,62 @@ def test_one_kernel_mixes_channels_and_patches_where_they_lie(dim):
     table = table if dim == -1 else table.T
     first, inner = table[:, 0].contiguous(), (table[0] - table[0, 0]).contiguous()
     assert torch.equal(table, first[:, None] + inner)
-    place = launch.Place(len(images) * len(first), len(first), numbers.numel(), first, inner)
+    place = kernels.Place(len(images) * len(first), len(first), numbers.numel(), first, inner)
     plan = plan_of(chain)
-    setting = weights.setting_of(plan, low=False)
-    made = weights.assemble(plan, setting, images.device)
-    z, log_det = images.clone(), images.new_empty(place.rows)
-    for k in range(len(setting.flips)):
-        launch.run_step(setting, place, made, k, z, z, log_det, add=k > 0)
+    z, log_det = gpu.rows_forward(plan, images, place=place)
     with kernels.disabled(), torch.no_grad():
         expected, expected_log_det = Along(dim, chain)(cut(images)[0])
     torch.testing.assert_close(cut(z)[0], expected, rtol=1e-4, atol=1e-5)
     found = log_det.reshape(len(images), -1).sum(1)
     torch.testing.assert_close(found, expected_log_det, rtol=1e-4, atol=1e-4)
+    back, _ = gpu.rows_inverse(plan, z.detach(), place=place)
+    torch.testing.assert_close(back, images, rtol=1e-4, atol=1e-5)
+
+
+CUTS = {
+    "patches": (Patches, (3, 4, 6), (2, 3)),
+    "dilated": (Dilated, (3, 4, 6), (2, 3)),
+    "stripes": (Stripes, (3, 4, 6), 2),
+    "a signal's": (Patches, (2, 8), (2,)),
+    "a volume's": (Patches, (1, 4, 2, 4), (2, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_mixer_needs_no_patch_matrix(name):
+    kind, shape, side = CUTS[name]
+    cut = kind(shape, side)
+    patches, channels = cut.matrix
+    steps = (cut, Along(-1, rows(channels)), Along(-2, rows(patches)), Inverse(cut, shape))
+    mixer, x = Mixer(*steps), torch.randn(5, *shape, device=DEVICE)
+    assert mixer.path(x) == "kernel"
+    wrong = errors(run(mixer, x, lambda mixer, x: mixer(x)), exactly(mixer, x))
+    assert max(wrong.values()) < (5e-6 if DEVICE == "cpu" else 1e-4), wrong
+    with torch.no_grad():
+        z, log_det = mixer(x)
+        back, inverse_log_det = mixer.inverse(z)
+    torch.testing.assert_close(back, x, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-4, atol=1e-4)
+    apart = x.transpose(0, 1).contiguous().transpose(0, 1)  # not one after another in memory
+    torch.testing.assert_close(mixer(apart)[0], mixer(x)[0])
+    assert mixer(x[:0])[0].shape == (0, *shape)
+
+
+def test_a_mixer_says_why_it_goes_step_by_step():
+    x, cut = torch.randn(2, 1, 4, 4, device=DEVICE), Patches((1, 4, 4), (2, 2))
+    mixing, back = Along(-1, rows(4)), Inverse(cut, (1, 4, 4))
+    assert Mixer(cut, mixing, back).path(x) == "kernel"
+    assert "another order" in Mixer(cut, mixing).path(x)
+    assert "neither a cut nor a row flow" in Mixer(cut, ActNorm(4), back).path(x)
+    assert "batch norm" in Mixer(cut, Along(-1, rows(4, norm="batch")), back).path(x)
+    hooked = Mixer(cut, mixing, back)
+    handle = hooked.steps[1].register_forward_hook(lambda *_: None)
+    assert "hooks" in hooked.path(x)
+    handle.remove()
+    for each in (Mixer(cut, mixing), Mixer(cut, ActNorm(4).to(DEVICE), back)):
+        with kernels.disabled():
+            expected = each(x)[0]
+        torch.testing.assert_close(each(x)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_does_not_depend_on_the_others():
@@ -254,6 +312,8 @@ def flow():
 @pytest.mark.parametrize("memory", ["store", "checkpoint", "invert"])
 def test_a_whole_flow_trains_as_by_operators(memory):
     mine = flow()
+    layers = [each for each in mine.modules() if isinstance(each, Mixer)]
+    assert len(layers) == 2
     x = torch.randint(0, 256, (4, 2, 4, 4), dtype=torch.uint8, device=DEVICE)
     mine.initialize(x)
     theirs = copy.deepcopy(mine)

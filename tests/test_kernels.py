@@ -190,7 +190,7 @@ def test_it_is_chosen_and_says_why_not():
         assert "switched off" in chain.path(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "lower precision" in chain.path(x)
-    assert "no layer norm" in rows(8, norm="layer").path(x)
+    assert "no norm of each row" in rows(8, norm="layer").path(x)
     assert "no coupling" in Rows(LU(8)).path(x) or "not a chain" in Rows(LU(8)).path(x)
     handle = chain.steps[2].net.linear1.register_forward_hook(lambda *_: None)
     assert "hooks" in chain.path(x)

@@ -50,6 +50,7 @@ from mixerflow.transforms import (
     LogisticMixture,
     Logit,
     MapAttention,
+    Mixer,
     Monotone,
     Patches,
     RationalQuadratic,
@@ -366,6 +367,15 @@ CASES = {
     "coupling, kernels, odd, flipped": Case(lambda: kernels(5, flip=True, norm="layer"), (5,)),
     "coupling, Matern, conditional": Case(
         lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
+    ),
+    "mixer": Case(
+        lambda: Mixer(
+            Patches((2, 4, 4), (2, 2)),
+            Along(-1, Rows(ActNorm(8), LU(8), coupling(8), ActNorm(8))),
+            Along(-2, Rows(LU(4), coupling(4, flip=True))),
+            Inverse(Patches((2, 4, 4), (2, 2)), (2, 4, 4)),
+        ),
+        (2, 4, 4),
     ),
     "attention among patches": Case(
         lambda: Chain(

@@ -76,11 +76,11 @@ class Chain(Transform):
         return x
 
     def folded(self) -> Transform:
-        """Plain chains inside unrolled, steps folded, neighbours merged where one can."""
+        """Chains inside that fold as this one unrolled, steps folded, neighbours merged."""
         left, steps = self.awake()[::-1], []
         while left:
             step = left.pop()
-            if type(step) is Chain:
+            if isinstance(step, Chain) and type(step).folded is Chain.folded:
                 left.extend(step.awake()[::-1])
                 continue
             step = step.folded()

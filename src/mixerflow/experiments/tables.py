@@ -209,6 +209,7 @@ NORMS = Table(
     rows=(
         Row("batch", "Batch norm", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
         Row("layer", "Each row by itself (layer norm)", changed(norm="layer")),
+        Row("rms", "Each row by its mean square", changed(norm="rms")),
         Row("none", "No norm", changed(norm="none")),
         Row(
             "layer-bfloat16",
@@ -220,7 +221,10 @@ NORMS = Table(
     claims=(
         Claim("layer", "batch", "a norm of each row is better than batch norm"),
         Claim("none", "batch", "no norm is better than batch norm"),
+        Claim("rms", "batch", "the mean square of each row is better than batch norm"),
         Claim("layer", "none", "a norm of each row is better than none"),
+        Claim("layer", "rms", "mean, scale and shift are worth their time"),
+        Claim("rms", "none", "the mean square is better than none"),
         Claim("layer-bfloat16", "layer", "bfloat16 is better than float32"),
     ),
 )

@@ -40,6 +40,13 @@ class Norm(NamedTuple):
     """Between which a batch is shared."""
 
 
+class RowNorm(NamedTuple):
+    """A norm of each hidden row by itself, alike in all of a row flow's nets."""
+
+    kind: Literal["layer", "rms"]
+    eps: float
+
+
 @dataclass(frozen=True)
 class Net:
     """A residual MLP's tensors and settings, as the kernels take them.
@@ -53,7 +60,7 @@ class Net:
         statistics: batch norm's running values, in the order of `STATISTICS`.
         norm: batch norm's state; None without.
         counts: batches that the running values have seen.
-        layer: epsilon of a norm of each row by itself; None without.
+        by_row: the norm of each row by itself; None without.
     """
 
     given: int
@@ -64,7 +71,7 @@ class Net:
     statistics: tuple[Tensor | None, ...]
     norm: Norm | None
     counts: tuple[Tensor, ...]
-    layer: float | None = None
+    by_row: RowNorm | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Plan:
         squash: whether they read sign(x) log(1 + |x|).
         reverse: whether the linear maps reverse the order of the dimensions.
         bound: of the log-scales; 0 for none.
-        layer: epsilon of the norm that the MLPs take of each row by itself; None without.
+        by_row: the norm that the MLPs take of each row by itself; None without.
     """
 
     n: int
@@ -104,7 +111,7 @@ class Plan:
     squash: bool
     reverse: bool
     bound: float
-    layer: float | None = None
+    by_row: RowNorm | None = None
 
     @property
     def batch(self) -> bool:
@@ -133,14 +140,14 @@ class Plan:
     def refused(self, where: Where, *, differentiated: bool) -> str | None:
         """Why the kernels there do not know such a flow, or None if they do."""
         if where == "cpu":
-            return "the CPU's kernels know no layer norm" if self.layer is not None else None
+            return "the CPU's kernels know no norm of each row" if self.by_row else None
         if self.norm is not None:
-            return "batch norm needs statistics over all rows: use norm layer or none on a GPU"
+            return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
             widths = ", ".join(map(str, GPU_WIDTHS))
             return f"the GPU's kernels take rows up to {GPU_LONGEST}, nets of width {widths}"
         scaled = self.steps[0].parameters[PARAMETERS.index("gamma1")] is not None
-        if differentiated and scaled and self.layer is None:
+        if differentiated and scaled and self.by_row is None:
             return "the GPU's kernels differentiate no fixed scales"
         return None
 
@@ -166,3 +173,21 @@ class Plan:
     def parameters(self) -> list[Tensor]:
         """Those there are, step by step."""
         return [p for step in self.steps for p in step.parameters if p is not None]
+
+
+class Place(NamedTuple):
+    """Where rows lie in a tensor.
+
+    Number i of row j of image k is at ``k stride + row_table[j] + column_table[i]``.
+    """
+
+    rows: int
+    """Of all images."""
+    within: int
+    """Rows an image."""
+    stride: int
+    """From one image to the next, in numbers."""
+    row_table: Tensor
+    """``(within,)``, int32."""
+    column_table: Tensor
+    """``(n,)``, int32."""

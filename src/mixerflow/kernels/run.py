@@ -7,32 +7,35 @@ from typing import Literal
 from torch import Tensor
 
 from mixerflow.kernels import rows
-from mixerflow.kernels.plan import Plan
+from mixerflow.kernels.plan import Place, Plan
 from mixerflow.kernels.switch import is_low, where
 
 Keep = Literal["inputs", "output"]
 """What a backward pass is left: each step's rows, or the last ones, to rebuild the others."""
 
 
-def rows_forward(plan: Plan, x: Tensor, *, keep: Keep = "inputs") -> tuple[Tensor, Tensor]:
+def rows_forward(
+    plan: Plan, x: Tensor, *, keep: Keep = "inputs", place: Place | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
     Args:
         plan: the flow.
         x: float32 (or float64, on the CPU). On a GPU the nets compute in bfloat16 under autocast.
         keep: what the GPU's backward pass is left; the CPU's keeps hidden activations too.
+        place: where the rows lie in x, of any shape, and then in z; on a GPU only.
     """
     if where(x) == "cpu":
         return rows.rows_forward(plan, x)
     from mixerflow.kernels.gpu import flow  # there may be no Triton
 
-    return flow.rows_forward(plan, x, low=is_low(x), keep=keep)
+    return flow.rows_forward(plan, x, low=is_low(x), keep=keep, place=place)
 
 
-def rows_inverse(plan: Plan, z: Tensor) -> tuple[Tensor, Tensor]:
+def rows_inverse(plan: Plan, z: Tensor, *, place: Place | None = None) -> tuple[Tensor, Tensor]:
     """The inverse of `rows_forward`, without gradients; of the same rows in training mode."""
     if where(z) == "cpu":
         return rows.rows_inverse(plan, z)
     from mixerflow.kernels.gpu import flow
 
-    return flow.rows_inverse(plan, z, low=is_low(z))
+    return flow.rows_inverse(plan, z, low=is_low(z), place=place)

@@ -11,7 +11,16 @@ from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.models.extras import behind_layer, between_patches
 from mixerflow.models.steps import flow_layer
 from mixerflow.nets import LearnedPositions, SinusoidalPositions
-from mixerflow.transforms import ActNorm, Bands, BatchNorm, Dilated, Patches, Rows, Stripes
+from mixerflow.transforms import (
+    ActNorm,
+    Bands,
+    BatchNorm,
+    Dilated,
+    Mixer,
+    Patches,
+    Rows,
+    Stripes,
+)
 
 if TYPE_CHECKING:
     from mixerflow.models.mixerflow import MixerFlowConfig
@@ -67,7 +76,7 @@ def mixer_layer(config: MixerFlowConfig, shape: Shape, *, cut: CutName, patch: S
     ]
     steps += between_patches(config, patches, channels)
     steps += [Inverse(cutting, shape), *behind_layer(config, shape)]
-    return Chain(*steps)
+    return Mixer(*steps)
 
 
 def mixing(config: MixerFlowConfig, *, dim: int, n: int, rows: int) -> Transform:

@@ -104,9 +104,9 @@ class MADE(nn.Module):
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if norm == "layer":
+        if norm in ("layer", "rms"):
             raise ValueError(
-                f'{type(self).__name__}: norm "layer" makes every unit a function of all features, '
+                f'{type(self).__name__}: norm "{norm}" makes each unit a function of all features, '
                 'and nothing is autoregressive then: use "batch" or "none"'
             )
         self._build(n, params, width, 2 * blocks, squash, context, order)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, row_norm, squash
 
 
 def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
@@ -26,7 +26,7 @@ class ResidualMLP(nn.Module):
         out_features: numbers to give out.
         width: hidden width h.
         squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        norm: "batch", "layer" or "none", before each GELU. Batch norm couples the rows of a
+        norm: see `mixerflow.nets.norm_of`, before each GELU. Batch norm couples the rows of a
             training batch: figures computed in training mode are then no likelihoods.
         context: length K of the context vectors, 0 for none.
     """
@@ -91,14 +91,14 @@ class ResidualMLP(nn.Module):
         if {type(m) for m in linears} != {nn.Linear}:
             return "the kernel knows plain linear maps only"
         known = (
-            *((BatchNorm, BatchNorm), (nn.LayerNorm, nn.LayerNorm)),
+            *((BatchNorm, BatchNorm), (nn.LayerNorm, nn.LayerNorm), (nn.RMSNorm, nn.RMSNorm)),
             *((nn.Identity, nn.Identity), (Scale, nn.Identity)),
         )
         if tuple(map(type, norms)) not in known:
-            return "the kernels know batch norm and layer norm only"
-        layers = [m for m in norms if isinstance(m, nn.LayerNorm)]
-        if any(m.bias is None or m.eps != layers[0].eps for m in layers):
-            return "its layer norms are not alike"
+            return "the kernels know other norms"
+        by_row = [row_norm(m) for m in norms]
+        if by_row[0] != by_row[1]:
+            return "its norms are not alike"
         states = [m.state() for m in norms if isinstance(m, BatchNorm)]
         if states and (None in states or states[0] != states[1]):
             return "its batch norms are not alike"
@@ -115,5 +115,5 @@ class ResidualMLP(nn.Module):
             counts=tuple(
                 m.num_batches_tracked for m in tracked if m.num_batches_tracked is not None
             ),
-            layer=layers[0].eps if layers else None,
+            by_row=by_row[0],
         )

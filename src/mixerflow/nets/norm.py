@@ -10,16 +10,31 @@ from torch import Tensor, nn
 from mixerflow import kernels
 from mixerflow.processes import ALONE, Processes
 
-Norm = Literal["batch", "layer", "none"]
+Norm = Literal["batch", "layer", "rms", "none"]
 
 
 def norm_of(kind: Norm, width: int) -> nn.Module:
-    """A normalisation of hidden rows ``(rows, width)``, or nothing."""
+    """A normalisation of hidden rows ``(rows, width)``, or nothing.
+
+    "batch" is that of the paper. "layer" and "rms" take each row by itself: to mean 0 and variance
+    1, with a learned scale and shift a feature; or to mean square 1, with none.
+    """
     if kind == "batch":
         return BatchNorm(width)
     if kind == "layer":
         return nn.LayerNorm(width)
+    if kind == "rms":
+        return nn.RMSNorm(width, eps=1e-5, elementwise_affine=False)
     return nn.Identity()
+
+
+def row_norm(norm: nn.Module) -> kernels.RowNorm | None:
+    """A norm of each row by itself as the kernels take it; None if it is of another kind."""
+    if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
+        return kernels.RowNorm("layer", norm.eps)
+    if isinstance(norm, nn.RMSNorm) and norm.weight is None and norm.eps is not None:
+        return kernels.RowNorm("rms", norm.eps)
+    return None
 
 
 def squash(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
 from mixerflow.transforms.logistic import LogisticMixture
+from mixerflow.transforms.mixer import Mixer
 from mixerflow.transforms.monotone import Monotone
 from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
@@ -42,6 +43,7 @@ __all__ = [
     "LogisticMixture",
     "Logit",
     "MapAttention",
+    "Mixer",
     "Monotone",
     "Patches",
     "RationalQuadratic",

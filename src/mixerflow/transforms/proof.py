@@ -35,7 +35,7 @@ def doubt(chain: Chain, plan: kernels.Plan, x: Tensor) -> str | None:
     low = kernels.is_low(x)
     flips = tuple(step.flip for step in plan.steps)
     dense = bool(plan.steps[0].dense)
-    settings = (plan.n, plan.hidden, plan.squash, plan.reverse, plan.bound, plan.layer)
+    settings = (plan.n, plan.hidden, plan.squash, plan.reverse, plan.bound, plan.by_row)
     key = (x.device, low, flips, dense, len(plan.parameters()), *settings)
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():

@@ -49,15 +49,19 @@ class Rows(Chain):
 
     def path(self, x: Tensor) -> str:
         """``"kernel"``, or why rows like `x` run operator by operator."""
-        plan = self._plan(x)
+        plan = kernels.why_not(x) or self._plan(x.detach())
         return plan if isinstance(plan, str) else "kernel"
 
     def _plan(self, x: Tensor) -> kernels.Plan | str:
-        """What the kernel is to run, or why it is not to."""
-        unable = kernels.why_not(x)
-        if unable is not None:
-            return unable
-        plan = None if self._known is None or _hooked(self) else self._known
+        """As `plan`, of rows `x`."""
+        plan = self.plan(x)
+        if not isinstance(plan, str) and (x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch):
+            return "rows of another length, or too few of them"
+        return plan
+
+    def plan(self, x: Tensor) -> kernels.Plan | str:
+        """What the kernels are to run for tensors of x's kind, or why they cannot."""
+        plan = None if self._known is None or hooked(self) else self._known
         if plan is None:
             plan = plan_of(self)
             self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
@@ -65,27 +69,24 @@ class Rows(Chain):
             return plan
         if plan.kind != (x.dtype, x.device):
             return "its parameters are of another dtype than the rows, or on another device"
-        if x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
-            return "rows of another length, or too few of them"
         live = _differentiated(x, *plan.parameters())
-        refused = plan.refused(kernels.where(x), differentiated=live)
-        return refused or doubt(self, plan, x) or plan
+        if live and plan.steps[0].dense and x.requires_grad:
+            return "the kernel differentiates triangles only"
+        return plan.refused(kernels.where(x), differentiated=live) or doubt(self, plan, x) or plan
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        plan = self._plan(x)
-        if context is not None or isinstance(plan, str):
-            return super().forward(x, context, noise)
-        if plan.steps[0].dense and _differentiated(x):  # the kernel differentiates triangles only
+        plan = "context" if context is not None else kernels.why_not(x) or self._plan(x)
+        if isinstance(plan, str):
             return super().forward(x, context, noise)
         return kernels.rows_forward(plan, x, keep=self.keep)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         # the kernel's inverse has no gradients
         live = torch.is_grad_enabled() and _differentiated(z, *self.parameters())
-        plan = "gradients" if live else self._plan(z)
-        if context is not None or isinstance(plan, str):
+        plan = "context" if context is not None or live else kernels.why_not(z) or self._plan(z)
+        if isinstance(plan, str):
             return super().inverse(z, context)
         return kernels.rows_inverse(plan, z)
 
@@ -109,7 +110,7 @@ class _Part(NamedTuple):
         """What the kernel wants alike in all steps."""
         law, net = self.coupling.law, self.net
         assert isinstance(law, Affine)
-        return self.n, net.hidden, net.squash, net.norm, net.layer, law.bound, type(self.linear)
+        return self.n, net.hidden, net.squash, net.norm, net.by_row, law.bound, type(self.linear)
 
     def step(self) -> kernels.Step:
         """As the kernel takes it."""
@@ -134,7 +135,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         parts.append(part)
     if not parts:
         return "no coupling"
-    if _hooked(chain):
+    if hooked(chain):
         return "hooks look inside"
     first = parts[0]
     if first.n > _LONGEST:
@@ -152,7 +153,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
         bound=first.coupling.law.bound or 0.0,
-        layer=first.net.layer,
+        by_row=first.net.by_row,
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"
@@ -191,7 +192,7 @@ def _fits(part: _Part) -> bool:
     )
 
 
-def _hooked(chain: Chain) -> bool:
+def hooked(chain: nn.Module) -> bool:
     """Whether someone wants to see, or to change, what passes a module."""
     if nn.modules.module._has_any_global_hook():
         return True

@@ -54,7 +54,7 @@ def assemble_kernel(
     k = tl.arange(0, SIZE)
     i, j = k[:, None], k[None, :]
     lower, upper, diagonal = _triangles(table, n, SIZE)
-    both = tl.dot(lower, upper, input_precision="ieee")
+    both = tl.dot(lower, upper, input_precision="tf32x3")
     column = n - 1 - k if REVERSE else k  # of x: what column k of L U meets
     scale, shift = _vector(table, 0, column, n), _vector(table, 1, column, n)
     at = dense + step * n * n + i * n + column[None, :]
@@ -85,7 +85,7 @@ def disassemble_kernel(
     i, j = k[:, None], k[None, :]
     real, inside = k < n, (i < n) & (j < n)
     lower, upper, diagonal = _triangles(table, n, SIZE)
-    both = tl.dot(lower, upper, input_precision="ieee")
+    both = tl.dot(lower, upper, input_precision="tf32x3")
     column = n - 1 - k if REVERSE else k
     scale = tl.exp(_vector(table, 0, column, n))
     shift = _vector(table, 1, column, n)
@@ -95,8 +95,8 @@ def disassemble_kernel(
     tl.store(out + column, tl.sum(d_dense * both, 0) * scale + d_figure, mask=real)
     tl.store(out + n + column, tl.sum(d_offset[:, None] * both, 0), mask=real)
     d_both = d_dense * scale[None, :] + d_offset[:, None] * shift[None, :]
-    d_lower = tl.dot(d_both, tl.trans(upper), input_precision="ieee")
-    d_upper = tl.dot(tl.trans(lower), d_both, input_precision="ieee")
+    d_lower = tl.dot(d_both, tl.trans(upper), input_precision="tf32x3")
+    d_upper = tl.dot(tl.trans(lower), d_both, input_precision="tf32x3")
     d_packed = tl.where(i > j, d_lower, d_upper)
     d_packed = tl.where(i == j, d_upper * tl.exp(diagonal) + d_figure, d_packed)
     tl.store(out + 2 * n + i * n + j, d_packed, mask=inside)

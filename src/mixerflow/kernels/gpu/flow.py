@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mixerflow.kernels.gpu.launch import Place, run_gradient, run_step
+from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
-from mixerflow.kernels.plan import Plan
+from mixerflow.kernels.plan import Place, Plan
 
 Keep = Literal["inputs", "output"]
 """What the backward pass is left: each step's rows, or the last ones, to rebuild the others."""
@@ -34,18 +34,20 @@ class _Apply(torch.autograd.Function):
         plan: Plan,
         low: bool,
         keep: Keep,
+        place: Place,
         x: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
-        weights, place = assemble(plan, setting, x.device), plain(x)
-        log_det, rows = x.new_empty(len(x)), [x]
+        weights = assemble(plan, setting, x.device)
+        log_det, rows = x.new_empty(place.rows), [x]
         for k in range(len(setting.flips)):
             fresh = k == 0 or keep == "inputs"  # x is the caller's
             z = torch.empty_like(x) if fresh else rows[-1]
             run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
             rows.append(z)
-        ctx.plan, ctx.setting, ctx.weights, ctx.keep = plan, setting, weights, keep
+        ctx.plan, ctx.setting, ctx.weights = plan, setting, weights
+        ctx.place, ctx.keep = place, keep
         held = rows[-1:] if keep == "output" else rows
         ctx.count = len(held)
         ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
@@ -62,12 +64,12 @@ class _Apply(torch.autograd.Function):
                 "kernels have first derivatives only: wrap the forward pass in "
                 "mixerflow.kernels.disabled() to differentiate twice"
             )
-        plan, setting, weights = ctx.plan, ctx.setting, ctx.weights
+        plan, setting, weights, place = ctx.plan, ctx.setting, ctx.weights, ctx.place
         rows = list(ctx.saved_tensors[: ctx.count])
         dz, d_log_det = dz.contiguous(), d_log_det.contiguous()
-        place, device = plain(dz), dz.device
+        device = dz.device
         kind = torch.bfloat16 if setting.low else torch.float32
-        wide = torch.empty(2, len(dz), setting.hidden, dtype=kind, device=device)
+        wide = torch.empty(2, place.rows, setting.hidden, dtype=kind, device=device)
         spills, found = (wide[0], wide[1]), totals(setting, weights, device)
         inverse = inverse_maps(plan, weights) if ctx.keep == "output" else None
         dx, z = torch.empty_like(dz), rows.pop()
@@ -78,11 +80,16 @@ class _Apply(torch.autograd.Function):
                 setting, place, weights, k, z, dz, d_log_det, x, dx, spills, total, inverse=inverse
             )
             z, dz = x, dx
-        return None, None, None, dx, *disassemble(plan, setting, weights, found, d_log_det)
+        return None, None, None, None, dx, *disassemble(plan, setting, weights, found, d_log_det)
 
 
 def rows_forward(
-    plan: Plan, x: Tensor, *, low: bool = False, keep: Keep = "inputs"
+    plan: Plan,
+    x: Tensor,
+    *,
+    low: bool = False,
+    keep: Keep = "inputs",
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
@@ -91,19 +98,26 @@ def rows_forward(
         x: float32.
         low: whether nets compute in bfloat16; rows, linear maps and log-dets stay float32.
         keep: what the backward pass is left.
+        place: where the rows lie in x, of any shape; None for x ``(R, n)``. All numbers of x must
+            be in one of them.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return _Apply.apply(plan, low, keep, x.contiguous(), *plan.parameters())  # pyright: ignore[reportReturnType]
+        x = x.contiguous()
+        place = plain(x) if place is None else place
+        return _Apply.apply(plan, low, keep, place, x, *plan.parameters())  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
-def rows_inverse(plan: Plan, z: Tensor, *, low: bool = False) -> tuple[Tensor, Tensor]:
+def rows_inverse(
+    plan: Plan, z: Tensor, *, low: bool = False, place: Place | None = None
+) -> tuple[Tensor, Tensor]:
     """The inverse of `rows_forward`, without gradients."""
     with torch.autocast(z.device.type, enabled=False):
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, z.device)
         inverse, z = inverse_maps(plan, weights), z.contiguous()
-        x, log_det, place = torch.empty_like(z), z.new_empty(len(z)), plain(z)
+        place = plain(z) if place is None else place
+        x, log_det = torch.empty_like(z), z.new_empty(place.rows)
         last = len(setting.flips) - 1
         for k in range(last, -1, -1):
             source, add = (z, False) if k == last else (x, True)

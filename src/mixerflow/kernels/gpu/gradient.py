@@ -24,6 +24,7 @@ from mixerflow.kernels.gpu.parts import (
     product,
     put_matrix,
     put_sums,
+    scaled,
     split,
     squash,
     unbounded,
@@ -55,6 +56,7 @@ def gradient_kernel(
     `mixerflow.kernels.gpu.launch.SUMS`.
     """
     N: tl.constexpr = GIVEN + CHANGED
+    SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     feature, real = features(GIVEN, CHANGED, P, FLIP)
     column = tl.load(column_table + feature, mask=real, other=0)
     square = real[:, None] & real[None, :]
@@ -99,8 +101,8 @@ def gradient_kernel(
             tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
             values = values - tl.where(inside, tail_t, 0.0)
             each_s = dvalues * values + d_figure
-            d_tail_s = column_sums(each_s, d_tail_s, BLOCK, False, EMULATE)
-            d_tail_t = column_sums(dvalues, d_tail_t, BLOCK, False, EMULATE)
+            d_tail_s = column_sums(each_s, d_tail_s, BLOCK, LOW, EMULATE)
+            d_tail_t = column_sums(dvalues, d_tail_t, BLOCK, LOW, EMULATE)
             values *= tl.exp(-tail_s)
             dvalues *= tl.exp(tail_s)
         given, changed = split(values, BLOCK, P)
@@ -110,14 +112,14 @@ def gradient_kernel(
         read = squash(given, SQUASH, LOW, EMULATE)
         weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
         h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
-        first, standard1, inverse1 = normed(h, gamma1, beta1, eps, WIDE, NORM)
-        active = gelu(first, LOW, EMULATE)
-        first = waiting(first, LOW, EMULATE)
+        standard, inverse1 = normed(h, eps, WIDE, NORM)
+        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
+        first = waiting(standard, LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, standard2, inverse2 = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
-        active = gelu(second, LOW, EMULATE)
-        second = waiting(second, LOW, EMULATE)
+        standard, inverse2 = normed(inner, eps, WIDE, SECOND)
+        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
+        second = waiting(standard, LOW, EMULATE)
         weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
         h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
         answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias
@@ -141,21 +143,23 @@ def gradient_kernel(
         weight = use(out, to, named, WIDE, WIDE, LOW)
         dh = product(d_raw, weight, none, LOW, EMULATE)
         tl.store(spill2 + hidden, waiting(dh, LOW, EMULATE), mask=there[:, None])
-        slope = gelu_slope(second.to(tl.float32), LOW, EMULATE)
+        standard = second.to(tl.float32)
+        slope = gelu_slope(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         weight = use(w2, wide, every, WIDE, WIDE, LOW)
         d_inner = product(dh, weight, none, LOW, EMULATE) * slope
         if NORM == 1:
-            d_gamma2 = column_sums(d_inner * standard2, d_gamma2, BLOCK, LOW, EMULATE)
+            d_gamma2 = column_sums(d_inner * standard, d_gamma2, BLOCK, LOW, EMULATE)
             d_beta2 = column_sums(d_inner, d_beta2, BLOCK, LOW, EMULATE)
-        d_inner = unnormed(d_inner, standard2, inverse2, gamma2, WIDE, NORM % 2)
+        d_inner = unnormed(d_inner, standard, inverse2, gamma2, WIDE, SECOND)
         tl.store(spill1 + hidden, waiting(d_inner, LOW, EMULATE), mask=there[:, None])
-        slope = gelu_slope(first.to(tl.float32), LOW, EMULATE)
+        standard = first.to(tl.float32)
+        slope = gelu_slope(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
         weight = use(w1, wide, every, WIDE, WIDE, LOW)
         d_first = product(d_inner, weight, none, LOW, EMULATE) * slope
         if NORM == 1:
-            d_gamma1 = column_sums(d_first * standard1, d_gamma1, BLOCK, LOW, EMULATE)
+            d_gamma1 = column_sums(d_first * standard, d_gamma1, BLOCK, LOW, EMULATE)
             d_beta1 = column_sums(d_first, d_beta1, BLOCK, LOW, EMULATE)
-        dh += unnormed(d_first, standard1, inverse1, gamma1, WIDE, NORM)
+        dh += unnormed(d_first, standard, inverse1, gamma1, WIDE, NORM)
         d_enter = product(tl.trans(dh), read, d_enter, LOW, EMULATE)
         d_enter_bias = column_sums(dh, d_enter_bias, BLOCK, LOW, EMULATE)
         weight = use(a, wide, every, GIVEN, P, LOW)
@@ -207,6 +211,7 @@ def hidden_kernel(
     EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of linear1, its bias, and linear2: what they read, again, times the spills."""
+    SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     i = tl.arange(0, P)
     feature = i + (CHANGED if FLIP else 0)
     real = i < GIVEN
@@ -229,16 +234,16 @@ def hidden_kernel(
         read = squash(given, SQUASH, LOW, EMULATE)
         weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
         h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
-        first, _, _ = normed(h, gamma1, beta1, eps, WIDE, NORM)
-        active = gelu(first, LOW, EMULATE)
+        standard, _ = normed(h, eps, WIDE, NORM)
+        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
         hidden = row[:, None] * WIDE + wide[None, :]
         d_inner = tl.load(spill1 + hidden, mask=there[:, None], other=0.0)
         d_linear1 = product(tl.trans(d_inner), active, d_linear1, LOW, EMULATE)
         d_bias = column_sums(d_inner, d_bias, BLOCK, LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
-        active = gelu(second, LOW, EMULATE)
+        standard, _ = normed(inner, eps, WIDE, SECOND)
+        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         dh = tl.load(spill2 + hidden, mask=there[:, None], other=0.0)
         d_linear2 = product(tl.trans(dh), active, d_linear2, LOW, EMULATE)
     N: tl.constexpr = GIVEN + CHANGED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,6 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from mixerflow.kernels.gpu.gradient import gradient_kernel, hidden_kernel
 from mixerflow.kernels.gpu.step import step_kernel
+from mixerflow.kernels.plan import Place
 
 INTERPRETED = isinstance(step_kernel, InterpretedFunction)
 """Whether kernels run in Triton's interpreter, on the CPU: ``TRITON_INTERPRET=1`` at import."""
@@ -26,22 +27,8 @@ SUMS = (
     "linear1_bias", "gamma1", "beta1", "gamma2", "beta2", "tail_scale", "tail_shift",
 )  # fmt: skip
 """The gradients that a program sums, in their order in memory."""
-
-
-class Place(NamedTuple):
-    """Where rows lie in a tensor.
-
-    Number i of row j of image k is at ``k stride + row_table[j] + column_table[i]``.
-    """
-
-    rows: int
-    """Of all images."""
-    within: int
-    """Rows an image."""
-    stride: int
-    """From one image to the next, in numbers."""
-    row_table: Tensor
-    column_table: Tensor
+NORMS = {"none": 0, "layer": 1, "scale": 2, "rms": 3}
+"""Of hidden rows, as the kernels number them: "scale" is a fixed one before the first GELU."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +39,7 @@ class Setting:
         n: length of the rows.
         hidden: width of the nets: a power of two.
         flips: of each step, whether its net reads the second part.
-        norm: 0 none, 1 of each row by itself, 2 a fixed scale before the first GELU.
+        norm: one of `NORMS`.
         eps: of that norm.
         squash: whether nets read sign(x) log(1 + |x|).
         bound: of the log-scales; 0 for none.
@@ -63,7 +50,7 @@ class Setting:
     n: int
     hidden: int
     flips: tuple[bool, ...]
-    norm: Literal[0, 1, 2]
+    norm: int
     eps: float
     squash: bool
     bound: float
@@ -96,7 +83,7 @@ class Setting:
         """Shapes of the gradients that step k sums, in the order of `SUMS`; None for none."""
         given, changed = self.halves(k)
         n, h = self.n, (self.hidden,)
-        scales = [h if self.norm == 1 else None] * 4
+        scales = [h if self.norm == NORMS["layer"] else None] * 4
         ends = [(n,) if tail else None] * 2
         out = 2 * changed
         return [

@@ -234,28 +234,44 @@ def waiting(values, LOW: tl.constexpr, EMULATE: tl.constexpr):
 
 
 @triton.jit
-def normed(h, gamma, beta, eps, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """Norm 0: none; 1: of each row by itself; 2: a fixed scale. Also what came before it."""
+def normed(h, eps, WIDE: tl.constexpr, NORM: tl.constexpr):
+    """Hidden rows by the norm of that number, before scale and shift; and 1 over their deviations.
+
+    0: none. 1: of each row by itself, to mean 0 and variance 1. 2: a fixed scale and shift alone.
+    3: of each row, to mean square 1, and no scale and shift.
+    """
     if NORM == 1:
         centred = h - (tl.sum(h, 1) / WIDE)[:, None]
         inverse = tl.rsqrt(tl.sum(centred * centred, 1) / WIDE + eps)[:, None]
-        standard = centred * inverse
-        return standard * vector(gamma, WIDE) + vector(beta, WIDE), standard, inverse
-    if NORM == 2:
-        return h * vector(gamma, WIDE) + vector(beta, WIDE), h, h
-    return h, h, h
+        return centred * inverse, inverse
+    elif NORM == 3:
+        inverse = tl.rsqrt(tl.sum(h * h, 1) / WIDE + eps)[:, None]
+        return h * inverse, inverse
+    else:
+        return h, 1.0
+
+
+@triton.jit
+def scaled(standard, gamma, beta, WIDE: tl.constexpr, NORM: tl.constexpr):
+    """The norm's scale and shift, where it has them."""
+    if NORM == 1 or NORM == 2:
+        return standard * vector(gamma, WIDE) + vector(beta, WIDE)
+    else:
+        return standard
 
 
 @triton.jit
 def unnormed(grad, standard, inverse, gamma, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """The gradient of h from that of `normed`."""
+    """The gradient of h from that of `scaled`."""
     if NORM == 1:
         grad = grad * vector(gamma, WIDE)
         along = (tl.sum(grad * standard, 1) / WIDE)[:, None]
         return (grad - (tl.sum(grad, 1) / WIDE)[:, None] - standard * along) * inverse
-    if NORM == 2:
-        return grad * vector(gamma, WIDE)
-    return grad
+    elif NORM == 3:
+        along = (tl.sum(grad * standard, 1) / WIDE)[:, None]
+        return (grad - standard * along) * inverse
+    else:
+        return grad
 
 
 @triton.jit

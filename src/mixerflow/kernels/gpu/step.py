@@ -26,6 +26,7 @@ from mixerflow.kernels.gpu.parts import (
     pairs,
     places,
     product,
+    scaled,
     split,
     squash,
     use,
@@ -51,6 +52,7 @@ def step_kernel(
     `ADD` adds to the log-dets that are there. For the inverse, `dense` is the inverse of W; offset
     and `constant`, the log-det of W and of the ActNorm behind, are those of the forward pass.
     """
+    SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     feature, real = features(GIVEN, CHANGED, P, FLIP)
     column = tl.load(column_table + feature, mask=real, other=0)
     square = real[:, None] & real[None, :]
@@ -83,12 +85,12 @@ def step_kernel(
         h = biased(enter_bias, BLOCK, WIDE)
         weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
         h = product(squash(given, SQUASH, LOW, EMULATE), weight, h, LOW, EMULATE)
-        first, _, _ = normed(h, gamma1, beta1, eps, WIDE, NORM)
-        active = gelu(first, LOW, EMULATE)
+        standard, _ = normed(h, eps, WIDE, NORM)
+        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
         weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
         inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        second, _, _ = normed(inner, gamma2, beta2, eps, WIDE, NORM % 2)
-        active = gelu(second, LOW, EMULATE)
+        standard, _ = normed(inner, eps, WIDE, SECOND)
+        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
         h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
         answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from mixerflow.kernels.gpu.assemble import assemble_kernel, copy_kernel, disassemble_kernel
-from mixerflow.kernels.gpu.launch import INTERPRETED, NET, SUMS, Setting, Weights, launch
+from mixerflow.kernels.gpu.launch import INTERPRETED, NET, NORMS, SUMS, Setting, Weights, launch
 from mixerflow.kernels.plan import DENSE, PARAMETERS, Plan
 
 _COPY = 1024
@@ -23,13 +23,15 @@ _MATRICES = ("enter", "linear1", "linear2", "leave")
 
 def setting_of(plan: Plan, *, low: bool) -> Setting:
     """What the kernels need to know of a plan."""
-    scaled = plan.steps[0].parameters[_AT["gamma1"]] is not None
+    kind, eps = plan.by_row or ("none", 0.0)
+    if plan.by_row is None and plan.steps[0].parameters[_AT["gamma1"]] is not None:
+        kind = "scale"
     return Setting(
         n=plan.n,
         hidden=plan.hidden,
         flips=tuple(step.flip for step in plan.steps[:-1]),
-        norm=1 if plan.layer is not None else 2 if scaled else 0,
-        eps=plan.layer or 0.0,
+        norm=NORMS[kind],
+        eps=eps,
         squash=plan.squash,
         bound=plan.bound,
         low=low,

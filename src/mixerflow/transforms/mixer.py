@@ -1,0 +1,119 @@
+"""A chain of cuts and row flows that a GPU's kernels run where the image lies."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mixerflow import kernels
+from mixerflow.core import Along, Chain, Inverse, Noise, Shape, Transform, constant
+from mixerflow.transforms.layout import _Rearrangement
+from mixerflow.transforms.rows import Rows, hooked
+
+
+class Mixer(Chain):
+    """Cuts, row flows along one axis or another, and the way back, as `Chain`.
+
+    On a GPU a cut then costs nothing: kernels are told where the numbers of a row lie in the image,
+    and neither patch matrices nor their transposes are ever made. That is so where each step is a
+    cut, a cut's inverse, or a row flow that the kernels take, and the image comes out as it went
+    in; else, and on the CPU, the steps run one by one. `path` says which.
+    """
+
+    _tables: dict[tuple[Shape, torch.device], list[_Mixing] | str] | None = None
+
+    def path(self, x: Tensor) -> str:
+        """``"kernel"``, or why images like `x` go through step by step."""
+        found = self._mixings(x)
+        return found if isinstance(found, str) else "kernel"
+
+    def _mixings(self, x: Tensor) -> list[tuple[Rows, kernels.Plan, kernels.Place]] | str:
+        """The row flows, what the kernels are to run for each, and where its rows lie."""
+        if kernels.where(x) != "gpu":
+            return "only a GPU's kernels take images"
+        unable = kernels.why_not(x)
+        if unable is not None:
+            return unable
+        if self._tables is None:
+            self._tables = {}
+        shape = tuple(x.shape[1:])
+        if (shape, x.device) not in self._tables:
+            self._tables[shape, x.device] = _trace(self, shape, x.device)
+        found = self._tables[shape, x.device]
+        if isinstance(found, str):
+            return found
+        if hooked(self.steps):
+            return "hooks look inside"
+        made = []
+        for number, within, row_table, column_table in found:
+            rows = self.steps[number].transform
+            assert isinstance(rows, Rows)
+            plan = rows.plan(x)
+            if isinstance(plan, str):
+                return plan
+            if plan.n != len(column_table):
+                return "rows of another length"
+            place = kernels.Place(
+                len(x) * within, within, math.prod(shape), row_table, column_table
+            )
+            made.append((rows, plan, place))
+        return made
+
+    def forward(  # noqa: D102
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        mixings = "context" if context is not None else self._mixings(x)
+        if isinstance(mixings, str) or not len(x):
+            return super().forward(x, context, noise)
+        log_det = constant(0.0, x)
+        for rows, plan, place in mixings:
+            x, each = kernels.rows_forward(plan, x, keep=rows.keep, place=place)
+            log_det = log_det + each.view(-1, place.within).sum(1)
+        return x, log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+        live = torch.is_grad_enabled() and (
+            z.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        mixings = "context or gradients" if live or context is not None else self._mixings(z)
+        if isinstance(mixings, str) or not len(z):
+            return super().inverse(z, context)
+        log_det = constant(0.0, z)
+        for _, plan, place in reversed(mixings):
+            z, each = kernels.rows_inverse(plan, z, place=place)
+            log_det = log_det + each.view(-1, place.within).sum(1)
+        return z, log_det
+
+
+_Mixing = tuple[int, int, Tensor, Tensor]
+"""Number of the step, how many rows an image has, and where they lie: see `Place`."""
+
+
+def _trace(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+    """Follow the numbers of an image through the steps that only move them about."""
+    image = torch.arange(math.prod(shape)).reshape(1, *shape)
+    numbers, found = image, []
+    for number, step in enumerate(chain):
+        if _moves(step):
+            numbers = step(numbers)[0]
+        elif type(step) is Along and type(step.transform) is Rows and step.rows is None:
+            axis = step.dim + 1 if step.dim >= 0 else step.dim
+            table = numbers.movedim(axis, -1).flatten(1, -2)[0]
+            first, inner = table[:, 0], table[0] - table[0, 0]
+            if not torch.equal(table, first[:, None] + inner):
+                return "rows that do not lie alike"
+            tables = (each.to(device, torch.int32).contiguous() for each in (first, inner))
+            found.append((number, len(table), *tables))
+        else:
+            return f"{type(step).__name__} is neither a cut nor a row flow"
+    if not torch.equal(numbers, image):
+        return "images come out in another order"
+    return found
+
+
+def _moves(step: Transform) -> bool:
+    """Whether a step only puts numbers elsewhere."""
+    inner = step.transform if isinstance(step, Inverse) else step
+    return isinstance(inner, _Rearrangement)
