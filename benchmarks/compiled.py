@@ -64,8 +64,12 @@ class Compiled:
     """What the compiler says of a kernel."""
 
     kernel: str
-    given: int
-    changed: int
+    within: int
+    """Rows an image."""
+    columns: int
+    """Of a row, with padding."""
+    tail: bool
+    """Whether an ActNorm follows."""
     block: int
     warps: int
     registers: int
@@ -195,8 +199,9 @@ def table(
         made.append(
             Compiled(
                 first.kernel.__name__,
-                constants.get("GIVEN", 0),
-                constants.get("CHANGED", 0),
+                constants.get("WITHIN", 0),
+                2 * constants.get("P", 0),
+                constants.get("TAIL", False),
                 block,
                 warps,
                 registers,

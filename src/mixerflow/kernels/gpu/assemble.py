@@ -42,12 +42,13 @@ def _triangles(table, n, SIZE: tl.constexpr):
 
 @triton.jit
 def assemble_kernel(
-    addresses, dense, offset, log_det, n,
+    addresses, dense, dense_apart, offset, offset_apart, log_det, log_det_apart, n,
     SIZE: tl.constexpr, REVERSE: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """``W = L U R diag(exp(s))``, ``b = L U R t + bias`` and ``log|det W|`` of each program's step.
 
-    The last log-det includes that of the ActNorm behind, which stands as one more step.
+    Those of a step lie so far `apart` from the next one's. The last log-det includes that of the
+    ActNorm behind, which stands as one more step.
     """
     step = tl.program_id(0)
     table = addresses + step * 16
@@ -57,14 +58,14 @@ def assemble_kernel(
     both = tl.dot(lower, upper, input_precision="tf32x3")
     column = n - 1 - k if REVERSE else k  # of x: what column k of L U meets
     scale, shift = _vector(table, 0, column, n), _vector(table, 1, column, n)
-    at = dense + step * n * n + i * n + column[None, :]
+    at = dense + step * dense_apart + i * n + column[None, :]
     tl.store(at, both * tl.exp(scale)[None, :], mask=(i < n) & (j < n))
     b = tl.sum(both * shift[None, :], 1) + _vector(table, 3, k, n)
-    tl.store(offset + step * n + k, b, mask=k < n)
+    tl.store(offset + step * offset_apart + k, b, mask=k < n)
     figure = tl.sum(tl.sum(diagonal, 1), 0) + tl.sum(scale, 0)
     if step == STEPS - 1:
         figure += tl.sum(_vector(addresses + STEPS * 16, 0, k, n), 0)
-    tl.store(log_det + step, figure)
+    tl.store(log_det + step * log_det_apart, figure)
 
 
 @triton.jit

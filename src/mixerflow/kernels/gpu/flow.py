@@ -40,11 +40,11 @@ class _Apply(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, x.device)
-        log_det, rows = x.new_empty(place.rows), [x]
+        log_det, rows = x.new_zeros(place.rows), [x]
         for k in range(len(setting.flips)):
             fresh = k == 0 or keep == "inputs"  # x is the caller's
             z = torch.empty_like(x) if fresh else rows[-1]
-            run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
+            run_step(setting, place, weights, k, rows[-1], z, log_det)
             rows.append(z)
         ctx.plan, ctx.setting, ctx.weights = plan, setting, weights
         ctx.place, ctx.keep = place, keep
@@ -117,9 +117,9 @@ def rows_inverse(
         weights = assemble(plan, setting, z.device)
         inverse, z = inverse_maps(plan, weights), z.contiguous()
         place = plain(z) if place is None else place
-        x, log_det = torch.empty_like(z), z.new_empty(place.rows)
+        x, log_det = torch.empty_like(z), z.new_zeros(place.rows)
         last = len(setting.flips) - 1
         for k in range(last, -1, -1):
-            source, add = (z, False) if k == last else (x, True)
-            run_step(setting, place, weights, k, source, x, log_det, inverse=inverse, add=add)
+            source = z if k == last else x
+            run_step(setting, place, weights, k, source, x, log_det, inverse=inverse)
         return x, log_det

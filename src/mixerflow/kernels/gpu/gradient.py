@@ -38,15 +38,15 @@ from mixerflow.kernels.gpu.parts import (
 
 @triton.jit
 def gradient_kernel(
-    z, dz, d_log_det, x, dx, spill1, spill2, row_table, column_table, rows,
+    z, dz, d_log_det, x, dx, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     dense, inverse, offset,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias,
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
     tail_scale, tail_shift, eps, bound, grads, each,
-    GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr, TAIL: tl.constexpr,
-    REBUILD: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr, EMULATE: tl.constexpr,
+    P: tl.constexpr, WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr,
+    TAIL: tl.constexpr, REBUILD: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
+    EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradient dx of rows x, from dz and the rows' ``d_log_det``; this program's weight sums.
 
@@ -55,20 +55,20 @@ def gradient_kernel(
     `hidden_kernel`. The program's sums are `each` numbers in `grads`, in the order of
     `mixerflow.kernels.gpu.launch.SUMS`.
     """
-    N: tl.constexpr = GIVEN + CHANGED
+    n = reads + changes
     SECOND: tl.constexpr = 0 if NORM == 2 else NORM
-    feature, real = features(GIVEN, CHANGED, P, FLIP)
+    feature, real = features(reads, changes, flip, P)
     column = tl.load(column_table + feature, mask=real, other=0)
     square = real[:, None] & real[None, :]
-    w = tl.load(dense + feature[:, None] * N + feature[None, :], mask=square, other=0.0)
+    w = tl.load(dense + feature[:, None] * n + feature[None, :], mask=square, other=0.0)
     if REBUILD:
-        at = inverse + feature[None, :] * N + feature[:, None]
+        at = inverse + feature[None, :] * n + feature[:, None]
         back = tl.load(at, mask=square, other=0.0)
         b = tl.load(offset + feature, mask=real, other=0.0)[None, :]
     wide = tl.arange(0, WIDE)
     every = wide >= 0
-    to, named = pairs(CHANGED, P)
-    a = hold(enter, wide, every, GIVEN, P, LOW)
+    to, named = pairs(changes, P)
+    a = hold(enter, wide, every, reads, P, LOW)
     w1 = hold(linear1, wide, every, WIDE, WIDE, LOW)
     w2 = hold(linear2, wide, every, WIDE, WIDE, LOW)
     out = hold(leave, to, named, WIDE, WIDE, LOW)
@@ -110,7 +110,7 @@ def gradient_kernel(
 
         # the net again
         read = squash(given, SQUASH, LOW, EMULATE)
-        weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
+        weight = tl.trans(use(a, wide, every, reads, P, LOW))
         h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
         standard, inverse1 = normed(h, eps, WIDE, NORM)
         active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
@@ -162,7 +162,7 @@ def gradient_kernel(
         dh += unnormed(d_first, standard, inverse1, gamma1, WIDE, NORM)
         d_enter = product(tl.trans(dh), read, d_enter, LOW, EMULATE)
         d_enter_bias = column_sums(dh, d_enter_bias, BLOCK, LOW, EMULATE)
-        weight = use(a, wide, every, GIVEN, P, LOW)
+        weight = use(a, wide, every, reads, P, LOW)
         d_read = product(dh, weight, tl.zeros((BLOCK, P), tl.float32), LOW, EMULATE)
         d_given += unsquash(d_read, given, SQUASH)
 
@@ -179,15 +179,15 @@ def gradient_kernel(
         tl.store(dx + place, tl.dot(dy, w, input_precision=LINEAR), mask=inside)
 
     at = grads + tl.program_id(0).to(tl.int64) * each
-    tl.store(at + feature[:, None] * N + feature[None, :], d_dense, mask=square)
-    put_sums(at + N * N, d_offset, feature, real)
-    at += N * N + N
+    tl.store(at + feature[:, None] * n + feature[None, :], d_dense, mask=square)
+    put_sums(at + n * n, d_offset, feature, real)
+    at += n * n + n
     put_sums(at, d_out_bias, to, named)
-    put_matrix(at + 2 * CHANGED, d_out, to, named, WIDE, WIDE)
-    at += 2 * CHANGED + 2 * CHANGED * WIDE
-    put_matrix(at, d_enter, wide, every, GIVEN, P)
-    put_sums(at + WIDE * GIVEN, d_enter_bias, wide, every)
-    at += WIDE * GIVEN + WIDE
+    put_matrix(at + 2 * changes, d_out, to, named, WIDE, WIDE)
+    at += 2 * changes + 2 * changes * WIDE
+    put_matrix(at, d_enter, wide, every, reads, P)
+    put_sums(at + WIDE * reads, d_enter_bias, wide, every)
+    at += WIDE * reads + WIDE
     at += 2 * WIDE * WIDE + WIDE  # `hidden_kernel`'s
     if NORM == 1:
         put_sums(at, d_gamma1, wide, every)
@@ -197,28 +197,27 @@ def gradient_kernel(
         at += 4 * WIDE
     if TAIL:
         put_sums(at, d_tail_s, feature, real)
-        put_sums(at + N, d_tail_t, feature, real)
+        put_sums(at + n, d_tail_t, feature, real)
 
 
 @triton.jit
 def hidden_kernel(
-    z, spill1, spill2, row_table, column_table, rows,
+    z, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias, gamma2, beta2,
     tail_scale, tail_shift, eps, grads, each,
-    GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    NORM: tl.constexpr, SQUASH: tl.constexpr, TAIL: tl.constexpr, LOW: tl.constexpr,
-    EMULATE: tl.constexpr,
+    P: tl.constexpr, WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr, TAIL: tl.constexpr,
+    LOW: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of linear1, its bias, and linear2: what they read, again, times the spills."""
     SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     i = tl.arange(0, P)
-    feature = i + (CHANGED if FLIP else 0)
-    real = i < GIVEN
+    feature = i + flip * changes
+    real = i < reads
     column = tl.load(column_table + feature, mask=real, other=0)
     wide = tl.arange(0, WIDE)
     every = wide >= 0
-    a = hold(enter, wide, every, GIVEN, P, LOW)
+    a = hold(enter, wide, every, reads, P, LOW)
     w1 = hold(linear1, wide, every, WIDE, WIDE, LOW)
     d_linear1 = tl.zeros((WIDE, WIDE), tl.float32)
     d_linear2 = tl.zeros((WIDE, WIDE), tl.float32)
@@ -232,7 +231,7 @@ def hidden_kernel(
             tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
             given = (given - tail_t) * tl.exp(-tail_s)
         read = squash(given, SQUASH, LOW, EMULATE)
-        weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
+        weight = tl.trans(use(a, wide, every, reads, P, LOW))
         h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
         standard, _ = normed(h, eps, WIDE, NORM)
         active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
@@ -246,9 +245,9 @@ def hidden_kernel(
         active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         dh = tl.load(spill2 + hidden, mask=there[:, None], other=0.0)
         d_linear2 = product(tl.trans(dh), active, d_linear2, LOW, EMULATE)
-    N: tl.constexpr = GIVEN + CHANGED
+    n = reads + changes
     at = grads + tl.program_id(0).to(tl.int64) * each
-    at += N * N + N + 2 * CHANGED + 2 * CHANGED * WIDE + WIDE * GIVEN + WIDE
+    at += n * n + n + 2 * changes + 2 * changes * WIDE + WIDE * reads + WIDE
     put_matrix(at, d_linear1, wide, every, WIDE, WIDE)
     put_matrix(at + WIDE * WIDE, d_linear2, wide, every, WIDE, WIDE)
     put_sums(at + 2 * WIDE * WIDE, d_bias, wide, every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,14 +63,10 @@ class Setting:
         first, second = (self.n + 1) // 2, self.n // 2
         return (second, first) if self.flips[k] else (first, second)
 
-    def constants(self, k: int, place: Place) -> dict[str, Any]:
-        """What the kernels of step k are compiled for, of rows at such a place."""
-        given, changed = self.halves(k)
+    def constants(self, place: Place) -> dict[str, Any]:
+        """What kernels are compiled for, of rows at such a place."""
         return {
-            "GIVEN": given,
-            "CHANGED": changed,
-            "P": max(16, triton.next_power_of_2(max(given, changed))),
-            "FLIP": self.flips[k],
+            "P": max(16, triton.next_power_of_2((self.n + 1) // 2)),
             "WITHIN": place.within,
             "STRIDE": place.stride,
             "WIDE": self.hidden,
@@ -78,6 +75,11 @@ class Setting:
             "LOW": self.low,
             "EMULATE": INTERPRETED,
         }
+
+    def rows(self, k: int, place: Place) -> tuple[Tensor, Tensor, int, int, int, int]:
+        """What the kernels of step k are told of rows: places, how many, halves, which is first."""
+        tables = (place.row_table, place.column_table)
+        return *tables, place.rows, *self.halves(k), int(self.flips[k])
 
     def sums(self, k: int, *, tail: bool) -> list[tuple[int, ...] | None]:
         """Shapes of the gradients that step k sums, in the order of `SUMS`; None for none."""
@@ -135,8 +137,10 @@ HIGH = Sizes(Size(64, 4), Size(32, 4), Size(16, 4))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:  # noqa: ANN401
-    """Start a kernel: its arguments, then what it is compiled for."""
-    kernel[grid](*given, **constants)
+    """Start a kernel on the device of its tensors: its arguments, then what it is compiled for."""
+    device = next(each.device for each in given if isinstance(each, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*given, **constants)
 
 
 def programs(place: Place, size: Size, device: torch.device) -> int:
@@ -157,21 +161,20 @@ def run_step(
     log_det: Tensor,
     *,
     inverse: Tensor | None = None,
-    add: bool,
 ) -> None:
     """Step k of rows in x to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
 
-    ``log_det`` ``(rows,)`` is written, or added to.
+    Their log-dets are added to ``log_det`` ``(rows,)``.
     """
     size = (LOW if setting.low else HIGH).step
     tail = weights.tail_of(k)
     launch(
         step_kernel, (programs(place, size, x.device),),
-        x, z, log_det, place.row_table, place.column_table, place.rows,
+        x, z, log_det, *setting.rows(k, place),
         (weights.dense if inverse is None else inverse)[k], weights.offset[k], weights.log_det[k],
         *weights.nets[k], *(tail or (None, None)), setting.eps, setting.bound,
-        **setting.constants(k, place), BLOCK=size.block, BOUND=setting.bound > 0,
-        TAIL=tail is not None, ADD=add, INVERSE=inverse is not None, LINEAR=setting.linear,
+        **setting.constants(place), BLOCK=size.block, BOUND=setting.bound > 0,
+        TAIL=tail is not None, INVERSE=inverse is not None, LINEAR=setting.linear,
         num_warps=size.warps, num_stages=1,
     )  # fmt: skip
 
@@ -198,23 +201,24 @@ def run_gradient(
     sizes = LOW if setting.low else HIGH
     tail = weights.tail_of(k)
     count = programs(place, sizes.gradient, z.device)
-    grads = torch.empty(count, len(total), dtype=torch.float32, device=z.device)
-    tables = (place.row_table, place.column_table, place.rows)
+    each = -(-len(total) // 64) * 64  # aligned, so that one kernel serves all steps
+    grads = torch.empty(count, each, dtype=torch.float32, device=z.device)
+    rows = setting.rows(k, place)
     tails = tail or (None, None)
-    constants = {**setting.constants(k, place), "TAIL": tail is not None}
+    constants = {**setting.constants(place), "TAIL": tail is not None}
     net = weights.nets[k]
     launch(
         gradient_kernel, (count,),
-        z, dz, d_log_det, x, dx, *spills, *tables,
+        z, dz, d_log_det, x, dx, *spills, *rows,
         weights.dense[k], None if inverse is None else inverse[k], weights.offset[k],
-        *net, *tails, setting.eps, setting.bound, grads, len(total),
+        *net, *tails, setting.eps, setting.bound, grads, each,
         **constants, BLOCK=sizes.gradient.block, BOUND=setting.bound > 0,
         REBUILD=inverse is not None, LINEAR=setting.linear,
         num_warps=sizes.gradient.warps, num_stages=1,
     )  # fmt: skip
     launch(
         hidden_kernel, (count,),
-        z, *spills, *tables, *net[:8], *tails, setting.eps, grads, len(total),
+        z, *spills, *rows, *net[:8], *tails, setting.eps, grads, each,
         **constants, BLOCK=sizes.hidden.block, num_warps=sizes.hidden.warps, num_stages=1,
     )  # fmt: skip
-    torch.sum(grads, 0, out=total)
+    torch.sum(grads[:, : len(total)], 0, out=total)

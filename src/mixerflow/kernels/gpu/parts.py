@@ -1,9 +1,9 @@
 """Pieces of the GPU kernels: what happens to a tile of rows on the chip.
 
-A tile is `BLOCK` rows of `GIVEN` + `CHANGED` numbers: those that the coupling's net reads, and
-those that its law changes. On the chip they alternate, given, changed, given, changed, padded with
-zeros to `P` of each: neighbours that one thread holds anyway, so that parting them costs nothing.
-`FLIP` says that the changed ones come first in memory. `WIDE` columns are hidden.
+A tile is `BLOCK` rows: `reads` numbers that the coupling's net is given, and `changes` that its law
+changes. On the chip they alternate, given, changed, given, changed, padded with zeros to `P` of
+each: neighbours that one thread holds anyway, so that parting them costs nothing. `flip` is 1 where
+the changed ones come first in memory, else 0. `WIDE` columns are hidden.
 
 Products take bfloat16 (`LOW`) or float32 operands and add up in float32. `EMULATE` is for Triton's
 interpreter, which multiplies bfloat16 numbers as if they were integers: there operands are rounded
@@ -100,15 +100,12 @@ def vector(at, COUNT: tl.constexpr):
 
 
 @triton.jit
-def features(GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr):
+def features(reads, changes, flip, P: tl.constexpr):
     """Which number of a row stands in each of the 2 P columns, and whether there is one."""
     k = tl.arange(0, 2 * P)
-    which, changed = k // 2, k % 2 == 1
-    if FLIP:
-        first = tl.where(changed, 0, CHANGED)
-    else:
-        first = tl.where(changed, GIVEN, 0)
-    return first + which, which < tl.where(changed, CHANGED, GIVEN)
+    odd = k % 2
+    first = odd * (1 - flip) * reads + (1 - odd) * flip * changes
+    return first + k // 2, k // 2 < odd * changes + (1 - odd) * reads
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 A step is a dense map and an affine coupling with a residual MLP; a row flow's last one has an
 ActNorm behind it:
 
-    y = W x + b;  h = A s(y_given) + a;  h' = h + W2 gelu(N(W1 gelu(N(h)) + b1)) + b2
+    y = W x + b;  h = A s(y_given) + a;  h' = h + W2 gelu(n(W1 gelu(n(h)) + b1)) + b2
     (log_scale, shift) = B h' + b';  z = (y_given, y_changed exp(log_scale) + shift)
 
 A program walks over tiles of rows with the step's weights at hand; hidden activations stay on the
@@ -36,27 +36,26 @@ from mixerflow.kernels.gpu.parts import (
 
 @triton.jit
 def step_kernel(
-    x, z, log_det, row_table, column_table, rows,
+    x, z, log_det, row_table, column_table, rows, reads, changes, flip,
     dense, offset, constant,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias,
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
     tail_scale, tail_shift, eps, bound,
-    GIVEN: tl.constexpr, CHANGED: tl.constexpr, P: tl.constexpr, FLIP: tl.constexpr,
-    WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr, TAIL: tl.constexpr,
-    ADD: tl.constexpr, INVERSE: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
+    P: tl.constexpr, WITHIN: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr, BOUND: tl.constexpr,
+    TAIL: tl.constexpr, INVERSE: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
     EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`); their log-dets.
+    """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`).
 
-    `ADD` adds to the log-dets that are there. For the inverse, `dense` is the inverse of W; offset
-    and `constant`, the log-det of W and of the ActNorm behind, are those of the forward pass.
+    Their log-dets are added to those that are there. For the inverse, `dense` is the inverse of W;
+    the other arguments, `constant` (log-det of W and of the ActNorm behind) among them, stay.
     """
     SECOND: tl.constexpr = 0 if NORM == 2 else NORM
-    feature, real = features(GIVEN, CHANGED, P, FLIP)
+    feature, real = features(reads, changes, flip, P)
     column = tl.load(column_table + feature, mask=real, other=0)
     square = real[:, None] & real[None, :]
-    at = dense + feature[None, :] * (GIVEN + CHANGED) + feature[:, None]
+    at = dense + feature[None, :] * (reads + changes) + feature[:, None]
     w = tl.load(at, mask=square, other=0.0)
     b = tl.load(offset + feature, mask=real, other=0.0)[None, :]
     if TAIL:
@@ -64,8 +63,8 @@ def step_kernel(
         tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
     wide = tl.arange(0, WIDE)
     every = wide >= 0
-    to, named = pairs(CHANGED, P)
-    a = hold(enter, wide, every, GIVEN, P, LOW)
+    to, named = pairs(changes, P)
+    a = hold(enter, wide, every, reads, P, LOW)
     w1 = hold(linear1, wide, every, WIDE, WIDE, LOW)
     w2 = hold(linear2, wide, every, WIDE, WIDE, LOW)
     out = hold(leave, to, named, WIDE, WIDE, LOW)
@@ -83,7 +82,7 @@ def step_kernel(
         given, changed = split(values, BLOCK, P)
 
         h = biased(enter_bias, BLOCK, WIDE)
-        weight = tl.trans(use(a, wide, every, GIVEN, P, LOW))
+        weight = tl.trans(use(a, wide, every, reads, P, LOW))
         h = product(squash(given, SQUASH, LOW, EMULATE), weight, h, LOW, EMULATE)
         standard, _ = normed(h, eps, WIDE, NORM)
         active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
@@ -108,6 +107,5 @@ def step_kernel(
             if TAIL:
                 values = values * tl.exp(tail_s) + tail_t
         tl.store(z + begin[:, None] + column[None, :], values, mask=inside)
-        if ADD:
-            figure += tl.load(log_det + row, mask=there, other=0.0)
+        figure += tl.load(log_det + row, mask=there, other=0.0)
         tl.store(log_det + row, figure, mask=there)

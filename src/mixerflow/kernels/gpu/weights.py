@@ -68,14 +68,19 @@ def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
         if tail is not None:
             log_det = torch.cat([log_det[:-1], log_det[-1:] + tail[0].sum()])
         return Weights(weight, offset, log_det, tuple(nets), tail)
-    made = torch.empty(steps * (n * n + n + 1), device=device)
-    dense, offset, log_det = made.split([steps * n * n, steps * n, steps])
+    dense, offset, log_det = (_apart(steps, count, device) for count in (n * n, n, 1))
     launch(
-        assemble_kernel, (steps,),
-        _addresses(plan, device), dense, offset, log_det, n,
+        assemble_kernel, (steps,), _addresses(plan, device),
+        dense, dense.stride(0), offset, offset.stride(0), log_det, log_det.stride(0), n,
         SIZE=max(16, triton.next_power_of_2(n)), REVERSE=plan.reverse, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return Weights(dense.view(steps, n, n), offset.view(steps, n), log_det, tuple(nets), tail)
+    maps = dense.unflatten(1, (n, n))
+    return Weights(maps, offset, log_det[:, 0], tuple(nets), tail)
+
+
+def _apart(rows: int, count: int, device: torch.device) -> Tensor:
+    """Room for rows of `count` numbers that begin where tensors do: one kernel serves them all."""
+    return torch.empty(rows, -(-count // _ALIGN) * _ALIGN, device=device)[:, :count]
 
 
 def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ def totals(setting: Setting, weights: Weights, device: torch.device) -> Totals:
         sum(math.prod(shape) for shape in shapes if shape is not None)
         for shapes in _shapes(setting, weights)
     )
-    return Totals(torch.empty(len(counts), max(counts), device=device), counts)
+    return Totals(_apart(len(counts), max(counts), device), counts)
 
 
 def _shapes(setting: Setting, weights: Weights) -> list[list[tuple[int, ...] | None]]:
@@ -151,7 +156,7 @@ def disassemble(
     changed = _integers(tuple(setting.halves(k)[1] for k in range(steps)), device)
     launch(
         disassemble_kernel, (steps,),
-        _addresses(plan, device), found.sums, found.sums.shape[1], d_log_det.sum(), grads, n,
+        _addresses(plan, device), found.sums, found.sums.stride(0), d_log_det.sum(), grads, n,
         changed, SIZE=max(16, triton.next_power_of_2(n)), HIDDEN=hidden, REVERSE=plan.reverse,
         num_warps=4,
     )  # fmt: skip
