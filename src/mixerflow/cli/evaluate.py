@@ -19,7 +19,7 @@ from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
 from mixerflow.processes import Processes, joined
-from mixerflow.training import RunFolder, device_of, labels_of, load
+from mixerflow.training import device_of, labels_of, load, read_header
 from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
@@ -29,7 +29,7 @@ class Arguments:
     """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """The run folder, or published weights."""
     data: str | None = None
     """Images: a folder, a file or a set's name; by default what the run was trained on."""
     split: Literal["test", "train"] = "test"
@@ -66,8 +66,14 @@ def main(arguments: list[str]) -> int:
 def _evaluate(given: Arguments, processes: Processes) -> int:
     device = processes.place(device_of(given.device))
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
-    header = RunFolder(given.run).read_config()
-    images, split = _images(given, data_of(header, given.data))
+    header = read_header(given.run)
+    images, split = images_of(
+        data_of(header, given.data),
+        split=given.split,
+        images=given.images,
+        transparency=given.transparency,
+        on_bad_image=given.on_bad_image,
+    )
     if images.shape != flow.shape:
         what = f"images are {images.shape}, the run's are {flow.shape}"
         raise DataError(what, images.dataset_id, "give images of that shape")
@@ -89,7 +95,10 @@ def _evaluate(given: Arguments, processes: Processes) -> int:
     kept = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
     result = figure.as_dict() | {
         "codecs": codecs(images.pixels),
-        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
+        "weights": {
+            "checkpoint": given.checkpoint,
+            "averaged": header.get("averaged", not given.raw),
+        },
         "run": {key: header.get(key) for key in kept},
     }
     _keep(given.run, result)
@@ -117,19 +126,32 @@ def codecs(pixels: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def _images(given: Arguments, spec: str) -> tuple[Images, str]:
-    splits = load_data(spec, transparency=given.transparency, on_bad_image=given.on_bad_image)
-    if given.split == "test" and splits.test is not None:
-        images, split = splits.test, "test"
+def images_of(
+    spec: str,
+    *,
+    split: Literal["test", "train"],
+    images: int | None,
+    transparency: str,
+    on_bad_image: Literal["stop", "skip"],
+) -> tuple[Images, str]:
+    """The images to score, and what to call that part of their data.
+
+    Raises:
+        ConfigError: fewer than one image.
+        DataError: images that cannot be found, read or used.
+    """
+    splits = load_data(spec, transparency=transparency, on_bad_image=on_bad_image)
+    if split == "test" and splits.test is not None:
+        chosen, name = splits.test, "test"
     else:
-        images, split = splits.train, "train" if given.split == "train" else "all"
-    if given.images is not None:
-        if given.images < 1:
-            raise ConfigError(f"{given.images} images", "--images", "give at least 1")
-        count = min(given.images, len(images))
-        split = split if count == len(images) else f"{split}, first {count}"
-        images = images.take(np.arange(count))
-    return images, split
+        chosen, name = splits.train, "train" if split == "train" else "all"
+    if images is not None:
+        if images < 1:
+            raise ConfigError(f"{images} images", "--images", "give at least 1")
+        count = min(images, len(chosen))
+        name = name if count == len(chosen) else f"{name}, first {count}"
+        chosen = chosen.take(np.arange(count))
+    return chosen, name
 
 
 def _keep(run: Path, result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from mixerflow.cli.parse import parse, with_model
 from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Tail, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import Config, build, from_spec
-from mixerflow.training import RunFolder
+from mixerflow.training import is_published, read_header
 from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows, Squeeze
 from mixerflow.transforms.rows import plan_of
 
@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
     published = None
-    if (Path(name) / "run.json").is_file():
-        header = RunFolder(Path(name)).read_config()
+    if (Path(name) / "run.json").is_file() or is_published(Path(name)):
+        header = read_header(Path(name))
         if not header.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
         model, shape = from_spec(header["model"])
@@ -87,7 +87,8 @@ def show(
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     console.print(table)
-    console.print(f"on the CPU: {path(flow.to_empty(device='cpu'))}", highlight=False)
+    for line in paths(flow.to_empty(device="cpu")):
+        console.print(line, highlight=False)
     if published is not None:
         if published.parameters is not None:
             difference = 100 * (total / (1e6 * published.parameters) - 1)
@@ -99,15 +100,35 @@ def show(
         )
 
 
-def path(flow: Flow) -> str:
-    """How its row flows run on this machine's CPU, in float32."""
+def paths(flow: Flow) -> Iterator[str]:
+    """How its row flows run: on this machine's CPU, on GPUs, and on this machine's GPU."""
     chains = [module for module in flow.modules() if isinstance(module, Rows)]
-    plans = [plan_of(chain) for chain in chains]
     missing = kernels.why_not(torch.zeros(1))
-    reasons = [missing] if missing else [plan for plan in plans if isinstance(plan, str)]
-    ready = 0 if missing else sum(not isinstance(plan, str) for plan in plans)
-    said = f"{ready} of {len(chains)} row flows by a compiled kernel"
-    return f"{said}; the others operator by operator: {reasons[0]}" if reasons else said
+    yield f"on the CPU: {_split([missing or _why_not(chain, 'cpu') for chain in chains])}"
+    yield f"on a GPU: {_split([_why_not(chain, 'gpu') for chain in chains])}"
+    if torch.cuda.is_available():
+        flow = flow.to("cuda")
+        found = [chain.path(torch.zeros(2, _length(chain), device="cuda")) for chain in chains]
+        name = torch.cuda.get_device_name()
+        yield f"tried on {name}: {_split([None if p == 'kernel' else p for p in found])}"
+
+
+def _length(chain: Rows) -> int:
+    """Of its rows, as far as the kernels know them."""
+    plan = plan_of(chain)
+    return 1 if isinstance(plan, str) else plan.n
+
+
+def _why_not(chain: Rows, where: kernels.Where) -> str | None:
+    plan = plan_of(chain)
+    return plan if isinstance(plan, str) else plan.refused(where, differentiated=True)
+
+
+def _split(reasons: list[str | None]) -> str:
+    """How many go which way, and why."""
+    others = [reason for reason in reasons if reason is not None]
+    said = f"{len(reasons) - len(others)} of {len(reasons)} row flows by a kernel"
+    return f"{said}; the others operator by operator: {others[0]}" if others else said
 
 
 def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "bits/dim of a run on images, beside PNG and WebP",
     "sample": "draw images from a run",
     "report": "write a run's report.html",
+    "publish": "write a run's weights as one small file with a card",
     "reproduce": "run a table of the paper at a budget, and test its claims",
     "info": "list the recipes, or show one as a chain with shapes and parameters",
 }

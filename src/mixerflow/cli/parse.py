@@ -62,9 +62,10 @@ def with_model(kind: type[T], model: object) -> type[T]:
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
     """Every long flag that tyro makes of a dataclass."""
-    hints = get_type_hints(kind)
+    hints, notes = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        name, hint = field.name.replace("_", "-"), hints[field.name]
+        named = [getattr(n, "name", None) for n in getattr(notes[field.name], "__metadata__", ())]
+        name, hint = next(filter(None, named), field.name).replace("_", "-"), hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _flags(hint, f"{prefix}{name}.")
             continue

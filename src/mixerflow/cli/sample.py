@@ -23,7 +23,7 @@ class Arguments:
     """Draw images from a run: a PNG grid, and single files on request."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """The run folder, or published weights."""
     number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     """How many images."""
     temperature: float = 1.0

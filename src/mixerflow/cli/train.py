@@ -13,13 +13,23 @@ import tyro
 
 from mixerflow import recipes
 from mixerflow.cli.parse import parse, with_model
+from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import Config, build, from_spec
 from mixerflow.processes import Processes, joined
 from mixerflow.settings import restore
-from mixerflow.training import RunFolder, TrainConfig, Trained, device_of, train
+from mixerflow.training import (
+    RunFolder,
+    TrainConfig,
+    Trained,
+    begin_from,
+    begun,
+    device_of,
+    is_published,
+    train,
+)
 
 _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same words again go on with it
        mixerflow train RUN [flags]        go on with the run in that folder
@@ -44,6 +54,8 @@ class Arguments:
     """Budget in passes over the training images, in place of the recipe's."""
     minutes: float | None = None
     """Budget in time on this machine, in place of the recipe's."""
+    weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Begin with published weights, or with the averaged ones of a run folder."""
     from_step: int | None = None
     """Go on from this checkpoint rather than the last."""
     device: str = "auto"
@@ -81,6 +93,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
+    if is_published(Path(name)):
+        raise ConfigError("weights, not a recipe", name, f"mixerflow train RECIPE --from {name}")
     named = recipes.recipe(name)
     kind = with_model(Arguments, named.model)
     default = kind(data=named.data, model=named.model, train=named.train)
@@ -93,7 +107,7 @@ def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
 def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     """The arguments that a run was begun with, and what is changed now."""
     header = RunFolder(run).read_config()
-    source = header.get("source")
+    source, origin = header.get("source"), header.get("origin")
     if source is None:
         raise ConfigError("not begun on the command line", run, "call mixerflow.train again")
     model, _ = from_spec(header["model"])
@@ -105,6 +119,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
         out=run,
         transparency=source["transparency"],
         on_bad_image=source["on_bad_image"],
+        weights=Path(origin["path"]) if origin else None,
     )
     given = parse(kind, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:
@@ -128,6 +143,7 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
     flow = build(model, splits.train.shape).to(processes.place(device_of(given.device)))
+    origin = _begin(flow, given, processes)
     source = {
         "data": given.data,
         "transparency": given.transparency,
@@ -143,11 +159,33 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
         epochs=given.epochs,
         minutes=given.minutes,
         from_step=given.from_step,
-        about=about | {"command": shlex.join(["mixerflow", "train", *words]), "source": source},
+        about=about
+        | {"command": shlex.join(["mixerflow", "train", *words]), "source": source}
+        | origin,
     )
     if processes.main:
         _tell(result, given.out, splits)
     return result.exit_code
+
+
+def _begin(flow: Flow, given: Arguments, processes: Processes) -> dict[str, Any]:
+    """Give a new run's flow the weights that it starts from; what ``run.json`` says of them.
+
+    A run that has begun has its own, and needs that file no more.
+    """
+    if given.weights is None:
+        return {}
+    assert given.out is not None
+    folder = RunFolder(given.out)
+    old = processes.from_main(processes.on_main(lambda: begun(folder)))
+    if old is None:
+        return {"origin": begin_from(flow, given.weights)}
+    path = (old.get("origin") or {}).get("path")
+    if path != str(given.weights):
+        what = f"another run is here: it began from {path or 'weights of its own'}"
+        remedy = "leave --from out to go on with it, or use another --out"
+        raise ConfigError(what, given.out, remedy)
+    return {}
 
 
 def _tell(result: Trained, out: Path, splits: Splits) -> None:

@@ -23,7 +23,8 @@ def rows_forward(
         plan: the flow.
         x: float32 (or float64, on the CPU). On a GPU the nets compute in bfloat16 under autocast.
         keep: what the GPU's backward pass is left; the CPU's keeps hidden activations too.
-        place: where the rows lie in x, of any shape, and then in z; on a GPU only.
+        place: where the rows lie in x, of any shape, and then in z; on a GPU only. Log-dets are
+            then those of images.
     """
     if where(x) == "cpu":
         return rows.rows_forward(plan, x)

@@ -41,7 +41,8 @@ def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Imag
     if config.minutes is None:
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
     budget = 60 * config.minutes
-    whole = dataclasses.replace(config, grow=0)  # full depth: a growing flow takes less
+    # full depth, as a growing flow takes less; and no schedule that could be too short
+    whole = dataclasses.replace(config, grow=0, start=0, whole=None)
     trainer = trainer_of(copy.deepcopy(flow), batches, whole, steps=10**6)
     processes = batches.processes
 

@@ -37,7 +37,12 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     warmup: int = 500
-    """Steps over which the learning rate rises from 0; at most a tenth of the budget."""
+    """Steps over which the learning rate rises from 0, and in a run that begins at `start` to its
+    rate there; at most a tenth of the budget."""
+    start: int = 0
+    """Step of a longer schedule at which this run begins, up to which others trained before."""
+    whole: int | None = None
+    """Steps of that longer schedule; it ends with this run unless given."""
     clip: float = 5.0
     """Largest norm of the gradient of the mean bits/dim; longer ones are shortened to it."""
     ema: float = 0.999
@@ -73,7 +78,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "initial", "keep", "give_up_after"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("grow", "warmup", "evaluate_every", "save_every", "evaluate_images", "seed"):
+        for name in ("grow", "warmup", "start", "evaluate_every", "save_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("evaluate_images", "seed"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("seed", self.seed, self.seed < 2**63, "less than 2^63")
         for name in ("steps", "epochs", "minutes"):
@@ -84,17 +91,31 @@ class TrainConfig:
             _require(name, value, value > 0 and math.isfinite(value), "positive")
         _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")
         _require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        later = self.whole is None or self.whole > self.start
+        _require("whole", self.whole, later, f"more than --train.start, {self.start}")
+        pieces = self.start > 0 or self.whole is not None
+        _require("grow", self.grow, self.grow < 2 or not pieces, "0 in a piece of a schedule")
         known = get_args(Memory)
         _require("memory", self.memory, self.memory in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
     def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`: linear up, then a cosine to 0."""
-        warmup = min(self.warmup, steps // 10)
-        if step < warmup:
-            return self.lr * (step + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        """The learning rate of step `step` (from 0) of `steps`: linear up, then a cosine to 0.
+
+        Both count this run's own steps; `start` and `whole` say where in a schedule they lie. A run
+        that begins later than its schedule rises to the rate there first: Adam knows no gradients
+        yet, and at the full rate its first steps would undo what hundreds before have learned.
+        """
+        place, whole = self.start + step, self.whole or self.start + steps
+        warmup = min(self.warmup, whole // 10)
+        if place < warmup:
+            rate = self.lr * (place + 1) / warmup
+        else:
+            part = (place - warmup) / max(1, whole - warmup)
+            rate = self.lr * 0.5 * (1 + math.cos(math.pi * part))
+        rise = min(self.warmup, steps // 10) if self.start else 0
+        return rate * (step + 1) / rise if step < rise else rate
 
 
 _BUDGETS = ("steps", "epochs", "minutes")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,14 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow import __version__
 from mixerflow.core import Flow
 from mixerflow.data import Images, hold_out, make_images
-from mixerflow.errors import ConfigError, DataError
+from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
-from mixerflow.models import from_spec, spec_of
 from mixerflow.processes import Processes, joined
-from mixerflow.settings import restore
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
@@ -30,14 +25,8 @@ from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake
+from mixerflow.training.header import begun_alike, header_of
 from mixerflow.training.session import Session
-
-_FREE = (
-    *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
-    *("memory", "parallel", "graph"),
-)
-"""Settings that may change when a run goes on: the weights do not depend on them ("invert", graphs
-and another number of processes move them by rounding)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +65,8 @@ def train(
 ) -> Trained:
     """Train a flow on images, in place; it ends with the averaged weights, in eval mode.
 
+    A flow that is initialised, such as `mixerflow.load` gives, trains on from the weights it has.
+
     A folder that holds the same run unfinished is gone on with, from its last checkpoint. Started
     by ``torchrun``, in every process alike, the processes share the work: docs/processes.md.
 
@@ -91,7 +82,7 @@ def train(
         epochs: budget in passes over the images.
         minutes: budget in time on this machine.
         from_step: go on from this checkpoint rather than the last.
-        about: recorded in ``run.json`` as it is.
+        about: recorded in ``run.json`` as it is; "origin" is what `begin_from` returned.
         quiet: show no progress.
 
     Raises:
@@ -107,7 +98,7 @@ def train(
         given, validation = hold_out(given, seed=config.seed)
     with joined() as processes, ExitStack() as held:
         folder = RunFolder(Path(out)) if out is not None and processes.main else None
-        held.enter_context(_own_generators(flow, config.seed))
+        held.enter_context(_own_generators(flow, config))
         held.callback(wake, flow)
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
         return _run(
@@ -159,8 +150,10 @@ def _run(
         parts=config.accumulate,
         processes=processes,
     )
-    header = _header(flow, images, validation, config, about, processes)
-    old = processes.from_main(processes.on_main(lambda: folder and _begun(folder, header)))
+    header = header_of(flow, images, validation, config, about, processes)
+    old = processes.from_main(processes.on_main(lambda: folder and begun_alike(folder, header)))
+    if old is not None and "origin" in old:  # where a run began does not change as it goes on
+        header["origin"] = old["origin"]
     growth = Growth(flow, config.grow, processes)
     if old is None and not flow.initialized:
         growth.at(0, 1)  # what sleeps stays the identity
@@ -168,7 +161,7 @@ def _run(
         wake(flow)
     if old is None and config.grow > 1:
         check(flow, config.grow, *batches.first(2))
-    with _own_generators(flow, config.seed):
+    with _own_generators(flow, config):
         steps = old["steps"] if old else steps_of(config, flow, batches, validation)
         steps = processes.from_main(steps)
     trainer = trainer_of(flow, batches, config, steps=steps)
@@ -218,88 +211,6 @@ def _last(
     return loaded[0] if loaded else None
 
 
-def _header(
-    flow: Flow,
-    images: Images,
-    validation: Images,
-    config: TrainConfig,
-    about: dict[str, Any],
-    processes: Processes,
-) -> dict[str, Any]:
-    """What ``run.json`` says from the start."""
-    prints = (images.fingerprint(), validation.fingerprint())
-    if len(set(processes.collect(prints))) > 1:
-        remedy = "give every machine the same images"
-        raise DataError("processes were given different images", images.dataset_id, remedy)
-    return {
-        "format": 1,
-        **about,
-        "model": flow.spec,
-        "train": dataclasses.asdict(config),
-        "data": {
-            "dataset_id": images.dataset_id,
-            "training_images": len(images),
-            "training_sha256": prints[0],
-            "validation_images": len(validation),
-            "validation_sha256": prints[1],
-            "shape": list(images.shape),
-            "levels": images.levels,
-            "classes": list(images.classes),
-            "skipped": list(images.skipped),
-        },
-        "parameters": sum(p.numel() for p in flow.parameters()),
-        "versions": {
-            "mixerflow": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "device": _device_name(flow.device),
-            "threads": torch.get_num_threads(),
-            "processes": processes.world,
-            "cores": os.cpu_count(),
-        },
-    }
-
-
-def _begun(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | None:
-    """The header of the same run, if `folder` holds it with a checkpoint; None if it is free.
-
-    Raises:
-        ConfigError: it holds a run that differs.
-    """
-    if not folder.config_path.exists():
-        return None
-    old = folder.read_config()
-    if not Checkpoints(folder.path / "checkpoints").steps():
-        return None
-    known = dict(old)  # a setting that is younger than the run stands at its default
-    known["train"] = dataclasses.asdict(restore(TrainConfig, old.get("train") or {}))
-    if old.get("model") is not None:
-        known["model"] = spec_of(*from_spec(old["model"]))
-    for part in ("model", "train", "data"):
-        mine, theirs = _flat(header[part], part), _flat(known.get(part), part)
-        for key in sorted(mine.keys() | theirs.keys()):
-            free = part == "train" and key.removeprefix("train.") in _FREE
-            if not free and mine.get(key) != theirs.get(key):
-                raise ConfigError(
-                    f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}",
-                    folder.path,
-                    "use its settings to go on with it, or another --out",
-                )
-    return old
-
-
-def _flat(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
-    """Nested settings as ``{"part.field": value}``, lists as JSON has them."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}").items()
-        }
-    return {name: list(value) if isinstance(value, tuple) else value}
-
-
 def _with_budget(
     config: TrainConfig, steps: int | None, epochs: float | None, minutes: float | None
 ) -> TrainConfig:
@@ -318,16 +229,10 @@ def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor
     return make_images(pixels, numbers, dataset_id="array")
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
 @contextmanager
-def _own_generators(flow: Flow, seed: int) -> Iterator[None]:
+def _own_generators(flow: Flow, config: TrainConfig) -> Iterator[None]:
     """Torch's generators seeded for the run, and given back as they were."""
     devices = [flow.device] if flow.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(config.seed + config.start)  # no piece sees the noise of another
         yield

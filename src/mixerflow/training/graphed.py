@@ -99,15 +99,15 @@ class GraphedTrainer(Trainer):
         lr = self._set_rate()
         self.adam.set_rates()
         # as `Average.update` has it
-        self._share.fill_(1 - min(self.average.decay, (1 + self.step) / (10 + self.step)))
+        self._share.fill_(1 - min(self.average.decay, (1 + self.place) / (10 + self.place)))
         return lr
 
     def _fetch(self) -> tuple[Tensor, Tensor | None]:
         """This step's batch, on the device."""
         if self._copies is None:
-            return self.batches.at(self.step)
+            return self.batches.at(self.place)
         with torch.cuda.stream(self._copies):  # here copies from the host wait for no replay
-            x, context = self.batches.at(self.step)
+            x, context = self.batches.at(self.place)
             context = None if context is None else context.to(x.device)
         main = torch.cuda.current_stream(x.device)
         main.wait_stream(self._copies)

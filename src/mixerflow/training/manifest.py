@@ -91,6 +91,23 @@ def _read(path: Path) -> bytes:
         raise Damage(f"cannot be read, {error.strerror}", path) from error
 
 
+def unseal(path: Path) -> dict[str, Any]:
+    """The content of a file that `seal` spelt.
+
+    Raises:
+        Damage: it is missing or spelt in any other way.
+    """
+    data = _read(path)
+    try:
+        content = json.loads(data)
+        del content["sha256"]
+        if seal(content) != data:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damage("SHA-256 differs", path) from error
+    return content
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The content of a step's manifest.
 
@@ -98,20 +115,30 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         Damage: it is missing, damaged, or another's.
     """
     path = folder / MANIFEST
-    data = _read(path)
+    content = unseal(path)
     try:
-        content = json.loads(data)
-        del content["sha256"]
-        if seal(content) != data:
-            raise ValueError
         expected = {MODEL, STATE} <= set(content["files"]) <= {MODEL, EMA, STATE}
         if content["format"] != 1 or not expected:
             raise Damage("from another version of mixerflow", path)
         if folder.name != f"step-{content['step']}":
             raise Damage(f"is step {content['step']}'s", path)
         return content
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise Damage("SHA-256 differs", path) from error
+
+
+def read_verified(path: Path, expected: dict[str, Any]) -> bytes:
+    """A file's bytes, if they are those of which `entry` said `expected`.
+
+    Raises:
+        Damage: they are others, or cannot be read.
+    """
+    data = _read(path)
+    if len(data) != expected["bytes"]:
+        raise Damage(f"{len(data):,} of {expected['bytes']:,} bytes", path)
+    if entry(data) != expected:
+        raise Damage("SHA-256 differs", path)
+    return data
 
 
 def verified(folder: Path, skip: set[str]) -> Iterator[tuple[Path, bytes]]:
@@ -122,13 +149,7 @@ def verified(folder: Path, skip: set[str]) -> Iterator[tuple[Path, bytes]]:
     """
     for name, expected in read_manifest(folder)["files"].items():
         if name not in skip:
-            path = folder / name
-            data = _read(path)
-            if len(data) != expected["bytes"]:
-                raise Damage(f"{len(data):,} of {expected['bytes']:,} bytes", path)
-            if entry(data) != expected:
-                raise Damage("SHA-256 differs", path)
-            yield path, data
+            yield folder / name, read_verified(folder / name, expected)
 
 
 def exhaust(folder: Path) -> None:

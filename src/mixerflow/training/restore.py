@@ -1,4 +1,4 @@
-"""A flow back from its run folder."""
+"""A flow back from its run folder, or from published weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.models import build, from_spec
-from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.folder import RunFolder
+from mixerflow.errors import ConfigError, DataError
+from mixerflow.training.stored import stored
 
 
 def device_of(name: torch.device | str) -> torch.device:
@@ -41,7 +39,7 @@ def load(
     average: bool = True,
     device: torch.device | str = "cpu",
 ) -> Flow:
-    """The flow of a run folder, in eval mode.
+    """The flow of a run folder or of published weights, in eval mode.
 
     Args:
         run: the folder.
@@ -51,42 +49,16 @@ def load(
 
     Raises:
         CheckpointError: no run there, or a damaged one; names the file and what to do.
+        ConfigError: a device or checkpoint that there is not.
     """
-    folder = RunFolder(Path(run))
-    if not folder.config_path.exists():
-        raise CheckpointError(
-            "no run here", folder.path, "name a folder that `mixerflow train` made"
-        )
     if which not in ("best", "last") and not isinstance(which, int):
         raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
     place = device_of(device)
-    header = folder.read_config()
-    if "model" not in header:
-        remedy = "restore it from a copy; the weights are in the checkpoints"
-        raise CheckpointError("damaged, it names no model", folder.config_path, remedy)
-    spec = header["model"]
-    if spec is None:
-        remedy = "build the flow yourself and load model.safetensors into it"
-        raise CheckpointError("a flow of your own code", folder.path, remedy)
-    config, shape = from_spec(spec)
-    checkpoints = Checkpoints(folder.path / "checkpoints")
-    if which == "best" and not (checkpoints.root / "best").exists():
-        which = "last"  # nothing was validated before the run stopped
-    checkpoint = checkpoints.load(which, weights_only=True)
-    with torch.device("meta"):
-        flow = build(config, shape)
-    weights = checkpoint.ema if average and checkpoint.ema is not None else checkpoint.model
-    flow = flow.to_empty(device="cpu")
-    try:
-        flow.load_state_dict(weights)
-    except RuntimeError as error:
-        what = "the weights do not fit run.json's model"
-        raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
-    return flow.to(place).eval()
+    return stored(Path(run), which=which, average=average).flow(place)
 
 
 def labels_of(header: dict[str, Any], images: Images) -> np.ndarray:
-    """The labels of `images` in the numbering of the run whose ``run.json`` is `header`.
+    """The labels of `images` in the numbering of the run whose ``run.json``, or card, is `header`.
 
     Raises:
         DataError: images without labels, or with classes that the run does not know.

@@ -75,6 +75,9 @@ class Trainer:
         if config.grow > steps:
             what = f"{config.grow} stages in {steps} steps"
             raise ConfigError(what, "--train.grow", "use fewer, or train longer")
+        if config.whole is not None and config.start + steps > config.whole:
+            what = f"steps {config.start} to {config.start + steps} of {config.whole}"
+            raise ConfigError(what, "--train.whole", f"give at least {config.start + steps}")
         self.module = parallel(flow, self.processes, config.parallel)
         if config.memory != "store":
             refuse_sharded(flow, config.memory)
@@ -95,11 +98,16 @@ class Trainer:
         """Whether the training objective is a likelihood: not where batch norm couples images."""
         return not batch_norms(self.flow)
 
+    @property
+    def place(self) -> int:
+        """The step to take next, as the whole schedule counts, in which no images come twice."""
+        return self.config.start + self.step
+
     def advance(self) -> Step:
         """Take one step; a batch whose loss or gradient is not finite changes no weight."""
         self._grow()
         lr = self._set_rate()
-        x, context = self.batches.at(self.step)
+        x, context = self.batches.at(self.place)
         before = self._generators()
         noise = self._noise()
         objective = self._backward(x, context, noise)
@@ -111,7 +119,7 @@ class Trainer:
             if figures[1] > self.config.clip:  # most steps need no pass over the gradients
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
             self.optimizer.step()
-            self.average.update(self.step)
+            self.average.update(self.place)
             self.bad_in_a_row = 0
         else:
             self.skipped += 1
@@ -137,7 +145,7 @@ class Trainer:
         if not self.processes.together:
             return None
         # evaluation's seeds are at least 0: no image is trained on with the noise it is judged with
-        return Noise(~self.config.seed, self.batches.index(self.step))
+        return Noise(~self.config.seed, self.batches.index(self.place))
 
     def _backward(
         self, x: torch.Tensor, context: torch.Tensor | None, noise: Noise | None = None

@@ -70,7 +70,7 @@ class Mixer(Chain):
         log_det = constant(0.0, x)
         for rows, plan, place in mixings:
             x, each = kernels.rows_forward(plan, x, keep=rows.keep, place=place)
-            log_det = log_det + each.view(-1, place.within).sum(1)
+            log_det = log_det + each
         return x, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
@@ -83,7 +83,7 @@ class Mixer(Chain):
         log_det = constant(0.0, z)
         for _, plan, place in reversed(mixings):
             z, each = kernels.rows_inverse(plan, z, place=place)
-            log_det = log_det + each.view(-1, place.within).sum(1)
+            log_det = log_det + each
         return z, log_det
 
 

@@ -70,14 +70,14 @@ def assemble_kernel(
 
 @triton.jit
 def disassemble_kernel(
-    addresses, sums, each, d_log_det, grads, n, changed,
-    SIZE: tl.constexpr, HIDDEN: tl.constexpr, REVERSE: tl.constexpr,
+    addresses, sums, each, d_log_det, images, within, grads, n, changed,
+    SIZE: tl.constexpr, HIDDEN: tl.constexpr, REVERSE: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradients of what each program's step was assembled from.
 
-    `sums` has W's, b's and leave's bias's first, `each` numbers a step; `d_log_det` is the sum over
-    all rows; `changed` says how many numbers each step changes. `grads` gets those of s, t, the
-    packed matrix, its bias, and linear2's bias.
+    `sums` has W's, b's and leave's bias's first, `each` numbers a step; `d_log_det` is that of
+    `images` images of as many rows as are `within`; `changed` says how many numbers each step
+    changes. `grads` gets those of s, t, the packed matrix, its bias, and linear2's bias.
     """
     step = tl.program_id(0)
     table, given = addresses + step * 16, sums + step * each
@@ -90,7 +90,11 @@ def disassemble_kernel(
     column = n - 1 - k if REVERSE else k
     scale = tl.exp(_vector(table, 0, column, n))
     shift = _vector(table, 1, column, n)
-    d_figure = tl.load(d_log_det)
+    d_figures = tl.zeros((IMAGES,), tl.float32)
+    for at in range(0, images, IMAGES):
+        image = at + tl.arange(0, IMAGES)
+        d_figures += tl.load(d_log_det + image, mask=image < images, other=0.0)
+    d_figure = tl.sum(d_figures, 0) * within
     d_dense = tl.load(given + i * n + column[None, :], mask=inside, other=0.0)
     d_offset = tl.load(given + n * n + k, mask=real, other=0.0)
     tl.store(out + column, tl.sum(d_dense * both, 0) * scale + d_figure, mask=real)

@@ -27,6 +27,11 @@ def plain(x: Tensor) -> Place:
     return Place(len(x), 1, x.shape[1], *_tables(x.shape[1], x.device))
 
 
+def _of_images(log_det: Tensor, place: Place) -> Tensor:
+    """The log-dets of images from those of their rows."""
+    return log_det if place.within == 1 else log_det.view(-1, place.within).sum(1)
+
+
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -40,18 +45,18 @@ class _Apply(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, x.device)
-        log_det, rows = x.new_zeros(place.rows), [x]
+        log_det, rows = x.new_empty(place.rows), [x]
         for k in range(len(setting.flips)):
             fresh = k == 0 or keep == "inputs"  # x is the caller's
             z = torch.empty_like(x) if fresh else rows[-1]
-            run_step(setting, place, weights, k, rows[-1], z, log_det)
+            run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
             rows.append(z)
         ctx.plan, ctx.setting, ctx.weights = plan, setting, weights
         ctx.place, ctx.keep = place, keep
         held = rows[-1:] if keep == "output" else rows
         ctx.count = len(held)
         ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
-        return rows[-1], log_det
+        return rows[-1], _of_images(log_det, place)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -80,7 +85,14 @@ class _Apply(torch.autograd.Function):
                 setting, place, weights, k, z, dz, d_log_det, x, dx, spills, total, inverse=inverse
             )
             z, dz = x, dx
-        return None, None, None, None, dx, *disassemble(plan, setting, weights, found, d_log_det)
+        return (
+            None,
+            None,
+            None,
+            None,
+            dx,
+            *disassemble(plan, setting, weights, found, d_log_det, place.within),
+        )
 
 
 def rows_forward(
@@ -99,7 +111,7 @@ def rows_forward(
         low: whether nets compute in bfloat16; rows, linear maps and log-dets stay float32.
         keep: what the backward pass is left.
         place: where the rows lie in x, of any shape; None for x ``(R, n)``. All numbers of x must
-            be in one of them.
+            be in one of them. Log-dets are then those of images, ``(B,)``.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.contiguous()
@@ -117,9 +129,9 @@ def rows_inverse(
         weights = assemble(plan, setting, z.device)
         inverse, z = inverse_maps(plan, weights), z.contiguous()
         place = plain(z) if place is None else place
-        x, log_det = torch.empty_like(z), z.new_zeros(place.rows)
+        x, log_det = torch.empty_like(z), z.new_empty(place.rows)
         last = len(setting.flips) - 1
         for k in range(last, -1, -1):
-            source = z if k == last else x
-            run_step(setting, place, weights, k, source, x, log_det, inverse=inverse)
-        return x, log_det
+            source, add = (z, False) if k == last else (x, True)
+            run_step(setting, place, weights, k, source, x, log_det, add=add, inverse=inverse)
+        return x, _of_images(log_det, place)

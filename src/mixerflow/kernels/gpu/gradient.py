@@ -48,7 +48,7 @@ def gradient_kernel(
     TAIL: tl.constexpr, REBUILD: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
     EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient dx of rows x, from dz and the rows' ``d_log_det``; this program's weight sums.
+    """The gradient dx of rows x, from dz and the images' ``d_log_det``; this program's weight sums.
 
     x is rebuilt from z and written (`REBUILD`, with W's inverse), or read. ``spill1`` and
     ``spill2`` ``(rows, WIDE)`` get the gradients of what linear1 and linear2 give, for
@@ -90,12 +90,12 @@ def gradient_kernel(
         d_tail_t = tl.zeros((2 * P, 16), tl.float32)
 
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        row, there, begin = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
+        row, there, begin, image = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
         inside = there[:, None] & real[None, :]
         place = begin[:, None] + column[None, :]
         values = tl.load(z + place, mask=inside, other=0.0)
         dvalues = tl.load(dz + place, mask=inside, other=0.0)
-        d_figure = tl.load(d_log_det + row, mask=there, other=0.0)[:, None]
+        d_figure = tl.load(d_log_det + image, mask=there, other=0.0)[:, None]
         if TAIL:
             tail_s = tl.load(tail_scale + feature, mask=real, other=0.0)[None, :]
             tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
@@ -223,7 +223,7 @@ def hidden_kernel(
     d_linear2 = tl.zeros((WIDE, WIDE), tl.float32)
     d_bias = tl.zeros((WIDE, 16), tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        row, there, begin = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
+        row, there, begin, _ = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
         inside = there[:, None] & real[None, :]
         given = tl.load(z + begin[:, None] + column[None, :], mask=inside, other=0.0)
         if TAIL:

@@ -160,17 +160,18 @@ def run_step(
     z: Tensor,
     log_det: Tensor,
     *,
+    add: bool,
     inverse: Tensor | None = None,
 ) -> None:
     """Step k of rows in x to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
 
-    Their log-dets are added to ``log_det`` ``(rows,)``.
+    Their log-dets are written to ``log_det`` ``(rows,)``, or added to it.
     """
     size = (LOW if setting.low else HIGH).step
     tail = weights.tail_of(k)
     launch(
         step_kernel, (programs(place, size, x.device),),
-        x, z, log_det, *setting.rows(k, place),
+        x, z, log_det, int(add), *setting.rows(k, place),
         (weights.dense if inverse is None else inverse)[k], weights.offset[k], weights.log_det[k],
         *weights.nets[k], *(tail or (None, None)), setting.eps, setting.bound,
         **setting.constants(place), BLOCK=size.block, BOUND=setting.bound > 0,

@@ -131,13 +131,15 @@ def join(first, second, BLOCK: tl.constexpr, P: tl.constexpr):
 def places(
     tile, rows, row_table, BLOCK: tl.constexpr, WITHIN: tl.constexpr, STRIDE: tl.constexpr
 ):  # fmt: skip
-    """The numbers of a tile's rows, which of them there are, and where they begin."""
+    """The numbers of a tile's rows, which of them there are, where they begin, whose they are."""
     row = tile * BLOCK + tl.arange(0, BLOCK)
     there = row < rows
     if WITHIN == 1:
-        return row, there, row * STRIDE
-    image, place = row // WITHIN, row % WITHIN
-    return row, there, image * STRIDE + tl.load(row_table + place, mask=there, other=0)
+        return row, there, row * STRIDE, row
+    else:
+        image, place = row // WITHIN, row % WITHIN
+        begin = image * STRIDE + tl.load(row_table + place, mask=there, other=0)
+        return row, there, begin, image
 
 
 @triton.jit

@@ -36,7 +36,7 @@ from mixerflow.kernels.gpu.parts import (
 
 @triton.jit
 def step_kernel(
-    x, z, log_det, row_table, column_table, rows, reads, changes, flip,
+    x, z, log_det, add, row_table, column_table, rows, reads, changes, flip,
     dense, offset, constant,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias,
     gamma2, beta2, linear2, linear2_bias, leave, leave_bias,
@@ -48,8 +48,9 @@ def step_kernel(
 ):  # fmt: skip
     """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`).
 
-    Their log-dets are added to those that are there. For the inverse, `dense` is the inverse of W;
-    the other arguments, `constant` (log-det of W and of the ActNorm behind) among them, stay.
+    The rows' log-dets are added to those that are there, or written if `add` is 0. For the inverse,
+    `dense` is the inverse of W; the other arguments, `constant` (log-det of W and of the ActNorm
+    behind) among them, stay.
     """
     SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     feature, real = features(reads, changes, flip, P)
@@ -71,7 +72,7 @@ def step_kernel(
     out_bias = tl.load(leave_bias + to, mask=named, other=0.0).to(tl.float32)[None, :]
     fixed = tl.load(constant)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK), tl.num_programs(0)):
-        row, there, begin = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
+        row, there, begin, _ = places(tile, rows, row_table, BLOCK, WITHIN, STRIDE)
         inside = there[:, None] & real[None, :]
         values = tl.load(x + begin[:, None] + column[None, :], mask=inside, other=0.0)
         if INVERSE:
@@ -107,5 +108,5 @@ def step_kernel(
             if TAIL:
                 values = values * tl.exp(tail_s) + tail_t
         tl.store(z + begin[:, None] + column[None, :], values, mask=inside)
-        figure += tl.load(log_det + row, mask=there, other=0.0)
+        figure += tl.load(log_det + row, mask=there & (add != 0), other=0.0)
         tl.store(log_det + row, figure, mask=there)

@@ -148,17 +148,21 @@ def _shapes(setting: Setting, weights: Weights) -> list[list[tuple[int, ...] | N
 
 
 def disassemble(
-    plan: Plan, setting: Setting, weights: Weights, found: Totals, d_log_det: Tensor
+    plan: Plan, setting: Setting, weights: Weights, found: Totals, d_log_det: Tensor, within: int
 ) -> list[Tensor]:
-    """Gradients of a plan's parameters, in the order of `Plan.parameters`."""
+    """Gradients of a plan's parameters, in the order of `Plan.parameters`.
+
+    `d_log_det` ``(images,)`` is that of images with as many rows as are `within` each.
+    """
     steps, n, hidden, device = len(setting.flips), plan.n, plan.hidden, d_log_det.device
     grads = torch.empty(steps, n * n + 3 * n + hidden, device=device)
     changed = _integers(tuple(setting.halves(k)[1] for k in range(steps)), device)
     launch(
         disassemble_kernel, (steps,),
-        _addresses(plan, device), found.sums, found.sums.stride(0), d_log_det.sum(), grads, n,
-        changed, SIZE=max(16, triton.next_power_of_2(n)), HIDDEN=hidden, REVERSE=plan.reverse,
-        num_warps=4,
+        _addresses(plan, device), found.sums, found.sums.stride(0),
+        d_log_det, len(d_log_det), within, grads, n, changed,
+        SIZE=max(16, triton.next_power_of_2(n)), HIDDEN=hidden, REVERSE=plan.reverse,
+        IMAGES=_COPY, num_warps=4,
     )  # fmt: skip
     results = []
     for k, (step, shapes) in enumerate(zip(plan.steps, _shapes(setting, weights), strict=False)):
