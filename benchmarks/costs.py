@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Contender
 
 Kwargs = dict[str, object] | None
 Result = TypeVar("Result")
+_BLANK = ("empty", "_unsafe_view")
+"""Operators that neither read nor write, besides views."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,6 +51,37 @@ def operators(run: Callable[[], object]) -> int:
     with _Count() as count:
         run()
     return count.calls
+
+
+class Tape(TorchDispatchMode):
+    """What operators read and write while it holds, and how often each runs; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple = (),
+        kwargs: Kwargs = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and not name.startswith(_BLANK):
+            self.calls[name] += 1
+            self.bytes[name] += sum(map(_bytes, tree_leaves((args, kwargs, result))))
+        return result
+
+
+def _bytes(leaf: object) -> int:
+    """Of a tensor's distinct numbers: what is broadcast is read once."""
+    if not isinstance(leaf, Tensor):
+        return 0
+    sides = zip(leaf.shape, leaf.stride(), strict=True)
+    return leaf.element_size() * math.prod(n for n, stride in sides if stride)
 
 
 def peak_memory(contender: Contender, batch: int, *, steps: int = 2) -> float | None:

@@ -35,22 +35,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from benchmarks.common import facts, figure, keep
-from benchmarks.costs import Kwargs, operators
+from benchmarks.common import facts, keep
+from benchmarks.costs import Tape, operators
+from benchmarks.count_parts import Arguments, Count, Kernel, Kind, Launches, Total, Traffic
 from benchmarks.ours import Ours
 from mixerflow.core import Along, Chain, Flow, Shape, Transform, Window
 from mixerflow.models import MixerFlowConfig, build
@@ -60,132 +53,6 @@ from mixerflow.transforms import LU, ActNorm, Coupling, Rows, halves
 
 _HALF, _SINGLE = 2, 4
 """Bytes of a bfloat16 and of a float32."""
-_LANES = 128
-"""Float32 operations of a multiprocessor in a cycle."""
-_BLANK = ("empty", "_unsafe_view")
-"""Operators that neither read nor write, besides views."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What to count, and the machine's rates."""
-
-    recipe: str = "mixerflow-cifar10"
-    batch: int = 512
-    matrix_tflops: float = 780.0
-    """Of dense bfloat16 products."""
-    memory_tbs: float = 4.3
-    """TB/s of device memory."""
-    l2_tbs: float = 5.5
-    """TB/s of the L2 cache."""
-    sms: int = 132
-    """Multiprocessors."""
-    clock_ghz: float = 1.755
-    gelu: int = 16
-    """Float32 lane operations of a GELU, or of its slope."""
-    forward_kernels: int = 1
-    """Of a row-flow step."""
-    backward_kernels: int = 2
-    small_kernels: int = 20
-    """Of a training step besides: dequantisation, colour map, density, clipping, Adam, average."""
-    out: Path | None = None
-    """Where to write JSON."""
-
-    @property
-    def lanes(self) -> float:
-        """Float32 lane operations a second."""
-        return _LANES * self.sms * self.clock_ghz * 1e9
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What operators read and write, and how often each runs."""
-
-    bytes: dict[str, int]
-    calls: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What a kernel does at the batch, and its floors."""
-
-    name: str
-    flop: float
-    memory_bytes: float
-    l2_bytes: float
-    lane_operations: float
-    us: dict[str, float]
-    """Of matrix units, device memory, L2 and lanes; "overlap", their largest, and "serial"."""
-    bound: str
-    """Which is the largest."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Row-flow steps alike; each figure of a step is their mean."""
-
-    name: str
-    rows: int
-    """Of an image."""
-    length: int
-    halves: tuple[int, int]
-    hidden: int
-    flows: int
-    steps: int
-    """In the whole model, as `flows` is."""
-    multiply_adds: float
-    """Of a row, forward."""
-    padded: float
-    parameters: float
-    gelus: float
-    """Of a row, forward."""
-    norms: int
-    """Batch norms of a step."""
-    assembly_flop: int
-    """Of W, once a batch."""
-    layered: dict[str, Traffic]
-    """Of one row flow at the batch, forward and backward."""
-    kernels: tuple[Kernel, ...]
-
-
-@dataclass(frozen=True)
-class Total:
-    """A training step's floor."""
-
-    how: str
-    forward_ms: float
-    backward_ms: float
-    optimiser_ms: float
-    step_ms: float
-    images_per_second: float
-    hours: float | None
-    """For the recipe's steps and batch; None where it has no number of steps."""
-
-
-@dataclass(frozen=True)
-class Launches:
-    """Of a training step."""
-
-    operators_today: int | None
-    """That torch dispatches, views and the optimiser's among them."""
-    row_flow_kernels_today: int
-    """Operators in row flows, forward and backward, that are no views."""
-    kernels_fused: int
-    barriers_for_batch_norm: int
-    """In the fused kernels: one a norm and pass."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """All of it."""
-
-    parameters: int
-    gflop_per_image: float
-    """Of the row flows, forward."""
-    kinds: tuple[Kind, ...]
-    optimiser: tuple[Kernel, ...]
-    totals: tuple[Total, ...]
-    launches: Launches
 
 
 class Place(NamedTuple):
@@ -237,35 +104,6 @@ def multiply_adds(rows: Rows, pad: Callable[[int], int] = lambda n: n) -> int:
     return found
 
 
-class _Tape(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: object,
-        args: tuple = (),
-        kwargs: Kwargs = None,
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if not func.is_view and not name.startswith(_BLANK):
-            self.calls[name] += 1
-            self.bytes[name] += sum(map(_bytes, tree_leaves((args, kwargs, result))))
-        return result
-
-
-def _bytes(leaf: object) -> int:
-    """Of a tensor's distinct numbers: what is broadcast is read once."""
-    if not isinstance(leaf, Tensor):
-        return 0
-    sides = zip(leaf.shape, leaf.stride(), strict=True)
-    return leaf.element_size() * math.prod(n for n, stride in sides if stride)
-
-
 def layered(place: Place, batch: int) -> dict[str, Traffic]:
     """A row flow's traffic, operator by operator, from runs with two images and with three."""
     along = copy.deepcopy(place.along).to_empty(device="cpu").train()
@@ -278,12 +116,12 @@ def layered(place: Place, batch: int) -> dict[str, Traffic]:
     return found
 
 
-def _taped(along: Along, shape: Shape, images: int) -> dict[str, _Tape]:
+def _taped(along: Along, shape: Shape, images: int) -> dict[str, Tape]:
     x = torch.zeros(images, *shape, requires_grad=True)
-    with _Tape() as forward:  # under which kernels do not run
+    with Tape() as forward:  # under which kernels do not run
         outputs = along(x)
     slopes = [torch.ones_like(output) for output in outputs]
-    with _Tape() as backward:
+    with Tape() as backward:
         torch.autograd.grad(outputs, [x, *along.parameters()], slopes)
     return {"forward": forward, "backward": backward}
 
@@ -418,90 +256,13 @@ def launches(kinds: tuple[Kind, ...], given: Arguments, today: int | None) -> La
     return Launches(today, sum(calls), steps * each + given.small_kernels, barriers)
 
 
-def _table(title: str, names: list[str], lines: list[list[str]]) -> Table:
-    show = Table(*names, title=title)
-    for line in lines:
-        show.add_row(*line)
-    return show
-
-
-def tables(found: Count, given: Arguments) -> Iterator[Table]:
-    """What a reader wants to see."""
-    title = f"{given.recipe}, batch {given.batch}: "
-    yield _operations(found, title)
-    yield _traffic(found, f"{title}MB a row-flow step")
-    yield _by_operator(found, f"{title}layer by layer, a training step")
-    kernels = [(kind.name, kernel) for kind in found.kinds for kernel in kind.kernels]
-    kernels += [("optimiser", kernel) for kernel in found.optimiser]
-    lines = [[name, k.name, *map(figure, k.us.values()), k.bound] for name, k in kernels]
-    names = ["kind", "kernel", *kernels[0][1].us, "bound by"]
-    yield _table(f"{title}floors in us, one launch each", names, lines)
-    lines = [
-        [x if isinstance(x, str) else "-" if x is None else figure(x) for x in asdict(t).values()]
-        for t in found.totals
-    ]
-    names = ["", "forward ms", "backward ms", "optimiser ms", "step ms", "images/s", "recipe, h"]
-    yield _table(f"{title}floors of a training step", names, lines)
-    lines = [
-        [name.replace("_", " "), "-" if number is None else f"{number:,}"]
-        for name, number in asdict(found.launches).items()
-    ]
-    yield _table(f"{title}launches of a training step", ["", "number"], lines)
-
-
-def _operations(found: Count, title: str) -> Table:
-    names = ["kind", "rows", "length", "halves", "hidden", "steps", "par.", "multiply-adds"]
-    names += ["padded", "overhead", "forward", "backward 2x", "recomputing 3x", "assembly"]
-    lines = []
-    for kind in found.kinds:
-        flop = kind.kernels[0].flop / 1e9
-        sizes = (kind.rows, kind.length, f"{kind.halves[0]}+{kind.halves[1]}", kind.hidden)
-        counts = (kind.steps, kind.parameters, kind.multiply_adds, kind.padded)
-        lines.append(
-            [kind.name, *map(str, sizes), *(f"{x:,.0f}" for x in counts)]
-            + [f"{kind.padded / kind.multiply_adds - 1:.1%}"]
-            + [f"{times * flop:.3f}" for times in (1, 2, 3)]
-            + [f"{kind.assembly_flop / 1e9:.6f}"]
-        )
-    about = f"{found.gflop_per_image:.4f} GFLOP an image forward, {found.parameters:,} parameters"
-    return _table(f"{title}{about}; of a row, and GFLOP of a step", names, lines)
-
-
-def _traffic(found: Count, title: str) -> Table:
-    lines = []
-    for kind in found.kinds:
-        each = kind.steps / kind.flows
-        for kernel in kind.kernels:
-            line = [kind.name, kernel.name, "", ""]
-            if kernel.name in kind.layered:
-                traffic = kind.layered[kernel.name]
-                line[2] = figure(sum(traffic.bytes.values()) / each / 1e6)
-                line[3] = f"{sum(traffic.calls.values()) / each:.1f}"
-            fused = (kernel.memory_bytes, kernel.l2_bytes)
-            lines.append([*line, *(figure(size / 1e6) for size in fused)])
-    names = ["kind", "pass", "layer by layer", "operators", "fused: memory", "fused: L2"]
-    return _table(title, names, lines)
-
-
-def _by_operator(found: Count, title: str) -> Table:
-    size: Counter[tuple[str, str]] = Counter()
-    calls: Counter[tuple[str, str]] = Counter()
-    for kind in found.kinds:
-        for name, traffic in kind.layered.items():
-            for operator, moved in traffic.bytes.items():
-                size[name, operator] += kind.flows * moved
-                calls[name, operator] += kind.flows * traffic.calls[operator]
-    whole = sum(size.values())
-    lines = [
-        [*key, f"{calls[key]:,}", f"{moved / 1e9:.2f}", f"{moved / whole:.1%}"]
-        for key, moved in size.most_common()
-        if moved > 0.005 * whole
-    ]
-    return _table(f"{title}, {whole / 1e9:.0f} GB", ["pass", "operator", "calls", "GB", ""], lines)
-
-
 def main() -> None:
     """Count and print."""
+    import tyro  # what only counts needs neither of them
+    from rich.console import Console
+
+    from benchmarks.count_tables import tables
+
     given = tyro.cli(Arguments)
     named = recipe(given.recipe)
     if not isinstance(named.model, MixerFlowConfig):

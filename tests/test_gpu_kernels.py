@@ -295,9 +295,13 @@ def test_a_kernel_is_believed_after_a_proof_only(low, monkeypatch):
         z, log_det = forward(plan, x, **options)
         return z, log_det * 1.05
 
+    first = torch.tensor([9, 0], dtype=torch.int32, device=DEVICE)
+    inner = torch.arange(9, dtype=torch.int32, device=DEVICE)
+    place = kernels.Place(2, 2, 18, first, inner)
+    assert proof.excess(chain, device, low=low, place=place) < 0.7
     monkeypatch.setattr(kernels, "rows_forward", wrong)
     assert proof.excess(chain, device, low=low) > 1
-    monkeypatch.setattr(kernels, "rows_forward", lambda plan, x, **_: (x * torch.nan, x[:, 0]))
+    monkeypatch.setattr(kernels, "rows_forward", lambda plan, x, **_: (x * torch.nan, x.sum(1)))
     assert proof.excess(chain, device, low=low) == float("inf")
 
 

@@ -24,11 +24,14 @@ _ROWS = 300
 _found: dict[tuple[object, ...], str | None] = {}
 
 
-def doubt(chain: Chain, plan: kernels.Plan, x: Tensor) -> str | None:
+def doubt(
+    chain: Chain, plan: kernels.Plan, x: Tensor, place: kernels.Place | None = None
+) -> str | None:
     """Why the GPU's kernels are not to be used for such a chain; None if they were right.
 
     Tried once a process for each kind of row flow, with random weights and rows, against the same
     chain operator by operator in float64: values, log-dets, every gradient, and the inverse.
+    `place` says where the rows lie in x, if not one after another.
     """
     if not x.is_cuda:
         return None
@@ -36,11 +39,12 @@ def doubt(chain: Chain, plan: kernels.Plan, x: Tensor) -> str | None:
     flips = tuple(step.flip for step in plan.steps)
     dense = bool(plan.steps[0].dense)
     settings = (plan.n, plan.hidden, plan.squash, plan.reverse, plan.bound, plan.by_row)
-    key = (x.device, low, flips, dense, len(plan.parameters()), *settings)
+    lie = None if place is None else (place.within, place.stride)
+    key = (x.device, lie, low, flips, dense, len(plan.parameters()), *settings)
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():
             return "a kernel is tried before a graph is captured, not in it"
-        worst = excess(chain, x.device, low=low)
+        worst = excess(chain, x.device, low=low, place=place)
         wrong = not worst < 1  # NaN is no answer either
         _found[key] = f"they were off by {worst:.1e} times what is allowed" if wrong else None
         if wrong:
@@ -53,7 +57,9 @@ def doubt(chain: Chain, plan: kernels.Plan, x: Tensor) -> str | None:
     return _found[key]
 
 
-def excess(chain: Chain, device: torch.device, *, low: bool) -> float:
+def excess(
+    chain: Chain, device: torch.device, *, low: bool, place: kernels.Place | None = None
+) -> float:
     """The largest error that the kernels make for such a chain, over what they may make."""
     from mixerflow.transforms.rows import plan_of
 
@@ -66,25 +72,41 @@ def excess(chain: Chain, device: torch.device, *, low: bool) -> float:
     exact = copy.deepcopy(mine).double()
     plan = plan_of(mine)
     assert isinstance(plan, kernels.Plan)
-    x = torch.randn(_ROWS, plan.n, generator=generator).to(device)
-    dz = torch.randn(_ROWS, plan.n, generator=generator).to(device)
+    place, numbers = _somewhere(plan.n, place, device)
+    x = torch.randn(place.rows // place.within, place.stride, generator=generator).to(device)
+    dz = torch.randn(place.rows, plan.n, generator=generator).to(device)
+    weight = torch.randn(len(x), generator=generator).to(device)
     live = not plan.refused("gpu", differentiated=True) and not plan.steps[0].dense
     with torch.enable_grad():
         given, given2 = (t.requires_grad_(live) for t in (x.clone(), x.double()))
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            z, log_det = kernels.rows_forward(plan, given)
-            back = kernels.rows_inverse(plan, z.detach())[0]
+            z, log_det = kernels.rows_forward(plan, given, place=place)
+            back = kernels.rows_inverse(plan, z.detach(), place=place)[0]
+        z = z[:, numbers].flatten(0, 1)
         with kernels.disabled(), torch.autocast(device.type, enabled=False):
-            z2, log_det2 = exact(given2)
+            z2, log_det2 = exact(given2[:, numbers].flatten(0, 1))
+        log_det2 = log_det2.view(-1, place.within).sum(1)
         values, gradients = [(z, z2), (log_det, log_det2), (back, given2)], []
         if live:
-            ((z * dz).sum() + (log_det * dz[:, 0]).sum()).backward()
-            ((z2 * dz).sum() + (log_det2 * dz[:, 0]).sum()).backward()
+            ((z * dz).sum() + (log_det * weight).sum()).backward()
+            ((z2 * dz).sum() + (log_det2 * weight).sum()).backward()
             both = zip(mine.parameters(), exact.parameters(), strict=True)
             gradients = [(a.grad, b.grad) for a, b in [(given, given2), *both]]
     ratios = [_relative(a, b) / _TOLERANCE[low] for a, b in values]
     ratios += [_relative(a, b) / (_OF_GRADIENTS * _TOLERANCE[low]) for a, b in gradients]
     return max(ratios)
+
+
+def _somewhere(
+    n: int, place: kernels.Place | None, device: torch.device
+) -> tuple[kernels.Place, Tensor]:
+    """Some images whose rows lie as in `place`, or plain rows; and where, ``(within, n)``."""
+    if place is None:
+        tables = (torch.zeros(1, dtype=torch.int32), torch.arange(n, dtype=torch.int32))
+        place = kernels.Place(_ROWS, 1, n, *(table.to(device) for table in tables))
+    else:
+        place = place._replace(rows=-(-_ROWS // place.within) * place.within)
+    return place, place.row_table.long()[:, None] + place.column_table.long()
 
 
 def _relative(found: Tensor | None, exact: Tensor | None) -> float:

@@ -59,8 +59,11 @@ class Rows(Chain):
             return "rows of another length, or too few of them"
         return plan
 
-    def plan(self, x: Tensor) -> kernels.Plan | str:
-        """What the kernels are to run for tensors of x's kind, or why they cannot."""
+    def plan(self, x: Tensor, place: kernels.Place | None = None) -> kernels.Plan | str:
+        """What the kernels are to run for tensors of x's kind, or why they cannot.
+
+        `place` says where rows lie in x, if not one after another.
+        """
         plan = None if self._known is None or hooked(self) else self._known
         if plan is None:
             plan = plan_of(self)
@@ -72,7 +75,11 @@ class Rows(Chain):
         live = _differentiated(x, *plan.parameters())
         if live and plan.steps[0].dense and x.requires_grad:
             return "the kernel differentiates triangles only"
-        return plan.refused(kernels.where(x), differentiated=live) or doubt(self, plan, x) or plan
+        return (
+            plan.refused(kernels.where(x), differentiated=live)
+            or doubt(self, plan, x, place)
+            or plan
+        )
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from mixerflow.kernels.gpu.parts import (
+    UNALIKE,
     biased,
     bounded,
     column_sums,
@@ -36,7 +37,7 @@ from mixerflow.kernels.gpu.parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNALIKE)
 def gradient_kernel(
     z, dz, d_log_det, x, dx, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     dense, inverse, offset,
@@ -200,7 +201,7 @@ def gradient_kernel(
         put_sums(at + n, d_tail_t, feature, real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNALIKE)
 def hidden_kernel(
     z, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias, gamma2, beta2,

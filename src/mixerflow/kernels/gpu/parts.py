@@ -15,6 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+UNALIKE = ["rows", "reads", "changes", "flip"]
+"""Numbers that differ from launch to launch: no kernel is to be compiled for one of them."""
+
 
 @triton.jit
 def low(values, EMULATE: tl.constexpr):

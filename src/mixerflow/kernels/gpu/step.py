@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from mixerflow.kernels.gpu.parts import (
+    UNALIKE,
     biased,
     bounded,
     features,
@@ -34,7 +35,7 @@ from mixerflow.kernels.gpu.parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["add", *UNALIKE])
 def step_kernel(
     x, z, log_det, add, row_table, column_table, rows, reads, changes, flip,
     dense, offset, constant,
