@@ -9,17 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mixerflow.kernels.gpu.net import answer, layers
 from mixerflow.kernels.gpu.parts import (
     UNALIKE,
-    biased,
     bounded,
     column_sums,
     features,
-    gelu,
     gelu_slope,
     hold,
     join,
-    normed,
     pairs,
     places,
     product,
@@ -27,12 +25,10 @@ from mixerflow.kernels.gpu.parts import (
     put_sums,
     scaled,
     split,
-    squash,
     unbounded,
     unnormed,
     unsquash,
     use,
-    vector,
     waiting,
 )
 
@@ -110,22 +106,14 @@ def gradient_kernel(
         d_given, d_changed = split(dvalues, BLOCK, P)
 
         # the net again
-        read = squash(given, SQUASH, LOW, EMULATE)
-        weight = tl.trans(use(a, wide, every, reads, P, LOW))
-        h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
-        standard, inverse1 = normed(h, eps, WIDE, NORM)
-        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
-        first = waiting(standard, LOW, EMULATE)
-        weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
-        inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        standard, inverse2 = normed(inner, eps, WIDE, SECOND)
-        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
-        second = waiting(standard, LOW, EMULATE)
-        weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
-        h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
-        answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias
-        weight = tl.trans(use(out, to, named, WIDE, WIDE, LOW))
-        raw, shift = split(product(h, weight, answer, LOW, EMULATE), BLOCK, P)
+        read, h, standard, inverse1, _, standard2, inverse2, active = layers(
+            given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
+            BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
+        )  # fmt: skip
+        first, second = waiting(standard, LOW, EMULATE), waiting(standard2, LOW, EMULATE)
+        h, raw, shift = answer(
+            h, active, w2, linear2_bias, out, out_bias, to, named, BLOCK, P, WIDE, LOW, EMULATE
+        )
         log_scale = bounded(raw, bound, BOUND)
 
         # the law, backwards; a padded row or column has gradients 0 all the way
@@ -211,7 +199,6 @@ def hidden_kernel(
     LOW: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
     """The gradients of linear1, its bias, and linear2: what they read, again, times the spills."""
-    SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     i = tl.arange(0, P)
     feature = i + flip * changes
     real = i < reads
@@ -231,21 +218,16 @@ def hidden_kernel(
             tail_s = tl.load(tail_scale + feature, mask=real, other=0.0)[None, :]
             tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
             given = (given - tail_t) * tl.exp(-tail_s)
-        read = squash(given, SQUASH, LOW, EMULATE)
-        weight = tl.trans(use(a, wide, every, reads, P, LOW))
-        h = product(read, weight, biased(enter_bias, BLOCK, WIDE), LOW, EMULATE)
-        standard, _ = normed(h, eps, WIDE, NORM)
-        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
+        _, _, _, _, active1, _, _, active2 = layers(
+            given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
+            BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
+        )  # fmt: skip
         hidden = row[:, None] * WIDE + wide[None, :]
         d_inner = tl.load(spill1 + hidden, mask=there[:, None], other=0.0)
-        d_linear1 = product(tl.trans(d_inner), active, d_linear1, LOW, EMULATE)
+        d_linear1 = product(tl.trans(d_inner), active1, d_linear1, LOW, EMULATE)
         d_bias = column_sums(d_inner, d_bias, BLOCK, LOW, EMULATE)
-        weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
-        inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        standard, _ = normed(inner, eps, WIDE, SECOND)
-        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         dh = tl.load(spill2 + hidden, mask=there[:, None], other=0.0)
-        d_linear2 = product(tl.trans(dh), active, d_linear2, LOW, EMULATE)
+        d_linear2 = product(tl.trans(dh), active2, d_linear2, LOW, EMULATE)
     n = reads + changes
     at = grads + tl.program_id(0).to(tl.int64) * each
     at += n * n + n + 2 * changes + 2 * changes * WIDE + WIDE * reads + WIDE

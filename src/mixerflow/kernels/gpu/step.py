@@ -15,23 +15,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mixerflow.kernels.gpu.net import answer, layers
 from mixerflow.kernels.gpu.parts import (
     UNALIKE,
-    biased,
     bounded,
     features,
-    gelu,
     hold,
     join,
-    normed,
     pairs,
     places,
-    product,
-    scaled,
     split,
-    squash,
-    use,
-    vector,
 )
 
 
@@ -53,7 +46,6 @@ def step_kernel(
     `dense` is the inverse of W; the other arguments, `constant` (log-det of W and of the ActNorm
     behind) among them, stay.
     """
-    SECOND: tl.constexpr = 0 if NORM == 2 else NORM
     feature, real = features(reads, changes, flip, P)
     column = tl.load(column_table + feature, mask=real, other=0)
     square = real[:, None] & real[None, :]
@@ -83,20 +75,13 @@ def step_kernel(
             values = tl.dot(values, w, input_precision=LINEAR) + b
         given, changed = split(values, BLOCK, P)
 
-        h = biased(enter_bias, BLOCK, WIDE)
-        weight = tl.trans(use(a, wide, every, reads, P, LOW))
-        h = product(squash(given, SQUASH, LOW, EMULATE), weight, h, LOW, EMULATE)
-        standard, _ = normed(h, eps, WIDE, NORM)
-        active = gelu(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
-        weight = tl.trans(use(w1, wide, every, WIDE, WIDE, LOW))
-        inner = product(active, weight, biased(linear1_bias, BLOCK, WIDE), LOW, EMULATE)
-        standard, _ = normed(inner, eps, WIDE, SECOND)
-        active = gelu(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
-        weight = tl.trans(use(w2, wide, every, WIDE, WIDE, LOW))
-        h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)
-        answer = tl.zeros((BLOCK, 2 * P), tl.float32) + out_bias
-        weight = tl.trans(use(out, to, named, WIDE, WIDE, LOW))
-        raw, shift = split(product(h, weight, answer, LOW, EMULATE), BLOCK, P)
+        _, h, _, _, _, _, _, active = layers(
+            given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
+            BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
+        )  # fmt: skip
+        _, raw, shift = answer(
+            h, active, w2, linear2_bias, out, out_bias, to, named, BLOCK, P, WIDE, LOW, EMULATE
+        )
         log_scale = bounded(raw, bound, BOUND)
         figure = tl.sum(log_scale, 1) + fixed
 
