@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.common import emit, facts
+from mixerflow.errors import ConfigError
 from mixerflow.kernels import switch
 from mixerflow.kernels.gpu import launch, weights
 from mixerflow.models import MixerFlowConfig
@@ -235,17 +236,26 @@ def main() -> None:
     options = parser.parse_args()
     if launch.INTERPRETED:
         parser.error("unset TRITON_INTERPRET: what is interpreted is not compiled")
-    named = recipe(options.recipe)
+    sizes = (options.batch, options.sms, options.layers, options.hidden)
+    if min(s for s in sizes if s is not None) < 1:
+        parser.error("sizes must be at least 1")
+    try:
+        named = recipe(options.recipe)
+    except ConfigError as error:
+        parser.error(str(error))
     assert isinstance(named.model, MixerFlowConfig)
     config = dataclasses.replace(
         named.model,
         norm=options.norm,
-        layers=options.layers or named.model.layers,
-        hidden=options.hidden or named.model.hidden,
+        layers=named.model.layers if options.layers is None else options.layers,
+        hidden=named.model.hidden if options.hidden is None else options.hidden,
     )
     low = options.precision == "bfloat16"
+    found = calls(config, named.shape, low=low, keep=options.keep, job=options.job)
+    if not found:
+        parser.error("the kernels take none of this model's row flows: see `mixerflow info`")
     made = table(
-        calls(config, named.shape, low=low, keep=options.keep, job=options.job),
+        found,
         batch=options.batch,
         sms=options.sms,
         gigahertz=options.gigahertz,

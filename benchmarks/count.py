@@ -264,6 +264,8 @@ def main() -> None:
     from benchmarks.count_tables import tables
 
     given = tyro.cli(Arguments)
+    if min(given.batch, given.sms) < 1:
+        raise SystemExit("benchmarks.count: batch and multiprocessors must be at least 1")
     named = recipe(given.recipe)
     if not isinstance(named.model, MixerFlowConfig):
         raise SystemExit(f"benchmarks.count: {given.recipe} is no MixerFlow")

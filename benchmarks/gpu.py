@@ -136,6 +136,17 @@ def prepare(given: argparse.Namespace) -> Given:
     return Given(given.recipe, batches, seconds, given.norm, given.tiny, results)
 
 
+def _possible(asked: argparse.Namespace, found: Sequence[Sequence[object]]) -> None:
+    """Exit with a line unless there is something to measure, and something to measure it on."""
+    import torch
+
+    if not any(found):
+        sys.exit("no part of that name: see --list")
+    if not asked.tiny and not torch.cuda.is_available():
+        sys.exit("there is no GPU here: --tiny tries everything on the CPU")
+    asked.out.mkdir(parents=True, exist_ok=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure; 0 if anything was."""
     begun = time.monotonic()
@@ -145,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.list:
         print("\n".join(f"{part.name}  ({part.limit:.0f} s)" for group in found for part in group))
         return 0
+    _possible(asked, found)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     before = earlier(asked.out / "gpu.json", {part.name for group in found for part in group})
 

@@ -210,6 +210,28 @@ def test_a_mixer_needs_no_patch_matrix(name):
     assert mixer(x[:0])[0].shape == (0, *shape)
 
 
+def test_a_mixer_sees_that_its_steps_have_changed():
+    x, shape = torch.randn(2, 1, 4, 4, device=DEVICE), (1, 4, 4)
+    cut, other = Patches(shape, (2, 2)), Dilated(shape, (2, 2))
+    mixer = Mixer(cut, Along(-1, rows(4)), Along(-2, rows(4)), Inverse(cut, shape))
+    mixer(x)
+    assert "_traced" not in copy.deepcopy(mixer).__dict__
+
+    def agrees():
+        with kernels.disabled(), torch.no_grad():
+            expected = mixer(x)[0]
+        torch.testing.assert_close(mixer(x)[0], expected, rtol=1e-4, atol=1e-5)
+
+    mixer.steps[0], mixer.steps[3] = other, Inverse(other, shape)
+    agrees()
+    mixer.steps[1].dim, mixer.steps[2].dim = -2, -1
+    agrees()
+    mixer.steps[1] = Along(-1, ActNorm(4).to(DEVICE))
+    agrees()
+    del mixer.steps[1]
+    agrees()
+
+
 def test_a_mixer_says_why_it_goes_step_by_step():
     x, cut = torch.randn(2, 1, 4, 4, device=DEVICE), Patches((1, 4, 4), (2, 2))
     mixing, back = Along(-1, rows(4)), Inverse(cut, (1, 4, 4))

@@ -509,7 +509,9 @@ def test_leaving_gives_the_parameters_memory_of_their_own():
     ],
 )
 def test_settings_that_no_graph_can_have_are_refused(changes, what):
-    with pytest.raises(ConfigError, match=rf"^no graph with {what}: --train\.graph: leave it out"):
+    with pytest.raises(
+        ConfigError, match=rf"^no graph with {what}: --train\.graph: say --train.no-graph"
+    ):
         trainer(GraphedTrainer, **changes)
 
 

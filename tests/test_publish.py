@@ -142,7 +142,7 @@ def test_only_better_weights_replace_what_is_published(run, tmp_path):
     before = (to / "model.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="train further"):
         publish(run, to, judge())
-    with pytest.raises(ConfigError, match="judged by other images"):
+    with pytest.raises(ConfigError, match="judged by 64 images of ramps"):
         publish(better, to, judge(seed=6))
     assert (to / "model.safetensors").read_bytes() == before
     assert publish(run, to, judge(), force=True)["figure"] == first["figure"]

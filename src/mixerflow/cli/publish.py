@@ -11,7 +11,7 @@ import tyro
 from mixerflow.cli.evaluate import images_of
 from mixerflow.cli.parse import data_of, parse
 from mixerflow.errors import ConfigError
-from mixerflow.training import Judge, RunFolder, publish
+from mixerflow.training import Judge, RunFolder, is_published, publish
 from mixerflow.training.progress import Bar
 
 
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{given.batch} images at a time", "--batch", "give at least 1")
     if not given.limit_mb > 0:
         raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
+    if is_published(given.run):
+        raise ConfigError("these weights are published already", given.run, "name a run folder")
     header = RunFolder(given.run).read_config()
     images, split = images_of(
         data_of(header, given.data),

@@ -132,6 +132,8 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
     data, out = Path(given.data).resolve(), given.out.resolve()
     if data.is_dir() and (out == data or data in out.parents):
         raise ConfigError("the run would lie among its images", "--out", "name another folder")
+    if is_published(out):
+        raise ConfigError("published weights lie there", "--out", "name a folder of its own")
     splits = load_data(
         given.data,
         transparency=given.transparency,

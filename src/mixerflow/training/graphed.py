@@ -28,7 +28,7 @@ from mixerflow.training.trainer import Step, Trainer
 from mixerflow.transforms import Dequantize
 
 _FLAG = "--train.graph"
-_REMEDY = "leave it out"
+_REMEDY = "say --train.no-graph"
 _WARM_UP = 3
 """Steps before capture, in which libraries choose algorithms and get their workspaces."""
 
@@ -227,7 +227,7 @@ def trainer_of(flow: Flow, batches: Batches, config: TrainConfig, *, steps: int)
     if not config.graph:
         return Trainer(flow, batches, config, steps=steps)
     if flow.device.type != "cuda":
-        remedy = "train on a GPU (--device cuda), or leave it out"
+        remedy = "train on a GPU (--device cuda), or say --train.no-graph"
         raise ConfigError(f"no CUDA graphs on the {flow.device.type}", _FLAG, remedy)
     return GraphedTrainer(flow, batches, config, steps=steps)
 

@@ -161,9 +161,13 @@ def _compare(before: dict[str, Any] | None, scored: dict[str, Any], to: Path) ->
     if before is None:
         return
     old = before["figure"]
-    if any(old[key] != scored[key] for key in _SAME):
-        what = f"what is published was judged by other images ({old['dataset_id']}, {old['split']})"
-        raise ConfigError(what, to, "judge by the same with --data, or replace it with --force")
+    other = [key for key in _SAME if old[key] != scored[key]]
+    if other:
+        by = {"seed": f"noise of seed {old['seed']}", "dequantization": old["dequantization"]}
+        images = f"{old['images']} images of {old['dataset_id']}, {old['split']}"
+        what = f"what is published was judged by {by.get(other[0], images)}"
+        remedy = "give the same --data, --split, --images and --seed, or replace it with --force"
+        raise ConfigError(what, to, remedy)
     if old["bits_per_dim"] <= scored["bits_per_dim"]:
         what = (
             f"what is published has {old['bits_per_dim']:.5f} bits/dim, "

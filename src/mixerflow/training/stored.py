@@ -165,5 +165,5 @@ def _published(path: Path) -> Stored:
 
 
 def _damaged(damage: Damage) -> CheckpointError:
-    remedy = "get the folder anew, or publish the run again"
+    remedy = "get the folder anew, or publish the run again with --force"
     return CheckpointError(f"published weights damaged ({damage.what})", damage.path, remedy)

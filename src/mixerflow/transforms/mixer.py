@@ -22,7 +22,14 @@ class Mixer(Chain):
     in; else, and on the CPU, the steps run one by one. `path` says which.
     """
 
-    _tables: dict[tuple[Shape, torch.device], list[_Mixing] | str] | None = None
+    _traced: dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]] | None = (
+        None
+    )
+    """What was found for images of a shape, and the steps as they were then."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what was traced: a copy, or a file, may be for another device."""
+        return {name: value for name, value in self.__dict__.items() if name != "_traced"}
 
     def path(self, x: Tensor) -> str:
         """``"kernel"``, or why images like `x` go through step by step."""
@@ -36,12 +43,7 @@ class Mixer(Chain):
         unable = kernels.why_not(x)
         if unable is not None:
             return unable
-        if self._tables is None:
-            self._tables = {}
-        shape = tuple(x.shape[1:])
-        if (shape, x.device) not in self._tables:
-            self._tables[shape, x.device] = _trace(self, shape, x.device)
-        found = self._tables[shape, x.device]
+        found = self._trace(tuple(x.shape[1:]), x.device)
         if isinstance(found, str):
             return found
         if hooked(self.steps):
@@ -50,16 +52,26 @@ class Mixer(Chain):
         for number, within, row_table, column_table in found:
             rows = self.steps[number].transform
             assert isinstance(rows, Rows)
-            plan = rows.plan(x)
+            size = math.prod(x.shape[1:])
+            place = kernels.Place(len(x) * within, within, size, row_table, column_table)
+            plan = rows.plan(x, place)
             if isinstance(plan, str):
                 return plan
             if plan.n != len(column_table):
                 return "rows of another length"
-            place = kernels.Place(
-                len(x) * within, within, math.prod(shape), row_table, column_table
-            )
             made.append((rows, plan, place))
         return made
+
+    def _trace(self, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+        """As `_trace`, once for the steps as they are."""
+        if self._traced is None:
+            self._traced = {}
+        now = [part for step in self for part in _parts(step)]
+        before, found = self._traced.get((shape, device), ([], ""))
+        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
+            found = _trace(self, shape, device)
+            self._traced[shape, device] = now, found
+        return found
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -89,6 +101,7 @@ class Mixer(Chain):
 
 _Mixing = tuple[int, int, Tensor, Tensor]
 """Number of the step, how many rows an image has, and where they lie: see `Place`."""
+_Traced = dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]]
 
 
 def _trace(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
@@ -111,6 +124,11 @@ def _trace(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | 
     if not torch.equal(numbers, image):
         return "images come out in another order"
     return found
+
+
+def _parts(step: Transform) -> tuple[object, ...]:
+    """What a step must be the same in to move numbers as it did."""
+    return step, getattr(step, "transform", None), getattr(step, "dim", None)
 
 
 def _moves(step: Transform) -> bool:
