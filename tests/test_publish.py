@@ -389,6 +389,8 @@ def test_from_the_command_line_end_to_end(first, tmp_path, capsys, monkeypatch):
     assert "published, 6 steps on fashion-mini" in capsys.readouterr().out
     again = [*anew, "--from", weights, "--out", second]
     piece = ["--train.start", 6, "--train.whole", 12]
+    assert command(*anew, *piece, "--out", second) == 2
+    assert "say with --from what went before" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         stop_after(patch, 3, signal.SIGTERM)
         assert command(*again, *piece) == 143

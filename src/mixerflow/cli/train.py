@@ -175,11 +175,14 @@ def _begin(flow: Flow, given: Arguments, processes: Processes) -> dict[str, Any]
 
     A run that has begun has its own, and needs that file no more.
     """
-    if given.weights is None:
-        return {}
     assert given.out is not None
     folder = RunFolder(given.out)
     old = processes.from_main(processes.on_main(lambda: begun(folder)))
+    if given.weights is None:
+        if given.train.start and old is None:
+            what = f"step {given.train.start} of a schedule, and weights that know nothing"
+            raise ConfigError(what, "--train.start", "say with --from what went before")
+        return {}
     if old is None:
         return {"origin": begin_from(flow, given.weights)}
     path = (old.get("origin") or {}).get("path")
