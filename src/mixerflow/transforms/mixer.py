@@ -22,9 +22,7 @@ class Mixer(Chain):
     in; else, and on the CPU, the steps run one by one. `path` says which.
     """
 
-    _traced: dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]] | None = (
-        None
-    )
+    _traced: _Traced | None = None
     """What was found for images of a shape, and the steps as they were then."""
 
     def __getstate__(self) -> dict[str, object]:
