@@ -305,6 +305,10 @@ def test_second_derivatives_and_changed_parameters_are_errors():
         chain.steps[0].shift += 1
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
+    z, _ = chain(x)
+    chain.double()
+    with pytest.raises(RuntimeError, match="converted between forward and backward"):
+        z.sum().backward()
 
 
 @pytest.mark.parametrize("low", LOW)

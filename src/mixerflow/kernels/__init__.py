@@ -6,8 +6,8 @@ operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
 
 from mixerflow.kernels.lease import release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.plan import Net, Norm, Place, Plan, RowNorm, Step, Where
-from mixerflow.kernels.run import Keep, rows_forward, rows_inverse
+from mixerflow.kernels.plan import Keep, Net, Norm, Place, Plan, RowNorm, Step, Where
+from mixerflow.kernels.run import rows_forward, rows_inverse
 from mixerflow.kernels.switch import disabled, interpreted, is_low, where, why_not
 
 __all__ = [

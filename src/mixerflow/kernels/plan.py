@@ -23,6 +23,8 @@ STATISTICS = ("mean1", "var1", "mean2", "var2")
 DENSE = ("weight", "inverse", "log_det")
 
 Where = Literal["cpu", "gpu"]
+Keep = Literal["inputs", "output"]
+"""What a GPU's backward pass is left: each step's rows, or the last ones, to rebuild the others."""
 GPU_LONGEST = 64
 GPU_WIDTHS = (16, 32, 64, 128)
 """What fits a multiprocessor's shared memory, and what Triton counts in."""
@@ -173,6 +175,23 @@ class Plan:
     def parameters(self) -> list[Tensor]:
         """Those there are, step by step."""
         return [p for step in self.steps for p in step.parameters if p is not None]
+
+    def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
+        """What the parameters are, for `check` in the backward pass.
+
+        Not their places in memory: FSDP2 gathers them anew for it.
+        """
+        return [(p.dtype, p.device) for p in self.parameters()]
+
+    def check(self, kinds: list[tuple[torch.dtype, torch.device]]) -> None:
+        """Raise a RuntimeError for a backward pass that kernels cannot make."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "kernels have first derivatives only: wrap the forward pass in "
+                "mixerflow.kernels.disabled() to differentiate twice"
+            )
+        if kinds != self.kinds():
+            raise RuntimeError("parameters were moved or converted between forward and backward")
 
 
 class Place(NamedTuple):

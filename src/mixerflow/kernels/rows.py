@@ -124,7 +124,7 @@ class _Apply(torch.autograd.Function):
         kept = _kept(plan, x, room)
         _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
         ctx.plan, ctx.flow = plan, flow
-        ctx.kinds = [(p.dtype, p.device) for p in parameters]
+        ctx.kinds = plan.kinds()
         ctx.save_for_backward(room, *parameters)
         return z, log_det
 
@@ -134,16 +134,9 @@ class _Apply(torch.autograd.Function):
         dz: Tensor,
         dlog_det: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "kernels have first derivatives only: wrap the forward pass in "
-                "mixerflow.kernels.disabled() to differentiate twice"
-            )
-        room, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
         plan: Plan = ctx.plan
-        # not by their places in memory: FSDP2 gathers them anew for the backward pass
-        if ctx.kinds != [(p.dtype, p.device) for p in plan.parameters()]:
-            raise RuntimeError("parameters were moved or converted between forward and backward")
+        plan.check(ctx.kinds)
+        room, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
         grads = [
             Step(tuple(None if p is None else torch.empty_like(p) for p in s.parameters), (), False)
             for s in plan.steps

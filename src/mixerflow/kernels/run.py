@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from mixerflow.kernels import rows
-from mixerflow.kernels.plan import Place, Plan
+from mixerflow.kernels.plan import Keep, Place, Plan
 from mixerflow.kernels.switch import is_low, where
-
-Keep = Literal["inputs", "output"]
-"""What a backward pass is left: each step's rows, or the last ones, to rebuild the others."""
 
 
 def rows_forward(

@@ -28,14 +28,17 @@ class Average:
         self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
         self._source = flow
 
+    def share(self, step: int) -> float:
+        """How much of the flow's weights the average takes in after step `step` (from 0)."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the flow's weights after step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
         # listed anew: sharding replaces parameters; one call for thousands of small tensors
         mine = [local(p) for p in self.flow.parameters()]
         theirs = [local(p) for p in self._source.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(mine, theirs, self.share(step))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:

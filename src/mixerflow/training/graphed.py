@@ -98,8 +98,7 @@ class GraphedTrainer(Trainer):
             self._context.copy_(context)
         lr = self._set_rate()
         self.adam.set_rates()
-        # as `Average.update` has it
-        self._share.fill_(1 - min(self.average.decay, (1 + self.place) / (10 + self.place)))
+        self._share.fill_(self.average.share(self.place))
         return lr
 
     def _fetch(self) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mixerflow import kernels
 from mixerflow.core import Along, Chain, Inverse, Noise, Shape, Transform, constant
 from mixerflow.transforms.layout import _Rearrangement
-from mixerflow.transforms.rows import Rows, hooked
+from mixerflow.transforms.rows import Rows, differentiated, hooked
 
 
 class Mixer(Chain):
@@ -84,9 +84,7 @@ class Mixer(Chain):
         return x, log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
-        live = torch.is_grad_enabled() and (
-            z.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
+        live = differentiated(z, *self.parameters())
         mixings = "context or gradients" if live or context is not None else self._mixings(z)
         if isinstance(mixings, str) or not len(z):
             return super().inverse(z, context)

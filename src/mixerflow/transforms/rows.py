@@ -72,14 +72,11 @@ class Rows(Chain):
             return plan
         if plan.kind != (x.dtype, x.device):
             return "its parameters are of another dtype than the rows, or on another device"
-        live = _differentiated(x, *plan.parameters())
-        if live and plan.steps[0].dense and x.requires_grad:
+        if plan.steps[0].dense and differentiated(x):
             return "the kernel differentiates triangles only"
-        return (
-            plan.refused(kernels.where(x), differentiated=live)
-            or doubt(self, plan, x, place)
-            or plan
-        )
+        where = kernels.where(x)
+        live = where == "gpu" and differentiated(x, *plan.parameters())
+        return plan.refused(where, differentiated=live) or doubt(self, plan, x, place) or plan
 
     def forward(  # noqa: D102
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -91,14 +88,15 @@ class Rows(Chain):
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
         # the kernel's inverse has no gradients
-        live = torch.is_grad_enabled() and _differentiated(z, *self.parameters())
+        live = differentiated(z, *self.parameters())
         plan = "context" if context is not None or live else kernels.why_not(z) or self._plan(z)
         if isinstance(plan, str):
             return super().inverse(z, context)
         return kernels.rows_inverse(plan, z)
 
 
-def _differentiated(*tensors: Tensor) -> bool:
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether autograd is to know of what becomes of them."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 

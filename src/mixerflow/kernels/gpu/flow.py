@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
-from mixerflow.kernels.plan import Place, Plan
-
-Keep = Literal["inputs", "output"]
-"""What the backward pass is left: each step's rows, or the last ones, to rebuild the others."""
+from mixerflow.kernels.plan import Keep, Place, Plan
 
 
 @functools.cache  # for good: a captured graph keeps the address only
@@ -52,7 +49,7 @@ class _Apply(torch.autograd.Function):
             run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
             rows.append(z)
         ctx.plan, ctx.setting, ctx.weights = plan, setting, weights
-        ctx.place, ctx.keep = place, keep
+        ctx.place, ctx.keep, ctx.kinds = place, keep, plan.kinds()
         held = rows[-1:] if keep == "output" else rows
         ctx.count = len(held)
         ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
@@ -64,12 +61,8 @@ class _Apply(torch.autograd.Function):
         dz: Tensor,
         d_log_det: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "kernels have first derivatives only: wrap the forward pass in "
-                "mixerflow.kernels.disabled() to differentiate twice"
-            )
         plan, setting, weights, place = ctx.plan, ctx.setting, ctx.weights, ctx.place
+        plan.check(ctx.kinds)
         rows = list(ctx.saved_tensors[: ctx.count])
         dz, d_log_det = dz.contiguous(), d_log_det.contiguous()
         device = dz.device

@@ -114,6 +114,10 @@ class Weights(NamedTuple):
         return self.tail if k == len(self.nets) - 1 else None
 
 
+_ALIGNED = 64
+"""Numbers: 128 bytes of bfloat16."""
+
+
 class Size(NamedTuple):
     """How a kernel is laid out on the chip."""
 
@@ -141,6 +145,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) ->
     device = next(each.device for each in given if isinstance(each, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*given, **constants)
+
+
+def aligned(count: int) -> int:
+    """Numbers to leave for `count`, so that the next ones begin where wide accesses can."""
+    return -(-count // _ALIGNED) * _ALIGNED
 
 
 def programs(place: Place, size: Size, device: torch.device) -> int:
@@ -202,7 +211,7 @@ def run_gradient(
     sizes = LOW if setting.low else HIGH
     tail = weights.tail_of(k)
     count = programs(place, sizes.gradient, z.device)
-    each = -(-len(total) // 64) * 64  # aligned, so that one kernel serves all steps
+    each = aligned(len(total))  # one kernel serves all steps
     grads = torch.empty(count, each, dtype=torch.float32, device=z.device)
     rows = setting.rows(k, place)
     tails = tail or (None, None)

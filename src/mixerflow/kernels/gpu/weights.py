@@ -11,12 +11,19 @@ import triton
 from torch import Tensor
 
 from mixerflow.kernels.gpu.assemble import assemble_kernel, copy_kernel, disassemble_kernel
-from mixerflow.kernels.gpu.launch import INTERPRETED, NET, NORMS, SUMS, Setting, Weights, launch
+from mixerflow.kernels.gpu.launch import (
+    INTERPRETED,
+    NET,
+    NORMS,
+    SUMS,
+    Setting,
+    Weights,
+    aligned,
+    launch,
+)
 from mixerflow.kernels.plan import DENSE, PARAMETERS, Plan
 
 _COPY = 1024
-_ALIGN = 64
-"""Numbers; tensors that begin at 128 bytes are read in wide accesses."""
 _AT = {name: k for k, name in enumerate(PARAMETERS)}
 _MATRICES = ("enter", "linear1", "linear2", "leave")
 
@@ -80,7 +87,7 @@ def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
 
 def _apart(rows: int, count: int, device: torch.device) -> Tensor:
     """Room for rows of `count` numbers that begin where tensors do: one kernel serves them all."""
-    return torch.empty(rows, -(-count // _ALIGN) * _ALIGN, device=device)[:, :count]
+    return torch.empty(rows, aligned(count), device=device)[:, :count]
 
 
 def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ def _copied(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list
     starts, end = [], 0
     for size in sizes:
         starts.append(end)
-        end += -(-size // _ALIGN) * _ALIGN
+        end += aligned(size)
     copies = torch.empty(end, dtype=torch.bfloat16, device=device)
     pointers = tuple(matrix.data_ptr() for matrix in matrices if matrix is not None)
     tables = (_integers(tuple(each), device) for each in (pointers, sizes, starts))
