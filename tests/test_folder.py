@@ -156,6 +156,35 @@ def test_the_lock_ends_with_its_block(run):
         pass
 
 
+def test_a_folder_made_for_nothing_is_taken_away(tmp_path):
+    path = tmp_path / "new"
+    with pytest.raises(KeyError), RunFolder(path).lock():
+        raise KeyError
+    assert not path.exists()
+    with RunFolder(path).lock():
+        (path / "kept").touch()
+    assert {each.name for each in path.iterdir()} == {".lock", "kept"}
+    (tmp_path / "empty").mkdir()
+    with RunFolder(tmp_path / "empty").lock():
+        pass
+    assert (tmp_path / "empty").exists()  # somebody else's
+
+
+def test_a_lock_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
+    """Opened before the holder left, locked after: nobody else would see it."""
+    path = tmp_path / "new"
+    flock = fcntl.flock
+
+    def late(descriptor, operation):
+        if operation & fcntl.LOCK_EX:
+            (path / ".lock").unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(ResourceError, match=r"has just left.*try again"), RunFolder(path).lock():
+        pass
+
+
 @forks
 def test_a_forked_worker_does_not_keep_its_dead_parents_lock(run):
     source, sink = os.pipe()

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from mixerflow import models
 from mixerflow.core import Chain, Flow, Noise, Window
+from mixerflow.errors import ConfigError
 from mixerflow.models.layers import layer
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.transforms import Mixer, Rescale
@@ -247,6 +249,25 @@ def test_patches_cuts_and_shifts_change_with_the_layer_as_they_say():
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         small((1, 12, 12), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "where"),
+    [
+        ({"patch": 5, "hidden": 16}, (1, 12, 12), "--model.patch"),
+        ({"scale_bound": -1.0}, (1, 12, 12), "--model.scale-bound"),
+        (
+            {"flow": "maf", "norm": "layer", "hidden": 16},
+            (1, 12, 12),
+            "--model.flow or --model.norm",
+        ),
+        ({"layers": 0, "hidden": 0}, (1, 12, 12), "--model.layers"),  # no one change mends it
+        ({}, (1, 30, 30), "--model.patch"),
+    ],
+)
+def test_a_refusal_says_which_setting_to_change(settings, shape, where):
+    with pytest.raises(ConfigError, match=f": {where}: choose another value$"):
+        models.build(MixerFlowConfig(**{"layers": 2} | settings), shape)
 
 
 def test_an_odd_number_of_reversals_is_fine_without_shift():

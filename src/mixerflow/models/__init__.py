@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -36,10 +37,35 @@ def build(config: Config, shape: Shape) -> Flow:
             try:
                 flow = make(config, tuple(shape))
             except ValueError as error:
-                raise ConfigError(str(error), "--model", "change the setting it names") from error
+                names = _at_fault(config, tuple(shape), make) or _named_first(config, str(error))
+                where = " or ".join(f"--model.{name.replace('_', '-')}" for name in names)
+                raise ConfigError(str(error), where or "--model", "choose another value") from error
             flow.spec = spec_of(config, flow.shape)
             return flow
     raise TypeError(f"no model has a config of type {type(config).__name__}")
+
+
+def _at_fault(config: Config, shape: Shape, make: Callable[[Any, Shape], Flow]) -> list[str]:
+    """Settings without which the model could be built: each alone put back to its default."""
+    changed = [
+        field
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    names = []
+    for field in changed:
+        try:
+            make(dataclasses.replace(config, **{field.name: field.default}), shape)
+        except ValueError:
+            continue
+        names.append(field.name)
+    return names
+
+
+def _named_first(config: Config, message: str) -> list[str]:
+    """The first setting that a message names, in a list, or none."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return [word for word in re.findall(r"\w+", message) if word in names][:1]
 
 
 def spec_of(config: Config, shape: Shape) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -39,12 +40,14 @@ def lock(folder: Path) -> Iterator[None]:
     has none: a warning, and a file that names its holder's host and process.
 
     Args:
-        folder: the folder, made if it is not there; what dead writers left in it is swept.
+        folder: the folder, made if it is not there, and then taken away again if nothing has come
+            into it; what dead writers left in it is swept.
 
     Raises:
         ResourceError: another process holds the folder, or it cannot be written.
     """
     with writing(folder):
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         release = _flock(folder)
     owner = os.getpid()
@@ -54,11 +57,23 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         if os.getpid() == owner:  # a forked child that leaves this block has no lock to end
+            if made:
+                _remove_unused(folder)
             release()
 
 
+def _remove_unused(folder: Path) -> None:
+    """Take away a folder with nothing in it but its lock, which is held."""
+    with contextlib.suppress(OSError):
+        if all(path.name.startswith(".lock") for path in folder.iterdir()):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+
+
 def _flock(folder: Path) -> Callable[[], None]:
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    path = folder / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -73,6 +88,9 @@ def _flock(folder: Path) -> Callable[[], None]:
         if error.errno not in _NO_FLOCK:
             raise
         return _exclusive(folder)
+    if not _is_still(path, descriptor):
+        os.close(descriptor)
+        raise ResourceError("another process has just left", folder, "try again")
     _flocked.add(descriptor)
 
     def release() -> None:
@@ -81,6 +99,14 @@ def _flock(folder: Path) -> Callable[[], None]:
         os.close(descriptor)
 
     return release
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to an open file: its last holder may have taken it away meanwhile."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _exclusive(folder: Path) -> Callable[[], None]:
