@@ -1,6 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs: each makes .venv and installs first.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-all lint types bench clean
@@ -12,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/mixerflow evaluate runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m "slow or not slow"

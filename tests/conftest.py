@@ -4,6 +4,7 @@ With MIXERFLOW_CHECK_TYPES=1 every annotated call is checked, shapes too; compil
 tested then. Without a GPU its kernels run in Triton's interpreter.
 """
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
+
+# A forked child that collects what its parent left, stores and sessions with threads that the child
+# does not have, is killed by it. Frozen, it is nobody's to collect.
+os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 @pytest.fixture(autouse=True)
