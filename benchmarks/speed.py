@@ -2,6 +2,7 @@
 
     make bench                              # 5 minutes: what follows, with --quick
     python -m benchmarks.speed [--out FILE] [--presets NAME ...] [--rounds N] [--threads N]
+    python -m benchmarks.speed --norms rms layer none --match --out FILE      # ours, by norm
 
 For each preset: the MixerFlow (on every way it can run here), the floor of its matrix products, and
 a Glow in nflows, normflows and FrEIA whose forward pass needs as many operations; with
@@ -19,7 +20,7 @@ JSON goes to standard output, a table to standard error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from benchmarks.floor import Floor
 from benchmarks.ours import kernels_here, plain, variants
 from benchmarks.rivals import LIBRARIES, Measure, base, installed
 from mixerflow.models import MixerFlowConfig
+from mixerflow.nets import Norm
 from mixerflow.recipes import recipe
 
 _OURS = "import mixerflow; flow = mixerflow.build('mixerflow-cifar10-tiny').eval()"
@@ -71,6 +73,8 @@ class Arguments:
     """0: one for each core."""
     match: tuple[Measure, ...] = ("flop", "weights")
     """In what the rivals equal the preset: operations, weights, or one rival for each."""
+    norms: tuple[Norm, ...] = ()
+    """Other norms in our nets than the preset's, each a contender more."""
     quick: bool = False
     """Five rounds and rivals of equal operations: about 5 minutes on 2 cores."""
     seed: int = 0
@@ -78,13 +82,17 @@ class Arguments:
     """Where to write the JSON too."""
 
 
-def contenders(name: str, match: tuple[Measure, ...], batch: int) -> list[Contender]:
+def contenders(
+    name: str, match: tuple[Measure, ...], batch: int, norms: tuple[Norm, ...] = ()
+) -> list[Contender]:
     """The preset, its floor, and Glows of as many operations at that batch, or weights."""
     named = recipe(name)
     if not isinstance(named.model, MixerFlowConfig) or len(named.shape) != 3:
         raise SystemExit(f"benchmarks.speed: {name} is no MixerFlow over (C, H, W)")
     shape = (named.shape[0], named.shape[1], named.shape[2])
     ours = variants(name, named.model, shape)
+    for norm in norms:
+        ours += variants(f"{name}, norm {norm}", replace(named.model, norm=norm), shape)
     floor = Floor("floor: its matrix products", named.model, shape)
     work = ours[0].work(batch)
     with plain(ours[0]).path():
@@ -189,7 +197,7 @@ def main() -> None:
     }
     result |= {"rounds": rounds, "presets": {}}
     for preset in given.presets:
-        entrants = contenders(preset, match, given.batch)
+        entrants = contenders(preset, match, given.batch, given.norms)
         rows = compare(entrants, batch=given.batch, rounds=rounds)
         for row, entrant in zip(rows, entrants, strict=True):
             if row["installed"] and not isinstance(entrant, Floor):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
 from mixerflow.kernels.lease import lease
-from mixerflow.models import MixerFlowConfig
+from mixerflow.models import MixerFlowConfig, build
 
 SMALL = MixerFlowConfig(layers=4, hidden=16)
 SHAPE = (3, 16, 16)
@@ -122,6 +122,14 @@ def test_a_missing_rival_is_reported(monkeypatch):
     assert rows[1]["of_floor"]["train"]["median"] == 1
     columns = speed.table("small", rows, 2).columns
     assert "not installed" in list(columns[3].cells)
+
+
+def test_a_kernel_counts_as_one_operator():
+    flow = build(SMALL, SHAPE).eval()
+    x = torch.zeros(2, *SHAPE, dtype=torch.uint8)
+    with_kernels = operators(lambda: flow.log_prob(x))
+    with kernels.disabled():
+        assert with_kernels < operators(lambda: flow.log_prob(x)) / 3
 
 
 def test_operators_of_the_backward_pass_count():

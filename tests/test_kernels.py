@@ -57,6 +57,8 @@ def both(chain, x, *, training):
 SETTINGS = {
     "batch norm": {},
     "no norm": {"norm": "none"},
+    "layer norm": {"norm": "layer"},
+    "rms norm": {"norm": "rms"},
     "bound": {"bound": 1.5},
     "reversed": {"linear": RLU},
     "no linear map": {"linear": None},
@@ -81,9 +83,10 @@ def test_kernel_equals_operators_in_float64(name, n, width, count, training):
         torch.testing.assert_close(kernel[key], value, rtol=1e-9, atol=1e-10, msg=key)
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "none"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_float32_is_as_good_as_the_operators(threads):
-    chain, x = rows(48, width=64), torch.randn(700, 48)
+def test_float32_is_as_good_as_the_operators(norm, threads):
+    chain, x = rows(48, width=64, norm=norm), torch.randn(700, 48)
     exact = both(chain.double(), x.double(), training=True)[1]
     torch.set_num_threads(threads)
     try:
@@ -172,8 +175,11 @@ def test_log_det_against_autograd():
         torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1])
 
 
-def test_rows_do_not_see_each_other_in_eval():
-    chain, x = rows(11).eval(), torch.randn(200, 11)
+@pytest.mark.parametrize(
+    ("norm", "training"), [("batch", False), ("layer", True), ("rms", True), ("none", True)]
+)
+def test_rows_do_not_see_each_other(norm, training):
+    chain, x = rows(11, norm=norm).train(training), torch.randn(200, 11)
     with torch.no_grad():
         z, log_det = chain(x)
         for i in (0, 63, 64, 199):
@@ -190,7 +196,6 @@ def test_it_is_chosen_and_says_why_not():
         assert "switched off" in chain.path(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "lower precision" in chain.path(x)
-    assert "no norm of each row" in rows(8, norm="layer").path(x)
     assert "no coupling" in Rows(LU(8)).path(x) or "not a chain" in Rows(LU(8)).path(x)
     handle = chain.steps[2].net.linear1.register_forward_hook(lambda *_: None)
     assert "hooks" in chain.path(x)
@@ -275,6 +280,21 @@ def test_far_values_are_those_of_the_operators():
     error = (z - expected).abs().amax(1) / expected.abs().amax(1)
     assert error.max() < 1e-5
     torch.testing.assert_close(log_det.double(), expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_hidden_rows_of_one_value_keep_finite_gradients(norm):
+    """Nothing to divide by but eps."""
+    chain, x = rows(8, norm=norm, steps=1), torch.randn(70, 8)
+    with torch.no_grad():
+        net = chain.steps[2].net
+        for linear in (net.enter, net.linear1):
+            linear.weight.zero_()
+            linear.bias.zero_()
+    kernel, operators = both(chain.double(), x.double(), training=True)
+    for key, value in operators.items():
+        assert kernel[key].isfinite().all(), key
+        torch.testing.assert_close(kernel[key], value, rtol=1e-9, atol=1e-10, msg=key)
 
 
 def test_batches_of_none_and_one():

@@ -1,130 +1,6 @@
 /* The backward pass of a row flow, from what `rows_forward` kept. */
 
 typedef struct {
-    real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
-    real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
-        *leave_b, *sums; /* gradients of this thread's rows, padded */
-    double *norm;        /* sums of dq and of dq * normalised, of this thread's rows */
-    long first_sum, count;
-} Work;
-
-static void take_work(Work *w, const Flow *f, Arena *arena) {
-    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H);
-    w->draw = take(arena, TILE * 2 * np), w->half = take(arena, TILE * np);
-    w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
-    w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
-    w->sums = take(arena, 2 * hp);
-    w->first_sum = arena->used;
-    w->map = take(arena, n * np), w->offset = take(arena, np);
-    w->enter = take(arena, H * np), w->enter_b = take(arena, hp);
-    w->linear1 = take(arena, H * hp), w->linear1_b = take(arena, hp);
-    w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
-    w->leave = take(arena, 2 * np * hp), w->leave_b = take(arena, 2 * np);
-    w->count = arena->used - w->first_sum;
-    w->norm = (double *)take(arena, 2 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
-}
-
-/* dq = du * slope; its sums, and those with the normalised values, where statistics matter */
-static void gelu_backward(const Flow *f, int rows, const real *h, const real *mean_rstd,
-                          const Work *w, real *dq) {
-    int hp = (int)padded(f->hidden);
-    const real *mean = mean_rstd, *rstd = mean_rstd + hp;
-    real *sums = w->sums;
-    memset(sums, 0, 2 * (size_t)hp * sizeof(real));
-    for (int r = 0; r < rows; r++) {
-        const real *du = w->du + (long)r * hp, *slope = w->slope + (long)r * hp, *x = h + (long)r * hp;
-        real *to = dq + (long)r * hp;
-#pragma omp simd
-        for (int j = 0; j < hp; j++) {
-            real d = du[j] * slope[j];
-            to[j] = d;
-            sums[j] += d;
-            sums[hp + j] += d * (x[j] - mean[j]) * rstd[j];
-        }
-    }
-    for (int j = 0; j < 2 * hp; j++) w->norm[j] += (double)sums[j];
-}
-
-/* Through batch norm: dh = [add +] scale * (dq - sum0 / R - normalised * sum1 / R). */
-static void norm_backward(const Flow *f, int rows, const real *dq, const real *h, const real *stats,
-                          const real *scale, const real *means, const real *add, real *dh) {
-    int hp = (int)padded(f->hidden);
-    const real *mean = stats, *rstd = stats + hp, *m0 = means, *m1 = means + hp;
-    for (int r = 0; r < rows; r++) {
-        long o = (long)r * hp;
-#pragma omp simd
-        for (int j = 0; j < hp; j++) {
-            real d = dq[o + j];
-            if (f->batch) d -= m0[j] + (h[o + j] - mean[j]) * rstd[j] * m1[j];
-            d *= scale[j];
-            dh[o + j] = add ? d + add[o + j] : d;
-        }
-    }
-}
-
-/* Threads' sums: gradients of gamma and beta, and means over all rows. Run by one thread. */
-static void finish_sums(const Flow *f, Work *all, int threads, real *gamma, real *beta, real *means) {
-    int H = (int)f->hidden, hp = (int)padded(H);
-    double numbers[1 + 2 * hp], *sums = numbers + 1;
-    numbers[0] = (double)f->rows;
-    for (int j = 0; j < 2 * hp; j++) {
-        sums[j] = 0;
-        for (int t = 0; t < threads; t++) sums[j] += all[t].norm[j];
-    }
-    for (int j = 0; j < H && f->norm; j++) beta[j] = (real)sums[j], gamma[j] = (real)sums[hp + j];
-    if (f->share && f->batch) f->share(numbers, 1 + 2 * hp, SUMS);
-    for (int j = 0; j < 2 * hp; j++) means[j] = (real)(sums[j] / numbers[0]);
-}
-
-/* Back through the affine law: draw from dz (which becomes dy), for a tile. */
-static void affine_backward(const Flow *f, const Ready *q, int rows, real *dz, const real *y,
-                            const real *s, const real *g, real *draw) {
-    int np = (int)padded(f->n), c = q->changed, cp = q->cp;
-    real bound = (real)f->bound;
-    for (int r = 0; r < rows; r++) {
-        real *d = dz + (long)r * np + q->b, *ds = draw + (long)r * 2 * cp, *dt = ds + cp;
-        const real *from = y + (long)r * np + q->b, *scale = s + (long)r * cp;
-        real each = g[r];
-#pragma omp simd
-        for (int j = 0; j < c; j++) {
-            real e = exp_(scale[j]), slope = 1;
-            if (bound > 0) slope = 1 - scale[j] * scale[j] / (bound * bound);
-            ds[j] = (d[j] * from[j] * e + each) * slope;
-            dt[j] = d[j];
-            d[j] *= e;
-        }
-        for (int j = c; j < cp; j++) ds[j] = dt[j] = 0;
-    }
-}
-
-static void half_backward(const Flow *f, const Ready *q, int rows, const real *y, const real *dhalf,
-                          real *dy) {
-    int np = (int)padded(f->n);
-    for (int r = 0; r < rows; r++) {
-        const real *from = y + (long)r * np + q->a, *d = dhalf + (long)r * q->gp;
-        real *to = dy + (long)r * np + q->a;
-#pragma omp simd
-        for (int j = 0; j < q->given; j++) {
-            real x = from[j];
-            to[j] += f->squash ? d[j] / (1 + (x < 0 ? -x : x)) : d[j];
-        }
-    }
-}
-
-/* Gradients of all threads added, and out of their padding: rows [share of t) of a matrix. */
-static void gather(const Work *all, long at, int rows, int columns, long ld, real *to, int t,
-                   int threads) {
-    if (!to) return;
-    for (int i = rows * t / threads; i < rows * (t + 1) / threads; i++)
-        for (int k = 0; k < threads; k++) {
-            const real *from = all[k].draw + at + i * ld;
-            real *row = to + (long)i * columns;
-            if (k) for (int j = 0; j < columns; j++) row[j] += from[j];
-            else memcpy(row, from, (size_t)columns * sizeof(real));
-        }
-}
-
-typedef struct {
     const Flow *f;
     const Step *steps, *grads;
     const Kept *kept;
@@ -133,64 +9,100 @@ typedef struct {
     real *dz, *dh2, *dq, *means, *plain;
     const real *g;
     double total;
+    int scaled; /* whether norms have scales to learn */
 } Pass;
 
-/* Leave, second linear map, second gelu, of this thread's tiles. */
-static void back_leave(const Pass *b, int k, Work *w, long first, long end) {
+/* A step back over a tile of rows from row r on, in three parts. What the net's gradients pass through
+   between them, dh2 and dq, is the tile's place among all rows'. */
+
+/* Leave, second linear map, second gelu. */
+static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh2, real *dq) {
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
     int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), cp = q->cp;
-    for (long r = first; r < end; r += TILE) {
-        int rows = (int)smaller(TILE, end - r);
-        affine_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * cp, b->g + r, w->draw);
-        add_columns(rows, 2 * cp, w->draw, 2 * cp, w->leave_b);
-        outer(rows, w->draw, 2 * cp, 2 * cp, z->h2 + r * hp, hp, hp, w->leave, hp);
-        times(rows, w->draw, 2 * cp, &q->leave_p, b->dh2 + r * hp, hp, NULL, 0);
-        norm_gelu(rows, hp, z->i + r * hp, q->scale2, q->offset2, w->u, w->slope);
-        add_columns(rows, hp, b->dh2 + r * hp, hp, w->linear2_b);
-        outer(rows, b->dh2 + r * hp, hp, H, w->u, hp, hp, w->linear2, hp);
-        times(rows, b->dh2 + r * hp, hp, &q->linear2, w->du, hp, NULL, 0);
-        gelu_backward(f, rows, z->i + r * hp, z->stats + 2 * hp, w, b->dq + r * hp);
-    }
+    affine_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * cp, b->g + r, w->draw);
+    add_columns(rows, 2 * cp, w->draw, 2 * cp, w->leave_b);
+    outer(rows, w->draw, 2 * cp, 2 * cp, z->h2 + r * hp, hp, hp, w->leave, hp);
+    times(rows, w->draw, 2 * cp, &q->leave_p, dh2, hp, NULL, 0);
+    norm_gelu(f, rows, z->i + r * hp, q->scale2, q->offset2, w->u, w->slope);
+    add_columns(rows, hp, dh2, hp, w->linear2_b);
+    outer(rows, dh2, hp, H, w->u, hp, hp, w->linear2, hp);
+    times(rows, dh2, hp, &q->linear2, w->du, hp, NULL, 0);
+    gelu_backward(f, rows, z->i + r * hp, z->stats + 2 * hp, w, b->scaled ? w->norm2 : NULL, dq);
 }
 
-static void back_middle(const Pass *b, int k, Work *w, long first, long end) {
+/* Second norm, first linear map, first gelu. */
+static void back_middle(const Pass *b, int k, Work *w, long r, int rows, real *dq) {
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
     int H = (int)f->hidden, hp = (int)padded(H);
-    for (long r = first; r < end; r += TILE) {
-        int rows = (int)smaller(TILE, end - r);
-        real *di = b->dq + r * hp;
-        norm_backward(f, rows, di, z->i + r * hp, z->stats + 2 * hp, q->scale2, b->means, NULL, di);
-        add_columns(rows, hp, di, hp, w->linear1_b);
-        norm_gelu(rows, hp, z->h + r * hp, q->scale1, q->offset1, w->u, w->slope);
-        outer(rows, di, hp, H, w->u, hp, hp, w->linear1, hp);
-        times(rows, di, hp, &q->linear1, w->du, hp, NULL, 0);
-        gelu_backward(f, rows, z->h + r * hp, z->stats, w, di);
-    }
+    norm_backward(f, rows, dq, z->i + r * hp, z->stats + 2 * hp, q->scale2, b->means, NULL, dq);
+    add_columns(rows, hp, dq, hp, w->linear1_b);
+    norm_gelu(f, rows, z->h + r * hp, q->scale1, q->offset1, w->u, w->slope);
+    outer(rows, dq, hp, H, w->u, hp, hp, w->linear1, hp);
+    times(rows, dq, hp, &q->linear1, w->du, hp, NULL, 0);
+    gelu_backward(f, rows, z->h + r * hp, z->stats, w, b->scaled ? w->norm1 : NULL, dq);
 }
 
-static void back_enter(const Pass *b, int k, Work *w, long first, long end) {
+/* First norm, what the net reads, the linear map. */
+static void back_enter(const Pass *b, int k, Work *w, long r, int rows, const real *dh2, real *dq) {
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
     int H = (int)f->hidden, hp = (int)padded(H), n = (int)f->n, np = (int)padded(n), gp = q->gp;
-    for (long r = first; r < end; r += TILE) {
-        int rows = (int)smaller(TILE, end - r);
-        real *dh = b->dq + r * hp, *dy = b->dz + r * np;
-        norm_backward(f, rows, dh, z->h + r * hp, z->stats, q->scale1, b->means, b->dh2 + r * hp, dh);
-        add_columns(rows, hp, dh, hp, w->enter_b);
-        squash_half(rows, z->y + r * np, np, q->a, q->given, gp, (int)f->squash, w->half);
-        outer(rows, dh, hp, H, w->half, gp, gp, w->enter, gp);
-        times(rows, dh, hp, &q->enter, w->dhalf, gp, NULL, 0);
-        half_backward(f, q, rows, z->y + r * np, w->dhalf, dy);
-        add_columns(rows, np, dy, np, w->offset);
-        outer(rows, dy, np, n, z->x + r * np, np, np, w->map, np);
-        times(rows, dy, np, &q->map, w->half, np, NULL, 0);
-        memcpy(dy, w->half, (size_t)rows * (size_t)np * sizeof(real));
+    real *dy = b->dz + r * np;
+    norm_backward(f, rows, dq, z->h + r * hp, z->stats, q->scale1, b->means, dh2, dq);
+    add_columns(rows, hp, dq, hp, w->enter_b);
+    squash_half(rows, z->y + r * np, np, q->a, q->given, gp, (int)f->squash, w->half);
+    outer(rows, dq, hp, H, w->half, gp, gp, w->enter, gp);
+    times(rows, dq, hp, &q->enter, w->dhalf, gp, NULL, 0);
+    half_backward(f, q, rows, z->y + r * np, w->dhalf, dy);
+    add_columns(rows, np, dy, np, w->offset);
+    outer(rows, dy, np, n, z->x + r * np, np, np, w->map, np);
+    times(rows, dy, np, &q->map, w->half, np, NULL, 0);
+    memcpy(dy, w->half, (size_t)rows * (size_t)np * sizeof(real));
+}
+
+/* The gradients of a norm's scale and shift, `at` from the threads' first sums. */
+static void back_norm(const Pass *b, int k, int second, int threads) {
+    real *const *p = b->grads[k].p;
+    long at = second ? b->all->norm2 - b->all->norm1 : 0;
+    finish_sums(b->f, b->all, at, threads, p[second ? GAMMA2 : GAMMA1], p[second ? BETA2 : BETA1],
+                b->means);
+}
+
+/* Where no row sees another, a tile stays in cache through the step; else the three parts wait for the
+   sums over all rows. */
+static void back_step(const Pass *b, int k, Work *w, long first, long end, int t, int threads) {
+    long hp = padded(b->f->hidden);
+    if (!b->f->batch) {
+        real *dh2 = b->dh2 + first * hp, *dq = b->dq + first * hp; /* one tile's, over and over */
+        for (long r = first; r < end; r += TILE) {
+            int rows = (int)smaller(TILE, end - r);
+            back_leave(b, k, w, r, rows, dh2, dq);
+            back_middle(b, k, w, r, rows, dq);
+            back_enter(b, k, w, r, rows, dh2, dq);
+        }
+#pragma omp barrier
+        for (int second = 0; second < 2 && t == 0; second++) back_norm(b, k, second, threads);
+#pragma omp barrier
+        return;
     }
+    for (long r = first; r < end; r += TILE)
+        back_leave(b, k, w, r, (int)smaller(TILE, end - r), b->dh2 + r * hp, b->dq + r * hp);
+#pragma omp barrier
+    if (t == 0) back_norm(b, k, 1, threads);
+#pragma omp barrier
+    for (long r = first; r < end; r += TILE)
+        back_middle(b, k, w, r, (int)smaller(TILE, end - r), b->dq + r * hp);
+#pragma omp barrier
+    if (t == 0) back_norm(b, k, 0, threads);
+#pragma omp barrier
+    for (long r = first; r < end; r += TILE)
+        back_enter(b, k, w, r, (int)smaller(TILE, end - r), b->dh2 + r * hp, b->dq + r * hp);
+#pragma omp barrier
 }
 
 static void gather_step(const Pass *b, int k, int t, int threads) {
@@ -247,6 +159,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
     Arena arena = {NULL, 0};
     Work first_work;
     Pass b = {.f = f, .steps = steps, .grads = grads, .kept = kept, .g = g};
+    b.scaled = steps->p[GAMMA1] != NULL;
     take_work(&first_work, f, &arena);
     size_t heads = (size_t)f->threads * sizeof(Work) / 64 * 64 + 64;
     size_t each = (size_t)(arena.used + 15) / 16 * 16;
@@ -281,8 +194,8 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
         for (int k = (int)f->steps - 1; k >= 0; k--) {
             Ready *q = b.ready + k;
             memset(w->map, 0, (size_t)w->count * sizeof(real));
-            memset(w->norm, 0, 2 * (size_t)hp * sizeof(double));
-            if (f->norm && t == 0)
+            memset(w->norm1, 0, 4 * (size_t)hp * sizeof(double));
+            if (f->norm == BATCH_NORM && t == 0)
                 for (int j = 0; j < H; j++) {
                     const real *s = kept[k].stats;
                     q->scale1[j] = steps[k].p[GAMMA1][j] * s[hp + j];
@@ -291,17 +204,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
                     q->offset2[j] = steps[k].p[BETA2][j] - s[2 * hp + j] * q->scale2[j];
                 }
 #pragma omp barrier
-            back_leave(&b, k, w, first, end);
-#pragma omp barrier
-            if (t == 0) finish_sums(f, b.all, crew, grads[k].p[GAMMA2], grads[k].p[BETA2], b.means);
-#pragma omp barrier
-            memset(w->norm, 0, 2 * (size_t)hp * sizeof(double));
-            back_middle(&b, k, w, first, end);
-#pragma omp barrier
-            if (t == 0) finish_sums(f, b.all, crew, grads[k].p[GAMMA1], grads[k].p[BETA1], b.means);
-#pragma omp barrier
-            back_enter(&b, k, w, first, end);
-#pragma omp barrier
+            back_step(&b, k, w, first, end, t, crew);
             gather_step(&b, k, t, crew);
         }
         for (long r = first; r < end; r++) memcpy(dx + r * n, b.dz + r * np, (size_t)n * sizeof(real));

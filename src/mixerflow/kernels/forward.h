@@ -1,48 +1,76 @@
 /* The forward pass. */
 
-/* Training: statistics over all rows between the passes; everything that backward needs is kept. */
+/* One step over a tile of rows from row r on, in three parts; everything that backward needs is kept. */
+static void keep_enter(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
+                       int rows) {
+    long hp = padded(f->hidden), np = padded(f->n);
+    times(rows, z->x + r * np, np, &q->map_t, z->y + r * np, np, q->offset, 0);
+    tile_enter(f, q, rows, z->y + r * np, tile->half, z->h + r * hp);
+}
+
+static void keep_middle(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
+                        int rows) {
+    long hp = padded(f->hidden);
+    tile_middle(f, q, rows, z->h + r * hp, tile->u, z->i + r * hp);
+}
+
+static void keep_leave(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
+                       int rows, real *next, real *log_det) {
+    long hp = padded(f->hidden), np = padded(f->n);
+    tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, tile->raw);
+    affine(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
+    for (int j = 0; j < rows; j++)
+        memcpy(z->s + (r + j) * q->cp, tile->raw + j * 2 * q->cp, (size_t)q->cp * sizeof(real));
+}
+
+/* Where no row sees another, a tile stays in cache through all the steps. */
+static void forward_tiles(const Flow *f, Ready *ready, const Kept *kept, real *last, real *log_det,
+                          const Tile *tile, long first, long end) {
+    for (long r = first; r < end; r += TILE) {
+        int rows = (int)smaller(TILE, end - r);
+        for (int k = 0; k < f->steps; k++) {
+            keep_enter(f, ready + k, kept + k, tile, r, rows);
+            keep_middle(f, ready + k, kept + k, tile, r, rows);
+            keep_leave(f, ready + k, kept + k, tile, r, rows,
+                       k + 1 < f->steps ? kept[k + 1].x : last, log_det);
+        }
+    }
+}
+
+/* Batch norm in training: statistics over all rows between the parts. */
 static void forward_batch(const Flow *f, const Step *steps, Ready *ready, const Kept *kept, real *last,
-                          real *log_det, Tile *tile, Moments *all, double *scratch, real *sums,
-                          int t, int threads) {
-    int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n);
-    long first, end;
-    share(f, t, threads, &first, &end);
+                          real *log_det, const Tile *tile, Moments *all, double *scratch, real *sums,
+                          int t, int threads, long first, long end) {
+    int H = (int)f->hidden, hp = (int)padded(H);
     for (int k = 0; k < f->steps; k++) {
         Ready *q = ready + k;
         const Kept *z = kept + k;
         real *const *p = steps[k].p;
         real *next = k + 1 < f->steps ? kept[k + 1].x : last;
-        if (!f->batch && t == 0) keep_running(f, p, z->stats);
         clear_moments(all + t, H);
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
-            times(rows, z->x + r * np, np, &q->map_t, z->y + r * np, np, q->offset, 0);
-            tile_enter(f, q, rows, z->y + r * np, tile->half, z->h + r * hp);
-            if (f->batch) add_tile(all + t, H, hp, rows, z->h + r * hp, sums, scratch);
+            keep_enter(f, q, z, tile, r, rows);
+            add_tile(all + t, H, hp, rows, z->h + r * hp, sums, scratch);
         }
 #pragma omp barrier
-        if (f->batch && t == 0)
+        if (t == 0)
             finish_norm(f, all, threads, p[GAMMA1], p[BETA1], p[MEAN1], p[VAR1], q->scale1, q->offset1,
                         z->stats, z->stats + hp);
 #pragma omp barrier
         clear_moments(all + t, H);
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
-            tile_middle(f, q, rows, z->h + r * hp, tile->u, z->i + r * hp);
-            if (f->batch) add_tile(all + t, H, hp, rows, z->i + r * hp, sums, scratch);
+            keep_middle(f, q, z, tile, r, rows);
+            add_tile(all + t, H, hp, rows, z->i + r * hp, sums, scratch);
         }
 #pragma omp barrier
-        if (f->batch && t == 0)
+        if (t == 0)
             finish_norm(f, all, threads, p[GAMMA2], p[BETA2], p[MEAN2], p[VAR2], q->scale2, q->offset2,
                         z->stats + 2 * hp, z->stats + 3 * hp);
 #pragma omp barrier
-        for (long r = first; r < end; r += TILE) {
-            int rows = (int)smaller(TILE, end - r);
-            tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, tile->raw);
-            affine(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
-            for (int j = 0; j < rows; j++)
-                memcpy(z->s + (r + j) * q->cp, tile->raw + j * 2 * q->cp, (size_t)q->cp * sizeof(real));
-        }
+        for (long r = first; r < end; r += TILE)
+            keep_leave(f, q, z, tile, r, (int)smaller(TILE, end - r), next, log_det);
     }
 }
 
@@ -112,8 +140,12 @@ int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real 
         if (kept) {
             for (long r = first; r < end; r += TILE)
                 load_rows((int)smaller(TILE, end - r), n, x + r * n, kept->x + r * np);
-            forward_batch(f, steps, ready, kept, last, log_det, &tile, all,
-                          own.moments + 2 * f->hidden, own.sums, t, crew);
+            for (int k = 0; k < f->steps && t == 0 && !f->batch; k++)
+                keep_running(f, steps[k].p, kept[k].stats);
+            if (f->batch)
+                forward_batch(f, steps, ready, kept, last, log_det, &tile, all,
+                              own.moments + 2 * f->hidden, own.sums, t, crew, first, end);
+            else forward_tiles(f, ready, kept, last, log_det, &tile, first, end);
         }
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);

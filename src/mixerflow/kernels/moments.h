@@ -59,11 +59,14 @@ static void finish_norm(const Flow *f, Moments *all, int threads, const real *ga
     }
 }
 
-/* In eval mode backward reads the running statistics where training has the batch's. */
+/* In eval mode backward reads the running statistics where training has the batch's; without batch
+   norm, mean 0 and scale 1. */
 static void keep_running(const Flow *f, real *const *p, real *stats) {
     long H = f->hidden, hp = padded(H);
     memset(stats, 0, 4 * (size_t)hp * sizeof(real));
-    for (long j = 0; f->norm && j < H; j++) {
+    for (long j = 0; j < H; j++) {
+        stats[hp + j] = stats[3 * hp + j] = 1;
+        if (f->norm != BATCH_NORM) continue;
         stats[j] = p[MEAN1][j], stats[hp + j] = (real)(1 / sqrt((double)p[VAR1][j] + f->eps));
         stats[2 * hp + j] = p[MEAN2][j];
         stats[3 * hp + j] = (real)(1 / sqrt((double)p[VAR2][j] + f->eps));

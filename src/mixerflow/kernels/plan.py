@@ -142,7 +142,7 @@ class Plan:
     def refused(self, where: Where, *, differentiated: bool) -> str | None:
         """Why the kernels there do not know such a flow, or None if they do."""
         if where == "cpu":
-            return "the CPU's kernels know no norm of each row" if self.by_row else None
+            return None
         if self.norm is not None:
             return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:

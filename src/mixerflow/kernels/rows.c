@@ -6,6 +6,7 @@
 #include "moments.h"
 #include "forward.h"
 #include "inverse.h"
+#include "gradients.h"
 #include "backward.h"
 
 /* Numbers in a vector: what rows are padded to. */

@@ -19,6 +19,8 @@ from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
 from mixerflow.kernels.sharing import Sharing
 
 _TILE = 64
+_NORMS = ("none", "batch", "layer", "rms")
+"""Their numbers in the kernels are their places."""
 _POINTERS = len(PARAMETERS) + len(STATISTICS) + len(DENSE)
 
 
@@ -43,18 +45,20 @@ class _Kept(ctypes.Structure):
 
 
 def _flow(plan: Plan, count: int, *, batch: bool, momentum: float | None = None) -> _Flow:
+    norm = plan.norm or plan.by_row
+    kind = "batch" if plan.norm else plan.by_row.kind if plan.by_row else "none"
     flow = _Flow(
         rows=count,
         n=plan.n,
         hidden=plan.hidden,
         steps=len(plan.steps) - 1,
-        norm=plan.norm is not None,
+        norm=_NORMS.index(kind),
         batch=batch,
         update=momentum is not None,
         squash=plan.squash,
         reverse=plan.reverse,
         threads=max(1, min(torch.get_num_threads(), -(-count // _TILE))),
-        eps=plan.norm.eps if plan.norm else 0.0,
+        eps=norm.eps if norm else 0.0,
         momentum=momentum or 0.0,
         bound=plan.bound,
     )

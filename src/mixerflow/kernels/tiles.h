@@ -1,12 +1,33 @@
 /* One step over a tile of rows. */
 
-/* u = gelu(scale * h + offset); slope its derivative, where wanted */
-static void norm_gelu(int rows, int hp, const real *h, const real *scale, const real *offset,
+/* What a norm of each row takes off a row, and what it then multiplies it by. */
+static void row_moments(const Flow *f, const real *row, real *mean, real *rstd) {
+    int H = (int)f->hidden;
+    real sum = 0, squares = 0;
+    if (f->norm == LAYER_NORM)
+#pragma omp simd reduction(+ : sum)
+        for (int j = 0; j < H; j++) sum += row[j];
+    sum /= (real)H;
+#pragma omp simd reduction(+ : squares)
+    for (int j = 0; j < H; j++) squares += (row[j] - sum) * (row[j] - sum);
+    *mean = sum;
+    *rstd = (real)(1 / sqrt((double)squares / H + f->eps));
+}
+
+/* u = gelu(scale * h + offset), of h normalised where rows are; slope its derivative, where wanted */
+static void norm_gelu(const Flow *f, int rows, const real *h, const real *scale, const real *offset,
                       real *u, real *slope) {
+    int hp = (int)padded(f->hidden);
     for (int r = 0; r < rows; r++) {
         const real *from = h + (long)r * hp;
         real *to = u + (long)r * hp, *also = slope ? slope + (long)r * hp : NULL;
-        real unused;
+        real unused, mean, rstd;
+        if (by_row(f)) {
+            row_moments(f, from, &mean, &rstd);
+#pragma omp simd
+            for (int j = 0; j < hp; j++) to[j] = (from[j] - mean) * rstd;
+            from = to;
+        }
         if (also)
 #pragma omp simd
             for (int j = 0; j < hp; j++) to[j] = gelu_(scale[j] * from[j] + offset[j], also + j);
@@ -76,14 +97,14 @@ static void tile_enter(const Flow *f, const Ready *q, int rows, const real *y, r
 
 static void tile_middle(const Flow *f, const Ready *q, int rows, const real *h, real *u, real *i) {
     int hp = (int)padded(f->hidden);
-    norm_gelu(rows, hp, h, q->scale1, q->offset1, u, NULL);
+    norm_gelu(f, rows, h, q->scale1, q->offset1, u, NULL);
     times(rows, u, hp, &q->linear1_t, i, hp, q->linear1_b, 0);
 }
 
 static void tile_leave(const Flow *f, const Ready *q, int rows, const real *h, const real *i,
                        real *u, real *h2, real *raw) {
     int hp = (int)padded(f->hidden);
-    norm_gelu(rows, hp, i, q->scale2, q->offset2, u, NULL);
+    norm_gelu(f, rows, i, q->scale2, q->offset2, u, NULL);
     residual(rows, hp, h, q->linear2_b, u, &q->linear2_t, h2);
     times(rows, h2, hp, &q->leave_t, raw, 2 * q->cp, q->leave_b, 0);
     bound_scales(rows, q->cp, raw, f->bound);

@@ -24,6 +24,11 @@ typedef struct {
 
 enum { MOMENTS, SUMS };
 
+/* Of hidden rows: none, batch norm, or a norm of each row by itself. */
+enum { NO_NORM, BATCH_NORM, LAYER_NORM, RMS_NORM };
+
+static inline int by_row(const Flow *f) { return f->norm == LAYER_NORM || f->norm == RMS_NORM; }
+
 /* What a step keeps for its backward pass, `stride` numbers a row each. */
 typedef struct {
     real *x, *y, *h, *i, *h2, *s, *stats;
@@ -33,7 +38,7 @@ typedef struct {
 typedef struct {
     int given, changed, gp, cp, a, b; /* sizes, padded sizes, first columns of both halves */
     real *lower, *upper, *matrix, *scaled, *offset, *enter_b, *linear1_b, *linear2_b, *leave_b, *leave;
-    real *scale1, *offset1, *scale2, *offset2; /* batch norm as one affine map */
+    real *scale1, *offset1, *scale2, *offset2; /* batch norm as one affine map; after others, theirs */
     Packed map_t, enter_t, linear1_t, linear2_t, leave_t; /* forward */
     Packed upper_t, map, enter, linear1, linear2, leave_p;         /* backward */
     Packed back_t;                                        /* the inverse map */

@@ -1,0 +1,164 @@
+/* One step back over a tile of rows, part by part, and the sums over tiles and threads. */
+
+typedef struct {
+    real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
+    real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
+        *leave_b, *sums; /* gradients of this thread's rows, padded */
+    double *norm1, *norm2; /* sums of dq and of dq * normalised, of this thread's rows */
+    long first_sum, count;
+} Work;
+
+static void take_work(Work *w, const Flow *f, Arena *arena) {
+    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H);
+    w->draw = take(arena, TILE * 2 * np), w->half = take(arena, TILE * np);
+    w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
+    w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
+    w->sums = take(arena, 2 * hp);
+    w->first_sum = arena->used;
+    w->map = take(arena, n * np), w->offset = take(arena, np);
+    w->enter = take(arena, H * np), w->enter_b = take(arena, hp);
+    w->linear1 = take(arena, H * hp), w->linear1_b = take(arena, hp);
+    w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
+    w->leave = take(arena, 2 * np * hp), w->leave_b = take(arena, 2 * np);
+    w->count = arena->used - w->first_sum;
+    w->norm1 = (double *)take(arena, 4 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
+    w->norm2 = w->norm1 + 2 * hp;
+}
+
+/* dq = du * slope; its sums, and those with the normalised values, are added to `norm`, if given */
+static void gelu_backward(const Flow *f, int rows, const real *h, const real *mean_rstd,
+                          const Work *w, double *norm, real *dq) {
+    int hp = (int)padded(f->hidden);
+    const real *mean = mean_rstd, *rstd = mean_rstd + hp;
+    real *sums = w->sums;
+    memset(sums, 0, 2 * (size_t)hp * sizeof(real));
+    for (int r = 0; r < rows; r++) {
+        const real *du = w->du + (long)r * hp, *slope = w->slope + (long)r * hp, *x = h + (long)r * hp;
+        real *to = dq + (long)r * hp, row_mean = 0, row_rstd = 1;
+        if (norm && by_row(f)) row_moments(f, x, &row_mean, &row_rstd);
+        if (norm)
+#pragma omp simd
+            for (int j = 0; j < hp; j++) {
+                real normal = ((x[j] - row_mean) * row_rstd - mean[j]) * rstd[j];
+                real d = du[j] * slope[j];
+                to[j] = d;
+                sums[j] += d;
+                sums[hp + j] += d * normal;
+            }
+        else
+#pragma omp simd
+            for (int j = 0; j < hp; j++) to[j] = du[j] * slope[j];
+    }
+    for (int j = 0; j < 2 * hp && norm; j++) norm[j] += (double)sums[j];
+}
+
+/* Through a norm of each row: with d = scale * dq, dh = [add +] rstd * (d - mean(d) - normalised *
+   mean(d * normalised)), the first mean only where the norm takes one off. */
+static void row_norm_backward(const Flow *f, int rows, const real *dq, const real *h,
+                              const real *scale, const real *add, real *dh) {
+    int H = (int)f->hidden, hp = (int)padded(H);
+    for (int r = 0; r < rows; r++) {
+        long o = (long)r * hp;
+        real mean, rstd, plain = 0, along = 0;
+        row_moments(f, h + o, &mean, &rstd);
+#pragma omp simd reduction(+ : plain, along)
+        for (int j = 0; j < H; j++) {
+            real d = dq[o + j] * scale[j];
+            plain += d;
+            along += d * (h[o + j] - mean) * rstd;
+        }
+        plain = f->norm == LAYER_NORM ? plain / (real)H : 0;
+        along /= (real)H;
+#pragma omp simd
+        for (int j = 0; j < H; j++) {
+            real d = dq[o + j] * scale[j] - plain - (h[o + j] - mean) * rstd * along;
+            dh[o + j] = rstd * d + (add ? add[o + j] : 0);
+        }
+        for (int j = H; j < hp; j++) dh[o + j] = 0;
+    }
+}
+
+/* Through batch norm: dh = [add +] scale * (dq - sum0 / R - normalised * sum1 / R). */
+static void norm_backward(const Flow *f, int rows, const real *dq, const real *h, const real *stats,
+                          const real *scale, const real *means, const real *add, real *dh) {
+    int hp = (int)padded(f->hidden);
+    const real *mean = stats, *rstd = stats + hp, *m0 = means, *m1 = means + hp;
+    if (by_row(f)) {
+        row_norm_backward(f, rows, dq, h, scale, add, dh);
+        return;
+    }
+    for (int r = 0; r < rows; r++) {
+        long o = (long)r * hp;
+#pragma omp simd
+        for (int j = 0; j < hp; j++) {
+            real d = dq[o + j];
+            if (f->batch) d -= m0[j] + (h[o + j] - mean[j]) * rstd[j] * m1[j];
+            d *= scale[j];
+            dh[o + j] = add ? d + add[o + j] : d;
+        }
+    }
+}
+
+/* Threads' sums, which lie `at` from the first: gradients of gamma and beta, and means over all rows.
+   Run by one thread. */
+static void finish_sums(const Flow *f, const Work *all, long at, int threads, real *gamma, real *beta,
+                        real *means) {
+    int H = (int)f->hidden, hp = (int)padded(H);
+    double numbers[1 + 2 * hp], *sums = numbers + 1;
+    numbers[0] = (double)f->rows;
+    for (int j = 0; j < 2 * hp; j++) {
+        sums[j] = 0;
+        for (int t = 0; t < threads; t++) sums[j] += all[t].norm1[at + j];
+    }
+    for (int j = 0; j < H && gamma; j++) beta[j] = (real)sums[j], gamma[j] = (real)sums[hp + j];
+    if (f->share && f->batch) f->share(numbers, 1 + 2 * hp, SUMS);
+    for (int j = 0; j < 2 * hp; j++) means[j] = (real)(sums[j] / numbers[0]);
+}
+
+/* Back through the affine law: draw from dz (which becomes dy), for a tile. */
+static void affine_backward(const Flow *f, const Ready *q, int rows, real *dz, const real *y,
+                            const real *s, const real *g, real *draw) {
+    int np = (int)padded(f->n), c = q->changed, cp = q->cp;
+    real bound = (real)f->bound;
+    for (int r = 0; r < rows; r++) {
+        real *d = dz + (long)r * np + q->b, *ds = draw + (long)r * 2 * cp, *dt = ds + cp;
+        const real *from = y + (long)r * np + q->b, *scale = s + (long)r * cp;
+        real each = g[r];
+#pragma omp simd
+        for (int j = 0; j < c; j++) {
+            real e = exp_(scale[j]), slope = 1;
+            if (bound > 0) slope = 1 - scale[j] * scale[j] / (bound * bound);
+            ds[j] = (d[j] * from[j] * e + each) * slope;
+            dt[j] = d[j];
+            d[j] *= e;
+        }
+        for (int j = c; j < cp; j++) ds[j] = dt[j] = 0;
+    }
+}
+
+static void half_backward(const Flow *f, const Ready *q, int rows, const real *y, const real *dhalf,
+                          real *dy) {
+    int np = (int)padded(f->n);
+    for (int r = 0; r < rows; r++) {
+        const real *from = y + (long)r * np + q->a, *d = dhalf + (long)r * q->gp;
+        real *to = dy + (long)r * np + q->a;
+#pragma omp simd
+        for (int j = 0; j < q->given; j++) {
+            real x = from[j];
+            to[j] += f->squash ? d[j] / (1 + (x < 0 ? -x : x)) : d[j];
+        }
+    }
+}
+
+/* Gradients of all threads added, and out of their padding: rows [share of t) of a matrix. */
+static void gather(const Work *all, long at, int rows, int columns, long ld, real *to, int t,
+                   int threads) {
+    if (!to) return;
+    for (int i = rows * t / threads; i < rows * (t + 1) / threads; i++)
+        for (int k = 0; k < threads; k++) {
+            const real *from = all[k].draw + at + i * ld;
+            real *row = to + (long)i * columns;
+            if (k) for (int j = 0; j < columns; j++) row[j] += from[j];
+            else memcpy(row, from, (size_t)columns * sizeof(real));
+        }
+}
