@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mixerflow.cli import main
 from mixerflow.experiments import TABLES, Claim, outcome
 from mixerflow.experiments.outputs import markdown
 from mixerflow.experiments.results import collect, parameters
+from mixerflow.training import RunFolder
 
 
 @pytest.fixture
@@ -118,14 +120,25 @@ def test_the_whole_table(words, capsys):
     assert capsys.readouterr().out == "results/report.html\n"
 
 
-def test_two_processes_share_a_table(words):
+def test_what_another_process_is_at_is_left_to_it(words, capsys):
+    words = [*words, "--seeds", "1", "--rows", "basic,linear"]
+    with RunFolder(Path("runs/table-10/tiny/basic/seed-0")).lock():
+        assert main(words) == 0
+    assert f"basic, seed 0: left to it: process {os.getpid()} on" in capsys.readouterr().err
+    assert [len(rows()[name]["runs"]) for name in ("basic", "linear")] == [0, 1]
+    assert main(words) == 0
+    assert [len(rows()[name]["runs"]) for name in ("basic", "linear")] == [1, 1]
+
+
+@pytest.mark.parametrize("rows_of_each", [("basic", "linear"), ("basic,linear", "basic,linear")])
+def test_two_processes_share_a_table(words, rows_of_each):
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "mixerflow", *words, "--seeds", "1", "--rows", row],
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        for row in ("basic", "linear")
+        for row in rows_of_each
     ]
     assert [child.wait(120) for child in children] == [0, 0]
     counts = {name: len(row["runs"]) for name, row in rows().items()}

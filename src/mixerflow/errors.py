@@ -51,6 +51,10 @@ class ResourceError(MixerFlowError):
     exit_code = 5
 
 
+class InUseError(ResourceError):
+    """Another process is writing to a folder."""
+
+
 class NonFiniteError(MixerFlowError):
     """Training reached NaN or infinity and could not go on."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mixerflow.data import Splits
-from mixerflow.errors import NonFiniteError
+from mixerflow.errors import InUseError, NonFiniteError
 from mixerflow.experiments import outputs
 from mixerflow.experiments.runs import Parts, Run
 from mixerflow.experiments.table import Budget, Cell, Table
@@ -34,6 +34,8 @@ def reproduce(
 ) -> int:
     """Train and judge cells, seed 0 of all first, then seed 1, and so on.
 
+    What another process is at is left to it: started several times, the same work is shared.
+
     Args:
         table: whose outputs are written.
         cells: what to run of it.
@@ -53,7 +55,7 @@ def reproduce(
     Raises:
         ConfigError: a run folder holds a run of other settings.
         DataError: no such images.
-        ResourceError: a folder is in use or cannot be written.
+        ResourceError: a folder cannot be written.
     """
     root = runs / table.name / budget
     splits = {name: load(spec) for name, spec in data.items()}
@@ -81,6 +83,9 @@ def reproduce(
         except NonFiniteError as error:  # of one row: the others still say something
             print(f"{run.cell.name}, seed {run.seed}: {error}", file=sys.stderr)
             exit_code, stopped = error.exit_code, 0
+        except InUseError as error:
+            print(f"{run.cell.name}, seed {run.seed}: left to it: {error.what}", file=sys.stderr)
+            stopped = 0
         _write(table, budget, root, out)
         if stopped:
             return stopped

@@ -134,7 +134,8 @@ class RunFolder:
         """Be the one process that writes here, in a ``with`` block; reading needs no lock.
 
         Raises:
-            ResourceError: another process holds the folder, or it cannot be written.
+            InUseError: another process holds the folder.
+            ResourceError: it cannot be written.
         """
         return lock(self.path)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixerflow.errors import ResourceError
+from mixerflow.errors import InUseError
 from mixerflow.training.disk import is_alive, sweep, writing
 
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -44,7 +44,8 @@ def lock(folder: Path) -> Iterator[None]:
             into it; what dead writers left in it is swept.
 
     Raises:
-        ResourceError: another process holds the folder, or it cannot be written.
+        InUseError: another process holds the folder.
+        ResourceError: it cannot be written.
     """
     with writing(folder):
         made = not folder.exists()
@@ -82,7 +83,7 @@ def _flock(folder: Path) -> Callable[[], None]:
         holder = os.pread(descriptor, 1000, 0)
         os.close(descriptor)
         remedy = "wait for it or stop it, or choose another folder"
-        raise ResourceError(f"{_name(holder)} is writing here", folder, remedy) from None
+        raise InUseError(f"{_name(holder)} is writing here", folder, remedy) from None
     except OSError as error:
         os.close(descriptor)
         if error.errno not in _NO_FLOCK:
@@ -90,7 +91,7 @@ def _flock(folder: Path) -> Callable[[], None]:
         return _exclusive(folder)
     if not _is_still(path, descriptor):
         os.close(descriptor)
-        raise ResourceError("another process has just left", folder, "try again")
+        raise InUseError("another process has just left", folder, "try again")
     _flocked.add(descriptor)
 
     def release() -> None:
@@ -144,10 +145,10 @@ def _take_over(path: Path) -> None:
             raise
     except FileExistsError:
         remedy = "wait for it; if it is gone, delete this file"
-        raise ResourceError("another process is taking over", claim, remedy) from None
+        raise InUseError("another process is taking over", claim, remedy) from None
     except FileNotFoundError:
         remedy = "try again"
-        raise ResourceError("another process has just left", path, remedy) from None
+        raise InUseError("another process has just left", path, remedy) from None
 
 
 def _refuse_unless_stale(path: Path) -> None:
@@ -155,7 +156,7 @@ def _refuse_unless_stale(path: Path) -> None:
     host, pid = _host_and_pid(holder)
     if host != socket.gethostname() or not pid.isdecimal() or is_alive(int(pid)):
         remedy = "wait for it or stop it; if it is gone, delete this file"
-        raise ResourceError(f"{_name(holder)} is writing here", path, remedy)
+        raise InUseError(f"{_name(holder)} is writing here", path, remedy)
 
 
 def _signature() -> bytes:
