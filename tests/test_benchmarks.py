@@ -2,9 +2,10 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import growth, memory, speed
+from benchmarks import growth, memory, speed, weights
 from benchmarks.common import interleaved, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -13,8 +14,10 @@ from benchmarks.rivals import LIBRARIES, Glow, base
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
+from mixerflow.data import Splits, make_images
 from mixerflow.kernels.lease import lease
 from mixerflow.models import MixerFlowConfig, build
+from mixerflow.training import TrainConfig, train
 
 SMALL = MixerFlowConfig(layers=4, hidden=16)
 SHAPE = (3, 16, 16)
@@ -206,3 +209,19 @@ def test_inverting_takes_the_same_memory_at_any_depth():
         assert many[path]["invert"] < 1.1 * few[path]["invert"]
         assert many[path]["store"] > 3 * few[path]["store"]
         assert many[path]["invert"] < many[path]["checkpoint"] < many[path]["store"]
+
+
+def test_weights_are_judged_by_each_rounding_and_each_way(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8)).astype(np.uint8)
+    made = make_images(pixels, None, dataset_id="made")
+    splits = Splits(made.take(np.arange(48)), made.take(np.arange(48, 60)))
+    monkeypatch.setattr(weights, "load", lambda spec: splits)
+    config = TrainConfig(steps=4, batch=8, evaluate_every=4)
+    flow = build(MixerFlowConfig(layers=2, hidden=32), (1, 8, 8))
+    train(flow, splits.train, out=tmp_path / "run", config=config, quiet=True)
+    (row,) = weights.rounding(weights.Rounding((tmp_path / "run",), "made"))["runs"].values()
+    assert list(row["more"]) == list(weights.ROUNDINGS)
+    assert 0 < abs(row["more"]["as published"]) < 0.01
+    found = weights.pieces(weights.Pieces(seeds=1, steps=60))["bits_per_dim"]
+    assert list(found) == list(weights.WAYS)
+    assert len({figure for (figure,) in found.values()}) == len(weights.WAYS)
