@@ -55,6 +55,23 @@ def in_a_process(*arguments):
     return done, time.monotonic() - begun
 
 
+def test_a_run_is_judged_as_it_was_trained(folder, tmp_path, capsys):
+    """Its images are read in its own way, unless another is asked for."""
+    for path in folder.glob("*/*.png"):
+        with Image.open(path) as image:
+            image.putalpha(200)
+            image.save(path)
+    out = tmp_path / "run"
+    words = ["--data", folder, "--out", out, "--transparency", "white", *QUICK]
+    assert run("train", "mixerflow-tiny", *words) == 0
+    assert run("evaluate", out, "--images", "4") == 0
+    assert run("publish", out, "--to", tmp_path / "weights") == 0
+    assert run("evaluate", tmp_path / "weights", "--images", "4") == 0
+    capsys.readouterr()
+    assert run("evaluate", out, "--transparency", "refuse") == 3
+    assert "--transparency" in capsys.readouterr().err
+
+
 def test_help_is_quick_because_it_imports_little():
     done, seconds = in_a_process("--help")
     assert done.returncode == 0

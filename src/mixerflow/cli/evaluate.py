@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mixerflow import images as pictures
-from mixerflow.cli.parse import data_of, parse
-from mixerflow.data import Images
-from mixerflow.data import load as load_data
-from mixerflow.errors import ConfigError, DataError
+from mixerflow.cli.judged import Judged
+from mixerflow.cli.parse import parse
+from mixerflow.errors import DataError
 from mixerflow.evaluate import Bits, bits
 from mixerflow.processes import Processes, joined
 from mixerflow.training import device_of, labels_of, load, read_header
@@ -24,41 +23,20 @@ from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Judged):
     """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
-    data: str | None = None
-    """Images: a folder, a file or a set's name; by default what the run was trained on."""
-    split: Literal["test", "train"] = "test"
-    """Which part of the data; all of it, where it has no test part."""
-    images: int | None = None
-    """Look at the first so many only."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which weights."""
-    raw: bool = False
-    """The weights themselves rather than their moving average."""
-    seed: int = 0
-    """Of the dequantisation noise."""
-    batch: int = 128
-    """Images at a time, in each process."""
-    device: str = "cpu"
-    """Where to compute."""
     json: bool = False
     """Print JSON rather than a table."""
-    transparency: str = "refuse"
-    """Transparent images: refuse, or the colour to put them on."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    """A bad image file: stop, or skip and list it."""
 
 
 def main(arguments: list[str]) -> int:
     """Score, compare, print, and keep the figures in the run folder."""
     given = parse(Arguments, arguments, prog="mixerflow evaluate")
-    if given.batch < 1:
-        raise ConfigError(f"{given.batch} images at a time", "--batch", "give at least 1")
+    given.check()
     with joined() as processes:
         return _evaluate(given, processes)
 
@@ -67,13 +45,7 @@ def _evaluate(given: Arguments, processes: Processes) -> int:
     device = processes.place(device_of(given.device))
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
     header = read_header(given.run)
-    images, split = images_of(
-        data_of(header, given.data),
-        split=given.split,
-        images=given.images,
-        transparency=given.transparency,
-        on_bad_image=given.on_bad_image,
-    )
+    images, split = given.choose(header)
     if images.shape != flow.shape:
         what = f"images are {images.shape}, the run's are {flow.shape}"
         raise DataError(what, images.dataset_id, "give images of that shape")
@@ -124,34 +96,6 @@ def codecs(pixels: np.ndarray) -> dict[str, float | None]:
         "webp, a file an image": measure("webp", False),
         "webp, one sheet": measure("webp", True),
     }
-
-
-def images_of(
-    spec: str,
-    *,
-    split: Literal["test", "train"],
-    images: int | None,
-    transparency: str,
-    on_bad_image: Literal["stop", "skip"],
-) -> tuple[Images, str]:
-    """The images to score, and what to call that part of their data.
-
-    Raises:
-        ConfigError: fewer than one image.
-        DataError: images that cannot be found, read or used.
-    """
-    splits = load_data(spec, transparency=transparency, on_bad_image=on_bad_image)
-    if split == "test" and splits.test is not None:
-        chosen, name = splits.test, "test"
-    else:
-        chosen, name = splits.train, "train" if split == "train" else "all"
-    if images is not None:
-        if images < 1:
-            raise ConfigError(f"{images} images", "--images", "give at least 1")
-        count = min(images, len(chosen))
-        name = name if count == len(chosen) else f"{name}, first {count}"
-        chosen = chosen.take(np.arange(count))
-    return chosen, name
 
 
 def _keep(run: Path, result: dict[str, Any]) -> None:

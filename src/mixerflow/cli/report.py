@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
+from mixerflow.cli.judged import options_of
 from mixerflow.cli.parse import data_of, parse
 from mixerflow.data import load as load_data
 from mixerflow.training import RunFolder
@@ -29,8 +29,6 @@ def main(arguments: list[str]) -> int:
     header = RunFolder(given.run).read_config()
     from mixerflow.report import write_report  # matplotlib takes a second that --help need not
 
-    source: dict[str, Any] = header.get("source") or {}
-    options = {k: source[k] for k in ("transparency", "on_bad_image") if k in source}
-    splits = load_data(data_of(header, given.data), **options)
+    splits = load_data(data_of(header, given.data), **options_of(header))
     print(write_report(given.run, splits.train if splits.test is None else splits.test))
     return 0
