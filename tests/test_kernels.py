@@ -1,8 +1,10 @@
 """The kernels give what the operators give: values, log-dets, every gradient, every statistic."""
 
 import copy
+import os
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -327,6 +329,27 @@ def test_threads_of_python_do_not_share_scratch():
     assert not wrong
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_threads_take_their_scratch_with_them():
+    chain, x = rows(128, width=128, steps=6).eval(), torch.randn(64, 128)
+    chain(x)
+
+    def run():
+        with torch.no_grad():
+            chain(x)
+
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    sizes = []
+    for _ in range(60):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        sizes.append(pages() * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    assert sizes[-1] - sizes[19] < 40  # MiB; 4 a thread were left behind
+
+
 def test_without_a_compiler_it_runs_and_says_so_once(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -346,6 +369,35 @@ def test_without_a_compiler_it_runs_and_says_so_once(monkeypatch, tmp_path):
         library.library.cache_clear()
         switch._build_error.cache_clear()
     assert chain.path(x) == "kernel"
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mixerflow" / "kernels"
+
+
+def test_a_library_cut_short_is_built_again(cache, monkeypatch, tmp_path):
+    library.library.__wrapped__(torch.float64)
+    (built,) = cache.iterdir()  # is loaded now: what is cut short lies elsewhere
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    short = tmp_path / "other" / built.relative_to(tmp_path / "cache")
+    short.parent.mkdir(parents=True)
+    short.write_bytes(built.read_bytes()[:100])
+    assert library.library.__wrapped__(torch.float64).lanes() > 0
+    assert short.stat().st_size == built.stat().st_size
+
+
+def test_where_nothing_can_be_kept_it_is_built_all_the_same(cache):
+    cache.parent.parent.write_text("a file is in the way")
+    with pytest.warns(RuntimeWarning, match=r"cannot be kept .*: set XDG_CACHE_HOME"):
+        assert library.library.__wrapped__(torch.float64).lanes() > 0
+
+
+def test_the_compiler_may_be_told_more(cache, monkeypatch):
+    monkeypatch.setenv("CC", "cc -DTOLD=1")
+    assert library.library.__wrapped__(torch.float64).lanes() > 0
 
 
 def test_a_broken_build_is_one_line(monkeypatch, tmp_path):

@@ -1,14 +1,20 @@
-"""The C kernels: built once with the machine's compiler, kept in the user's cache folder."""
+"""The C kernels: built once with the machine's compiler, kept in the user's cache folder.
+
+Where nothing can be kept they are built anew by each process, with a warning.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,6 +29,7 @@ _FLAGS = (
     "-march=native",
     "-fPIC",
     "-shared",
+    "-pthread",
     "-w",
 )
 
@@ -31,9 +38,9 @@ class BuildError(RuntimeError):
     """The kernels cannot be built here; says why in a line."""
 
 
-def compiler() -> str:
-    """The C compiler that builds them: ``$CC``, or cc."""
-    return os.environ.get("CC", "cc")
+def compiler() -> list[str]:
+    """The C compiler that builds them, and what it is told first: ``$CC``, or cc."""
+    return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 def cache_folder() -> Path:
@@ -62,13 +69,30 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     text = b"".join((_HERE / name).read_bytes() for name in _SOURCES)
     told = repr((real, compiler(), _FLAGS, platform.machine(), _processor(), torch.__version__))
     name = hashlib.sha256(text + told.encode()).hexdigest()[:16]
+    name = f"rows-{real}-{name}.so"
     try:
-        built = cache_folder() / f"rows-{real}-{name}.so"
-        if not built.exists():
-            _build(built, real)
-        return ctypes.CDLL(str(built))
+        return _load(cache_folder() / name, real)
+    except BuildError:
+        raise
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-        raise error if isinstance(error, BuildError) else BuildError(str(error)) from error
+        unkept = error
+    try:
+        with tempfile.TemporaryDirectory() as folder:  # what is loaded needs its file no more
+            loaded = _load(Path(folder) / name, real)
+    except OSError as error:
+        raise BuildError(str(error)) from error
+    what = f"the CPU's kernels cannot be kept ({unkept}) and are compiled by each process"
+    warnings.warn(f"{what}: set XDG_CACHE_HOME to a folder for them", RuntimeWarning, stacklevel=2)
+    return loaded
+
+
+def _load(built: Path, real: str) -> ctypes.CDLL:
+    """Load a library, built first if it is not there or cut short."""
+    if built.exists():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(built))
+    _build(built, real)
+    return ctypes.CDLL(str(built))
 
 
 def _build(to: Path, real: str) -> None:
@@ -77,15 +101,15 @@ def _build(to: Path, real: str) -> None:
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         made = Path(folder) / to.name
         for threads in (["-fopenmp"], []):  # some compilers have no OpenMP: one thread then
-            command = [compiler(), *_FLAGS, *threads, f"-DREAL={real}", str(_HERE / "rows.c")]
+            command = [*compiler(), *_FLAGS, *threads, f"-DREAL={real}", str(_HERE / "rows.c")]
             try:
                 ran = subprocess.run(
                     [*command, "-lm", "-o", str(made)], capture_output=True, text=True, check=False
                 )
             except FileNotFoundError:
-                raise BuildError(f"there is no C compiler {compiler()!r}") from None
+                raise BuildError(f"there is no C compiler {compiler()[0]!r}") from None
             if ran.returncode == 0:
                 made.replace(to)
                 return
         said = ran.stderr.strip().splitlines()
-        raise BuildError(f"{compiler()} failed: {said[0] if said else 'no message'}")
+        raise BuildError(f"{shlex.join(compiler())} failed: {said[0] if said else 'no message'}")

@@ -1,5 +1,6 @@
 /* Vectors, elementwise functions and small matrix products. REAL is float, or double for proofs. */
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef _OPENMP

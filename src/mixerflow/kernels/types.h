@@ -79,13 +79,27 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
     q->leave_p = take_packed(arena, 2 * q->cp, H), q->back_t = take_packed(arena, n, n);
 }
 
-/* Memory of this thread that is there again at the next call: fresh pages cost more than filling
-   them. Each slot grows to the largest call's need; NULL where there is not so much. */
+/* Memory of this thread that is there again at the next call, and gone with the thread: fresh pages
+   cost more than filling them. Each slot grows to the largest call's need; NULL where there is not so
+   much. */
 enum { READY, MAPS, CREW, SHARED, KEPT, SLOTS };
 
+typedef struct { void *at; size_t bytes; } Slot;
+
+static pthread_key_t thread_ends;
+
+static void free_slots(void *slots) {
+    for (int k = 0; k < SLOTS; k++) free(((Slot *)slots)[k].at);
+}
+
+static void watch_threads(void) { pthread_key_create(&thread_ends, free_slots); }
+
 static void *scratch(int slot, size_t bytes) {
-    static _Thread_local struct { void *at; size_t bytes; } slots[SLOTS];
+    static _Thread_local Slot slots[SLOTS];
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     if (slots[slot].bytes < bytes) {
+        pthread_once(&once, watch_threads);
+        pthread_setspecific(thread_ends, slots);
         free(slots[slot].at);
         slots[slot].bytes = (bytes + 4095) / 4096 * 4096;
         slots[slot].at = aligned_alloc(64, slots[slot].bytes);
