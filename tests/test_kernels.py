@@ -418,6 +418,27 @@ def test_parametrized_weights_have_their_gradients_too():
     assert all(parameter.grad is not None for parameter in chain.parameters())
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.LayerNorm(12, bias=False),
+        lambda: nn.LayerNorm(12, elementwise_affine=False),
+        lambda: nn.RMSNorm(12, eps=1e-5),
+        lambda: nn.RMSNorm(12, elementwise_affine=False),
+        lambda: nn.RMSNorm((5, 12), eps=1e-5, elementwise_affine=False),
+    ],
+)
+def test_row_norms_of_other_kinds_go_by_operators(make):
+    chain = rows(8, norm="none").eval()
+    for net in (m for m in chain.modules() if isinstance(m, ResidualMLP)):
+        net.norm1, net.norm2 = make(), make()
+    x = torch.randn(5, 8)
+    assert "row norms" in chain.path(x)
+    with kernels.disabled():
+        expected = chain(x)[0]
+    assert torch.equal(chain(x)[0], expected)
+
+
 class Halved(ResidualMLP):
     def forward(self, x, context=None):
         return super().forward(x, context) * 0.5

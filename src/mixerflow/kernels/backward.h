@@ -9,11 +9,10 @@ typedef struct {
     real *dz, *dh2, *dq, *means, *plain;
     const real *g;
     double total;
-    int scaled; /* whether norms have scales to learn */
 } Pass;
 
 /* A step back over a tile of rows from row r on, in three parts. What the net's gradients pass through
-   between them, dh2 and dq, is the tile's place among all rows'. */
+   between them, dh2 and dq, is the caller's: where the tile lies among all rows, or one tile's room. */
 
 /* Leave, second linear map, second gelu. */
 static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh2, real *dq) {
@@ -29,7 +28,8 @@ static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh
     add_columns(rows, hp, dh2, hp, w->linear2_b);
     outer(rows, dh2, hp, H, w->u, hp, hp, w->linear2, hp);
     times(rows, dh2, hp, &q->linear2, w->du, hp, NULL, 0);
-    gelu_backward(f, rows, z->i + r * hp, z->stats + 2 * hp, w, b->scaled ? w->norm2 : NULL, dq);
+    gelu_backward(f, rows, z->i + r * hp, z->stats + 2 * hp, w,
+                  b->grads[k].p[GAMMA2] ? w->norm2 : NULL, dq);
 }
 
 /* Second norm, first linear map, first gelu. */
@@ -43,7 +43,8 @@ static void back_middle(const Pass *b, int k, Work *w, long r, int rows, real *d
     norm_gelu(f, rows, z->h + r * hp, q->scale1, q->offset1, w->u, w->slope);
     outer(rows, dq, hp, H, w->u, hp, hp, w->linear1, hp);
     times(rows, dq, hp, &q->linear1, w->du, hp, NULL, 0);
-    gelu_backward(f, rows, z->h + r * hp, z->stats, w, b->scaled ? w->norm1 : NULL, dq);
+    gelu_backward(f, rows, z->h + r * hp, z->stats, w,
+                  b->grads[k].p[GAMMA1] ? w->norm1 : NULL, dq);
 }
 
 /* First norm, what the net reads, the linear map. */
@@ -159,7 +160,6 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
     Arena arena = {NULL, 0};
     Work first_work;
     Pass b = {.f = f, .steps = steps, .grads = grads, .kept = kept, .g = g};
-    b.scaled = steps->p[GAMMA1] != NULL;
     take_work(&first_work, f, &arena);
     size_t heads = (size_t)f->threads * sizeof(Work) / 64 * 64 + 64;
     size_t each = (size_t)(arena.used + 15) / 16 * 16;

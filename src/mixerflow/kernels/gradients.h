@@ -78,7 +78,7 @@ static void row_norm_backward(const Flow *f, int rows, const real *dq, const rea
     }
 }
 
-/* Through batch norm: dh = [add +] scale * (dq - sum0 / R - normalised * sum1 / R). */
+/* Through the norm, if any; through batch norm: dh = [add +] scale * (dq - sum0 / R - normalised * sum1 / R). */
 static void norm_backward(const Flow *f, int rows, const real *dq, const real *h, const real *stats,
                           const real *scale, const real *means, const real *add, real *dh) {
     int hp = (int)padded(f->hidden);

@@ -97,6 +97,11 @@ class ResidualMLP(nn.Module):
         if tuple(map(type, norms)) not in known:
             return "the kernels know other norms"
         by_row = [row_norm(m) for m in norms]
+        for m, taken in zip(norms, by_row, strict=True):
+            if isinstance(m, (nn.LayerNorm, nn.RMSNorm)) and (
+                taken is None or m.normalized_shape != (self.linear1.in_features,)
+            ):
+                return "the kernels know row norms as `norm_of` makes them"
         if by_row[0] != by_row[1]:
             return "its norms are not alike"
         states = [m.state() for m in norms if isinstance(m, BatchNorm)]
