@@ -22,7 +22,10 @@ torch.set_num_threads(1)
 
 # A forked child that collects what its parent left, stores and sessions with threads that the child
 # does not have, is killed by it. Frozen, it is nobody's to collect.
-os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+_OWNER = os.getpid()
+os.register_at_fork(
+    before=gc.freeze, after_in_parent=lambda: gc.unfreeze() if os.getpid() == _OWNER else None
+)
 
 
 @pytest.fixture(autouse=True)

@@ -176,13 +176,18 @@ def test_a_lock_that_its_holder_took_away_is_no_lock(tmp_path, monkeypatch):
     flock = fcntl.flock
 
     def late(descriptor, operation):
-        if operation & fcntl.LOCK_EX:
-            (path / ".lock").unlink()
+        if operation & fcntl.LOCK_EX and not left:
+            left.append((path / ".lock").unlink())
+            path.rmdir()
         flock(descriptor, operation)
 
+    left: list[None] = []
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(ResourceError, match=r"has just left.*try again"), RunFolder(path).lock():
-        pass
+    with RunFolder(path).lock():
+        assert (path / ".lock").exists()
+        with pytest.raises(ResourceError, match="is writing here"), RunFolder(path).lock():
+            pass
+    assert left
 
 
 @forks

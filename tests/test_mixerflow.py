@@ -1,6 +1,7 @@
 """MixerFlow: the paper's sizes, its layers, odd shapes, and exactness down to the last pixel."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -268,6 +269,14 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 def test_a_refusal_says_which_setting_to_change(settings, shape, where):
     with pytest.raises(ConfigError, match=f": {where}: choose another value$"):
         models.build(MixerFlowConfig(**{"layers": 2} | settings), shape)
+
+
+def test_a_refusal_builds_no_giant():
+    """With the default patch the maps of these images would take gigabytes, and half a minute."""
+    begun = time.monotonic()
+    with pytest.raises(ConfigError, match=r"--model\.patch"):
+        models.build(MixerFlowConfig(layers=2, patch=24), (3, 512, 512))
+    assert time.monotonic() - begun < 20
 
 
 def test_an_odd_number_of_reversals_is_fine_without_shift():

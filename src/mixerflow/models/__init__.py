@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import maf, mixerflow
@@ -55,8 +57,9 @@ def _at_fault(config: Config, shape: Shape, make: Callable[[Any, Shape], Flow]) 
     names = []
     for field in changed:
         try:
-            make(dataclasses.replace(config, **{field.name: field.default}), shape)
-        except ValueError:
+            with torch.device("meta"):  # a default may be far too large a model for these images
+                make(dataclasses.replace(config, **{field.name: field.default}), shape)
+        except Exception:
             continue
         names.append(field.name)
     return names

@@ -20,6 +20,8 @@ from mixerflow.training.disk import is_alive, sweep, writing
 
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
+_TRIES = 100
+
 _flocked: set[int] = set()  # descriptors this process holds a lock through
 
 
@@ -49,7 +51,6 @@ def lock(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         release = _flock(folder)
     owner = os.getpid()
     try:
@@ -66,15 +67,26 @@ def lock(folder: Path) -> Iterator[None]:
 def _remove_unused(folder: Path) -> None:
     """Take away a folder with nothing in it but its lock, which is held."""
     with contextlib.suppress(OSError):
-        if all(path.name.startswith(".lock") for path in folder.iterdir()):
-            for path in folder.iterdir():
-                path.unlink()
+        if os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
             folder.rmdir()
+
+
+def _open(path: Path) -> int:
+    """The lock file's descriptor; its folder is made where it is not, or not any more."""
+    for _ in range(_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileExistsError, FileNotFoundError):
+            if path.parent.exists():
+                raise
+    raise InUseError("another process makes it and takes it away", path.parent, "try again")
 
 
 def _flock(folder: Path) -> Callable[[], None]:
     path = folder / ".lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
@@ -89,9 +101,9 @@ def _flock(folder: Path) -> Callable[[], None]:
         if error.errno not in _NO_FLOCK:
             raise
         return _exclusive(folder)
-    if not _is_still(path, descriptor):
+    if not _is_still(path, descriptor):  # its last holder has just taken the folder away
         os.close(descriptor)
-        raise InUseError("another process has just left", folder, "try again")
+        return _flock(folder)
     _flocked.add(descriptor)
 
     def release() -> None:
