@@ -124,7 +124,7 @@ def test_what_another_process_is_at_is_left_to_it(words, capsys):
     words = [*words, "--seeds", "1", "--rows", "basic,linear"]
     with RunFolder(Path("runs/table-10/tiny/basic/seed-0")).lock():
         assert main(words) == 0
-    assert f"basic, seed 0: left to it: process {os.getpid()} on" in capsys.readouterr().err
+    assert f"basic, seed 0: process {os.getpid()} on" in capsys.readouterr().err
     assert [len(rows()[name]["runs"]) for name in ("basic", "linear")] == [0, 1]
     assert main(words) == 0
     assert [len(rows()[name]["runs"]) for name in ("basic", "linear")] == [1, 1]

@@ -84,7 +84,7 @@ def reproduce(
             print(f"{run.cell.name}, seed {run.seed}: {error}", file=sys.stderr)
             exit_code, stopped = error.exit_code, 0
         except InUseError as error:
-            print(f"{run.cell.name}, seed {run.seed}: left to it: {error.what}", file=sys.stderr)
+            print(f"{run.cell.name}, seed {run.seed}: {error.what}: left to it", file=sys.stderr)
             stopped = 0
         _write(table, budget, root, out)
         if stopped:
