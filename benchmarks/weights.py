@@ -30,12 +30,10 @@ from mixerflow.evaluate import bits
 from mixerflow.models import MixerFlowConfig, build
 from mixerflow.recipes import recipe
 from mixerflow.training import TrainConfig, begin_from, train
-from mixerflow.training.publish import Judge, publish, rounded
+from mixerflow.training.publish import Judge, is_large, publish, rounded
 from mixerflow.training.restore import load as restore
 
 _PIECES = 3
-_SMALL = 1024
-"""Numbers of a matrix that is worth rounding."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ def _bfloat16(flow: Flow, wanted: Callable[[Tensor], bool]) -> dict[str, Tensor]
 
 ROUNDINGS: dict[str, Callable[[Flow], dict[str, Tensor]]] = {
     "everything in bfloat16": lambda flow: _bfloat16(flow, lambda value: True),
-    "all matrices in bfloat16": lambda flow: _bfloat16(
-        flow, lambda value: value.dim() >= 2 and value.numel() >= _SMALL
-    ),
+    "all matrices in bfloat16": lambda flow: _bfloat16(flow, is_large),
     "as published": rounded,
 }
 

@@ -29,7 +29,7 @@ static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh
     outer(rows, dh2, hp, H, w->u, hp, hp, w->linear2, hp);
     times(rows, dh2, hp, &q->linear2, w->du, hp, NULL, 0);
     gelu_backward(f, rows, z->i + r * hp, z->stats + 2 * hp, w,
-                  b->grads[k].p[GAMMA2] ? w->norm2 : NULL, dq);
+                  b->grads[k].p[GAMMA2] ? w->norm[1] : NULL, dq);
 }
 
 /* Second norm, first linear map, first gelu. */
@@ -44,7 +44,7 @@ static void back_middle(const Pass *b, int k, Work *w, long r, int rows, real *d
     outer(rows, dq, hp, H, w->u, hp, hp, w->linear1, hp);
     times(rows, dq, hp, &q->linear1, w->du, hp, NULL, 0);
     gelu_backward(f, rows, z->h + r * hp, z->stats, w,
-                  b->grads[k].p[GAMMA1] ? w->norm1 : NULL, dq);
+                  b->grads[k].p[GAMMA1] ? w->norm[0] : NULL, dq);
 }
 
 /* First norm, what the net reads, the linear map. */
@@ -66,11 +66,10 @@ static void back_enter(const Pass *b, int k, Work *w, long r, int rows, const re
     memcpy(dy, w->half, (size_t)rows * (size_t)np * sizeof(real));
 }
 
-/* The gradients of a norm's scale and shift, `at` from the threads' first sums. */
-static void back_norm(const Pass *b, int k, int second, int threads) {
+/* The gradients of the scale and shift of norm 0 or 1. */
+static void back_norm(const Pass *b, int k, int which, int threads) {
     real *const *p = b->grads[k].p;
-    long at = second ? b->all->norm2 - b->all->norm1 : 0;
-    finish_sums(b->f, b->all, at, threads, p[second ? GAMMA2 : GAMMA1], p[second ? BETA2 : BETA1],
+    finish_sums(b->f, b->all, which, threads, p[which ? GAMMA2 : GAMMA1], p[which ? BETA2 : BETA1],
                 b->means);
 }
 
@@ -79,7 +78,7 @@ static void back_norm(const Pass *b, int k, int second, int threads) {
 static void back_step(const Pass *b, int k, Work *w, long first, long end, int t, int threads) {
     long hp = padded(b->f->hidden);
     if (!b->f->batch) {
-        real *dh2 = b->dh2 + first * hp, *dq = b->dq + first * hp; /* one tile's, over and over */
+        real *dh2 = b->dh2 + t * TILE * hp, *dq = b->dq + t * TILE * hp;
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
             back_leave(b, k, w, r, rows, dh2, dq);
@@ -87,7 +86,7 @@ static void back_step(const Pass *b, int k, Work *w, long first, long end, int t
             back_enter(b, k, w, r, rows, dh2, dq);
         }
 #pragma omp barrier
-        for (int second = 0; second < 2 && t == 0; second++) back_norm(b, k, second, threads);
+        if (t == 0) back_norm(b, k, 0, threads), back_norm(b, k, 1, threads);
 #pragma omp barrier
         return;
     }
@@ -165,9 +164,10 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
     size_t each = (size_t)(arena.used + 15) / 16 * 16;
     char *crews = scratch(CREW, heads + (size_t)f->threads * each * sizeof(real));
     b.ready = make_ready(f, steps);
-    b.dz = scratch(SHARED, (size_t)(R * (np + 2 * hp) + 2 * hp + n * np) * sizeof(real));
+    long between = f->batch ? R : f->threads * TILE; /* rows of dh2 and dq: all, or a tile a thread */
+    b.dz = scratch(SHARED, (size_t)(R * np + (2 * between + 2) * hp + n * np) * sizeof(real));
     if (!b.ready || !crews || !b.dz) return 1;
-    b.dh2 = b.dz + R * np, b.dq = b.dh2 + R * hp, b.means = b.dq + R * hp;
+    b.dh2 = b.dz + R * np, b.dq = b.dh2 + between * hp, b.means = b.dq + between * hp;
     b.plain = b.means + 2 * hp, b.all = (Work *)crews;
     real *works = (real *)(crews + heads);
     for (long r = 0; r < R; r++) b.total += (double)g[r];
@@ -194,7 +194,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
         for (int k = (int)f->steps - 1; k >= 0; k--) {
             Ready *q = b.ready + k;
             memset(w->map, 0, (size_t)w->count * sizeof(real));
-            memset(w->norm1, 0, 4 * (size_t)hp * sizeof(double));
+            memset(w->norm[0], 0, 4 * (size_t)hp * sizeof(double));
             if (f->norm == BATCH_NORM && t == 0)
                 for (int j = 0; j < H; j++) {
                     const real *s = kept[k].stats;

@@ -4,7 +4,7 @@ typedef struct {
     real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
     real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
         *leave_b, *sums; /* gradients of this thread's rows, padded */
-    double *norm1, *norm2; /* sums of dq and of dq * normalised, of this thread's rows */
+    double *norm[2]; /* of each norm, sums of dq and of dq * normalised over this thread's rows */
     long first_sum, count;
 } Work;
 
@@ -21,8 +21,8 @@ static void take_work(Work *w, const Flow *f, Arena *arena) {
     w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
     w->leave = take(arena, 2 * np * hp), w->leave_b = take(arena, 2 * np);
     w->count = arena->used - w->first_sum;
-    w->norm1 = (double *)take(arena, 4 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
-    w->norm2 = w->norm1 + 2 * hp;
+    w->norm[0] = (double *)take(arena, 4 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
+    w->norm[1] = w->norm[0] + 2 * hp;
 }
 
 /* dq = du * slope; its sums, and those with the normalised values, are added to `norm`, if given */
@@ -99,16 +99,15 @@ static void norm_backward(const Flow *f, int rows, const real *dq, const real *h
     }
 }
 
-/* Threads' sums, which lie `at` from the first: gradients of gamma and beta, and means over all rows.
-   Run by one thread. */
-static void finish_sums(const Flow *f, const Work *all, long at, int threads, real *gamma, real *beta,
-                        real *means) {
+/* Threads' sums of a norm: gradients of gamma and beta, and means over all rows. Run by one thread. */
+static void finish_sums(const Flow *f, const Work *all, int which, int threads, real *gamma,
+                        real *beta, real *means) {
     int H = (int)f->hidden, hp = (int)padded(H);
     double numbers[1 + 2 * hp], *sums = numbers + 1;
     numbers[0] = (double)f->rows;
     for (int j = 0; j < 2 * hp; j++) {
         sums[j] = 0;
-        for (int t = 0; t < threads; t++) sums[j] += all[t].norm1[at + j];
+        for (int t = 0; t < threads; t++) sums[j] += all[t].norm[which][j];
     }
     for (int j = 0; j < H && gamma; j++) beta[j] = (real)sums[j], gamma[j] = (real)sums[hp + j];
     if (f->share && f->batch) f->share(numbers, 1 + 2 * hp, SUMS);

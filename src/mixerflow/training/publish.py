@@ -33,13 +33,18 @@ _SAME = ("images_sha256", "seed", "dequantization")
 """What two figures must agree in to be compared, besides the model's shape."""
 
 
+def is_large(weight: Tensor) -> bool:
+    """Whether it is a matrix that is worth rounding."""
+    return weight.dim() >= 2 and weight.numel() >= _SMALL
+
+
 def rounded(flow: Flow) -> dict[str, Tensor]:
     """A flow's state dict as it is published: its large matrices in 16 bits."""
     weights = flow.state_dict()
     for prefix, module in flow.named_modules(remove_duplicate=False):
         kind = torch.float16 if isinstance(module, Transform) else torch.bfloat16
         for name, matrix in module.named_parameters(prefix, recurse=False):
-            if matrix.dim() >= 2 and matrix.numel() >= _SMALL:
+            if is_large(matrix):
                 half = matrix.detach().to(kind)
                 if half.isfinite().all():  # float16 ends at 65504
                     weights[name] = half
