@@ -15,10 +15,9 @@ from rich.table import Table
 from mixerflow import images as pictures
 from mixerflow.cli.judged import Judged
 from mixerflow.cli.parse import parse
-from mixerflow.errors import DataError
-from mixerflow.evaluate import Bits, bits
+from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
-from mixerflow.training import device_of, labels_of, load, read_header
+from mixerflow.training import Judge, device_of, load, read_header
 from mixerflow.training.disk import write_atomically
 from mixerflow.training.progress import Bar
 
@@ -46,22 +45,16 @@ def _evaluate(given: Arguments, processes: Processes) -> int:
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
     header = read_header(given.run)
     images, split = given.choose(header)
-    if images.shape != flow.shape:
-        what = f"images are {images.shape}, the run's are {flow.shape}"
-        raise DataError(what, images.dataset_id, "give images of that shape")
-    labels = None if flow.context_net is None else labels_of(header, images)
     with Bar("image", len(images), quiet=given.json or not processes.main) as bar:
-        figure = bits(
-            flow,
-            images.pixels,
-            labels=labels,
-            batch=given.batch,
+        judge = Judge(
+            images,
+            split,
             seed=given.seed,
-            dataset_id=images.dataset_id,
-            split=split,
+            batch=given.batch,
             on_batch=lambda n: bar.update(bar.done + n, ""),
             processes=processes,
         )
+        figure = judge.score(flow, header)
     if not processes.main:
         return 0
     kept = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")

@@ -20,6 +20,7 @@ from mixerflow.core import Flow, Transform
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
+from mixerflow.processes import ALONE, Processes
 from mixerflow.training.card import card_text
 from mixerflow.training.disk import sweep, write_atomically, writing
 from mixerflow.training.header import device_name, versions
@@ -62,6 +63,7 @@ class Judge:
         batch: images at a time.
         device: where to compute.
         on_batch: called with the number of images done.
+        processes: among which the images are shared.
     """
 
     images: Images
@@ -70,6 +72,7 @@ class Judge:
     batch: int = 128
     device: str = "cpu"
     on_batch: Callable[[int], None] | None = None
+    processes: Processes = ALONE
 
     def score(self, flow: Flow, header: dict[str, Any]) -> Bits:
         """Bits/dim of a flow whose run's ``run.json`` is `header`.
@@ -90,6 +93,7 @@ class Judge:
             dataset_id=images.dataset_id,
             split=self.split,
             on_batch=self.on_batch,
+            processes=self.processes,
         )
 
 
