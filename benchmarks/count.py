@@ -97,7 +97,9 @@ def multiply_adds(rows: Rows, pad: Callable[[int], int] = lambda n: n) -> int:
             if step.net.context is not None:
                 raise ValueError("count: knows no conditioners with a context")
             given, width = map(pad, (step.net.enter.in_features, step.net.enter.out_features))
-            out = step.law.params * pad(step.net.leave.out_features // step.law.params)
+            out = step.elementwise.params * pad(
+                step.net.leave.out_features // step.elementwise.params
+            )
             found += width * (given + 2 * width + out)
         elif not isinstance(step, ActNorm):
             raise ValueError(f"count: a {type(step).__name__} is no part it knows")

@@ -50,7 +50,7 @@ def products(config: MixerFlowConfig, shape: Shape) -> list[Product]:
             raise ValueError(f"floor: a {linear} block is not a product with one matrix")
     pixels = math.prod(shape[1:])
     found = [Product(pixels, shape[0], shape[0], "linear")] if config.colour else []
-    if config.flow != "coupling" or config.law != "affine" or config.net != "mlp":
+    if config.flow != "coupling" or config.elementwise != "affine" or config.net != "mlp":
         raise ValueError("floor: counts affine couplings with MLPs only")
     for number in range(1, config.layers + 1):
         patch, shift = config.patch_of(shape, number), config.shift_of(shape, number)

@@ -47,7 +47,7 @@ def made(name: str) -> Base:
     return base
 
 
-class Law:
+class Elementwise:
     """The same distribution of one number, of scipy or torch.distributions."""
 
     def __init__(self, base: Base) -> None:
@@ -86,7 +86,7 @@ def test_every_name_has_its_base():
 def test_density_is_that_of_another_library(name):
     base = made(name)
     z = torch.randn(40, 5, dtype=torch.float64) * torch.logspace(-2, 3, 40).double()[:, None]
-    wanted = Law(base).log_prob(z).sum(1)
+    wanted = Elementwise(base).log_prob(z).sum(1)
     # scipy's own normaliser of 3e5 degrees of freedom has ten digits
     tolerance = 1e-8 if name == "student-t, light" else 1e-10
     torch.testing.assert_close(base.log_prob(z).detach(), wanted, rtol=tolerance, atol=tolerance)
@@ -104,7 +104,7 @@ def test_density_integrates_to_one(name):
 @pytest.mark.parametrize("name", MADE)
 def test_draws_have_its_law(name):
     base = made(name)
-    law, generator = Law(base), torch.Generator().manual_seed(3)
+    law, generator = Elementwise(base), torch.Generator().manual_seed(3)
     for dtype in (torch.float32, torch.float64):
         drawn = base.sample(torch.empty(100, 200, dtype=dtype), generator)
         assert drawn.dtype == dtype and drawn.shape == (100, 200) and not drawn.requires_grad
@@ -123,7 +123,7 @@ def test_the_far_tails_are_finite(name):
     z = torch.tensor([[1e6], [-1e6], [1e4], [0.0]], requires_grad=True)
     log_prob = base.log_prob(z)
     assert log_prob.dtype == torch.float32 and log_prob.isfinite().all()
-    wanted = Law(copy.deepcopy(base).double()).log_prob(z.detach().double())[:, 0]
+    wanted = Elementwise(copy.deepcopy(base).double()).log_prob(z.detach().double())[:, 0]
     torch.testing.assert_close(log_prob.double(), wanted, rtol=1e-5, atol=1e-5)
     found = torch.autograd.grad(log_prob.sum(), [z, *base.parameters()], allow_unused=True)
     assert all(g is not None and g.isfinite().all() for g in found)
@@ -168,7 +168,7 @@ def test_degrees_of_freedom_are_learned():
 @pytest.mark.parametrize("components", [2, 5, 8])
 def test_a_mixture_starts_nearly_normal_and_apart(components):
     base = GaussianMixture(components)
-    mixture = Law(base.double()).mixture
+    mixture = Elementwise(base.double()).mixture
     assert abs(mixture.mean.item()) < 1e-6 and abs(mixture.variance.item() - 1) < 1e-6
     assert base.means.diff().min() > 0.1
 

@@ -13,19 +13,19 @@ import mixerflow
 from mixerflow.core import Along, Chain, Flatten, Inverse, Shape, Tail, Transform, Window
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import (
-    KAN,
     MADE,
-    Attention,
+    AttentionNet,
     CLipSwish,
-    ConvNet,
-    DenseNet,
-    KernelMachine,
+    DenseConvNet,
+    KernelNet,
     LearnedPositions,
     LipschitzDense,
     LipschitzMLP,
     MaskedMLP,
+    ResidualConvNet,
     ResidualMLP,
     SinusoidalPositions,
+    SplineNet,
     Velocity,
     matern,
 )
@@ -43,10 +43,10 @@ from mixerflow.transforms import (
     Coupling,
     Dequantize,
     Dilated,
+    Elementwise,
     FlooredAffine,
     Gaussianize,
     Householder,
-    Law,
     LogisticMixture,
     Logit,
     MapAttention,
@@ -79,27 +79,27 @@ def through(dim, n, make: Callable[[int, int], nn.Module], *, flip=False) -> Cou
 
 
 def kan(n: int, *, flip=False, **settings) -> Coupling:
-    return through(-1, n, lambda a, b: KAN(a, b, width=4, **settings), flip=flip)
+    return through(-1, n, lambda a, b: SplineNet(a, b, width=4, **settings), flip=flip)
 
 
 def kernels(n: int, *, flip=False, **settings) -> Coupling:
-    return through(-1, n, lambda a, b: KernelMachine(a, b, width=5, **settings), flip=flip)
+    return through(-1, n, lambda a, b: KernelNet(a, b, width=5, **settings), flip=flip)
 
 
 def image_coupling(channels: int, *, flip=False, **settings) -> Coupling:
-    return through(0, channels, lambda a, b: ConvNet(a, b, width=4, **settings), flip=flip)
+    return through(0, channels, lambda a, b: ResidualConvNet(a, b, width=4, **settings), flip=flip)
 
 
 def dense_coupling(channels: int, *, flip=False, **settings) -> Coupling:
     def make(a, b):
-        return DenseNet(a, b, width=4, growth=3, depth=2, **settings)
+        return DenseConvNet(a, b, width=4, growth=3, depth=2, **settings)
 
     return through(0, channels, make, flip=flip)
 
 
 def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
     def make(a, b):
-        return Attention(a, b, width=6, heads=2, **settings)
+        return AttentionNet(a, b, width=6, heads=2, **settings)
 
     return through(-1, n, make, flip=flip)
 
@@ -148,7 +148,7 @@ class Before(nn.Module):
         return torch.cat([shift.tanh() + self.bias, shift], 1)
 
 
-def lawful(n: int, law: Law, *, flip=False, context=0) -> Coupling:
+def lawful(n: int, law: Elementwise, *, flip=False, context=0) -> Coupling:
     given, changed = halves(n, flip=flip)
     net = ResidualMLP(given, law.params * changed, width=8, context=context)
     return Coupling(-1, net, law, flip=flip)
@@ -617,7 +617,11 @@ def test_wrong_ranges_are_refused(transform, x, named):
         (lambda: Along(2, LU(3)), (3, 2), r"axis 2.*\(3, 2\)"),
         (lambda: Window((1,), (4,), LU(4)), (4,), r"\(1,\) to \[5\].*\(4,\)"),
         (lambda: Inverse(Patches((1, 4), (2,)), (1, 4)), (1, 4), r"\(2, 2\).*\(1, 4\)"),
-        (lambda: Coupling(0, ConvNet(1, 2, width=2), Affine()), (1, 4, 4), r"axis 0.*\(1, 4, 4\)"),
+        (
+            lambda: Coupling(0, ResidualConvNet(1, 2, width=2), Affine()),
+            (1, 4, 4),
+            r"axis 0.*\(1, 4, 4\)",
+        ),
     ],
 )
 def test_wrong_shapes_are_refused_when_a_flow_is_built(make, shape, named):

@@ -9,12 +9,12 @@ from torch import nn
 
 from mixerflow.core import Transform
 from mixerflow.nets import (
-    KAN,
-    Attention,
-    ConvNet,
-    DenseNet,
-    KernelMachine,
+    AttentionNet,
+    DenseConvNet,
+    KernelNet,
+    ResidualConvNet,
     ResidualMLP,
+    SplineNet,
     matern,
     squared_exponential,
 )
@@ -33,21 +33,29 @@ def moved(net: nn.Module, size: float = 1.0) -> nn.Module:
 
 NETS = {
     "MLP": (lambda **s: ResidualMLP(3, 4, width=5, **s), (3,), (4,)),
-    "KAN": (lambda **s: KAN(3, 4, width=5, **s), (3,), (4,)),
-    "kernels": (lambda **s: KernelMachine(3, 4, width=5, **s), (3,), (4,)),
-    "Matern": (lambda **s: KernelMachine(3, 4, width=5, kernel=matern, **s), (3,), (4,)),
-    "conv, signals": (lambda **s: ConvNet(3, 4, width=5, axes=1, **s), (3, 6), (4, 6)),
-    "conv": (lambda **s: ConvNet(3, 4, width=5, **s), (3, 6, 5), (4, 6, 5)),
-    "conv, volumes": (lambda **s: ConvNet(3, 4, width=5, axes=3, **s), (3, 2, 3, 4), (4, 2, 3, 4)),
-    "dense": (lambda **s: DenseNet(3, 4, width=5, growth=2, depth=2, **s), (3, 6, 5), (4, 6, 5)),
+    "KAN": (lambda **s: SplineNet(3, 4, width=5, **s), (3,), (4,)),
+    "kernels": (lambda **s: KernelNet(3, 4, width=5, **s), (3,), (4,)),
+    "Matern": (lambda **s: KernelNet(3, 4, width=5, kernel=matern, **s), (3,), (4,)),
+    "conv, signals": (lambda **s: ResidualConvNet(3, 4, width=5, axes=1, **s), (3, 6), (4, 6)),
+    "conv": (lambda **s: ResidualConvNet(3, 4, width=5, **s), (3, 6, 5), (4, 6, 5)),
+    "conv, volumes": (
+        lambda **s: ResidualConvNet(3, 4, width=5, axes=3, **s),
+        (3, 2, 3, 4),
+        (4, 2, 3, 4),
+    ),
+    "dense": (
+        lambda **s: DenseConvNet(3, 4, width=5, growth=2, depth=2, **s),
+        (3, 6, 5),
+        (4, 6, 5),
+    ),
     "dense, signals": (
-        lambda **s: DenseNet(3, 4, width=5, growth=2, depth=1, axes=1, **s),
+        lambda **s: DenseConvNet(3, 4, width=5, growth=2, depth=1, axes=1, **s),
         (3, 6),
         (4, 6),
     ),
-    "attention": (lambda **s: Attention(3, 4, width=8, heads=2, **s), (6, 3), (6, 4)),
+    "attention": (lambda **s: AttentionNet(3, 4, width=8, heads=2, **s), (6, 3), (6, 4)),
     "attention, positions": (
-        lambda **s: Attention(3, 4, width=8, heads=2, tokens=6, **s),
+        lambda **s: AttentionNet(3, 4, width=8, heads=2, tokens=6, **s),
         (6, 3),
         (6, 4),
     ),
@@ -162,7 +170,7 @@ def test_splines_go_on_smoothly_outside_the_grid(end):
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_inputs_far_off_the_grid_are_not_lost(squash):
-    net = KAN(3, 4, width=5, squash=squash)
+    net = SplineNet(3, 4, width=5, squash=squash)
     perturb(net)
     for size in (100.0, -100.0):
         x = torch.full((2, 3), size, requires_grad=True)
@@ -192,11 +200,11 @@ def test_edges_are_what_the_paper_says():
 
 
 def test_an_edge_is_ten_numbers():
-    assert sum(p.numel() for p in KAN(8, 16, width=64).parameters()) == 10 * 64 * (8 + 16)
+    assert sum(p.numel() for p in SplineNet(8, 16, width=64).parameters()) == 10 * 64 * (8 + 16)
 
 
 def test_a_kan_learns_a_function_that_it_can_make():
-    net = KAN(1, 1, width=4)
+    net = SplineNet(1, 1, width=4)
     x = torch.linspace(-3, 3, 256)[:, None]
     wanted = (2 * x).sin()
     optimizer = torch.optim.Adam(net.parameters(), 0.03)
@@ -213,7 +221,7 @@ def test_a_kan_learns_a_function_that_it_can_make():
 
 @pytest.mark.parametrize("kernel", [squared_exponential, matern])
 def test_kernel_machine_is_a_sum_of_kernels(kernel):
-    net = moved(KernelMachine(3, 2, width=5, kernel=kernel, context=1, squash=False))
+    net = moved(KernelNet(3, 2, width=5, kernel=kernel, context=1, squash=False))
     x = torch.randn(4, 3, dtype=torch.float64)
     c = torch.randn(4, 1, dtype=torch.float64)
     length = net.log_length.exp()
@@ -242,7 +250,7 @@ def test_kernels_are_one_at_their_points_and_have_a_slope_there(kernel, curvatur
 
 
 def test_points_are_placed_on_rows_of_the_data():
-    net = KernelMachine(2, 3, width=5, context=1)
+    net = KernelNet(2, 3, width=5, context=1)
     x, c = torch.randn(9, 2) * 30, torch.randn(9, 1)
     net.place(x, c, generator=torch.Generator().manual_seed(0))
     near = net.kernel(net._squares(net._read(x, c)))
@@ -255,11 +263,11 @@ def test_points_are_placed_on_rows_of_the_data():
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("net", [ConvNet, DenseNet])
+@pytest.mark.parametrize("net", [ResidualConvNet, DenseConvNet])
 def test_images_are_read_locally(net, axes):
     """What one pixel changes is its neighbourhood of as many convolutions as there are."""
-    settings = {"depth": 1} if net is ConvNet else {"depth": 2, "growth": 16}
-    reach = 3 if net is ConvNet else 2
+    settings = {"depth": 1} if net is ResidualConvNet else {"depth": 2, "growth": 16}
+    reach = 3 if net is ResidualConvNet else 2
     made = moved(net(2, 3, width=4, axes=axes, **settings))
     x = torch.randn(1, 2, *[9] * axes, dtype=torch.float64)
     other = x.clone()
@@ -271,7 +279,7 @@ def test_images_are_read_locally(net, axes):
     assert changed.sum() > near.sum() / 2  # the rest by dead ReLUs
 
 
-@pytest.mark.parametrize("net", [ConvNet, DenseNet])
+@pytest.mark.parametrize("net", [ResidualConvNet, DenseConvNet])
 def test_a_context_vector_is_a_constant_map(net):
     made = moved(net(2, 3, width=4, context=2, depth=1))
     x = torch.randn(3, 2, 4, 5, dtype=torch.float64)
@@ -284,7 +292,7 @@ def test_a_context_vector_is_a_constant_map(net):
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_norms_are_of_channels(norm):
-    made = ConvNet(2, 3, width=4, norm=norm).double()
+    made = ResidualConvNet(2, 3, width=4, norm=norm).double()
     given = []
     made.blocks[0].norm1.register_forward_hook(lambda m, a, out: given.append((a[0], out)))
     made(torch.randn(5, 2, 4, 3, dtype=torch.float64))
@@ -295,7 +303,7 @@ def test_norms_are_of_channels(norm):
 
 
 def test_dense_net_is_the_formula():
-    net = moved(DenseNet(2, 3, width=4, growth=3, depth=2, squash=False))
+    net = moved(DenseConvNet(2, 3, width=4, growth=3, depth=2, squash=False))
     x = torch.randn(2, 2, 5, 4, dtype=torch.float64)
     h = net.enter(x)
     first = torch.relu(net.block.grow[0](torch.relu(net.block.mix[0](h))))
@@ -307,7 +315,7 @@ def test_dense_net_is_the_formula():
 
 def test_even_kernels_and_odd_axes_are_refused():
     with pytest.raises(ValueError, match="size 2"):
-        ConvNet(2, 3, width=4, kernel=2)
+        ResidualConvNet(2, 3, width=4, kernel=2)
     with pytest.raises(ValueError, match="4 axes"):
         convolution(4, 2, 3)
 
@@ -316,7 +324,7 @@ def test_even_kernels_and_odd_axes_are_refused():
 
 
 def test_attention_is_torchs_multi_head_attention():
-    net = moved(Attention(3, 4, width=8, heads=2)).blocks[0].attend
+    net = moved(AttentionNet(3, 4, width=8, heads=2)).blocks[0].attend
     other = nn.MultiheadAttention(8, 2, batch_first=True).double()
     with torch.no_grad():
         other.in_proj_weight.copy_(net.read.weight)
@@ -331,18 +339,18 @@ def test_tokens_are_a_set_unless_they_have_positions():
     x = torch.randn(2, 5, 3, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
     for tokens, same in ((0, True), (5, False)):
-        net = moved(Attention(3, 4, width=8, tokens=tokens))
+        net = moved(AttentionNet(3, 4, width=8, tokens=tokens))
         got = net(x[:, order])
         assert torch.allclose(got, net(x)[:, order], rtol=0, atol=1e-10) == same
 
 
 def test_every_token_reads_every_other():
-    net = moved(Attention(3, 4, width=8))
+    net = moved(AttentionNet(3, 4, width=8))
     x = torch.randn(1, 5, 3, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(net, x)[0, :, :, 0]
     assert (jacobian.abs().amax((1, 3)) > 1e-8).all()
     with pytest.raises(ValueError, match="divide the width 8; got 3"):
-        Attention(3, 4, width=8, heads=3)
+        AttentionNet(3, 4, width=8, heads=3)
 
 
 # ---- invertible attention
@@ -413,8 +421,8 @@ def test_token_attention_survives_two_tokens_that_read_each_other_only():
         (lambda: TokenAttention(5, heads=3), "divide the 2.*got 3"),
         (lambda: TokenAttention(1), "2 features.*got 1"),
         (lambda: MapAttention(1), "2 features.*got 1"),
-        (lambda: KAN(2, 2, width=2, grid=0), "got 0"),
-        (lambda: KAN(2, 2, width=2, extent=0.0), r"got 5 and 0\.0"),
+        (lambda: SplineNet(2, 2, width=2, grid=0), "got 0"),
+        (lambda: SplineNet(2, 2, width=2, extent=0.0), r"got 5 and 0\.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, named):

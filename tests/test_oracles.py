@@ -64,7 +64,7 @@ def test_affine_coupling_is_that_of_nflows(bound):
 
         def forward(self, x, context=None):
             raw = ours.net(x).unflatten(1, (2, 3)).movedim(1, 0)
-            log_scale, shift = ours.law._read(raw)
+            log_scale, shift = ours.elementwise._read(raw)
             return torch.cat([shift, (log_scale.exp() - 1e-3).logit() - 2], 1)
 
     mask = torch.tensor([0, 0, 0, 1, 1, 1])  # nflows transforms where the mask is 1

@@ -42,7 +42,7 @@ class MissingRowFactor(Along):
         z, log_det = super().forward(x, context, noise)
         return z, log_det / math.prod(x.shape[1:]) * x.shape[self.dim + 1]
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, context=None, noise=None):
         x, log_det = super().inverse(z, context)
         return x, log_det / math.prod(x.shape[1:]) * x.shape[self.dim + 1]
 
@@ -50,7 +50,7 @@ class MissingRowFactor(Along):
 class SwappedHalf(Coupling):
     """Goes back by the other half."""
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, context=None, noise=None):
         self.flip = not self.flip
         try:
             return super().inverse(z, context)
@@ -72,7 +72,7 @@ class NarrowSum(Coupling):
     def forward(self, x, context=None, noise=None):
         given, changed = self._split(x)
         raw = self._parameters_of(given, changed, context)
-        changed, log_det = self.law.forward(changed, raw)
+        changed, log_det = self.elementwise.forward(changed, raw)
         ones = torch.ones(log_det.shape[1], 1, dtype=log_det.dtype)
         return self._join(given, changed), (log_det @ ones).squeeze(1).to(x.dtype)
 
@@ -86,7 +86,7 @@ class BFloat16LogDet(ActNorm):
 class TransposedInverse(LU):
     """Solves L U x = z with the triangles the wrong way round."""
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, context=None, noise=None):
         lower, upper = self.triangles()
         log_det = super().inverse(z, context)[1]
         return (z - self.bias) @ torch.linalg.inv(lower @ upper), log_det
@@ -154,7 +154,7 @@ class ForgottenTable(Rescale):
     def forward(self, x, context=None, noise=None):
         return x * self.table, super().forward(x)[1]
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, context=None, noise=None):
         return z / self.table, super().inverse(z)[1]
 
 
@@ -255,7 +255,7 @@ class Absolute(Transform):
     def forward(self, x, context=None, noise=None):
         return x.abs(), x.new_full((len(x),), math.log(0.5) * math.prod(x.shape[1:]))
 
-    def inverse(self, z, context=None):
+    def inverse(self, z, context=None, noise=None):
         return z.clone(), z.new_full((len(z),), math.log(2) * math.prod(z.shape[1:]))
 
 

@@ -37,10 +37,10 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
 class StandardNormal(Base):
     """``N(0, I)``."""
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
         return -0.5 * total(z.square() + math.log(2 * math.pi))
 
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
@@ -79,7 +79,7 @@ class StudentT(Base):
             return torch.tensor([self.fixed], dtype=torch.float64)
         return LEAST_DOF + self.raw_dof.double().exp()
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:  # noqa: D102
+    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
         z = _wide(z)
         if self.fixed is not None:
             dof, half = self.fixed, (self.fixed + 1) / 2
@@ -91,7 +91,7 @@ class StudentT(Base):
         dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
         return total(peak - half * (z.square() / dof).log1p())
 
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:  # noqa: D102
+    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
         # Box and Muller's radius with another tail: sqrt(dof (u^(-2 / dof) - 1)) cos(2 pi v)
         dof = self.dof().detach().to(like.device)
         u, v = _uniform(like, generator), _uniform(like, generator)

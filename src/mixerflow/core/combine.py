@@ -48,7 +48,7 @@ class Chain(Transform):
         """The steps that are not dormant."""
         return [step for step in self if not step.dormant]
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         log_det = constant(0.0, x)
@@ -57,20 +57,22 @@ class Chain(Transform):
             log_det = log_det + step_log_det
         return x, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         log_det = constant(0.0, z)
         for step in reversed(self.awake()):
-            z, step_log_det = step.inverse(z, context)
+            z, step_log_det = step.inverse(z, context, noise)
             log_det = log_det + step_log_det
         return z, log_det
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         for step in self:
             shape = step.out_shape(shape)
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         for step in self.awake():
             x = step.initialize(x, context)
         return x
@@ -131,17 +133,19 @@ class Inverse(_Around):
         self.shape = tuple(shape)
         self.taken = tuple(transform.out_shape(self.shape))
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), self.taken)
-        return self.transform.inverse(x, context)
+        return self.transform.inverse(x, context, noise)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), self.shape)
-        return self.transform(z, context)
+        return self.transform(z, context, noise)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, self.taken)
         return self.shape
 
@@ -194,7 +198,7 @@ class Along(_Around):
             parts.insert(0, context[:, None].expand(-1, n, -1).to(places.dtype))
         return torch.cat(parts, -1).flatten(0, 1)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         rows, moved = self._fold(x)
@@ -203,13 +207,16 @@ class Along(_Around):
         rows, log_det = self.transform(rows, self._context(context, moved), noise)
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         rows, moved = self._fold(z)
         n = math.prod(moved[1:-1])
-        rows, log_det = self.transform.inverse(rows, self._context(context, moved))
+        noise = None if noise is None or self.density == "exact" else noise.rows(n)
+        rows, log_det = self.transform.inverse(rows, self._context(context, moved), noise)
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         if not -len(shape) <= self.dim < len(shape):
             raise ValueError(f"Along: no axis {self.dim} in events of shape {tuple(shape)}")
         row = (shape[self.dim],)
@@ -218,7 +225,7 @@ class Along(_Around):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         rows, moved = self._fold(x)
         context = self._context(context, moved)
         return self._unfold(self.transform.initialize(rows, context), moved)
@@ -257,19 +264,21 @@ class Window(_Around):
             inner = torch.slice_scatter(views[i], inner, i - len(self.start), start, stop)
         return inner
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         views = self._views(x)
         inner, log_det = self.transform(views[-1], context, noise)
         return self._put_back(views, inner), log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         views = self._views(z)
-        inner, log_det = self.transform.inverse(views[-1], context)
+        inner, log_det = self.transform.inverse(views[-1], context, noise)
         return self._put_back(views, inner), log_det
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         k = len(self.start)
         ends = [a + b for a, b in zip(self.start, self.size, strict=True)]
         if len(shape) < k or any(e > n for e, n in zip(ends, shape[-k:], strict=True)):
@@ -280,7 +289,7 @@ class Window(_Around):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         views = self._views(x)
         return self._put_back(views, self.transform.initialize(views[-1], context))
 

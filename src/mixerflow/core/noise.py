@@ -84,11 +84,11 @@ class Centre(Noise):
     def __getitem__(self, part: slice) -> Noise:
         return self
 
-    def rows(self, n: int) -> Noise:  # noqa: D102
+    def rows(self, n: int) -> Noise:
         return self
 
-    def uniform(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:  # noqa: D102
+    def uniform(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:
         return torch.full_like(like, 0.5)
 
-    def normal(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:  # noqa: D102
+    def normal(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:
         return torch.zeros_like(like)

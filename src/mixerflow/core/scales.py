@@ -23,17 +23,19 @@ class Flatten(Transform):
         super().__init__()
         self.shape = tuple(shape)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), self.shape)
         return x.reshape(-1, math.prod(self.shape)), constant(0.0, x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (math.prod(self.shape),))
         return z.reshape(-1, *self.shape), constant(0.0, z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, self.shape)
         return (math.prod(shape),)
 
@@ -73,25 +75,27 @@ class Tail(_Around):
         self.out_shape(tuple(x.shape[1:]))
         return x[:, : x.shape[1] - self.taken], x[:, x.shape[1] - self.taken :]
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         head, tail = self._parts(x)
         tail, log_det = self.transform(tail.reshape(-1, *self.shape), context, noise)
         return torch.cat([head, tail.flatten(1)], 1), log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         head, tail = self._parts(z)
         tail, log_det = self.transform.inverse(tail.reshape(-1, *self.given), context)
         return torch.cat([head, tail.flatten(1)], 1), log_det
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         if len(shape) != 1 or shape[0] < self.taken:
             raise ValueError(f"Tail: takes vectors of at least ({self.taken},); got {tuple(shape)}")
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         head, tail = self._parts(x)
         tail = self.transform.initialize(tail.reshape(-1, *self.shape), context)
         return torch.cat([head, tail.flatten(1)], 1)

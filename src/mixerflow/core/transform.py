@@ -100,8 +100,13 @@ class Transform(nn.Module):
         """Data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Latent to data: z to x and ``log|det dx/dz|`` ``(B,)``."""
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Latent to data: z to x and ``log|det dx/dz|`` ``(B,)``.
+
+        `noise` is for inverses that draw: those of surjections, which forget part of the data.
+        """
         raise NotImplementedError
 
     def out_shape(self, shape: Shape) -> Shape:

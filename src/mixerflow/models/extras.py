@@ -10,7 +10,7 @@ from torch import nn
 
 from mixerflow.core import Along, Chain, Flatten, Inverse, Shape, Tail, Transform
 from mixerflow.models.steps import LAWS
-from mixerflow.nets import Attention, ConvNet, DenseNet
+from mixerflow.nets import AttentionNet, DenseConvNet, ResidualConvNet
 from mixerflow.transforms import (
     LU,
     ActNorm,
@@ -33,7 +33,7 @@ ImageNet = Callable[["MixerFlowConfig", int, int, int], nn.Module]
 
 def convolutional(config: MixerFlowConfig, given: int, out: int, axes: int) -> nn.Module:
     """A residual block of convolutions."""
-    return ConvNet(
+    return ResidualConvNet(
         given,
         out,
         width=config.hidden,
@@ -46,7 +46,7 @@ def convolutional(config: MixerFlowConfig, given: int, out: int, axes: int) -> n
 
 def dense(config: MixerFlowConfig, given: int, out: int, axes: int) -> nn.Module:
     """A densely connected block of convolutions."""
-    return DenseNet(
+    return DenseConvNet(
         given,
         out,
         width=config.hidden,
@@ -69,7 +69,7 @@ def between_patches(config: MixerFlowConfig, patches: int, channels: int) -> lis
         if config.extra == "attention":
             law = LAWS[config.law](config)
             given, changed = halves(channels, flip=flip)
-            net = Attention(
+            net = AttentionNet(
                 given,
                 law.params * changed,
                 width=config.hidden,

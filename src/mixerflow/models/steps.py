@@ -13,13 +13,13 @@ from torch import nn
 
 from mixerflow.core import Chain, Inverse, Transform
 from mixerflow.nets import (
-    KAN,
     MADE,
-    KernelMachine,
+    KernelNet,
     LipschitzDense,
     LipschitzMLP,
     Norm,
     ResidualMLP,
+    SplineNet,
     Velocity,
 )
 from mixerflow.transforms import (
@@ -30,10 +30,10 @@ from mixerflow.transforms import (
     Butterfly,
     Continuous,
     Coupling,
+    Elementwise,
     FlooredAffine,
     Gaussianize,
     Householder,
-    Law,
     LogisticMixture,
     Monotone,
     RationalQuadratic,
@@ -84,14 +84,14 @@ LINEARS: dict[str, Callable[[int, int], Transform]] = {
     "Butterfly": lambda n, rank: Butterfly(n) if n > 1 else LU(n),  # one entry has no partner
 }
 
-LAWS: dict[str, Callable[[MixerFlowConfig], Law]] = {
+LAWS: dict[str, Callable[[MixerFlowConfig], Elementwise]] = {
     "affine": lambda config: Affine(config.scale_bound),
     "floored": lambda config: FlooredAffine(),
     "spline": lambda config: RationalQuadratic(config.bins, config.tail),
     "logistic": lambda config: LogisticMixture(config.components),
 }
 
-NETS: dict[str, RowNet] = {"mlp": ResidualMLP, "kan": KAN, "kernel": KernelMachine}
+NETS: dict[str, RowNet] = {"mlp": ResidualMLP, "kan": SplineNet, "kernel": KernelNet}
 
 
 RowFlow = Callable[["MixerFlowConfig", int, bool, int], Transform | None]
@@ -146,7 +146,7 @@ def residual(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Trans
 
 
 def dense_residual(config: MixerFlowConfig, n: int, flip: bool, context: int) -> Transform:
-    """The same with a densely connected g: a layer of i-DenseNet."""
+    """The same with a densely connected g: a layer of i-DenseConvNet."""
     net = LipschitzDense(n, n, width=max(1, config.hidden // 4), context=context)
     return Residual(net, log_det=config.log_det)
 

@@ -1,10 +1,10 @@
 """Conditioners: plain modules that know nothing of flows."""
 
-from mixerflow.nets.attention import Attention
-from mixerflow.nets.conv import ConvNet
-from mixerflow.nets.dense import DenseNet
-from mixerflow.nets.kan import KAN
-from mixerflow.nets.kernel import Kernel, KernelMachine, matern, squared_exponential
+from mixerflow.nets.attention import AttentionNet
+from mixerflow.nets.conv import ResidualConvNet
+from mixerflow.nets.dense import DenseConvNet
+from mixerflow.nets.kan import SplineNet
+from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
     CLipSwish,
     LipschitzDense,
@@ -20,25 +20,25 @@ from mixerflow.nets.positions import LearnedPositions, SinusoidalPositions
 from mixerflow.nets.velocity import Velocity
 
 __all__ = [
-    "KAN",
     "MADE",
-    "Attention",
+    "AttentionNet",
     "BatchNorm",
     "CLipSwish",
-    "ConvNet",
-    "DenseNet",
+    "DenseConvNet",
     "Kernel",
-    "KernelMachine",
+    "KernelNet",
     "LearnedPositions",
     "LipSwish",
     "LipschitzDense",
     "LipschitzMLP",
     "MaskedMLP",
     "Norm",
+    "ResidualConvNet",
     "ResidualMLP",
     "Scale",
     "SinusoidalPositions",
     "SpectralLinear",
+    "SplineNet",
     "Velocity",
     "matern",
     "norm_of",

@@ -50,10 +50,10 @@ class TokenBlock(nn.Module):
         return norm(h.flatten(0, 1)).reshape(h.shape)
 
 
-class Attention(nn.Module):
+class AttentionNet(nn.Module):
     """``h = A s(x) + p + C c``, pre-norm transformer blocks, ``out = B norm(h)``, token by token.
 
-    In ``Coupling(-1, Attention(...), law)`` on a patch matrix, half of each patch's channels is
+    In ``Coupling(-1, AttentionNet(...), law)`` on a patch matrix, half of each patch's channels is
     transformed given the other half of all patches. B starts at 0: the law starts as the identity.
 
     Args:
@@ -91,7 +91,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"Attention: heads must divide the width {width}; got {heads}")
+            raise ValueError(f"AttentionNet: heads must divide the width {width}; got {heads}")
         self.squash = squash
         self.enter = nn.Linear(in_features, width)
         self.context = nn.Linear(context, width, bias=False) if context else None
@@ -111,13 +111,13 @@ class Attention(nn.Module):
         tokens = "any" if held is None else len(held)
         if x.dim() != 3 or x.shape[-1] != given or tokens not in ("any", x.shape[1]):
             wanted = f"({tokens}, {given})"
-            raise ValueError(f"Attention: reads events {wanted}; got {tuple(x.shape[1:])}")
+            raise ValueError(f"AttentionNet: reads events {wanted}; got {tuple(x.shape[1:])}")
         h = self.enter(squash(x) if self.squash else x)
         if held is not None:
             h = h + held
         if self.context is not None:
             if context is None:
-                raise ValueError("Attention: built for a context, and got none")
+                raise ValueError("AttentionNet: built for a context, and got none")
             h = h + self.context(context)[:, None]
         h = self.blocks(h)
         return self.leave(self.norm(h.flatten(0, 1)).reshape(h.shape))

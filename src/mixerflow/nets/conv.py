@@ -128,11 +128,11 @@ class Residual(nn.Module):
         return h + self.look(nn.functional.gelu(self.norm2(inner)))
 
 
-class ConvNet(Images):
+class ResidualConvNet(Images):
     """``h = E s(x) + C c``, `depth` residual blocks, ``out = L gelu(h)``.
 
     Glow's conditioner, of convolutions 3-1-3, with residual connections: 3-(1-3)-3. The last
-    convolution starts at 0: whatever law reads the output starts as the identity.
+    convolution starts at 0: whatever map reads the output starts as the identity.
 
     Args:
         in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
@@ -176,5 +176,5 @@ class ConvNet(Images):
         blocks = (Residual(width, axes=axes, kernel=kernel, norm=norm) for _ in range(depth))
         self.blocks = nn.Sequential(*blocks)
 
-    def hidden(self, h: Tensor) -> Tensor:  # noqa: D102
+    def hidden(self, h: Tensor) -> Tensor:
         return nn.functional.gelu(self.blocks(h))

@@ -31,10 +31,10 @@ class DenseBlock(nn.Module):
         return a + b * g.sigmoid()
 
 
-class DenseNet(Images):
+class DenseConvNet(Images):
     """``h = P s(x) + C c``, a `DenseBlock`, ``out = L relu(norm(h))``.
 
-    The last convolution starts at 0: whatever law reads the output starts as the identity.
+    The last convolution starts at 0: whatever map reads the output starts as the identity.
 
     Args:
         in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
@@ -84,5 +84,5 @@ class DenseNet(Images):
         self.block = DenseBlock(width, growth=growth, depth=depth, kernel=kernel, axes=axes)
         self.norm = norm_of_channels(norm, width)
 
-    def hidden(self, h: Tensor) -> Tensor:  # noqa: D102
+    def hidden(self, h: Tensor) -> Tensor:
         return self.norm(self.block(h)).relu()

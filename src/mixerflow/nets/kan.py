@@ -82,11 +82,11 @@ class Edges(nn.Module):
         return nn.functional.linear(read.flatten(1), weight.flatten(1))
 
 
-class KAN(nn.Module):
+class SplineNet(nn.Module):
     """``out = Edges(norm(Edges(s(x), c)))``: a KAN of shape [in, width, out] with cubic splines.
 
     An edge is ``phi(x) = w_base silu(x) + w_scale sum_k c_k B_k(x)``: with five intervals eight
-    coefficients, ten numbers an edge. The second layer starts at 0: whatever law reads the output
+    coefficients, ten numbers an edge. The second layer starts at 0: whatever map reads the output
     starts as the identity.
 
     Each layer is one matrix product over nine numbers an input; making those is most of the work.
@@ -127,7 +127,7 @@ class KAN(nn.Module):
     ) -> None:
         super().__init__()
         if grid < 1 or not extent > 0:
-            raise ValueError(f"KAN: grid and extent must be positive; got {grid} and {extent}")
+            raise ValueError(f"SplineNet: grid, extent must be positive; got {grid} and {extent}")
         self.squash, self.in_features, self.context = squash, in_features, context
         self.enter = Edges(in_features + context, width, grid=grid, extent=extent)
         self.norm = norm_of(norm, width)

@@ -26,7 +26,7 @@ def matern(square: Tensor) -> Tensor:
     return (1 + a + a * a / 3) * (-a).exp()
 
 
-class KernelMachine(nn.Module):
+class KernelNet(nn.Module):
     """``f(x) = A^T k(x, W) + b`` with `width` learned points W; starts as 0.
 
     ``k(x, w) = kernel(sum_i (x_i - w_i)^2 / l_i^2)``, l a learned length scale of each feature. Far
@@ -114,6 +114,6 @@ class KernelMachine(nn.Module):
         """
         rows, count = self._read(x, context), len(self.points)
         if len(rows) < count:
-            raise ValueError(f"KernelMachine: {count} points need as many rows; got {len(rows)}")
+            raise ValueError(f"KernelNet: {count} points need as many rows; got {len(rows)}")
         order = torch.randperm(len(rows), generator=generator)[:count]
         self.points.copy_(rows[order.to(rows.device)])

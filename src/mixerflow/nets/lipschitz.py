@@ -110,7 +110,7 @@ class CLipSwish(LipSwish):
 
     copies = 2
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return torch.cat([super().forward(x), super().forward(-x)], -1) / 1.004
 
 
@@ -191,7 +191,7 @@ class LipschitzMLP(_Lipschitz):
         self.linears = nn.ModuleList([*maps, self._leave(inner, out_features)])
         self.activations = nn.ModuleList(activation() for _ in range(depth))
 
-    def prepare(self, context: Tensor | None = None) -> Rows:  # noqa: D102
+    def prepare(self, context: Tensor | None = None) -> Rows:
         first, *later = (_weights(linear) for linear in self.linears)
         added = self._added(context)
 
@@ -208,7 +208,7 @@ class LipschitzMLP(_Lipschitz):
 class LipschitzDense(_Lipschitz):
     """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
 
-    The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised.
+    The learned concatenation of an i-DenseConvNet: eta is ``softplus(raw) + 0.1``, normalised.
 
     Args:
         in_features: length of the rows.
@@ -250,7 +250,7 @@ class LipschitzDense(_Lipschitz):
         """``(eta_1, eta_2)`` of each layer, of norm 1."""
         return nn.functional.normalize(nn.functional.softplus(self.eta) + 0.1, dim=1)
 
-    def prepare(self, context: Tensor | None = None) -> Rows:  # noqa: D102
+    def prepare(self, context: Tensor | None = None) -> Rows:
         *dense, leave = (_weights(linear) for linear in self.linears)
         added, shares = self._added(context), self.shares()
 

@@ -19,7 +19,7 @@ class ResidualMLP(nn.Module):
     """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
 
     One pre-activation residual block of two ``width x width`` linears, between a linear map in and
-    a zero-initialised one out: whatever law reads the output starts as the identity.
+    a zero-initialised one out: whatever map reads the output starts as the identity.
 
     Args:
         in_features: length of the conditioning vectors.

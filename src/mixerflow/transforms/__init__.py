@@ -8,9 +8,9 @@ from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
+from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.householder import Householder
-from mixerflow.transforms.laws import Affine, FlooredAffine, Law
 from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear
 from mixerflow.transforms.logistic import LogisticMixture
@@ -35,10 +35,10 @@ __all__ = [
     "Coupling",
     "Dequantize",
     "Dilated",
+    "Elementwise",
     "FlooredAffine",
     "Gaussianize",
     "Householder",
-    "Law",
     "Linear",
     "LogisticMixture",
     "Logit",

@@ -43,17 +43,19 @@ class ActNorm(Transform):
         self.out_shape(tuple(x.shape[1:]))
         return self.log_scale.sum() * (math.prod(x.shape[1:]) // self.log_scale.numel())
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         log_det = constant(self._log_det(x), x)
         return x * self.log_scale.exp() + self.shift, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         log_det = constant(-self._log_det(z), z)
         return (z - self.shift) * (-self.log_scale).exp(), log_det
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         k = len(self.shape)
         fits = len(shape) >= k and all(
             p in (1, n) for p, n in zip(self.shape, shape[len(shape) - k :], strict=True)
@@ -63,7 +65,7 @@ class ActNorm(Transform):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.out_shape(tuple(x.shape[1:]))
         if x.shape[0] == 0:
             raise ValueError("ActNorm: cannot be initialised from an empty batch")

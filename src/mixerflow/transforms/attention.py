@@ -81,14 +81,16 @@ class MapAttention(_Halves, Transform):
         raw = self.read(given).to(changed.dtype)
         return (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         given, changed = self._split(x)
         log_map = self._log_map(given, changed)
         return self._join(given, changed * log_map.exp()), total(log_map)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         given, changed = self._split(z)
         log_map = self._log_map(given, changed)
         return self._join(given, changed * (-log_map).exp()), -total(log_map)
@@ -159,7 +161,7 @@ class TokenAttention(_Halves, Transform):
     def _heads(self, changed: Tensor) -> Float[Tensor, "batch heads tokens part"]:
         return changed.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         given, changed = self._split(x)
@@ -168,7 +170,9 @@ class TokenAttention(_Halves, Transform):
             mixed = (matrix @ self._heads(changed)).movedim(1, -2).flatten(-2)
             return self._join(given, mixed), self._log_det(matrix)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         given, changed = self._split(z)
         matrix = self._matrix(given, changed.dtype)
         with torch.autocast(z.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Autoregressive transforms: each feature by a law whose parameters read the features before it."""
+"""Autoregressive transforms: each feature is mapped by parameters that read the ones before it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, expect, total, uncounted
-from mixerflow.transforms.laws import Law
+from mixerflow.transforms.elementwise import Elementwise
 
 
 @runtime_checkable
@@ -19,22 +19,22 @@ class _Sequential(Protocol):
 
 
 class Autoregressive(Transform):
-    """``z_i = law(x_i; net(x_<i, context))`` for vectors ``(n,)``.
+    """``z_i = elementwise(x_i; net(x_<i, context))`` for vectors ``(n,)``.
 
-    ``log|det dz/dx|`` is the sum of the law's log-derivatives: the Jacobian is triangular. With
+    ``log|det dz/dx|`` is the sum of the map's log-derivatives: the Jacobian is triangular. With
     `Affine` it is a layer of MAF. The density takes one pass; the inverse finds the features one
     after another, each exactly: with `mixerflow.nets.MADE` in n short steps that compute every
     hidden unit once, with another net, and under autocast, in n passes.
 
-    ``Inverse(Autoregressive(net, law), (n,))`` is a layer of IAF: it samples in one pass, and its
-    density takes n steps.
+    ``Inverse(Autoregressive(net, elementwise), (n,))`` is a layer of IAF: it samples in one
+    pass, and its density takes n steps.
 
     Args:
-        net: maps ``(rows, n)`` and the context to ``(rows, law.params * n)``; parameter k of
-            feature j is feature ``k * n + j`` and reads only features before j. Its ``n`` is the
-            vectors' length; its ``order`` says in which order they come: a tensor, or None for
+        net: maps ``(rows, n)`` and the context to ``(rows, elementwise.params * n)``; parameter
+            k of feature j is feature ``k * n + j`` and reads only features before j. Its ``n`` is
+            the vectors' length; its ``order`` says in which order they come: a tensor, or None for
             0 to n - 1.
-        law: what happens to each feature.
+        elementwise: what happens to each feature.
 
     References:
         Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
@@ -46,10 +46,10 @@ class Autoregressive(Transform):
         - MAF's ``(x - mu) exp(alpha)`` is here ``x exp(s) + t``: the same maps.
     """
 
-    def __init__(self, net: nn.Module, law: Law) -> None:
+    def __init__(self, net: nn.Module, elementwise: Elementwise) -> None:
         super().__init__()
         self.net = net
-        self.law = law
+        self.elementwise = elementwise
 
     @property
     def n(self) -> int:
@@ -66,22 +66,24 @@ class Autoregressive(Transform):
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The parameters ``(params, rows, n)``."""
         raw = self.net(x, context).to(x.dtype)
-        expected = self.law.params * self.n
+        expected = self.elementwise.params * self.n
         if raw.shape[1:] != (expected,):
             raise ValueError(
-                f"Autoregressive: {self.law!r} takes {expected} parameters for {self.n} features; "
-                f"the net gives {tuple(raw.shape[1:])}"
+                f"Autoregressive: {self.elementwise!r} takes {expected} parameters for {self.n} "
+                f"features; the net gives {tuple(raw.shape[1:])}"
             )
-        return raw.unflatten(1, (self.law.params, self.n)).movedim(1, 0)
+        return raw.unflatten(1, (self.elementwise.params, self.n)).movedim(1, 0)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
-        z, log_det = self.law.forward(x, self._raw(x, context))
+        z, log_det = self.elementwise.forward(x, self._raw(x, context))
         return z, total(log_det)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         order = self.order
         given = z if order is None else z[:, order]
@@ -89,7 +91,7 @@ class Autoregressive(Transform):
         log_dets: list[Tensor] = []
 
         def choose(i: int, raw: Tensor) -> Tensor:
-            x, log_det = self.law.inverse(given[:, i], raw.to(z.dtype).mT)
+            x, log_det = self.elementwise.inverse(given[:, i], raw.to(z.dtype).mT)
             found.append(x)
             log_dets.append(log_det)
             return x
@@ -109,10 +111,10 @@ class Autoregressive(Transform):
                     x = x.index_copy(1, place, choose(i, raw.mT)[:, None])
         return x, total(torch.stack(log_dets, 1))
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 
     def extra_repr(self) -> str:
-        """The length and the law, in ``print(flow)``."""
-        return f"{self.n}, law={self.law!r}"
+        """The length and the elementwise, in ``print(flow)``."""
+        return f"{self.n}, elementwise={self.elementwise!r}"

@@ -66,7 +66,7 @@ class BatchNorm(Transform):
     def _total(self, log_scale: Tensor, x: Tensor) -> Tensor:
         return constant(log_scale.sum() * (math.prod(x.shape[1:]) // log_scale.numel()), x)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(x.shape[1:]))
@@ -76,12 +76,14 @@ class BatchNorm(Transform):
             log_scale, shift = self._kept()
         return (x * log_scale.exp() + shift).to(x.dtype), self._total(log_scale, x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(z.shape[1:]))
         log_scale, shift = self._kept()
         return (z - shift) * (-log_scale).exp(), self._total(-log_scale, z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         k = len(self.shape)
         fits = len(shape) >= k and all(
             p in (1, n) for p, n in zip(self.shape, shape[len(shape) - k :], strict=True)
@@ -93,7 +95,7 @@ class BatchNorm(Transform):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.out_shape(tuple(x.shape[1:]))
         mean, variance, rows = self.moments.of(self._rows(x))
         kept_mean, kept_variance = self.moments.running_mean, self.moments.running_var

@@ -116,7 +116,7 @@ class Butterfly(Transform):
             x = mixed if self.size == self.n else torch.cat([x[:, :start], mixed, x[:, end:]], 1)
         return x
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
@@ -124,13 +124,15 @@ class Butterfly(Transform):
             z = self._apply_all(x, inverse=False)
         return z if self.bias is None else z + self.bias, constant(self.log_diagonal.sum(), x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         x = z if self.bias is None else z - self.bias
         with torch.autocast(z.device.type, enabled=False):
             return self._apply_all(x, inverse=True), constant(-self.log_diagonal.sum(), z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 

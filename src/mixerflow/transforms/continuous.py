@@ -105,7 +105,7 @@ class Continuous(Transform):
         """Exact to tolerance, or an estimate."""
         return "exact" if self.trace == "exact" else "estimate"
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
@@ -120,7 +120,9 @@ class Continuous(Transform):
                 return _adaptive(motion, start, self.train_tolerance)
             return self._to_tolerance(motion, start, 0.0, 1.0)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
             z, context = _wide(z), None if context is None else _wide(context)
             motion = _motion(self.net, context, None)

@@ -1,4 +1,4 @@
-"""Coupling: one half passes, a net reads it, and a law transforms the other half."""
+"""Coupling: one half passes, a net reads it, and an elementwise map transforms the other half."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, total
-from mixerflow.transforms.laws import Law
+from mixerflow.transforms.elementwise import Elementwise
 
 
 def halves(n: int, *, flip: bool = False) -> tuple[int, int]:
@@ -19,16 +19,17 @@ def halves(n: int, *, flip: bool = False) -> tuple[int, int]:
 
 
 class Coupling(Transform):
-    """``z_a = x_a, z_b = law(x_b; net(x_a, context))`` along one axis of the event.
+    """``z_a = x_a, z_b = elementwise(x_b; net(x_a, context))`` along one axis of the event.
 
-    ``log|det dz/dx|`` is the sum of the law's log-derivatives. Works on any axis of any event: rows
+    ``log|det dz/dx|`` is the sum of the map's log-derivatives. Works on any axis of any event: rows
     with an MLP, feature maps with a convolutional net.
 
     Args:
         dim: event axis to split: 0 is the first, -1 the last.
-        net: maps ``(B, ..., a, ...)`` and the context to ``(B, ..., law.params * b, ...)``; a and b
-            are `halves` of the axis. Parameter k of feature j is feature ``k * b + j``.
-        law: what happens to the transformed half.
+        net: maps ``(B, ..., a, ...)`` and the context to ``(B, ..., elementwise.params * b,
+            ...)``; a and b are `halves` of the axis. Parameter k of feature j is feature
+            ``k * b + j``.
+        elementwise: what happens to the transformed half.
         flip: condition on the second part instead of the first.
 
     References:
@@ -36,11 +37,13 @@ class Coupling(Transform):
         https://arxiv.org/abs/1605.08803
     """
 
-    def __init__(self, dim: int, net: nn.Module, law: Law, *, flip: bool = False) -> None:
+    def __init__(
+        self, dim: int, net: nn.Module, elementwise: Elementwise, *, flip: bool = False
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.net = net
-        self.law = law
+        self.elementwise = elementwise
         self.flip = flip
 
     def _axis(self) -> int:
@@ -60,34 +63,41 @@ class Coupling(Transform):
     def _parameters_of(self, given: Tensor, changed: Tensor, context: Tensor | None) -> Tensor:
         axis = self._axis()
         raw = self.net(given, context).to(changed.dtype)
-        expected = self.law.params * changed.shape[axis]
+        expected = self.elementwise.params * changed.shape[axis]
         if raw.shape[axis] != expected:
             raise ValueError(
-                f"Coupling: {self.law!r} takes {expected} parameters for {changed.shape[axis]} "
-                f"features; the net gives {raw.shape[axis]} from {tuple(given.shape)}"
+                f"Coupling: {self.elementwise!r} takes {expected} parameters for "
+                f"{changed.shape[axis]} features; the net gives {raw.shape[axis]} "
+                f"from {tuple(given.shape)}"
             )
         axis = axis % raw.dim()
-        return raw.unflatten(axis, (self.law.params, changed.shape[axis])).movedim(axis, 0)
+        return raw.unflatten(axis, (self.elementwise.params, changed.shape[axis])).movedim(axis, 0)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(x.shape[1:]))
         given, changed = self._split(x)
-        changed, log_det = self.law.forward(changed, self._parameters_of(given, changed, context))
+        changed, log_det = self.elementwise.forward(
+            changed, self._parameters_of(given, changed, context)
+        )
         return self._join(given, changed), total(log_det)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(z.shape[1:]))
         given, changed = self._split(z)
-        changed, log_det = self.law.inverse(changed, self._parameters_of(given, changed, context))
+        changed, log_det = self.elementwise.inverse(
+            changed, self._parameters_of(given, changed, context)
+        )
         return self._join(given, changed), total(log_det)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         if not -len(shape) <= self.dim < len(shape) or shape[self.dim] < 2:
             raise ValueError(f"Coupling: axis {self.dim} of events {shape} has no two parts")
         return shape
 
     def extra_repr(self) -> str:
-        """Axis, law and direction, in ``print(flow)``."""
-        return f"dim={self.dim}, law={self.law!r}, flip={self.flip}"
+        """Axis, elementwise and direction, in ``print(flow)``."""
+        return f"dim={self.dim}, elementwise={self.elementwise!r}, flip={self.flip}"

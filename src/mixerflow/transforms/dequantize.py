@@ -55,7 +55,7 @@ class Dequantize(Transform):
                 )
         return values
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         values = self._integers(x)
@@ -66,7 +66,9 @@ class Dequantize(Transform):
         u = (u * self.steps).floor() / self.steps
         return values + u, constant(0.0, values)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         return z.floor(), constant(0.0, z)
 
     def extra_repr(self) -> str:
@@ -90,13 +92,15 @@ class Rescale(Transform):
             raise ValueError("Rescale: scale must not be 0")
         self.scale, self.shift = scale, shift
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         log_det = math.prod(x.shape[1:]) * math.log(abs(self.scale))
         return x * self.scale + self.shift, constant(log_det, x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         log_det = -math.prod(z.shape[1:]) * math.log(abs(self.scale))
         return (z - self.shift) / self.scale, constant(log_det, z)
 
@@ -124,14 +128,16 @@ class Logit(Transform):
             raise ValueError(f"Logit: alpha must lie in [0, 1/2); got {alpha}")
         self.alpha = alpha
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         p = self.alpha + (1 - 2 * self.alpha) * x
         log_p, log_q = p.log(), torch.log1p(-p)
         return log_p - log_q, total(math.log(1 - 2 * self.alpha) - log_p - log_q)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         log_p, log_q = logsigmoid(z), logsigmoid(-z)
         x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return x, total(log_p + log_q - math.log(1 - 2 * self.alpha))

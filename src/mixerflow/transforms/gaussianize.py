@@ -100,7 +100,7 @@ class Gaussianize(Transform):
     def _mixture(self) -> Mixture:
         return Mixture(*(p[:, None] for p in (self.logits, self.anchors, self.log_bandwidth)))
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
@@ -110,7 +110,9 @@ class Gaussianize(Transform):
         rate = torch.where(upper, tails.rate_above, tails.rate_below)
         return torch.where(upper, z, -z), total(rate.log() + _log_mills(z))
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Latent to data.
 
         Warns:
@@ -121,12 +123,12 @@ class Gaussianize(Transform):
         x = self._mixture().quantile(logit, self)
         return x, -self(x)[1]
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: D102
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         expect(self, tuple(x.shape[1:]), (self.n,))
         if x.shape[0] == 0:
             raise ValueError("Gaussianize: cannot be initialised from an empty batch")

@@ -64,15 +64,17 @@ class Householder(Transform):
             inner = torch.linalg.solve_triangular(triangle, x @ unit.mT, upper=back, left=False)
             return x - inner @ unit, constant(0.0, x)
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         return self._apply_to(x, back=False)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self._apply_to(z, back=True)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 

@@ -55,7 +55,9 @@ class _Rearrangement(Transform):
         cut = split.permute(0, *(axis + 1 for axis in self._order))
         return cut.reshape(-1, *self.given), constant(0.0, x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), self.given)
         cut = z.reshape(-1, *(self._split[axis] for axis in self._order))
         back = [0] * len(self._order)

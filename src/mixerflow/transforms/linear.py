@@ -38,7 +38,7 @@ class Linear(Transform):
         self.register_buffer("bias", bias[0].clone())
         self.register_buffer("log_det", log_det[0].to(bias.dtype, copy=True))
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
@@ -46,13 +46,15 @@ class Linear(Transform):
             z = nn.functional.linear(x, self.weight, self.bias)
         return z, constant(self.log_det, x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         with torch.autocast(z.device.type, enabled=False):
             x = nn.functional.linear(z - self.bias, self.inverted)
         return x, constant(-self.log_det, z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 
@@ -100,7 +102,7 @@ class LU(Transform):
     def _restore(self, x: Tensor) -> Tensor:
         return x
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
@@ -109,7 +111,9 @@ class LU(Transform):
             z = nn.functional.linear(self._arrange(x), lower @ upper, self.bias)
         return z, constant(self.packed.diagonal().sum(), x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         lower, upper = self.triangles()
         x = z if self.bias is None else z - self.bias
@@ -118,7 +122,7 @@ class LU(Transform):
         x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
         return self._restore(x), constant(-self.packed.diagonal().sum(), z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 
@@ -173,12 +177,14 @@ class PLU(LU):
         self.register_buffer("permutation", p.argmax(-1))  # row i of P picks element permutation[i]
         self.register_buffer("signs", diagonal.sign().to(self.packed.dtype))
 
-    def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:  # noqa: D102
+    def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         lower, upper = super().triangles()
         upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
         return lower[self.permutation], upper
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         lower, upper = super().triangles()
         x = z if self.bias is None else z - self.bias

@@ -71,7 +71,7 @@ class Mixer(Chain):
             self._traced[shape, device] = now, found
         return found
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         mixings = "context" if context is not None else self._mixings(x)
@@ -83,11 +83,13 @@ class Mixer(Chain):
             log_det = log_det + each
         return x, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         live = differentiated(z, *self.parameters())
         mixings = "context or gradients" if live or context is not None else self._mixings(z)
         if isinstance(mixings, str) or not len(z):
-            return super().inverse(z, context)
+            return super().inverse(z, context, noise)
         log_det = constant(0.0, z)
         for _, plan, place in reversed(mixings):
             z, each = kernels.rows_inverse(plan, z, place=place)

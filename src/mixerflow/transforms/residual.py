@@ -131,7 +131,7 @@ class Residual(Transform):
         self.density = "exact" if log_det == "exact" else "estimate"
         self.terms, self.eval_terms, self.stop, self.most = terms, eval_terms, stop, most
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
@@ -143,7 +143,9 @@ class Residual(Transform):
             value, log_det = self._estimated(g, x, noise)
             return x + value, log_det
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         with torch.autocast(z.device.type, enabled=False):
             z = wide(z)
             g = prepared(self.net, context)

@@ -12,7 +12,7 @@ from mixerflow import kernels
 from mixerflow.core import Chain, Noise, Transform, inside
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
-from mixerflow.transforms.laws import Affine
+from mixerflow.transforms.elementwise import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.proof import doubt
 
@@ -37,7 +37,7 @@ class Rows(Chain):
     """The plan of a folded chain, whose tensors stay what they are."""
     keep: kernels.Keep = "inputs"
 
-    def folded(self) -> Transform:  # noqa: D102
+    def folded(self) -> Transform:
         mine = super().folded()
         if isinstance(mine, Rows):
             mine._folded = True
@@ -78,7 +78,7 @@ class Rows(Chain):
         live = where == "gpu" and differentiated(x, *plan.parameters())
         return plan.refused(where, differentiated=live) or doubt(self, plan, x, place) or plan
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         plan = "context" if context is not None else kernels.why_not(x) or self._plan(x)
@@ -86,12 +86,14 @@ class Rows(Chain):
             return super().forward(x, context, noise)
         return kernels.rows_forward(plan, x, keep=self.keep)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         # the kernel's inverse has no gradients
         live = differentiated(z, *self.parameters())
         plan = "context" if context is not None or live else kernels.why_not(z) or self._plan(z)
         if isinstance(plan, str):
-            return super().inverse(z, context)
+            return super().inverse(z, context, noise)
         return kernels.rows_inverse(plan, z)
 
 
@@ -113,9 +115,10 @@ class _Part(NamedTuple):
 
     def kind(self) -> tuple[object, ...]:
         """What the kernel wants alike in all steps."""
-        law, net = self.coupling.law, self.net
-        assert isinstance(law, Affine)
-        return self.n, net.hidden, net.squash, net.norm, net.by_row, law.bound, type(self.linear)
+        affine, net = self.coupling.elementwise, self.net
+        assert isinstance(affine, Affine)
+        common = (self.n, net.hidden, net.squash, net.norm, net.by_row)
+        return *common, affine.bound, type(self.linear)
 
     def step(self) -> kernels.Step:
         """As the kernel takes it."""
@@ -157,7 +160,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         counts=tuple(count for part in parts for count in part.net.counts),
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
-        bound=first.coupling.law.bound or 0.0,
+        bound=first.coupling.elementwise.bound or 0.0,
         by_row=first.net.by_row,
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
@@ -173,7 +176,7 @@ def _take(steps: list[Transform]) -> _Part | str:
     if coupling is None:
         return "not a chain of ActNorm, LU and coupling"
     plan = getattr(coupling.net, "plan", None)
-    if plan is None or type(coupling.law) is not Affine or coupling.dim not in (0, -1):
+    if plan is None or type(coupling.elementwise) is not Affine or coupling.dim not in (0, -1):
         return "the kernel knows affine couplings with residual MLPs only"
     net = plan()
     return net if isinstance(net, str) else _Part(norm, linear, coupling, net)

@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines: a law that can bend a density where an affine one cannot."""
+"""Monotone rational-quadratic splines: what bends a density where an affine one cannot."""
 
 from __future__ import annotations
 

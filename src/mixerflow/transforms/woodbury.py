@@ -60,7 +60,7 @@ class Woodbury(Transform):
         """``I + V U``, which has the whole map's determinant."""
         return self.right @ self.left + torch.diag_embed(torch.ones_like(self.right[:, 0]))
 
-    def forward(  # noqa: D102
+    def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(x.shape[1:]), (self.n,))
@@ -68,7 +68,9 @@ class Woodbury(Transform):
             z = x + nn.functional.linear(x @ self.right.mT, self.left, self.bias)
             return z, constant(torch.linalg.slogdet(self.core())[1], x)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
         expect(self, tuple(z.shape[1:]), (self.n,))
         with torch.autocast(z.device.type, enabled=False):
             x, core = z if self.bias is None else z - self.bias, self.core()
@@ -76,7 +78,7 @@ class Woodbury(Transform):
             small = torch.linalg.solve(core.mT, x @ self.right.mT, left=False)
             return x - small @ self.left.mT, constant(-torch.linalg.slogdet(core)[1], z)
 
-    def out_shape(self, shape: Shape) -> Shape:  # noqa: D102
+    def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
         return shape
 

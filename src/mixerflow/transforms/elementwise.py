@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @runtime_checkable
-class Law(Protocol):
+class Elementwise(Protocol):
     """An elementwise map ``z = f(x; raw)`` with `params` numbers an element.
 
     ``raw`` has the parameters on a new first axis: ``(params, *x.shape)``. All zeros is the
