@@ -29,7 +29,7 @@ from mixerflow.transforms import (
     halves,
     proof,
 )
-from mixerflow.transforms.rows import plan_of
+from mixerflow.transforms.plans import plan_of
 
 DEVICE = "cpu" if launch.INTERPRETED else "cuda"
 LOW = (False, True)

@@ -15,7 +15,7 @@ from mixerflow.kernels import library, switch
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import BatchNorm, ResidualMLP
 from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Rows, halves
-from mixerflow.transforms.rows import plan_of
+from mixerflow.transforms.plans import plan_of
 
 
 def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=True, ends=True):

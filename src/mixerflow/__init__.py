@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mixerflow.version import __version__
+
 if TYPE_CHECKING:
     from mixerflow.core import Flow, Noise, Transform
     from mixerflow.data import Images
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from mixerflow.models import MAFConfig, MixerFlowConfig
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.training import TrainConfig, Trained, load, train
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Bits": "evaluate",

@@ -19,7 +19,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.models import Config, build, from_spec
 from mixerflow.training import is_published, read_header
 from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows, Squeeze
-from mixerflow.transforms.rows import plan_of
+from mixerflow.transforms.plans import plan_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import sys
 import traceback
 import warnings
 
-from mixerflow import __version__
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line
+from mixerflow.version import __version__
 
 COMMANDS = {
     "train": "train a recipe on images, or go on with a run",

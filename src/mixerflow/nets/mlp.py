@@ -5,14 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow import kernels
-from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, row_norm, squash
-
-
-def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
-    """Parameters or buffers of those names, None where there is none; quicker than getattr."""
-    parameters, buffers = module._parameters, module._buffers
-    return [parameters.get(name, buffers.get(name)) for name in names]
+from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 
 
 class ResidualMLP(nn.Module):
@@ -79,46 +72,3 @@ class ResidualMLP(nn.Module):
             self.linear1.bias.copy_(self.norm2(self.linear1.bias))
             self.norm2 = nn.Identity()
         return self
-
-    def plan(self) -> kernels.Net | str:
-        """Its tensors as the kernels take them, or in a few words why they cannot."""
-        linears = (self.enter, self.linear1, self.linear2, self.leave)
-        norms = (self.norm1, self.norm2)
-        if type(self) is not ResidualMLP:
-            return "a net of another kind"  # which may compute something else
-        if self.context is not None:
-            return "the kernel takes no context"
-        if {type(m) for m in linears} != {nn.Linear}:
-            return "the kernel knows plain linear maps only"
-        known = (
-            *((BatchNorm, BatchNorm), (nn.LayerNorm, nn.LayerNorm), (nn.RMSNorm, nn.RMSNorm)),
-            *((nn.Identity, nn.Identity), (Scale, nn.Identity)),
-        )
-        if tuple(map(type, norms)) not in known:
-            return "the kernels know other norms"
-        by_row = [row_norm(m) for m in norms]
-        for m, taken in zip(norms, by_row, strict=True):
-            if isinstance(m, (nn.LayerNorm, nn.RMSNorm)) and (
-                taken is None or m.normalized_shape != (self.linear1.in_features,)
-            ):
-                return "the kernels know row norms as `norm_of` makes them"
-        if by_row[0] != by_row[1]:
-            return "its norms are not alike"
-        states = [m.state() for m in norms if isinstance(m, BatchNorm)]
-        if states and (None in states or states[0] != states[1]):
-            return "its batch norms are not alike"
-        parts = (self.enter, self.norm1, self.linear1, self.norm2, self.linear2, self.leave)
-        tracked = [m for m in norms if isinstance(m, BatchNorm)]
-        return kernels.Net(
-            given=self.enter.in_features,
-            out=self.leave.out_features,
-            hidden=self.linear1.in_features,
-            squash=self.squash,
-            parameters=tuple(t for m in parts for t in _held(m, "weight", "bias")),
-            statistics=tuple(t for m in norms for t in _held(m, "running_mean", "running_var")),
-            norm=states[0] if states else None,
-            counts=tuple(
-                m.num_batches_tracked for m in tracked if m.num_batches_tracked is not None
-            ),
-            by_row=by_row[0],
-        )

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow import kernels
 from mixerflow.processes import ALONE, Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -26,15 +25,6 @@ def norm_of(kind: Norm, width: int) -> nn.Module:
     if kind == "rms":
         return nn.RMSNorm(width, eps=1e-5, elementwise_affine=False)
     return nn.Identity()
-
-
-def row_norm(norm: nn.Module) -> kernels.RowNorm | None:
-    """A norm of each row by itself as the kernels take it; None if it is of another kind."""
-    if isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None:
-        return kernels.RowNorm("layer", norm.eps)
-    if isinstance(norm, nn.RMSNorm) and norm.weight is None and norm.eps is not None:
-        return kernels.RowNorm("rms", norm.eps)
-    return None
 
 
 def squash(x: Tensor) -> Tensor:
@@ -146,17 +136,11 @@ class BatchNorm(nn.BatchNorm1d):
 
     def folded(self) -> nn.Module:
         """Its affine map in eval mode; itself where it has no statistics of its own to use."""
-        if self.state() is None:
+        if not self.track_running_stats or not self.affine:
             return self
         assert self.running_mean is not None and self.running_var is not None
         weight = self.weight * (self.running_var + self.eps).rsqrt()
         return Scale(weight, self.bias - weight * self.running_mean)
-
-    def state(self) -> kernels.Norm | None:
-        """As the kernels take it; None where it keeps no statistics or has no weights."""
-        if not self.track_running_stats or not self.affine:
-            return None
-        return kernels.Norm(self.training, self.update, self.momentum, self.eps, self.processes)
 
 
 class _Shared(torch.autograd.Function):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from mixerflow import __version__
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError, DataError
@@ -19,6 +18,7 @@ from mixerflow.settings import restore
 from mixerflow.training.checkpoint import Checkpoints
 from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
+from mixerflow.version import __version__
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),

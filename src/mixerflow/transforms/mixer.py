@@ -10,7 +10,8 @@ from torch import Tensor
 from mixerflow import kernels
 from mixerflow.core import Along, Chain, Inverse, Noise, Shape, Transform, constant
 from mixerflow.transforms.layout import _Rearrangement
-from mixerflow.transforms.rows import Rows, differentiated, hooked
+from mixerflow.transforms.plans import hooked
+from mixerflow.transforms.rows import Rows, differentiated
 
 
 class Mixer(Chain):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixerflow import kernels
 from mixerflow.core import Chain
+from mixerflow.transforms.plans import plan_of
 
 _TOLERANCE = {False: 1e-4, True: 1e-2}
 """Relative error of values, log-dets and inverses, in float32 and with bfloat16 nets; of gradients
@@ -61,8 +62,6 @@ def excess(
     chain: Chain, device: torch.device, *, low: bool, place: kernels.Place | None = None
 ) -> float:
     """The largest error that the kernels make for such a chain, over what they may make."""
-    from mixerflow.transforms.rows import plan_of
-
     generator = torch.Generator().manual_seed(0)
     mine = copy.deepcopy(chain)
     with torch.no_grad():
