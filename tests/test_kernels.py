@@ -457,6 +457,17 @@ def test_nets_that_compute_something_else_go_by_operators():
     assert not torch.allclose(chain(x)[0], plain)
 
 
+@pytest.mark.parametrize("norm", ["batch", "layer", "rms", "none"])
+def test_norms_that_compute_something_else_go_by_operators(norm):
+    chain, x = rows(8, norm=norm).eval(), torch.randn(5, 8)
+    plain = chain(x)[0]
+    mine = chain.steps[2].net.norm2
+    kind = type(mine)
+    mine.__class__ = type("Shifted", (kind,), {"forward": lambda s, h: kind.forward(s, h) + 1})
+    assert "other norms" in chain.path(x)
+    assert not torch.allclose(chain(x)[0], plain)
+
+
 def test_tensors_of_another_kind_are_left_to_the_operators_errors():
     x = torch.randn(5, 8)
     chain = rows(8).eval()

@@ -1,4 +1,4 @@
-"""Conditioners: plain modules that know nothing of flows."""
+"""Conditioners: plain modules that know nothing of flows or kernels."""
 
 from mixerflow.nets.attention import AttentionNet
 from mixerflow.nets.conv import ResidualConvNet
