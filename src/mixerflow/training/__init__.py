@@ -1,7 +1,7 @@
 """Training: settings, the run, its checkpoints, and the way back from its folder."""
 
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.fit import Trained, train
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.header import begun

@@ -12,8 +12,8 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import bits
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.graphed import trainer_of
 
 EVALUATIONS = 10

@@ -18,10 +18,10 @@ from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake

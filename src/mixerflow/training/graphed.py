@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow
 from mixerflow.errors import ConfigError, first_line
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.flat import Flat, FlatAdam
 from mixerflow.training.trainer import Step, Trainer
 from mixerflow.transforms import Dequantize

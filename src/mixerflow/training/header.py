@@ -16,8 +16,8 @@ from mixerflow.errors import ConfigError, DataError
 from mixerflow.models import from_spec, spec_of
 from mixerflow.processes import Processes
 from mixerflow.settings import restore
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 
 _FREE = (

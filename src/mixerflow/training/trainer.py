@@ -14,9 +14,9 @@ import torch
 from mixerflow.core import Chain, Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.growth import Growth
 from mixerflow.training.nonfinite import first_part
 from mixerflow.training.parallel import (
