@@ -22,7 +22,7 @@ class Batches:
         batch: images a batch.
         seed: of the passes' orders.
         device: where batches go. Sets that fit are kept there whole.
-        conditional: whether batches come with their labels.
+        conditional: whether there must be labels; where there are, batches have them.
         parts: in which a batch goes through the model.
         processes: between which each part is shared evenly; batches are this one's share.
 
@@ -47,12 +47,10 @@ class Batches:
             what = f"a batch of {batch} in {parts} x {processes.world} equal parts"
             remedy = "make it a multiple of --train.accumulate times the number of processes"
             raise ConfigError(what, "--train.batch", remedy)
-        self.labels: Tensor | None = None
-        if conditional:
-            if images.labels is None:
-                where = images.dataset_id
-                raise ConfigError("no labels for the classes", where, "use --model.classes 0")
-            self.labels = torch.from_numpy(images.labels)
+        if conditional and images.labels is None:
+            where = images.dataset_id
+            raise ConfigError("no labels for the classes", where, "use --model.classes 0")
+        self.labels = None if images.labels is None else torch.from_numpy(images.labels)
         self._orders: dict[int, np.ndarray] = {}
         self._whole: Tensor | None = None
         if device.type != "cpu" and images.pixels.nbytes <= _ON_DEVICE_BYTES:
