@@ -104,7 +104,7 @@ class Trainer:
         own = [] if self.task.own is None else self.task.own.parameters()
         if own := [p for p in own if p.requires_grad]:
             groups, self.rates = [*groups, {"params": own}], [*self.rates, 1.0]
-            self.parameters += own
+            self.parameters = [*self.parameters, *own]
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
         self.step = 0
         self.skipped = 0
