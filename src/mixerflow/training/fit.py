@@ -26,7 +26,7 @@ from mixerflow.training.folder import RunFolder
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake
 from mixerflow.training.header import begun_alike, header_of
-from mixerflow.training.objective import Objective, context_of, likelihood
+from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.session import Session
 
 
@@ -170,17 +170,13 @@ def _run(
     if old is not None and "origin" in old:  # where a run began does not change as it goes on
         header["origin"] = old["origin"]
 
-    def few(n: int) -> tuple[Tensor, Tensor | None]:
-        x, given = batches.first(n)
-        return x, context_of(flow, given)
-
     growth = Growth(flow, config.grow, processes)
     if old is None and not flow.initialized:
         growth.at(0, 1)  # what sleeps stays the identity
-        flow.initialize(*few(config.initial))
+        flow.initialize(*batches.first(config.initial))
         wake(flow)
     if old is None and config.grow > 1:
-        check(flow, config.grow, *few(2))
+        check(flow, config.grow, *batches.first(2))
     with _own_generators(flow, config):
         steps = old["steps"] if old else steps_of(config, flow, batches, validation, objective)
         steps = processes.from_main(steps)
