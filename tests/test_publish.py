@@ -28,10 +28,19 @@ from mixerflow.training import (
     train,
 )
 from mixerflow.training.batches import Batches
-from mixerflow.training.publish import rounded
+from mixerflow.training.publish import is_large, rounded
 from mixerflow.training.stored import stored
 from mixerflow.transforms import LU
-from test_training import MODEL, SHAPE, everything, flow_of, images, settings, stop_after
+from test_training import (
+    MODEL,
+    SHAPE,
+    everything,
+    flow_of,
+    images,
+    one_thread,  # noqa: F401
+    settings,
+    stop_after,
+)
 
 ROUNDING = 2e-3
 """Bits/dim that 16 bits may cost a small flow, whose figures are near 6."""
@@ -110,6 +119,53 @@ def test_the_flows_own_matrices_are_float16_where_that_can_hold_them():
     assert {name: weights[name].dtype for name in kinds} == kinds
 
 
+@pytest.mark.parametrize(
+    ("shape", "large"),
+    [
+        ((32, 32), True),
+        ((16, 8, 3, 3), True),  # 16 rows with a fan-in of 72
+        ((128, 1, 3, 3), True),  # one for each channel of its own
+        ((8, 8, 3, 3), False),  # 576 numbers
+        ((4096, 1, 1), False),  # a scale of each channel
+        ((4096,), False),
+        ((), False),
+    ],
+)
+def test_kernels_are_matrices_as_wide_as_their_fan_in(shape, large):
+    assert is_large(torch.zeros(shape)) == large
+
+
+def test_a_convolutional_flow_loses_little_by_16_bits(tmp_path):
+    """Of 4.2 bits/dim 0.00001; were its kernels rounded to 8 bits, 0.0006."""
+    model = MixerFlowConfig(
+        layers=1, flow_layers=1, hidden=16, patch=4, shift=0, extra="convolution", norm="rms"
+    )
+    rng = np.random.default_rng(0)
+    ramp = rng.integers(0, 120, (200, 1, 1, 1)) + 2 * np.arange(64).reshape(1, 1, 8, 8)
+    pixels = (ramp + rng.integers(0, 9, (200, 1, 8, 8))).astype(np.uint8)
+    data, few = (make_images(part, None, dataset_id="r") for part in (pixels[:150], pixels[150:]))
+    torch.manual_seed(0)
+    flow, out = build(model, (1, 8, 8)), tmp_path / "run"
+    config = settings(steps=60, ema=0.5, evaluate_every=60)
+    train(flow, data, out=out, config=config, quiet=True)
+    card = publish(out, tmp_path / "w", Judge(few, "test"))
+    kept = safetensors.torch.load_file(tmp_path / "w" / "model.safetensors")
+    kernels = {n: p for n, p in load(out).named_parameters() if p.dim() == 4}
+    kinds = {n: torch.bfloat16 if p.numel() >= 1024 else torch.float32 for n, p in kernels.items()}
+    assert {name: kept[name].dtype for name in kernels} == kinds
+    assert len(set(kinds.values())) == 2
+    exact = card["float32"]["bits_per_dim"]
+    cost = card["figure"]["bits_per_dim"] - exact
+    assert 0 < abs(cost) < 2e-4, f"16 bits cost {cost:.5f} bits/dim"
+    coarse = load(out)
+    with torch.no_grad():
+        for name, kernel in coarse.named_parameters():
+            if name in kernels:
+                kernel.copy_(kernel.to(torch.float8_e4m3fn).to(kernel))
+    eight = coarse.bits_per_dim(few.pixels).double().mean().item() - exact
+    assert abs(eight) > 3e-4  # what would be too much shows
+
+
 def test_the_card_tells_what_was_trained_and_judged(run, tmp_path):
     card = publish(run, tmp_path / "w", judge())
     assert from_spec(card["model"]) == (LARGE, SHAPE)
@@ -119,6 +175,7 @@ def test_the_card_tells_what_was_trained_and_judged(run, tmp_path):
     assert (figure["dataset_id"], figure["split"], figure["images"]) == ("ramps", "test", 64)
     assert (figure["density"], figure["dequantization"]) == ("exact", "uniform")
     assert card["machine"]["device"]
+    assert card["objective"] == "likelihood"
     assert card["versions"]["torch"] == torch.__version__
     told = json.loads((tmp_path / "w" / "card.json").read_text())
     del told["sha256"]

@@ -257,7 +257,7 @@ def test_bf16_is_the_conditioners_alone():
             if isinstance(module, torch.nn.Linear):
                 module.register_forward_hook(lambda m, a, out, seen=seen: seen.append(out.dtype))
         torch.manual_seed(0)
-        figures.append(trainer._backward(*batches.at(0)))
+        figures.append(trainer._backward(*batches.at(0))[0])
         assert figures[-1].dtype == torch.float32
         wanted = torch.bfloat16 if precision == "bfloat16" else torch.float32
         assert set(seen) == {wanted}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -70,6 +72,8 @@ class Flow(nn.Module):
     memory: Memory = "store"
     inference: bool = False
     """Whether this is a copy that `fused` made."""
+    _drawn: Noise | None = None
+    """What `forward` draws from where it is given no noise; see `drawing`."""
 
     def __init__(
         self,
@@ -144,7 +148,8 @@ class Flow(nn.Module):
         Args:
             x: integer images for a flow with levels, else floats.
             context: what ``context_net`` takes, one entry an image.
-            noise: None draws from torch's generator; a `Noise` makes the result a pure function.
+            noise: None draws from torch's generator, or what `drawing` names; a `Noise` makes the
+                result a pure function.
 
         Raises:
             ValueError: images of another shape or range, context missing or not wanted.
@@ -160,9 +165,22 @@ class Flow(nn.Module):
         if self.memory != "store":
             refuse_sharded(self, self.memory)
         context = self._context(context, x.shape[0])
+        noise = self._drawn if noise is None else noise
         z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)
         return Encoded(z, self.base.log_prob(z) + log_det, log_det)
+
+    @contextmanager
+    def drawing(self, noise: Noise | None) -> Iterator[None]:
+        """For the time of a ``with``, `forward` draws from `noise` where it is given none itself.
+
+        For code between that knows of no noise, such as a training objective.
+        """
+        before, self._drawn = self._drawn, noise
+        try:
+            yield
+        finally:
+            self._drawn = before
 
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None

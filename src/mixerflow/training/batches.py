@@ -22,7 +22,8 @@ class Batches:
         batch: images a batch.
         seed: of the passes' orders.
         device: where batches go. Sets that fit are kept there whole.
-        conditional: whether batches come with their labels.
+        conditional: whether the flow takes labels, which then must be there; batches have those
+            that there are.
         parts: in which a batch goes through the model.
         processes: between which each part is shared evenly; batches are this one's share.
 
@@ -42,17 +43,15 @@ class Batches:
         processes: Processes = ALONE,
     ) -> None:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
-        self.parts, self.processes = parts, processes
+        self.conditional, self.parts, self.processes = conditional, parts, processes
         if batch % (parts * processes.world):
             what = f"a batch of {batch} in {parts} x {processes.world} equal parts"
             remedy = "make it a multiple of --train.accumulate times the number of processes"
             raise ConfigError(what, "--train.batch", remedy)
-        self.labels: Tensor | None = None
-        if conditional:
-            if images.labels is None:
-                where = images.dataset_id
-                raise ConfigError("no labels for the classes", where, "use --model.classes 0")
-            self.labels = torch.from_numpy(images.labels)
+        if conditional and images.labels is None:
+            where = images.dataset_id
+            raise ConfigError("no labels for the classes", where, "use --model.classes 0")
+        self.labels = None if images.labels is None else torch.from_numpy(images.labels)
         self._orders: dict[int, np.ndarray] = {}
         self._whole: Tensor | None = None
         if device.type != "cpu" and images.pixels.nbytes <= _ON_DEVICE_BYTES:
@@ -86,8 +85,9 @@ class Batches:
         return x, labels
 
     def first(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """The first `n` images of the first pass, at most all: what initialisation sees."""
-        return self.take(self._order(0)[: min(n, len(self.images))])
+        """What initialisation sees: the first `n` images, at most all, and the flow's context."""
+        x, labels = self.take(self._order(0)[: min(n, len(self.images))])
+        return x, labels if self.conditional else None
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

@@ -12,9 +12,10 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import bits
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.graphed import trainer_of
+from mixerflow.training.objective import Objective, likelihood
 
 EVALUATIONS = 10
 """Evaluations in a run, where `TrainConfig.evaluate_every` does not say."""
@@ -25,11 +26,17 @@ _TRIAL_SHARE = 0.03
 _RESERVE = 0.97
 
 
-def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Images) -> int:
+def steps_of(
+    config: TrainConfig,
+    flow: Flow,
+    batches: Batches,
+    validation: Images,
+    objective: Objective = likelihood,
+) -> int:
     """The number of steps that the budget of `config` is.
 
-    Minutes are counted in steps once, on a copy of the flow that is then thrown away: timed steps
-    and a timed evaluation, for 3 % of the budget, tell what the rest will buy.
+    Minutes are counted in steps once, on copies of the flow and the objective that are then thrown
+    away: timed steps and a timed evaluation, for 3 % of the budget, tell what the rest will buy.
 
     Raises:
         ConfigError: no budget, or one that does not buy a step.
@@ -43,7 +50,8 @@ def steps_of(config: TrainConfig, flow: Flow, batches: Batches, validation: Imag
     budget = 60 * config.minutes
     # full depth, as a growing flow takes less; and no schedule that could be too short
     whole = dataclasses.replace(config, grow=0, start=0, whole=None)
-    trainer = trainer_of(copy.deepcopy(flow), batches, whole, steps=10**6)
+    tried = copy.deepcopy(objective)
+    trainer = trainer_of(copy.deepcopy(flow), batches, whole, steps=10**6, objective=tried)
     processes = batches.processes
 
     def now() -> float:

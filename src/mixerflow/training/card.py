@@ -17,6 +17,7 @@ def card_text(name: str, card: dict[str, Any]) -> str:
         "images": " x ".join(map(str, model["shape"])),
         "parameters": f"{card['parameters']:,}",
         "trained on": f"{card['data']['training_images']:,} images of {card['data']['dataset_id']}",
+        "objective": card["objective"],
         "weights": "their moving average" if card["averaged"] else "raw, not averaged",
         "steps": f"{card['steps']:,}",
         "restarts": card["restarts"],

@@ -18,14 +18,15 @@ from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake
 from mixerflow.training.header import begun_alike, header_of
+from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.session import Session
 
 
@@ -53,6 +54,7 @@ def train(
     images: Images | np.ndarray | Tensor,
     *,
     labels: np.ndarray | Tensor | None = None,
+    objective: Objective | None = None,
     validation: Images | None = None,
     out: Path | str | None = None,
     config: TrainConfig | None = None,
@@ -74,7 +76,9 @@ def train(
         flow: from `mixerflow.build`, or any other `Flow`.
         images: ``(N, C, *spatial)`` uint8 or uint16, floats for a flow without levels, or an
             `Images`.
-        labels: ``(N,)`` class numbers, for a class-conditional flow and plain arrays.
+        labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
+        objective: what to make smaller, a function of flow, images and labels, or a module that
+            learns too: docs/objectives.md; None is `mixerflow.training.likelihood`.
         validation: images to validate on; without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
         config: settings.
@@ -101,8 +105,18 @@ def train(
         held.enter_context(_own_generators(flow, config))
         held.callback(wake, flow)
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
+        objective = likelihood if objective is None else objective
         return _run(
-            flow, given, validation, folder, config, from_step, about or {}, quiet, processes
+            flow,
+            given,
+            validation,
+            objective,
+            folder,
+            config,
+            from_step,
+            about or {},
+            quiet,
+            processes,
         )
 
 
@@ -134,6 +148,7 @@ def _run(
     flow: Flow,
     images: Images,
     validation: Images,
+    objective: Objective,
     folder: RunFolder | None,
     config: TrainConfig,
     from_step: int | None,
@@ -150,10 +165,11 @@ def _run(
         parts=config.accumulate,
         processes=processes,
     )
-    header = header_of(flow, images, validation, config, about, processes)
+    header = header_of(flow, images, validation, objective, config, about, processes)
     old = processes.from_main(processes.on_main(lambda: folder and begun_alike(folder, header)))
     if old is not None and "origin" in old:  # where a run began does not change as it goes on
         header["origin"] = old["origin"]
+
     growth = Growth(flow, config.grow, processes)
     if old is None and not flow.initialized:
         growth.at(0, 1)  # what sleeps stays the identity
@@ -162,9 +178,9 @@ def _run(
     if old is None and config.grow > 1:
         check(flow, config.grow, *batches.first(2))
     with _own_generators(flow, config):
-        steps = old["steps"] if old else steps_of(config, flow, batches, validation)
+        steps = old["steps"] if old else steps_of(config, flow, batches, validation, objective)
         steps = processes.from_main(steps)
-    trainer = trainer_of(flow, batches, config, steps=steps)
+    trainer = trainer_of(flow, batches, config, steps=steps, objective=objective)
     session = Session(trainer, validation, folder, quiet=quiet)
     if old is not None:
         session.restore(_last(folder, from_step, processes))
@@ -192,7 +208,7 @@ def _run(
         folder.update({"status": status, "seconds": session.tally.seconds, "result": result})
     trainer.leave()
     flow.load_state_dict(trainer.average.flow.state_dict())
-    flow.eval()
+    trainer.task.eval()
     return Trained(status, trainer.step, session.result, session.path, exit_code)
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow
 from mixerflow.errors import ConfigError, first_line
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.flat import Flat, FlatAdam
+from mixerflow.training.objective import Objective, context_of, likelihood
 from mixerflow.training.trainer import Step, Trainer
 from mixerflow.transforms import Dequantize
 
@@ -47,14 +48,23 @@ class GraphedTrainer(Trainer):
         config: settings; ``graph`` is not looked at. Without CUDA the same step runs operator by
             operator.
         steps: the whole run's number of steps.
+        objective: the likelihood, of which it is known that a graph can have it.
 
     Raises:
         ConfigError: settings that the flow or the steps do not allow, or that no graph can have.
     """
 
-    def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
-        _check(flow, batches, config)
-        super().__init__(flow, batches, config, steps=steps)
+    def __init__(
+        self,
+        flow: Flow,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        steps: int,
+        objective: Objective = likelihood,
+    ) -> None:
+        _check(flow, batches, config, objective)
+        super().__init__(flow, batches, config, steps=steps, objective=objective)
         groups = self.optimizer.param_groups
         self.flat = Flat([p for group in groups for p in group["params"]])
         self.adam = FlatAdam(self.optimizer, self.flat)
@@ -62,7 +72,8 @@ class GraphedTrainer(Trainer):
         theirs = dict(self.average.flow.named_parameters())
         self.averaged = Flat([theirs[names[id(p)]] for p in self.flat.parameters])
         device = flow.device
-        x, context = batches.at(0)
+        x, labels = batches.at(0)
+        context = context_of(flow, labels)
         self._x = torch.empty_like(x, device=device)
         self._context = None if context is None else _place(flow, context)
         self._share = torch.zeros((), device=device)
@@ -102,11 +113,13 @@ class GraphedTrainer(Trainer):
         return lr
 
     def _fetch(self) -> tuple[Tensor, Tensor | None]:
-        """This step's batch, on the device."""
+        """This step's batch, on the device; labels where the flow takes them."""
         if self._copies is None:
-            return self.batches.at(self.place)
+            x, labels = self.batches.at(self.place)
+            return x, context_of(self.flow, labels)
         with torch.cuda.stream(self._copies):  # here copies from the host wait for no replay
-            x, context = self.batches.at(self.place)
+            x, labels = self.batches.at(self.place)
+            context = context_of(self.flow, labels)
             context = None if context is None else context.to(x.device)
         main = torch.cuda.current_stream(x.device)
         main.wait_stream(self._copies)
@@ -118,7 +131,7 @@ class GraphedTrainer(Trainer):
     def _device_step(self) -> None:
         """The whole step, on what lies in its places; the host sees nothing of it."""
         with _unseen(self.flow):
-            objective = self._backward(self._x, self._context)
+            objective, _ = self._backward(self._x, self._context)
         gradient = self.adam.gradient
         self.flat.gather(gradient)
         norm = torch.linalg.vector_norm(gradient)
@@ -217,25 +230,33 @@ class GraphedTrainer(Trainer):
         self.averaged.release()
 
 
-def trainer_of(flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> Trainer:
+def trainer_of(
+    flow: Flow,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    steps: int,
+    objective: Objective = likelihood,
+) -> Trainer:
     """The trainer that `config` asks for; arguments as `Trainer` has them.
 
     Raises:
         ConfigError: settings that the flow, the processes, the steps or the device do not allow.
     """
     if not config.graph:
-        return Trainer(flow, batches, config, steps=steps)
+        return Trainer(flow, batches, config, steps=steps, objective=objective)
     if flow.device.type != "cuda":
         remedy = "train on a GPU (--device cuda), or say --train.no-graph"
         raise ConfigError(f"no CUDA graphs on the {flow.device.type}", _FLAG, remedy)
-    return GraphedTrainer(flow, batches, config, steps=steps)
+    return GraphedTrainer(flow, batches, config, steps=steps, objective=objective)
 
 
-def _check(flow: Flow, batches: Batches, config: TrainConfig) -> None:
+def _check(flow: Flow, batches: Batches, config: TrainConfig, objective: Objective) -> None:
     """Raise a ConfigError for what a graph cannot have."""
     kinds = [module for module in flow.modules() if isinstance(module, Dequantize)]
     promised = batches.images.pixels.dtype == "uint8"
     cannot = {
+        "an objective other than the likelihood": objective is not likelihood,
         "several processes": batches.processes.together,
         f"--train.grow {config.grow}": config.grow > 1,
         f"--train.memory {config.memory}": config.memory != "store",

@@ -15,10 +15,10 @@ from mixerflow.errors import ConfigError, DataError
 from mixerflow.models import from_spec, spec_of
 from mixerflow.processes import Processes
 from mixerflow.settings import restore
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
-from mixerflow.version import __version__
+from mixerflow.training.objective import Objective, name_of
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
@@ -32,6 +32,7 @@ def header_of(
     flow: Flow,
     images: Images,
     validation: Images,
+    objective: Objective,
     config: TrainConfig,
     about: dict[str, Any],
     processes: Processes,
@@ -45,6 +46,7 @@ def header_of(
         "format": 1,
         **about,
         "model": flow.spec,
+        "objective": name_of(objective),
         "train": dataclasses.asdict(config),
         "data": {
             "dataset_id": images.dataset_id,
@@ -89,7 +91,8 @@ def begun_alike(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | N
     known["train"] = dataclasses.asdict(restore(TrainConfig, old.get("train") or {}))
     if old.get("model") is not None:
         known["model"] = spec_of(*from_spec(old["model"]))
-    for part in ("model", "train", "data"):
+    known.setdefault("objective", "likelihood")
+    for part in ("model", "objective", "train", "data"):
         mine, theirs = flat(header[part], part), flat(known.get(part), part)
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE

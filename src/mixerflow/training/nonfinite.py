@@ -18,8 +18,8 @@ def first_part(
     context: Tensor | None,
     noise: Noise | None = None,
     processes: Processes = ALONE,
-) -> str:
-    """Name the first part whose output, or failing that gradient, is not finite.
+) -> str | None:
+    """Name the first part whose output, or failing that gradient, is not finite; None if all are.
 
     Runs the batch forward again, with torch's generator where it stands: the caller restores the
     state of the step in question first. Each process looks at its own share, to the end, for the
@@ -50,7 +50,7 @@ def first_part(
             found.append(f"{_GRADIENT} {name}")
             break
     firsts = [each[0] for each in processes.collect(found) if each]
-    return next(iter(sorted(firsts, key=_is_gradient)), "the sum of the log-probabilities")
+    return next(iter(sorted(firsts, key=_is_gradient)), None)
 
 
 def _is_gradient(part: str) -> bool:

@@ -15,23 +15,31 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixerflow.core import Chain, Flow
+from mixerflow.errors import ConfigError
 from mixerflow.processes import Processes
+from mixerflow.training.objective import Task
 
 Parallel = Literal["ddp", "fsdp"]
 
 
-def parallel(flow: Flow, processes: Processes, how: Parallel) -> nn.Module:
-    """What to call in place of `flow` so that gradients are means over processes.
+def parallel(task: Task, processes: Processes, how: Parallel) -> nn.Module:
+    """What to call in place of `task` so that gradients are means over processes.
 
-    ``"ddp"`` wraps the flow, ``"fsdp"`` shards it in place (`shard`).
+    ``"ddp"`` wraps it, ``"fsdp"`` shards its flow in place (`shard`).
+
+    Raises:
+        ConfigError: an objective with parameters under ``"fsdp"``, which shares the flow only.
     """
     if not processes.together:
-        return flow
+        return task
     if how == "fsdp":
-        shard(flow, processes)
-        return flow
-    devices = [flow.device] if flow.device.type == "cuda" else None
-    return DistributedDataParallel(flow, device_ids=devices)
+        if task.own is not None and next(task.own.parameters(), None) is not None:
+            what = "an objective with parameters of its own is not sharded"
+            raise ConfigError(what, "--train.parallel fsdp", "use ddp")
+        shard(task.flow, processes)
+        return task
+    devices = [task.flow.device] if task.flow.device.type == "cuda" else None
+    return DistributedDataParallel(task, device_ids=devices)
 
 
 def shard(flow: Flow, processes: Processes) -> None:
@@ -57,10 +65,10 @@ def shard(flow: Flow, processes: Processes) -> None:
     register_fsdp_forward_method(flow, "_inverse")  # `decode` and `draw` go through it
 
 
-def share_batch_norms(flow: Flow, processes: Processes) -> int:
+def share_batch_norms(root: nn.Module, processes: Processes) -> int:
     """Let batch norms see all processes' rows; returns how many are of a kind that cannot."""
     others = 0
-    for module in flow.modules():
+    for module in root.modules():
         if isinstance(module, nn.BatchNorm1d) and hasattr(module, "processes"):
             module.processes = processes  # pyright: ignore[reportArgumentType]
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):

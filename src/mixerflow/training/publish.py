@@ -3,6 +3,8 @@
 Matrices are kept in 16 bits, all else as it is. Conditioners' matrices, most of the file, are
 bfloat16. Those that a flow multiplies its data with are float16, which takes as many bytes and
 rounds to an eighth: in bfloat16 they alone would cost ten times the bits/dim of all conditioners.
+A kernel of a convolution, ``(out, in, *kernel)``, is a matrix whose rows are as long as its fan-in,
+``in * prod(kernel)``: it is a sum of so many products, over which roundings average out.
 """
 
 from __future__ import annotations
@@ -35,8 +37,12 @@ _SAME = ("images_sha256", "seed", "dequantization")
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether it is a matrix that is worth rounding."""
-    return weight.dim() >= 2 and weight.numel() >= _SMALL
+    """Whether it is a matrix, or a convolution's kernel, that is worth rounding.
+
+    What has a number for each channel, ``(C, 1, 1)`` say, has a fan-in of 1 and is neither.
+    """
+    fan_in = weight.shape[1:].numel()
+    return fan_in > 1 and weight.numel() >= _SMALL
 
 
 def rounded(flow: Flow) -> dict[str, Tensor]:
@@ -192,6 +198,7 @@ def _card(held: Stored, scored: dict[str, Any], exact: Bits, data: bytes) -> dic
         "format": 1,
         "status": "published",
         **{key: held.header.get(key) for key in (*kept, "machine")},
+        "objective": held.header.get("objective") or "likelihood",
         "steps": sum(piece["steps"] for piece in pieces),
         "seconds": sum(piece["seconds"] or 0 for piece in pieces),
         "restarts": len(pieces) - 1,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from mixerflow import images as pictures
@@ -18,6 +19,7 @@ from mixerflow.processes import cause, is_loss
 from mixerflow.training.budget import EVALUATIONS, GRID
 from mixerflow.training.checkpoint import Checkpoint, Checkpoints
 from mixerflow.training.folder import RunFolder
+from mixerflow.training.objective import likelihood, name_of
 from mixerflow.training.progress import Bar
 from mixerflow.training.scalars import Scalars
 from mixerflow.training.signals import Interrupt
@@ -36,6 +38,12 @@ class Tally:
     objectives: float = 0.0
     gradient_norms: float = 0.0
     steps: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """Sums of the objective's own, over `steps`."""
+
+    def means(self) -> dict[str, float]:
+        """The objective's own figures since the last line of metrics."""
+        return {name: value / self.steps for name, value in self.figures.items()}
 
 
 class Session:
@@ -90,8 +98,15 @@ class Session:
                 self._checkpoints.set_aside(self.trainer.step)
 
     def _check(self, checkpoint: Checkpoint | None) -> None:
-        """Raise a CheckpointError unless the checkpoint is of such a flow."""
+        """Raise a CheckpointError unless the checkpoint is of such a flow and objective."""
         assert checkpoint is not None
+        own = self.trainer.task.own
+        mine = {} if own is None else own.state_dict()
+        theirs = checkpoint.state["trainer"].get("objective", {})
+        if _shapes(mine) != _shapes(theirs):
+            what = f"the checkpoint does not fit {name_of(self.trainer.task.objective)}"
+            remedy = "give the objective that it was saved with"
+            raise CheckpointError(what, checkpoint.path, remedy)
         names = {name: value.shape for name, value in self.trainer.flow.state_dict().items()}
         shapes = [tuple(parameter.shape) for parameter in self.trainer.parameters]
         try:
@@ -192,12 +207,17 @@ class Session:
         )
 
     def _figures(self, step: Step) -> str:
-        tally, batch = self.tally, self.trainer.config.batch
+        tally, trainer = self.tally, self.trainer
         mean = tally.objectives / tally.steps if tally.steps else step.objective
-        name = "bits/dim" if self.trainer.is_likelihood else "objective (batch norm)"
+        coupled = trainer.task.objective is likelihood  # by batch norm, or it would be bits/dim
+        other = "objective (batch norm)" if coupled else "objective"
+        name = "bits/dim" if trainer.is_likelihood else other
         unknown = math.isnan(mean) and step.bad_part is None  # the first figures are on their way
-        speed = batch * max(1, self.trainer.step) / max(tally.seconds, 1e-9)
-        return f"{name} {'...' if unknown else f'{mean:.3f}'}  {speed:.0f} images/s"
+        shown = [f"{name} {'...' if unknown else f'{mean:.3f}'}"]
+        means = tally.means() if tally.steps else step.figures
+        shown += [f"{name} {value:.3g}" for name, value in means.items()]
+        speed = trainer.config.batch * max(1, trainer.step) / max(tally.seconds, 1e-9)
+        return "  ".join([*shown, f"{speed:.0f} images/s"])
 
     def _record(self, step: Step, scalars: Scalars) -> None:
         tally, trainer = self.tally, self.trainer
@@ -205,6 +225,8 @@ class Session:
             tally.objectives += step.objective * step.counted
             tally.gradient_norms += step.gradient_norm * step.counted
             tally.steps += step.counted
+            for name, value in step.figures.items():
+                tally.figures[name] = tally.figures.get(name, 0.0) + value * step.counted
         if trainer.step % self.log_every or not tally.steps:
             return
         name = "bits_per_dim" if trainer.is_likelihood else "objective"
@@ -217,8 +239,9 @@ class Session:
             "skipped": trainer.skipped,
             "seconds": tally.seconds,
             "images_per_second": trainer.config.batch * trainer.step / tally.seconds,
+            **tally.means(),
         }
-        tally.objectives, tally.gradient_norms, tally.steps = 0.0, 0.0, 0
+        tally.objectives, tally.gradient_norms, tally.steps, tally.figures = 0.0, 0.0, 0, {}
         self._write(record, scalars)
 
     def _write(self, record: dict[str, Any], scalars: Scalars) -> None:
@@ -271,7 +294,7 @@ class Session:
             return
         if not settled:  # whoever loads it gets statistics that are the averaged weights' own
             self.trainer.settle()
-        state = {"trainer": self.trainer.state(), "tally": vars(self.tally).copy()}
+        state = {"trainer": self.trainer.state(), "tally": dataclasses.asdict(self.tally)}
         model, averaged = self.trainer.weights()
 
         def write() -> None:
@@ -279,3 +302,8 @@ class Session:
             self._checkpoints.save(self.trainer.step, model, averaged, state, best=best)
 
         self.processes.on_main(write)
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, Any]:
+    """What must agree between a module and a state for it."""
+    return {name: getattr(value, "shape", None) for name, value in state.items()}

@@ -13,8 +13,8 @@ from mixerflow.core import Flow
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import build, from_spec
 from mixerflow.settings import restore
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.folder import RunFolder
 from mixerflow.training.manifest import (
     MODEL,

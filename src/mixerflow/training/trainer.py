@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ import torch
 from mixerflow.core import Chain, Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
-from mixerflow.training.config import TrainConfig
 from mixerflow.training.growth import Growth
 from mixerflow.training.nonfinite import first_part
+from mixerflow.training.objective import Objective, Task, context_of, likelihood, name_of
 from mixerflow.training.parallel import (
     load_flow,
     load_optimizer,
@@ -35,9 +36,10 @@ _RECALIBRATE = 1024
 
 @dataclass(frozen=True)
 class Step:
-    """What one step came to: the mean bits/dim of its batch in training mode, and more."""
+    """What one step came to: the objective of its batch in training mode, and more."""
 
     objective: float
+    """The mean loss of an image over D ln 2: of the likelihood, bits/dim."""
     gradient_norm: float
     lr: float
     number: int
@@ -46,29 +48,41 @@ class Step:
     """Steps that the first two figures are the mean of: 0 where they tell nothing new."""
     bad_part: str | None = None
     """Where NaN or infinity first appeared, when the step was skipped for it."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The objective's own figures, means over the batch."""
 
 
 class Trainer:
-    """Adam on the mean bits/dim of a flow, with an average of its weights.
+    """Adam on the mean loss of a flow, in bits/dim, with an average of its weights.
 
     Args:
         flow: the flow to train, on its device, initialised; process 0's is every process's.
         batches: of training images, shared between the processes that train.
         config: settings.
         steps: the whole run's number of steps.
+        objective: what a step makes smaller; see `mixerflow.training.objective`.
 
     Raises:
-        ConfigError: settings that the flow, the processes or the steps do not allow.
+        ConfigError: settings that the flow, the objective, the processes or the steps do not allow.
     """
 
     read_every: int = 1
     """Steps from one look at the figures to the next, for a trainer whose steps need none."""
 
-    def __init__(self, flow: Flow, batches: Batches, config: TrainConfig, *, steps: int) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        steps: int,
+        objective: Objective = likelihood,
+    ) -> None:
         self.flow, self.batches, self.config, self.steps = flow, batches, config, steps
         flow.memory = config.memory
         self.processes = batches.processes
-        self.processes.align(itertools.chain(flow.parameters(), flow.buffers()))
+        self.task = Task(flow, objective)
+        self.processes.align(itertools.chain(self.task.parameters(), self.task.buffers()))
         self.average = Average(flow, config.ema)
         copies = (flow, self.average.flow)
         self.growths = [Growth(each, config.grow, self.processes) for each in copies]
@@ -78,7 +92,7 @@ class Trainer:
         if config.whole is not None and config.start + steps > config.whole:
             what = f"steps {config.start} to {config.start + steps} of {config.whole}"
             raise ConfigError(what, "--train.whole", f"give at least {config.start + steps}")
-        self.module = parallel(flow, self.processes, config.parallel)
+        self.module = parallel(self.task, self.processes, config.parallel)
         if config.memory != "store":
             refuse_sharded(flow, config.memory)
         self.sharded = self.processes.together and config.parallel == "fsdp"
@@ -87,6 +101,10 @@ class Trainer:
         self._share_batch_norms()
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         groups, self.rates = _by_layer(flow, self.parameters, config.layer_lr)
+        own = [] if self.task.own is None else self.task.own.parameters()
+        if own := [p for p in own if p.requires_grad]:
+            groups, self.rates = [*groups, {"params": own}], [*self.rates, 1.0]
+            self.parameters = [*self.parameters, *own]
         self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
         self.step = 0
         self.skipped = 0
@@ -95,8 +113,8 @@ class Trainer:
 
     @property
     def is_likelihood(self) -> bool:
-        """Whether the training objective is a likelihood: not where batch norm couples images."""
-        return not batch_norms(self.flow)
+        """Whether a step's figure is a likelihood: not where batch norm couples images."""
+        return self.task.objective is likelihood and not batch_norms(self.flow)
 
     @property
     def place(self) -> int:
@@ -107,15 +125,15 @@ class Trainer:
         """Take one step; a batch whose loss or gradient is not finite changes no weight."""
         self._grow()
         lr = self._set_rate()
-        x, context = self.batches.at(self.place)
+        x, labels = self.batches.at(self.place)
         before = self._generators()
         noise = self._noise()
-        objective = self._backward(x, context, noise)
+        objective, means = self._backward(x, labels, noise)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm(grads))
-        figures = torch.stack([objective, norm.to(objective)]).tolist()
+        figures = torch.stack([objective, norm.to(objective), *means.values()]).tolist()
         bad_part = None
-        if all(map(math.isfinite, figures)):
+        if all(map(math.isfinite, figures[:2])):
             if figures[1] > self.config.clip:  # most steps need no pass over the gradients
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
             self.optimizer.step()
@@ -124,9 +142,10 @@ class Trainer:
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
-            bad_part = self._diagnose(x, context, noise, before)
+            bad_part = self._diagnose(x, labels, noise, before)
         self.step += 1
-        return Step(figures[0], figures[1], lr, self.step, int(bad_part is None), bad_part)
+        own = dict(zip(means, figures[2:], strict=True))
+        return Step(figures[0], figures[1], lr, self.step, int(bad_part is None), bad_part, own)
 
     def _set_rate(self) -> float:
         """Give the optimiser this step's learning rate, which is returned."""
@@ -148,23 +167,30 @@ class Trainer:
         return Noise(~self.config.seed, self.batches.index(self.place))
 
     def _backward(
-        self, x: torch.Tensor, context: torch.Tensor | None, noise: Noise | None = None
-    ) -> torch.Tensor:
-        """Gradients of the mean bits/dim of a batch, and its value, over all processes."""
-        self.flow.train()
+        self, x: torch.Tensor, labels: torch.Tensor | None, noise: Noise | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Gradients of a batch's mean loss; it and the figures' means, over all processes."""
+        self.task.train()
         self.optimizer.zero_grad()
         parts = self.config.accumulate
         value, size = torch.zeros((), device=x.device), len(x) // parts
+        means: dict[str, torch.Tensor] = {}
         for number in range(parts):
             rows = slice(number * size, (number + 1) * size)
-            given = (part if part is None else part[rows] for part in (context, noise))
+            given = (part if part is None else part[rows] for part in (labels, noise))
             with until_last(self.module, number + 1 == parts):
                 with self._precision():
-                    nats = -self.module(x[rows], *given).log_prob.mean()
+                    each, figures = self.module(x[rows], *given)
+                    nats = each.mean()
                 loss = nats / (self.flow.dims * math.log(2) * parts)
                 loss.backward()
             value += loss.detach()
-        return self.processes.sum(value) / self.processes.world
+            for name, figure in figures.items():
+                means[name] = means.get(name, 0) + figure.to(value) / parts
+        if means:
+            shared = self.processes.sum(torch.stack([*means.values()])) / self.processes.world
+            means = dict(zip(means, shared, strict=True))
+        return self.processes.sum(value) / self.processes.world, means
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         """Conditioners in bfloat16 where asked for; transforms look after their own float32."""
@@ -175,14 +201,18 @@ class Trainer:
     def _diagnose(
         self,
         x: torch.Tensor,
-        context: torch.Tensor | None,
+        labels: torch.Tensor | None,
         noise: Noise | None,
         before: dict[str, Any],
     ) -> str:
         after = self._generators()
         self._restore_generators(before)
+        context = context_of(self.flow, labels)
         with self._precision():
             part = first_part(self.flow, x, context, noise, self.processes)
+        if part is None:  # it is in what was made of the flow's outputs
+            known = self.task.objective is likelihood
+            part = "the sum of the log-probabilities" if known else name_of(self.task.objective)
         self._restore_generators(after)
         return part
 
@@ -190,19 +220,22 @@ class Trainer:
         """The averaged flow, ready to evaluate: batch norm's statistics are its own weights'."""
         rounds = max(1, min(_RECALIBRATE, len(self.batches.images)) // self.batches.batch)
         noises = (Noise(self.config.seed, self.batches.index(i)) for i in range(rounds))
-        batches = ((*self.batches.at(i), noise) for i, noise in enumerate(noises))
+        batches = (
+            (x, context_of(self.flow, labels), noise)
+            for (x, labels), noise in zip(map(self.batches.at, range(rounds)), noises, strict=True)
+        )
         recalibrate(self.average.flow, batches)
         return self.average.flow
 
     def leave(self) -> None:
         """Go on without the other processes: what is whole in each, this one can still save."""
         self.processes = self.batches.processes = ALONE
-        self.module = self.flow
+        self.module = self.task
         self._share_batch_norms()
 
     def _share_batch_norms(self) -> None:
-        for flow in (self.flow, self.average.flow):
-            others = share_batch_norms(flow, self.processes)
+        for module in (self.average.flow, self.task):
+            others = share_batch_norms(module, self.processes)
         if others and self.processes.together and self.processes.main:
             warnings.warn(f"{others} batch norms see their own process's images only", stacklevel=3)
 
@@ -212,6 +245,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that resuming needs besides the two sets of weights, whole."""
+        own = {} if self.task.own is None else {"objective": self.task.own.state_dict()}
         return {
             "step": self.step,
             "steps": self.steps,
@@ -219,6 +253,7 @@ class Trainer:
             "bad_in_a_row": self.bad_in_a_row,
             "optimizer": whole(self.optimizer.state_dict()),
             "generators": self._generators(),
+            **own,
         }
 
     def load_weights(
@@ -235,6 +270,8 @@ class Trainer:
         state = self.processes.from_main(counts) or {}
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row = state["bad_in_a_row"]
+        if self.task.own is not None:
+            self.task.own.load_state_dict(state["objective"])
         self._restore_generators(state["generators"])
         self._grow()
 
