@@ -208,7 +208,12 @@ def pixels(batch, shape, generator):
 
 
 @pytest.mark.parametrize(
-    ("fault", "laws"), [(LongNoise(), {"left inverse"}), (LopsidedNoise(), {"expectation"})]
+    ("fault", "laws"),
+    [
+        (LongNoise(), {"left inverse"}),
+        (LopsidedNoise(), {"expectation"}),
+        (SilentNoise(), {"draws"}),
+    ],
 )
 def test_a_faulty_dequantiser_breaks_its_law(fault, laws):
     assert broken_laws(fault, (3, 4), kind="stochastic", inputs=pixels) >= laws
