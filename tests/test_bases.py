@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import scipy.stats
 import torch
-from torch import distributions
+from torch import distributions, nn
 
 from mixerflow import export
 from mixerflow.core import (
@@ -244,6 +244,72 @@ def test_a_flow_with_it_fuses_and_draws(name):
     assert torch.equal(*images)
     cold = flow.draw(4, temperature=0.0, generator=torch.Generator().manual_seed(1)).images
     assert torch.equal(cold, cold[:1].expand_as(cold))
+
+
+class ByClass(Base):
+    """``N(c, s^2 I)``: c is the first half of the context, log s the second."""
+
+    def log_prob(self, z, context=None):
+        means, log_scales = context.chunk(2, 1)
+        return StandardNormal().log_prob((z - means) / log_scales.exp()) - log_scales.sum(1)
+
+    def sample(self, like, generator, context=None):
+        means, log_scales = context.chunk(2, 1)
+        return means + log_scales.exp() * StandardNormal().sample(like, generator)
+
+
+def by_class(classes: int = 3) -> Flow:
+    flow = Flow(ActNorm((2,)), (2,), ByClass(), context_net=nn.Embedding(classes, 4)).double()
+    flow.context_net.weight.data[:, :2] *= 5
+    flow.context_net.weight.data[:, 2:] *= 0.2
+    perturb(flow)
+    return flow.eval()
+
+
+def test_a_base_may_be_conditional():
+    flow, labels = by_class(), torch.tensor([2, 0, 2, 1])
+    x = torch.randn(4, 2, dtype=torch.float64)
+    (z, log_det), each = flow.transform(x), flow.context_net(labels)
+    law = distributions.Normal(each[:, :2], each[:, 2:].exp())
+    wanted = law.log_prob(z).sum(1) + log_det
+    torch.testing.assert_close(flow.log_prob(x, labels), wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(flow.fused().log_prob(x, labels), wanted, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(flow.log_prob(x, labels).sum(), flow.context_net.weight)[0]
+    assert found.any(1).all()
+
+
+def test_samples_follow_their_own_class():
+    flow, n = by_class(), 3000
+    labels = torch.arange(n) % 3
+    x = flow.sample(n, labels, generator=torch.Generator().manual_seed(1))
+    for label in range(3):
+        means, log_scales = flow.context_net.weight[label].detach().chunk(2)
+        z = flow.encode(x[labels == label], labels[labels == label])
+        error = log_scales.exp() * (3 / n) ** 0.5
+        assert ((z.mean(0) - means).abs() < 4 * error).all()
+        assert ((z.std(0) / log_scales.exp()).log().abs() < 0.1).all()
+    alone = flow.sample(5, 2, generator=torch.Generator().manual_seed(1))
+    many = flow.draw(5, labels[:0].new_full((5,), 2), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(alone, many.images) and flow.sample(0, 1).shape == (0, 2)
+    split = flow.draw(5, 2, generator=torch.Generator().manual_seed(1), batch=2).images
+    torch.testing.assert_close(split, alone, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="context for 3 images, a batch of 5"):
+        flow.sample(5, labels[:3])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_bases_without_a_context_leave_it_alone(name):
+    base, z, context = made(name), torch.randn(3, 4).double(), torch.randn(3, 2)
+    assert torch.equal(base.log_prob(z, context), base.log_prob(z))
+    one, two = (torch.Generator().manual_seed(5) for _ in range(2))
+    assert torch.equal(base.sample(z, one, context), base.sample(z, two))
+
+
+def test_an_unconditional_flow_draws_its_latents_in_one_piece():
+    flow = flow_with("normal")
+    one, two = (torch.Generator().manual_seed(5) for _ in range(2))
+    z = torch.randn(7, 24, generator=one)
+    assert torch.equal(flow.draw(7, generator=two, batch=3).images, flow.decode(z))
 
 
 @pytest.mark.parametrize("name", ["student-t", "student-t, fixed", "cauchy", "mixture"])

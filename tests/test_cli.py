@@ -145,6 +145,14 @@ def test_train_evaluate_sample_and_report(trained, folder, tmp_path, capsys):
     assert [json.loads(path.read_text())["bits_per_dim"] for path in kept] == [
         result["bits_per_dim"]
     ]
+    assert result["importance_samples"] == 1
+    assert run("evaluate", trained, "--importance-samples", 3, "--json") == 0
+    weighted = json.loads(capsys.readouterr().out)
+    assert weighted["importance_samples"] == 3
+    assert weighted["bits_per_dim"] < result["bits_per_dim"]
+    assert kept[0].read_text() == json.dumps(result, indent=2) + "\n"  # its figure stays beside
+    assert run("evaluate", trained, "--images", 3, "--importance-samples", 3) == 0
+    assert "3 draws an image" in " ".join(capsys.readouterr().out.split())
     files = tmp_path / "files"
     assert run("sample", trained, "-n", 5, "--temperature", 0.7, "--files", files) == 0
     assert "values clamped" in capsys.readouterr().out

@@ -184,7 +184,8 @@ def test_the_estimate_is_of_the_noise_alone():
     other = flow(x, None, Noise(4, torch.arange(5)))
     # steps follow the error of the log-det as well, so latents differ within tolerance
     torch.testing.assert_close(other[0], first[0], rtol=1e-7, atol=1e-7)
-    assert (other[1] - first[1]).abs().min() > 1e-6
+    # of the 32 sets of signs that differ in more than all of them, two draws may be the same
+    assert ((other[1] - first[1]).abs() > 1e-6).sum() >= 3
     assert flow.density == "estimate" and Continuous(velocity()).density == "exact"
     exact = Continuous(flow.net).eval()
     torch.testing.assert_close(flow.inverse(x)[1], exact.inverse(x)[1], rtol=1e-12, atol=1e-12)

@@ -9,9 +9,21 @@ from torch import nn
 
 from mixerflow.core import Along, Base, Chain, Encoded, Flow, Inverse, Noise, StandardNormal
 from mixerflow.core.transform import constant, total
+from mixerflow.models import MAFConfig
+from mixerflow.models import build as build_any
 from mixerflow.models.mixerflow import MixerFlowConfig, build
-from mixerflow.nets import ResidualMLP
-from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Patches, Rescale
+from mixerflow.nets import LipschitzMLP, ResidualMLP, Velocity
+from mixerflow.transforms import (
+    LU,
+    ActNorm,
+    Affine,
+    Continuous,
+    Coupling,
+    Dequantize,
+    Patches,
+    Rescale,
+    Residual,
+)
 from mixerflow.transforms.checks import perturb
 
 SHAPE = (2, 4, 6)
@@ -69,15 +81,13 @@ def test_bits_per_dim_are_the_log_probability_in_other_units():
     noise = Noise(4, torch.arange(5))
     wanted = -flow.eval().log_prob(x, noise=noise) / (math.prod(SHAPE) * math.log(2))
     torch.testing.assert_close(flow.bits_per_dim(x, noise=noise), wanted)
-    torch.testing.assert_close(
-        flow.bits_per_dim(x), flow.bits_per_dim(x, noise=Noise(0, torch.arange(5)))
-    )
+    torch.testing.assert_close(flow.bits_per_dim(x), flow.bits_per_dim(x, noise=Noise.of(0, x)))
 
 
 def test_an_identity_flow_has_the_bits_of_its_base():
     flow = Flow(Chain(Dequantize(), Rescale(2 / 256, -1.0)), (1, 8, 8), levels=256)
-    u = Noise(0, torch.arange(3)).uniform(torch.empty(3, 1, 8, 8), flow.transform.steps[0].stream)
     x = pixels(3, (1, 8, 8))
+    u = Noise.of(0, x).uniform(torch.empty(3, 1, 8, 8), flow.transform.steps[0].stream)
     z = (x + u) / 128 - 1
     nats = 0.5 * z.square().mean((1, 2, 3)) + 0.5 * math.log(2 * math.pi) - math.log(2 / 256)
     torch.testing.assert_close(flow.bits_per_dim(x), nats / math.log(2), atol=1e-4, rtol=0)
@@ -90,8 +100,12 @@ def test_bits_per_dim_do_not_depend_on_batch_size_or_order(norm):
     for batch in (1, 4, 11):
         torch.testing.assert_close(flow.bits_per_dim(x, batch=batch), whole, rtol=1e-5, atol=0)
     order = torch.randperm(11)
-    shuffled = flow.bits_per_dim(x[order], noise=Noise(0, order), batch=3)
+    shuffled = flow.bits_per_dim(x[order], batch=3)
     torch.testing.assert_close(shuffled, whole[order], rtol=1e-5, atol=0)
+    torch.testing.assert_close(flow.bits_per_dim(x.float()), whole)
+    same = flow.bits_per_dim(x[[3, 1, 3]])
+    assert same[0] == same[2]
+    torch.testing.assert_close(same[0], whole[3], rtol=1e-5, atol=0)
     torch.testing.assert_close(flow.bits_per_dim(x.numpy()), whole)
     assert flow.bits_per_dim(x[:0]).shape == (0,)
 
@@ -166,10 +180,10 @@ class Fixed(Base):
         super().__init__()
         self.z = z
 
-    def log_prob(self, z):
+    def log_prob(self, z, context=None):
         return StandardNormal().log_prob(z)
 
-    def sample(self, like, generator):
+    def sample(self, like, generator, context=None):
         assert like.shape == self.z.shape
         return self.z
 
@@ -298,11 +312,32 @@ def test_modes_are_restored():
 
 def test_streams_are_numbered():
     flow = Flow(Chain(Dequantize(), Chain(Dequantize()), Along(0, LU(3))), (3,))
-    streams = [m.stream for m in flow.transform.modules() if hasattr(m, "stream")]
-    assert len(set(streams)) == len(streams)
     first, second = flow.transform.steps[0], flow.transform.steps[1].steps[0]
+    assert (first.stream, second.stream) == (3, 4)
+    deeper = Flow(Chain(LU(3), Chain(LU(3), Along(0, Dequantize())), Dequantize()), (3,))
+    drawing = [m for m in deeper.modules() if isinstance(m, Dequantize)]
+    assert [m.stream for m in drawing] == [3, 4]  # whatever stands between and around them
     noise, x = Noise(0, torch.arange(2)), torch.zeros(2, 3, dtype=torch.uint8)
     assert not torch.equal(first(x, noise=noise)[0], second(x, noise=noise)[0])
+
+
+def test_only_what_draws_has_a_stream():
+    net = LipschitzMLP(3, 3, width=4)
+    parts = [Residual(net), Residual(net, log_det="unbiased"), Dequantize()]
+    Flow(Chain(*parts), (3,))
+    assert [part.draws for part in parts] == [False, True, True]
+    assert [part.stream for part in parts] == [0, 3, 4]
+    velocity = Velocity(3, width=4)
+    kinds = [Continuous(velocity, trace=trace).draws for trace in ("exact", "hutchinson")]
+    assert kinds == [False, True]
+
+
+@pytest.mark.parametrize("config", [MixerFlowConfig(layers=2, patch=2, hidden=4), MAFConfig()])
+def test_a_models_dequantisation_keeps_its_stream(config):
+    flow = build_any(config, (1, 4, 4))
+    assert isinstance(flow.transform.steps[0], Dequantize) and flow.transform.steps[0].stream == 3
+    assert flow.dequantization == "uniform" and flow.fused().dequantization == "uniform"
+    assert vectors().dequantization == "none"
 
 
 def test_noise_from_torch_differs_from_call_to_call_and_obeys_its_seed():

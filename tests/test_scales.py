@@ -104,17 +104,6 @@ def test_each_row_sees_its_own_place_and_its_images_context():
             torch.testing.assert_close(z[image, row], alone[0])
 
 
-@pytest.mark.parametrize("kind", [LearnedPositions, SinusoidalPositions])
-def test_places_survive_a_module_without_memory(kind):
-    places = kind(4, 6)
-    with torch.device("meta"):
-        empty = kind(4, 6)
-    loaded = empty.to_empty(device="cpu")
-    loaded.load_state_dict(places.state_dict())
-    assert torch.equal(loaded(), places())
-    assert kind(4, 6).double()().dtype == torch.float64
-
-
 def test_places_must_be_as_many_as_rows():
     with pytest.raises(ValueError, match="5 rows in an event; got vectors for 4"):
         rows_of(LearnedPositions(4, 6))(torch.ones(1, 5, 3))

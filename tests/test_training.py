@@ -315,6 +315,30 @@ def test_averaged_weights_get_statistics_of_their_own():
     assert torch.allclose(frozen, trained, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"flow": "maf"}, {"positions": "sinusoidal"}, {"norm": "batch"}], ids=str
+)
+def test_loading_gives_what_was_built(changes, tmp_path):
+    """What no state dict holds is there too: masks, tables, and the dtype that pixels get."""
+    data, flow = images(16), flow_of(dataclasses.replace(MODEL, **changes))
+    train(flow, data, out=tmp_path / "run", config=settings(steps=2), quiet=True)
+    state = torch.get_rng_state()
+    loaded = load(tmp_path / "run", which="last")
+    assert torch.equal(torch.get_rng_state(), state)
+    mine, its = dict(flow.named_buffers()), dict(loaded.named_buffers())
+    assert mine.keys() == its.keys() > flow.state_dict().keys() - dict(flow.named_parameters())
+    for name, buffer in mine.items():
+        assert torch.equal(buffer, its[name]) and buffer.dtype == its[name].dtype
+    assert torch.equal(flow.bits_per_dim(data.pixels), loaded.bits_per_dim(data.pixels))
+
+
+def test_loading_builds_on_the_cpu_wherever_tensors_go(tmp_path):
+    train(flow_of(), images(16), out=tmp_path / "run", config=settings(steps=2), quiet=True)
+    with torch.device("meta"):
+        loaded = load(tmp_path / "run")
+    assert {p.device.type for p in loaded.parameters()} == {"cpu"}
+
+
 def test_class_conditional_trains_scores_and_samples(tmp_path):
     model = MixerFlowConfig(
         layers=1, flow_layers=2, hidden=8, patch=2, shift=0, classes=3, class_width=4

@@ -18,7 +18,7 @@ from PIL import Image
 from mixerflow import images as pictures
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
-from mixerflow.evaluate import bits, draw_pixels, to_pixels
+from mixerflow.evaluate import bits, draw_pixels, kind_of, to_pixels
 from mixerflow.training import RunFolder, labels_of, load
 from mixerflow.training.disk import write_atomically
 
@@ -86,11 +86,10 @@ def _headline(header: dict[str, Any]) -> str:
     result = header.get("result")
     if not result:
         return f"<p>status: {html.escape(str(header.get('status')))}</p>"
-    kind = f"{result['density']} density, {result['dequantization']} dequantisation"
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
         f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
-        f"{html.escape(result['dataset_id'])}: {kind}, one draw an image, after "
+        f"{html.escape(result['dataset_id'])}: {kind_of(result)}, after "
         f"{header.get('steps')} steps and {header.get('seconds', 0) / 60:.1f} minutes; "
         f"{header.get('parameters', 0):,} parameters.</p>"
     )

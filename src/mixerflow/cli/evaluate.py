@@ -28,6 +28,8 @@ class Arguments(Judged):
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
+    importance_samples: int = 1
+    """Draws of dequantisation noise an image: more tighten the bound, and take as often as long."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -51,6 +53,7 @@ def _evaluate(given: Arguments, processes: Processes) -> int:
             split,
             seed=given.seed,
             batch=given.batch,
+            importance_samples=given.importance_samples,
             on_batch=lambda n: bar.update(bar.done + n, ""),
             processes=processes,
         )
@@ -92,7 +95,10 @@ def codecs(pixels: np.ndarray) -> dict[str, float | None]:
 
 
 def _keep(run: Path, result: dict[str, Any]) -> None:
-    name = "".join(c if c.isalnum() else "-" for c in f"{result['dataset_id']}-{result['split']}")
+    name = f"{result['dataset_id']}-{result['split']}"
+    if result["importance_samples"] > 1:
+        name += f"-{result['importance_samples']}-draws"
+    name = "".join(c if c.isalnum() else "-" for c in name)
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
@@ -101,11 +107,8 @@ def _keep(run: Path, result: dict[str, Any]) -> None:
 def _show(figure: Bits, others: dict[str, float | None]) -> None:
     title = f"{figure.dataset_id}, {figure.split}: {figure.images} images"
     table = Table("", "bits/dim", "± s.e.", "what it is", title=title)
-    kind = f"{figure.density} density, {figure.dequantization} dequantisation"
-    if figure.dequantization == "uniform":
-        kind += ", one draw an image"
     model = f"{figure.bits_per_dim:.3f}"
-    table.add_row("the flow", model, f"{figure.standard_error:.3f}", kind)
+    table.add_row("the flow", model, f"{figure.standard_error:.3f}", figure.kind)
     for name, value in others.items():
         shown = "n/a" if value is None else f"{value:.3f}"
         table.add_row(name, shown, "", "lossless code, headers included")

@@ -76,8 +76,7 @@ def show(
     model: Config, shape: Shape, published: recipes.Published | None, console: Console
 ) -> None:
     """Print the chain of a model over images of `shape`."""
-    with torch.device("meta"):
-        flow = build(model, shape)
+    flow = build(model, shape)
     table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
     for part, gives, count in rows(flow):
         table.add_row(part, _times(gives), f"{count:,}" if count else "")
@@ -87,7 +86,7 @@ def show(
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     console.print(table)
-    for line in paths(flow.to_empty(device="cpu")):
+    for line in paths(flow):
         console.print(line, highlight=False)
     if published is not None:
         if published.parameters is not None:

@@ -25,6 +25,7 @@ from mixerflow.core.scales import Flatten, Tail
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Density,
+    Dequantization,
     Shape,
     Transform,
     constant,
@@ -43,6 +44,7 @@ __all__ = [
     "Chain",
     "ConvergenceWarning",
     "Density",
+    "Dequantization",
     "Encoded",
     "Flatten",
     "Flow",

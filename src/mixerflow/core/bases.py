@@ -13,14 +13,25 @@ from mixerflow.core.transform import total
 
 
 class Base(nn.Module):
-    """A distribution of latent vectors ``(D,)``, independent of the data's shape."""
+    """A distribution of latent vectors ``(D,)``, independent of the data's shape.
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    A conditional one reads the context that the flow's transforms see, ``(B, K)`` of
+    ``context_net``, one an image; the others leave it alone.
+    """
+
+    def log_prob(
+        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         """Log-density of each row in nats, ``(B,)``, float32 or wider."""
         raise NotImplementedError
 
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
-        """Draws of the shape, dtype and device of `like`."""
+    def sample(
+        self,
+        like: Float[Tensor, "batch dim"],
+        generator: torch.Generator | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Draws of the shape, dtype and device of `like`, each row for its own context."""
         raise NotImplementedError
 
 
@@ -37,10 +48,17 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
 class StandardNormal(Base):
     """``N(0, I)``."""
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         return -0.5 * total(z.square() + math.log(2 * math.pi))
 
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+    def sample(
+        self,
+        like: Float[Tensor, "batch dim"],
+        generator: torch.Generator | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
@@ -79,7 +97,9 @@ class StudentT(Base):
             return torch.tensor([self.fixed], dtype=torch.float64)
         return LEAST_DOF + self.raw_dof.double().exp()
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         z = _wide(z)
         if self.fixed is not None:
             dof, half = self.fixed, (self.fixed + 1) / 2
@@ -91,7 +111,12 @@ class StudentT(Base):
         dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
         return total(peak - half * (z.square() / dof).log1p())
 
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+    def sample(
+        self,
+        like: Float[Tensor, "batch dim"],
+        generator: torch.Generator | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         # Box and Muller's radius with another tail: sqrt(dof (u^(-2 / dof) - 1)) cos(2 pi v)
         dof = self.dof().detach().to(like.device)
         u, v = _uniform(like, generator), _uniform(like, generator)
@@ -125,7 +150,9 @@ class _Mixture(Base):
     def _means(self) -> Tensor:
         raise NotImplementedError
 
-    def log_prob(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
+    def log_prob(
+        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+    ) -> Float[Tensor, " batch"]:
         z = _wide(z).unsqueeze(-1)
         logits, means, log_scales = (
             t.to(z.dtype) for t in (self.logits, self._means(), self.log_scales)
@@ -135,7 +162,12 @@ class _Mixture(Base):
         return total(each.logsumexp(-1))
 
     @torch.no_grad()
-    def sample(self, like: Float[Tensor, "batch dim"], generator: torch.Generator | None) -> Tensor:
+    def sample(
+        self,
+        like: Float[Tensor, "batch dim"],
+        generator: torch.Generator | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         below = self.logits.double().softmax(0).cumsum(0)[:-1]  # 1 comes last, and has no end
         which = torch.bucketize(_uniform(like, generator), below)
         normal = StandardNormal().sample(like, generator)

@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Foldable, Shape, Transform, floating, inside
+from mixerflow.core.transform import (
+    Density,
+    Dequantization,
+    Foldable,
+    Shape,
+    Transform,
+    floating,
+    inside,
+)
+
+_FIRST_STREAM = 3
+"""Any would do; it is the one that pixels were always dequantised with."""
 
 
 class Encoded(NamedTuple):
@@ -54,7 +65,7 @@ class Flow(nn.Module):
     Args:
         transform: data to latent.
         shape: the images' event shape ``(C, *spatial)``.
-        base: the latents' distribution.
+        base: the latents' distribution; it sees the same context as the transforms.
         context_net: maps what users pass as ``context`` (class labels ``(B,)``, say) to the
             ``(B, K)`` that the transforms see. Without it the flow takes no context.
         levels: number of values a pixel can have, for integer images; None for float data.
@@ -92,14 +103,22 @@ class Flow(nn.Module):
         self.context_net = context_net
         self.levels = levels
         self.register_buffer("initialized", torch.tensor(False))
-        for stream, module in enumerate(self.modules()):
-            if isinstance(module, Transform):
-                module.stream = stream
+        drawing = (m for m in self.modules() if isinstance(m, Transform) and m.draws)
+        for stream, module in enumerate(drawing, _FIRST_STREAM):
+            module.stream = stream
 
     @property
     def density(self) -> Density:
         """Whether `log_prob` is exact, a lower bound or an estimate."""
         return self.transform.density
+
+    @property
+    def dequantization(self) -> Dequantization:
+        """What noise makes real numbers of integer images; "none" where no transform does."""
+        for module in self.modules():
+            if isinstance(module, Transform) and module.dequantization != "none":
+                return module.dequantization
+        return "none"
 
     @property
     def dims(self) -> int:
@@ -168,7 +187,7 @@ class Flow(nn.Module):
         noise = self._drawn if noise is None else noise
         z, log_det = through(self.transform, x, context, noise, memory=self.memory)
         z = z.flatten(1)
-        return Encoded(z, self.base.log_prob(z) + log_det, log_det)
+        return Encoded(z, self.base.log_prob(z, context) + log_det, log_det)
 
     @contextmanager
     def drawing(self, noise: Noise | None) -> Iterator[None]:
@@ -200,7 +219,8 @@ class Flow(nn.Module):
         """``-log2 p(x) / D`` of each image ``(B,)``, scored `batch` images at a time, in eval mode.
 
         Batch norm in the conditioners counts with its running statistics, never with the batch's.
-        Without `noise` image i gets ``Noise(0, i)``, so that the same images give the same figure.
+        Without `noise` an image gets that of its own pixels, ``Noise.of(0, x)``: equal images have
+        equal figures, in whatever company.
         """
         if batch < 1:
             raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
@@ -208,11 +228,10 @@ class Flow(nn.Module):
         results = []
         with _evaluating(self):
             for start in range(0, max(len(images), 1), batch):
-                part = images[start : start + batch].to(self.device)
-                index = torch.arange(start, start + len(part), device=self.device)
+                part = images[start : start + batch]
                 given = None if context is None else context[start : start + batch]
-                drawn = Noise(0, index) if noise is None else noise[start : start + batch]
-                results.append(self.log_prob(part, given, drawn))
+                drawn = Noise.of(0, part) if noise is None else noise[start : start + batch]
+                results.append(self.log_prob(part.to(self.device), given, drawn))
         return -torch.cat(results) / (self.dims * math.log(2))
 
     @torch.no_grad()
@@ -259,15 +278,20 @@ class Flow(nn.Module):
         if n < 0 or not 0 <= temperature < math.inf:
             raise ValueError(f"draw: n={n} and temperature={temperature} must be 0 or more, finite")
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
-        z = self.base.sample(like, generator) * temperature
         if context is not None:
             context = torch.as_tensor(context, device=self.device)
             context = context.expand(n) if context.dim() == 0 else context
+        parts = [slice(start, start + batch) for start in range(0, max(n, 1), batch)]
         images, clamped = [], 0
         with _evaluating(self):
-            for start in range(0, max(n, 1), batch):
-                part = slice(start, start + batch)
-                x = self._inverse(z[part], None if context is None else context[part])
+            each = [
+                self._context(None if context is None else context[part], len(like[part]))
+                for part in parts
+            ]
+            seen = [part for part in each if part is not None]
+            z = self.base.sample(like, generator, torch.cat(seen) if seen else None) * temperature
+            for part, given in zip(parts, each, strict=True):
+                x = self._to_data(z[part], given)
                 if self.levels is not None:
                     clamped += int((~((x >= 0) & (x < self.levels))).sum())
                 images.append(self._to_images(x))
@@ -312,8 +336,11 @@ class Flow(nn.Module):
         wanted = math.prod(self.latent_shape)
         if z.dim() != 2 or z.shape[1] != wanted:
             raise ValueError(f"this flow takes latents (B, {wanted}); got {tuple(z.shape)}")
+        return self._to_data(z, self._context(context, z.shape[0]))
+
+    def _to_data(self, z: Tensor, context: Tensor | None) -> Tensor:
         z = z.to(self.dtype).reshape(-1, *self.latent_shape)
-        return self.transform.inverse(z, self._context(context, z.shape[0]))[0]
+        return self.transform.inverse(z, context)[0]
 
     def _to_images(self, x: Tensor) -> Tensor:
         if self.levels is None:

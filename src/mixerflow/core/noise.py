@@ -1,4 +1,4 @@
-"""Randomness as an argument: noise that depends on the seed and the image, not on the batch.
+"""Randomness as an argument: noise that depends on the seed and the image, not on its company.
 
 Reference:
     Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (2011), Philox4x32-10.
@@ -7,8 +7,12 @@ Reference:
 
 from __future__ import annotations
 
+import hashlib
+import math
+
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -16,10 +20,13 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: list[Tensor], seed: int) -> list[Tensor]:
-    """Philox4x32-10: four int64 tensors of 32-bit words to four such, keyed by a 64-bit seed."""
+_KINDS = ("<u1", "<i4", "<f8")
+"""What an image's values are written in for its digest: the first that holds all of them."""
+
+
+def philox(counter: list[Tensor], key0: Tensor | int, key1: Tensor | int) -> list[Tensor]:
+    """Philox4x32-10: four int64 tensors of 32-bit words to four such, under two words of key."""
     c0, c1, c2, c3 = counter
-    key0, key1 = seed & _MASK, seed >> 32 & _MASK
     for _ in range(10):
         # int64 products wrap, but their 64 bits are the right ones: both halves can be cut out
         a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -29,43 +36,90 @@ def philox(counter: list[Tensor], seed: int) -> list[Tensor]:
     return [c0, c1, c2, c3]
 
 
-class Noise:
-    """Draws that are a pure function of seed, image index, stream and position.
+def mixed(word: int) -> int:
+    """A 32-bit word as another, one to one, 0 as 0 and neighbours far apart (MurmurHash3's end)."""
+    word &= _MASK
+    word = (word ^ word >> 16) * 0x85EBCA6B & _MASK
+    word = (word ^ word >> 13) * 0xC2B2AE35 & _MASK
+    return word ^ word >> 16
 
-    Evaluation with it does not depend on batch size, order, rank or recomputation.
+
+def digests(images: Shaped[Tensor, "batch *event"]) -> Int[Tensor, " batch"]:
+    """64 bits of each image's shape and values, ``(B,)`` int64; its dtype does not count."""
+    shape = tuple(images.shape[1:])
+    values = images.detach().cpu().reshape(len(images), math.prod(shape)).contiguous()
+    halves = values.dtype in (torch.bfloat16, torch.float16)
+    rows = (values.float() if halves else values).numpy()
+    kinds = np.zeros(len(rows), np.int64)
+    if rows.dtype != np.uint8:
+        low, high = rows.min(1, initial=0), rows.max(1, initial=0)
+        whole = (rows == np.floor(rows)).all(1) if rows.dtype.kind == "f" else True
+        byte = whole & (low >= 0) & (high < 2**8)
+        word = whole & (low >= -(2**31)) & (high < 2**31)
+        kinds = 2 - word.astype(np.int64) - byte
+    begun = [hashlib.blake2b(f"{kind} {shape}".encode(), digest_size=8) for kind in _KINDS]
+    keys = []
+    for row, kind in zip(rows, kinds.tolist(), strict=True):
+        written = row.astype(_KINDS[kind], copy=False)
+        digest = begun[kind].copy()
+        digest.update(written if kind < 2 else written + 0.0)  # -0.0 becomes 0.0
+        keys.append(int.from_bytes(digest.digest(), "little", signed=True))
+    return torch.tensor(keys, dtype=torch.int64, device=images.device)
+
+
+class Noise:
+    """Draws that are a pure function of seed, key, draw, stream and position.
+
+    Evaluation with it depends on no batch size, order, process or recomputation, and with the keys
+    of `of` not on what else is evaluated: equal images have equal scores.
 
     Args:
         seed: any integer; its low 64 bits count.
-        index: ``(B,)`` int64, the images' numbers in their data set.
+        keys: ``(B,)`` int64, one an image; images with the same key have the same noise.
+        draw: which of the draws under that seed, from 0; 32 bits count.
     """
 
-    def __init__(self, seed: int, index: Int[Tensor, " batch"]) -> None:
-        self.seed = seed
-        self.index = index
-        self.row = torch.zeros_like(index)
+    def __init__(self, seed: int, keys: Int[Tensor, " batch"], *, draw: int = 0) -> None:
+        self.seed, self.keys, self.draw = seed, keys, draw
+        self.row = torch.zeros_like(keys)
+
+    @classmethod
+    def of(cls, seed: int, images: Shaped[Tensor, "batch *event"], *, draw: int = 0) -> Noise:
+        """The noise of these images, wherever they come: their keys are digests of their values.
+
+        Args:
+            seed: any integer.
+            images: ``(B, *event)``, of any dtype and device; the same values are the same image.
+            draw: which of the draws under that seed, from 0.
+        """
+        return Noise(seed, digests(images), draw=draw)
 
     def __getitem__(self, part: slice) -> Noise:
         """The noise of a part of the batch."""
-        noise = Noise(self.seed, self.index[part])
-        noise.row = self.row[part]
-        return noise
+        return self._with(self.keys[part], self.row[part])
 
     def rows(self, n: int) -> Noise:
         """The noise of a batch in which each image became `n` consecutive rows."""
-        noise = Noise(self.seed, self.index.repeat_interleave(n))
-        row = torch.arange(n, device=self.index.device).repeat(len(self.index))
-        noise.row = self.row.repeat_interleave(n) * n + row
+        row = torch.arange(n, device=self.keys.device).repeat(len(self.keys))
+        return self._with(self.keys.repeat_interleave(n), self.row.repeat_interleave(n) * n + row)
+
+    def _with(self, keys: Tensor, row: Tensor) -> Noise:
+        noise = Noise(self.seed, keys, draw=self.draw)
+        noise.row = row
         return noise
 
     def uniform(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:
         """Values in ``[0, 1)``, multiples of 2^-24, of the shape, dtype and device of `like`."""
-        if like.shape[0] != len(self.index):
-            raise ValueError(f"noise for {len(self.index)} images, a batch of {like.shape[0]}")
+        if like.shape[0] != len(self.keys):
+            raise ValueError(f"noise for {len(self.keys)} images, a batch of {like.shape[0]}")
         numbers = like[0].numel() if len(like) else 0
         blocks = torch.arange((numbers + 3) // 4, device=like.device)
-        row, image = (t.to(like.device)[:, None] & _MASK for t in (self.row, self.index))
-        blocks, row, image = torch.broadcast_tensors(blocks, row, image)
-        words = philox([blocks, row, image, torch.full_like(blocks, stream)], self.seed)
+        row, keys = (t.to(like.device)[:, None] for t in (self.row, self.keys))
+        # a key of 32 bits and draw 0 leave Philox's own key the seed
+        key0 = self.seed & _MASK ^ keys >> 32 & _MASK
+        key1 = self.seed >> 32 & _MASK ^ mixed(self.draw)
+        blocks, row, keys = torch.broadcast_tensors(blocks, row & _MASK, keys & _MASK)
+        words = philox([blocks, row, keys, torch.full_like(blocks, stream)], key0, key1)
         bits = torch.stack(words, -1).flatten(1)[:, :numbers] >> 8
         return (bits.to(torch.float32) * 2.0**-24).to(like.dtype).reshape(like.shape)
 

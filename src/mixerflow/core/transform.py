@@ -15,6 +15,7 @@ from mixerflow.core.noise import Noise
 
 Shape = tuple[int, ...]
 Density = Literal["exact", "bound", "estimate"]
+Dequantization = Literal["uniform", "variational", "none"]
 
 
 def total(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
@@ -80,16 +81,20 @@ class Transform(nn.Module):
 
     Subclasses implement `forward` and `inverse`; `mixerflow.transforms.checks` proves that they
     obey the laws. ``density`` says what a flow's log-probability through this transform is: exact,
-    a lower bound, or an unbiased estimate. Flows number their transforms' ``stream``, so that each
-    stochastic one draws its own noise. ``invertible`` says whether `inverse` gives the input back
-    to rounding, in training mode too; training may then forget it, see `mixerflow.core.memory`.
-    ``affine`` says that z is a fixed affine map of x and has its shape: a dense map next to it can
-    take it in, see `fused`. ``dormant`` says that this is the identity for now, and that a `Chain`
-    may pass it over; training by stages sets it.
+    a lower bound, or an unbiased estimate. ``draws`` says that this transform itself, not a part of
+    it, draws noise: flows number the ``stream`` of those that do, so that each has its own.
+    ``dequantization`` names the noise by which this one makes real numbers of integers.
+    ``invertible`` says whether `inverse` gives the input back to rounding, in training mode too;
+    training may then forget it, see `mixerflow.core.memory`. ``affine`` says that z is a fixed
+    affine map of x and has its shape: a dense map next to it can take it in, see `fused`.
+    ``dormant`` says that this is the identity for now, and that a `Chain` may pass it over;
+    training by stages sets it.
     """
 
     density: Density = "exact"
+    draws: bool = False
     stream: int = 0
+    dequantization: Dequantization = "none"
     invertible: bool = True
     affine: bool = False
     dormant: bool = False

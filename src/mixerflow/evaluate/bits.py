@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow.core import Density, Flow, Noise, as_tensor
+from mixerflow.core import Density, Dequantization, Flow, Noise, as_tensor
+from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE, Processes
 
 
@@ -25,9 +26,10 @@ class Bits:
         standard_error: of that mean, over images; NaN for a single one.
         images: how many.
         density: whether log p is exact, a lower bound or an estimate.
-        dequantization: "uniform" noise, one draw an image, or "none" for float data (whose figure
-            depends on the unit of the data).
-        importance_samples: draws that a bound is averaged over.
+        dequantization: "uniform" or "variational" noise on integer images, or "none" for float data
+            (whose figure depends on the unit of the data).
+        importance_samples: K, the draws of noise an image. With one, the figure is the bound that
+            papers quote; with more, ``-log2 mean_k p(x + u_k) / D``, lower and nearer the truth.
         dataset_id: the data; comparable with published figures only where the name is bare.
         split: which part of it.
         seed: of the dequantisation noise.
@@ -38,7 +40,7 @@ class Bits:
     standard_error: float
     images: int
     density: Density
-    dequantization: Literal["uniform", "none"]
+    dequantization: Dequantization
     importance_samples: int
     dataset_id: str
     split: str
@@ -53,11 +55,25 @@ class Bits:
             fields["standard_error"] = None  # JSON has no NaN
         return fields
 
+    @property
+    def kind(self) -> str:
+        """What the figure is, in words: only equal kinds compare."""
+        return kind_of(self.as_dict())
+
     def __str__(self) -> str:
         """The figure, its standard error and the number of images, in words."""
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
         plural = "" if self.images == 1 else "s"
         return f"{self.bits_per_dim:.3f}{error} bits/dim on {self.images} image{plural}"
+
+
+def kind_of(figure: dict[str, Any]) -> str:
+    """What a figure is, in words, from what `Bits.as_dict` kept of it."""
+    kind = f"{figure['density']} density, {figure['dequantization']} dequantisation"
+    draws = figure["importance_samples"]
+    if figure["dequantization"] == "none" and draws == 1:
+        return kind
+    return f"{kind}, {'one draw' if draws == 1 else f'{draws} draws'} an image"
 
 
 def bits(
@@ -66,6 +82,7 @@ def bits(
     *,
     labels: np.ndarray | Tensor | None = None,
     batch: int = 128,
+    importance_samples: int = 1,
     seed: int = 0,
     dataset_id: str = "",
     split: str = "",
@@ -74,14 +91,16 @@ def bits(
 ) -> Bits:
     """Score images ``(N, *shape)`` in eval mode.
 
-    The noise of image i is a function of `seed` and i: the figure does not depend on `batch`, nor
-    on the number of processes.
+    An image's noise is a function of `seed` and its own pixels: its figure does not depend on the
+    other images, on `batch`, nor on the number of processes.
 
     Args:
         flow: the model.
         images: integer images as the flow's levels say, or floats.
         labels: ``(N,)`` for a class-conditional flow.
         batch: images at a time, in each process.
+        importance_samples: K draws of noise an image, which cost K passes: the figure is
+            ``-log2 mean_k p(x + u_k) / D``, a bound that K tightens.
         seed: of the dequantisation noise.
         dataset_id: recorded in the result.
         split: recorded in the result.
@@ -90,19 +109,25 @@ def bits(
 
     Raises:
         ValueError: no images, or images of the wrong shape.
+        ConfigError: less than one draw, or several of a log-density that is itself an estimate.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance weighted autoencoders (2016), eq. 8.
+        https://arxiv.org/abs/1509.00519
     """
     if len(images) == 0:
         raise ValueError("bits: no images to score")
+    _check(flow, importance_samples)
     each = np.zeros(len(images))
     for start in range(0, len(images), batch * processes.world):
         count = min(batch * processes.world, len(images) - start)
         # every process scores as often as the others, if only an empty part: layers may be sharded
         own = processes.share(count)
         rows = slice(start + own.start, start + own.stop)
-        index = torch.arange(rows.start, rows.stop, device=flow.device)
         context = None if labels is None else as_tensor(labels[rows])
-        scored = flow.bits_per_dim(images[rows], context, Noise(seed, index), batch=batch)
-        each[rows] = scored.double().cpu().numpy()
+        each[rows] = _weighted(
+            flow, as_tensor(images[rows]), context, seed=seed, draws=importance_samples
+        )
         if on_batch is not None:
             on_batch(count)
     # each image was scored by one process and is 0 in the others
@@ -113,10 +138,34 @@ def bits(
         standard_error=float(error),
         images=len(each),
         density=flow.density,
-        dequantization="none" if flow.levels is None else "uniform",
-        importance_samples=1,
+        dequantization=flow.dequantization,
+        importance_samples=importance_samples,
         dataset_id=dataset_id,
         split=split,
         seed=seed,
         per_image=each,
     )
+
+
+def _check(flow: Flow, draws: int) -> None:
+    flag = "--importance-samples"
+    if draws < 1:
+        raise ConfigError(f"{draws} draws an image", flag, "give at least 1")
+    if draws > 1 and flow.density == "estimate":  # E exp(log p + error) is more than p
+        what = "the mean over draws would overstate a density whose log-det is an estimate"
+        raise ConfigError(what, flag, "use 1, or a model with an exact log-det")
+
+
+def _weighted(
+    flow: Flow, images: Tensor, context: Tensor | None, *, seed: int, draws: int
+) -> np.ndarray:
+    """``-log2 mean_k p(x + u_k) / D`` of each image ``(B,)``, float64, in memory constant in k."""
+    keys = Noise.of(seed, images).keys
+    unit = flow.dims * math.log(2)
+    one = total = np.zeros(0)
+    for draw in range(draws):
+        noise = Noise(seed, keys, draw=draw)
+        one = flow.bits_per_dim(images, context, noise, batch=max(len(images), 1))
+        one = one.double().cpu().numpy()
+        total = np.logaddexp(total, -one * unit) if draw else -one * unit
+    return one if draws == 1 else (math.log(draws) - total) / unit

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
@@ -102,8 +103,7 @@ def setting(column: dict[str, Any]) -> str:
     if runs:
         parts.append(f"data {', '.join(column['data'])}")
         parts.append(f"figures of {', '.join(column['images'])} images")
-        kinds = {f"{r['density']} density, {r['dequantization']} dequantisation" for r in runs}
-        parts += [f"{kind}, one draw an image" for kind in sorted(kinds)]
+        parts += sorted({kind_of(run) for run in runs})
     return "; ".join(parts) + "."
 
 

@@ -28,18 +28,9 @@ class Masked(nn.Linear):
 
     def __init__(self, given: Sequence[int], out: Sequence[int], *, strict: bool = False) -> None:
         super().__init__(len(given), len(out))
-        self.degrees, self.strict = (tuple(given), tuple(out)), strict
-        self.register_buffer("mask", self._mask(), persistent=False)
-
-    def _mask(self) -> Tensor:
-        given, out = (torch.tensor(degrees, device=self.weight.device) for degrees in self.degrees)
-        return out[:, None] > given if self.strict else out[:, None] >= given
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Masked:
-        super()._apply(fn, recurse)
-        if self.mask is not None:  # no state dict has it: `to_empty` leaves anything there
-            self.mask = self._mask()
-        return self
+        reads, written = torch.tensor(tuple(given)), torch.tensor(tuple(out))[:, None]
+        mask = written > reads if strict else written >= reads
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, inputs)`` to ``(rows, outputs)``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -47,19 +46,11 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.rows, self.width = rows, width
-        table = self._made()
+        number = torch.arange(rows, dtype=torch.float64)[:, None]
+        even = torch.arange(0, width, 2, dtype=torch.float64)
+        angle = number * torch.exp(even * (-math.log(10_000) / width))
+        table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
-
-    def _made(self) -> Tensor:
-        number = torch.arange(self.rows, dtype=torch.float64, device="cpu")[:, None]
-        even = torch.arange(0, self.width, 2, dtype=torch.float64, device="cpu")
-        angle = number * torch.exp(even * (-math.log(10_000) / self.width))
-        return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, : self.width]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SinusoidalPositions:
-        super()._apply(fn, recurse)
-        self.table = self._made().to(self.table)  # no state dict has it: `to_empty` leaves anything
-        return self
 
     def forward(self) -> Float[Tensor, "rows width"]:
         """All rows' vectors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mixerflow.evaluate import kind_of
 from mixerflow.training.manifest import MODEL
 
 
@@ -61,9 +62,8 @@ def _piece(piece: dict[str, Any]) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    kind = f"{figure['density']} density, {figure['dequantization']} dequantisation"
-    one_draw = figure["dequantization"] == "uniform"
-    return f"{kind}, one draw an image of seed {figure['seed']}" if one_draw else kind
+    seed = "" if figure["dequantization"] == "none" else f" of seed {figure['seed']}"
+    return kind_of(figure) + seed
 
 
 def _figure(figure: dict[str, Any], digits: int = 3) -> str:

@@ -116,7 +116,7 @@ def check(flow: Flow, stages: int, x: Tensor, context: Tensor | None = None) -> 
     ]
     training = flow.training
     try:
-        flow.eval()(x, context, Noise(0, torch.arange(len(x), device=x.device)))
+        flow.eval()(x, context, Noise.of(0, x))
     finally:
         flow.train(training)
         for handle in handles:

@@ -68,6 +68,7 @@ class Judge:
         seed: of the dequantisation noise.
         batch: images at a time.
         device: where to compute.
+        importance_samples: draws of noise an image.
         on_batch: called with the number of images done.
         processes: among which the images are shared.
     """
@@ -77,6 +78,7 @@ class Judge:
     seed: int = 0
     batch: int = 128
     device: str = "cpu"
+    importance_samples: int = 1
     on_batch: Callable[[int], None] | None = None
     processes: Processes = ALONE
 
@@ -95,6 +97,7 @@ class Judge:
             images.pixels,
             labels=None if flow.context_net is None else labels_of(header, images),
             batch=self.batch,
+            importance_samples=self.importance_samples,
             seed=self.seed,
             dataset_id=images.dataset_id,
             split=self.split,

@@ -84,9 +84,8 @@ class Stored:
         if spec is None:
             remedy = "build the flow yourself and load model.safetensors into it"
             raise CheckpointError("a flow of your own code", self.path, remedy)
-        with torch.device("meta"):
+        with torch.random.fork_rng([]), torch.device("cpu"):  # whoever loads keeps their draws
             flow = build(*from_spec(spec))
-        flow = flow.to_empty(device="cpu")
         try:
             flow.load_state_dict(self.weights)
         except RuntimeError as error:

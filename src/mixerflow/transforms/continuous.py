@@ -97,6 +97,7 @@ class Continuous(Transform):
                 raise ValueError(f"Continuous: tolerances must be more than 0; got {value}")
         self.net = net
         self.trace: Trace = trace
+        self.draws = trace == "hutchinson"
         self.steps, self.tolerance, self.most = steps, tolerance, most
         self.train_tolerance = train_tolerance
 

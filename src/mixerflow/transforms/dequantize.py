@@ -27,6 +27,8 @@ class Dequantize(Transform):
         https://arxiv.org/abs/1511.01844
     """
 
+    draws = True
+    dequantization = "uniform"
     invertible = False
     unit: Tensor
 

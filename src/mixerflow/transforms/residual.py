@@ -129,6 +129,7 @@ class Residual(Transform):
             raise ValueError(f"Residual: at least 1 term, and stop between 0 and 1; got {what}")
         self.net = net
         self.density = "exact" if log_det == "exact" else "estimate"
+        self.draws = log_det == "unbiased"
         self.terms, self.eval_terms, self.stop, self.most = terms, eval_terms, stop, most
 
     def forward(

@@ -125,38 +125,29 @@ def batches(subject: Subject) -> None:
 
 @law("copies")
 def copies(subject: Subject) -> None:
-    """A deep copy, one through safetensors bytes, and one that had no memory before, are the same.
-
-    The last is what loading a run makes: what no state dict holds must be there all the same.
-    """
+    """A deep copy and one through safetensors bytes are the same transform."""
     other = copy.deepcopy(subject.transform)
     stored = safetensors.torch.save(subject.transform.state_dict())
     loaded = copy.deepcopy(subject.transform)
     perturb(loaded, seed=1 + subject.seed)
-    hollow = _hollow(subject.transform)
-    for copied in (loaded, hollow):
-        copied.load_state_dict(safetensors.torch.load(stored))
+    loaded.load_state_dict(safetensors.torch.load(stored))
     mine = {t.data_ptr() for t in subject.transform.state_dict().values() if t.numel()}
     shared = mine & {t.data_ptr() for t in other.state_dict().values() if t.numel()}
     assert not shared, "deepcopy shares memory with the original"
-    named = {"deepcopy": other, "safetensors copy": loaded, "copy from the meta device": hollow}
     for direction in DIRECTIONS:
         batch = subject.batch(direction, 3)
         wanted = subject.run(direction, batch)
-        for name, transform in named.items():
+        for name, transform in (("deepcopy", other), ("safetensors copy", loaded)):
             got = subject.run(direction, batch, transform=transform)
             assert all(map(torch.equal, got, wanted)), f"{direction} of the {name} differs"
 
 
-def _hollow(transform: Transform) -> Transform:
-    """A copy whose parameters and buffers were never filled: NaN, or the largest integers."""
-    meta = copy.deepcopy(transform).to("meta")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # which fills memory that nobody has written to
-    try:
-        return meta.to_empty(device="cpu")
-    finally:
-        torch.use_deterministic_algorithms(before)
+@law("draws")
+def draws(subject: Subject) -> None:
+    """What draws noise says so: flows number the streams of those that do, and no others'."""
+    parts = (part for part in subject.transform.modules() if isinstance(part, Transform))
+    said = any(part.draws for part in parts)
+    assert said or not subject.kind.noisy, "it draws noise, and no part of it says so by `draws`"
 
 
 @law("shapes")
