@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.transform import Density, Foldable, Shape, Transform, floating, inside
+from mixerflow.core.transform import (
+    Density,
+    Foldable,
+    Placed,
+    Shape,
+    Transform,
+    floating,
+    inside,
+)
 
 
 class Encoded(NamedTuple):
@@ -96,6 +104,18 @@ class Flow(nn.Module):
     def density(self) -> Density:
         """Whether `log_prob` is exact, a lower bound or an estimate."""
         return self.transform.density
+
+    def layers(self) -> list[Transform]:
+        """What counts as one layer each, data to latent: for memory, sharding, rates and growth.
+
+        It looks through `Chain`, `MultiScale` and any other `Composite`; every other transform, and
+        a `Layer`, is one.
+        """
+        return [placed.layer for placed in self.layer_shapes()]
+
+    def layer_shapes(self) -> list[Placed]:
+        """The layers, each with the event shapes that it takes and gives."""
+        return self.transform.layer_shapes(self.shape)
 
     @property
     def dims(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Noise, Transform, inside
+from mixerflow.core import Chain, Layer, Noise, Transform, inside
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.elementwise import Affine
@@ -22,7 +22,7 @@ _LONGEST = 512
 _T = TypeVar("_T", bound=Transform)
 
 
-class Rows(Chain):
+class Rows(Layer):
     """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
 
     The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
