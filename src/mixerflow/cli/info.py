@@ -137,16 +137,15 @@ def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
     pending: tuple[str, Shape, int, int, int] | None = None  # name, shape, count, first, last
     for step, taken, shape in flow.layer_shapes():
         name, count = _describe(step, taken), _count(step)
-        if "layer" not in name:
-            yield name, shape, count
-            continue
-        layer += 1
+        layer += "layer" in name
         if pending is not None and pending[0] == name:
             pending = (*pending[:2], pending[2] + count, pending[3], layer)
             continue
         if pending is not None:
             yield _line(pending)
-        pending = (name, shape, count, layer, layer)
+        pending = (name, shape, count, layer, layer) if "layer" in name else None
+        if pending is None:
+            yield name, shape, count
     if pending is not None:
         yield _line(pending)
 
