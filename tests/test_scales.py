@@ -17,6 +17,7 @@ from mixerflow.core import (
     Noise,
     Window,
 )
+from mixerflow.core.memory import through
 from mixerflow.models import MAFConfig, MixerFlowConfig, build
 from mixerflow.nets import LearnedPositions, ResidualConvNet, ResidualMLP, SinusoidalPositions
 from mixerflow.training.growth import layers_of
@@ -281,6 +282,22 @@ def test_memory_modes_see_layers_wherever_they_are(memory):
     assert torch.equal(found[0][0], found[1][0])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+class Careless(Twice):
+    """Writes into what a layer gave."""
+
+    def compose(self, run, x, context=None, noise=None):
+        z, once = run(self.transform, x, context, noise)
+        z, again = run(self.transform, z, context, noise)
+        z, last = run(self.transform, z.add_(1.0), context, noise)
+        return z, once + again + last
+
+
+def test_what_would_be_rebuilt_wrong_is_an_error():
+    z, log_det = through(Careless(ActNorm(3)), torch.randn(5, 3), memory="invert")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (z.sum() + log_det.sum()).backward()
 
 
 def test_layers_without_scales_are_the_steps_of_the_outer_chain():

@@ -138,15 +138,15 @@ class _Walk:
         if not (x.requires_grad or parameters):
             # what comes before the first weight (dequantisation, say) keeps nothing anyhow
             return layer(x, context, noise)
-        if self.before is not None and x is self.output:
-            handed, position = self.before.handed, self.before.position + 1
-            self.before.output = None  # this layer will rebuild it
+        before = self.before
+        if before is not None and x is self.output and x._version == before.version:
+            handed, position = before.handed, before.position + 1
+            before.output = None  # this layer will rebuild it
         else:
             handed, position = _Handed(), 0
         run = _Run(layer, noise, self.memory, handed, number, position)
         z, log_det = _Recomputed.apply(run, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
-        if not run.keeps_input:
-            run.output, run.version = z.detach(), z._version
+        run.output, run.version = None if run.keeps_input else z.detach(), z._version
         self.before, self.output = run, z
         return z, log_det
 
@@ -192,7 +192,7 @@ class _Run:
     output: Tensor | None = None
     """Of a row's last layer that does not keep its input."""
     version: int = 0
-    """Of that output: changing it before backward is an error, as with any tensor that is kept."""
+    """Of its output: changing it before backward is an error, as with any tensor that is kept."""
     drew_from: list[Tensor] | None = None
     """States of torch's generators before the layer, if it moved them."""
     autocast: dict[str, Any] | None = None
