@@ -156,13 +156,11 @@ def kinds_of(flow: Flow) -> dict[str, Place]:
 
 def layers_of(flow: Flow) -> list[Transform]:
     """A layer with each kind of row flow."""
-    steps = flow.transform if isinstance(flow.transform, Chain) else [flow.transform]
-    found, names, shape = [], set(), flow.shape
-    for step in steps:
-        new = {place.name for place in places(step, shape)} - names
-        found += [step] if new else []
+    found, names = [], set()
+    for layer, taken, _ in flow.layer_shapes():
+        new = {place.name for place in places(layer, taken)} - names
+        found += [layer] if new else []
         names |= new
-        shape = step.out_shape(shape)
     return found
 
 

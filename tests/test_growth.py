@@ -139,7 +139,7 @@ def test_layers_are_the_colour_transform_and_the_mixer_layers():
     assert layers_of(flow) == list(flow.transform)[2:]
     scaled = flow_of(dataclasses.replace(GROWN, scales=2, patch=1, shift=0))
     assert len(layers_of(scaled)) == 5  # and not what halves the event between
-    assert len(scaled.transform) > 2 + 5
+    assert len(scaled.layers()) == 2 + 5 + 1
 
 
 @BOTH

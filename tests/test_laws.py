@@ -10,7 +10,17 @@ import torch
 from torch import nn
 
 import mixerflow
-from mixerflow.core import Along, Chain, Flatten, Inverse, Shape, Tail, Transform, Window
+from mixerflow.core import (
+    Along,
+    Chain,
+    Composite,
+    Inverse,
+    Layer,
+    MultiScale,
+    Shape,
+    Transform,
+    Window,
+)
 from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import (
     MADE,
@@ -88,6 +98,12 @@ def kernels(n: int, *, flip=False, **settings) -> Coupling:
 
 def image_coupling(channels: int, *, flip=False, **settings) -> Coupling:
     return through(0, channels, lambda a, b: ResidualConvNet(a, b, width=4, **settings), flip=flip)
+
+
+def squeezed(shape: Shape) -> Chain:
+    """Squeezes, mixes the channels and couples them."""
+    channels = shape[0] * 2 ** (len(shape) - 1)
+    return Chain(Squeeze(shape), Along(0, LU(channels)), Along(0, coupling(channels)))
 
 
 def dense_coupling(channels: int, *, flip=False, **settings) -> Coupling:
@@ -237,6 +253,7 @@ def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
 CASES = {
     "chain": Case(lambda: Chain(LU(5), coupling(5), ActNorm(5)), (5,)),
     "chain of nothing": Case(Chain, (3,)),
+    "layer": Case(lambda: Layer(coupling(4), LU(4)), (4,)),
     "rows": Case(lambda: Rows(ActNorm(5), LU(5), coupling(5), ActNorm(5)), (5,)),
     "rows with batch norm": Case(
         lambda: Rows(LU(6), coupling(6, norm="batch"), LU(6), coupling(6, norm="batch", flip=True)),
@@ -259,10 +276,38 @@ CASES = {
         (2, 4, 3),
         context=(2,),
     ),
-    "flatten": Case(lambda: Flatten((2, 3, 2)), (2, 3, 2)),
-    "tail": Case(lambda: Tail((2, 3), Along(-1, coupling(3))), (8,)),
-    "tail of all, another shape": Case(lambda: Tail((1, 4, 4), Squeeze((1, 4, 4))), (16,)),
-    "tail with context": Case(lambda: Tail((4,), coupling(4, context=3)), (5,), context=(3,)),
+    "two scales": Case(
+        lambda: MultiScale((1, 4, 2), [squeezed((1, 4, 2)), image_coupling(2)]), (1, 4, 2)
+    ),
+    "two scales, the last go on, with context": Case(
+        lambda: MultiScale(
+            (3, 2, 2),
+            [image_coupling(3, context=2), Chain(image_coupling(2, context=2))],
+            kept=[2],
+            keep="last",
+        ),
+        (3, 2, 2),
+        context=(2,),
+    ),
+    "three scales of signals, unequal": Case(
+        lambda: MultiScale(
+            (5, 4),
+            [Along(0, coupling(5)), Along(-1, coupling(4)), squeezed((1, 4))],
+            kept=[4, 1],
+        ),
+        (5, 4),
+    ),
+    "three scales of volumes, odd": Case(
+        lambda: MultiScale(
+            (3, 2, 2, 2),
+            [Along(0, LU(3)), squeezed((1, 2, 2, 2)), Chain(ActNorm((4, 1, 1, 1)))],
+            keep="last",
+        ),
+        (3, 2, 2, 2),
+    ),
+    "scales of a vector": Case(
+        lambda: MultiScale((5,), [Layer(LU(5), coupling(5)), LU(2), ActNorm(1)]), (5,)
+    ),
     "window": Case(lambda: Window((1, 2), (3, 2), Along(-1, coupling(2))), (2, 5, 4)),
     "window of all": Case(lambda: Window((0,), (4,), coupling(4)), (4,)),
     "LU": Case(lambda: LU(5), (5,)),
@@ -584,7 +629,7 @@ def test_every_transform_of_the_package_has_a_case():
     ours = {c for c in subclasses(Transform) if c.__module__.startswith("mixerflow.")}
     tried = {type(case.make()) for case in CASES.values()}
     assert len(ours) >= 16
-    abstract = {c for c in ours if c.__name__.startswith("_") and c.__subclasses__()}
+    abstract = {c for c in ours if c.__name__.startswith("_") and c.__subclasses__()} | {Composite}
     assert ours - tried == abstract, "add a case for each of these to CASES"
 
 

@@ -1,23 +1,25 @@
 """Memory modes: what backward recomputes or inverts is what it would have stored."""
 
 import copy
+import itertools
 import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from benchmarks.memory import peak_of
 from torch import nn
 
-from mixerflow.core import Chain, memory
+from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, memory
 from mixerflow.core.memory import through
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError
 from mixerflow.models import MixerFlowConfig, build
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import ResidualConvNet, ResidualMLP
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
-from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale
+from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale, Squeeze
 from mixerflow.transforms.checks import perturb
 from test_laws import CASES
 
@@ -254,8 +256,8 @@ def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
     with pytest.warns(UserWarning) as said:
         inverted, state3 = gradients("invert")
     assert [str(w.message).partition(": ")[2] for w in said] == [
-        "step 2 (Coupling) draws from torch's generator: it is kept",
-        "step 3 (Vague) does not rebuild its input exactly: it is kept",
+        "layer 2 (Coupling) draws from torch's generator: it is kept",
+        "layer 4 (Vague) does not rebuild its input exactly: it is kept",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -275,12 +277,100 @@ def test_containers_are_invertible_where_their_parts_are():
 def test_rounding_that_grows_too_far_is_said(monkeypatch):
     memory._say.cache_clear()
     monkeypatch.setattr(memory, "ANCHOR_EVERY", 6)
-    squeeze = [Chain(Rescale(1e-5, 1.0), Rescale(1e5, -1e5), LU(4)) for _ in range(7)]
+    squeeze = [Layer(Rescale(1e-5, 1.0), Rescale(1e5, -1e5), LU(4)) for _ in range(7)]
     chain = Chain(*squeeze)
     perturb(chain, size=0.5)
     z, log_det = through(chain, torch.randn(4, 4), memory="invert")
-    with pytest.warns(UserWarning, match="rebuilt over 6 steps are too far off"):
+    with pytest.warns(UserWarning, match="rebuilt over 6 layers are too far off"):
         (z.sum() + log_det.sum()).backward()
+
+
+def glow(steps, shape=(2, 8, 8), *, width=8, context=0):
+    """Two scales of Glow's steps, a layer each, over integer images."""
+
+    def step(channels):
+        net = ResidualConvNet(channels // 2, channels, width=width, norm="none", context=context)
+        coupling = Coupling(0, net, Affine(2.0))
+        return Layer(ActNorm((channels, 1, 1)), Along(0, LU(channels)), coupling)
+
+    scales, inner = [], shape
+    for _ in range(2):
+        squeeze = Squeeze(inner)
+        channels, *spatial = squeeze.given
+        scales.append(Chain(squeeze, *(step(channels) for _ in range(steps))))
+        inner = (channels // 2, *spatial)
+    torch.manual_seed(0)
+    scales = Chain(Dequantize(), Rescale(2 / 256, -1.0), MultiScale(shape, scales))
+    net = nn.Embedding(3, context) if context else None
+    flow = Flow(scales, shape, levels=256, context_net=net)
+    perturb(flow, size=0.15)
+    return flow.train()
+
+
+@pytest.mark.parametrize("mode", AGAIN)
+@pytest.mark.parametrize("context", [0, 2])
+def test_through_scales_gradients_agree(mode, context):
+    flow = glow(3, context=context).double()
+    x, labels = pixels(4, shape=flow.shape), torch.tensor([0, 1, 2, 1]) if context else None
+    (loss, stored, _, state), (loss2, again, _, state2) = (
+        outcome(flow, m, x, labels) for m in ("store", mode)
+    )
+    assert torch.equal(loss, loss2) and torch.equal(state, state2)
+    error = compare(again, stored)[0]
+    assert error < 1e-9 if mode == "invert" else error == 0
+
+
+def test_each_scale_is_a_row_whose_first_input_and_last_output_are_kept(monkeypatch):
+    flow = glow(3)
+    flow.memory = "invert"
+    called = {"forward": [], "inverse": []}
+
+    def spy(number, calls, inner):
+        return lambda *given: calls.append(number) or inner(*given)
+
+    for number, layer in enumerate(flow.layers()):
+        for name, calls in called.items():
+            monkeypatch.setattr(layer, name, spy(number, calls, getattr(layer, name)))
+    loss = flow(pixels(4, shape=flow.shape)).log_prob.sum()
+    assert called == {"forward": list(range(10)), "inverse": []}
+    loss.backward()
+    # 2 is a squeeze without anything before it to train; 3 and, of the other scale, 6 are first
+    assert called["inverse"] == [9, 8, 7, 5, 4]
+    assert called["forward"][10:] == [9, 8, 7, 6, 5, 4, 3]
+
+
+def test_memory_does_not_grow_with_the_depth_of_scales():
+    peaks = {}
+    for mode, steps in itertools.product(("store", "invert"), (4, 16)):
+        flow = glow(steps, (2, 16, 16), width=16)
+        flow.memory = mode
+        for parameter in flow.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # what a step before would have left
+        with peak_of(flow.device) as peak:
+            (-flow(pixels(8, shape=flow.shape)).log_prob.mean()).backward()
+        peaks[mode, steps] = peak[0]
+    assert peaks["store", 16] > 3 * peaks["store", 4]
+    assert peaks["invert", 16] < 1.05 * peaks["invert", 4]
+    assert peaks["invert", 4] < peaks["store", 4]
+
+
+@pytest.mark.parametrize("mode", AGAIN)
+def test_chains_inside_chains_are_taken_layer_by_layer_to_the_same_bits(mode):
+    torch.manual_seed(0)
+    chain = Chain(LU(4), Chain(ActNorm(4), Chain(LU(4), ActNorm(4))), LU(4))
+    perturb(chain)
+    x = torch.randn(5, 4)
+    stored, again = (through(chain, x, memory=m) for m in ("store", mode))
+    assert all(map(torch.equal, stored, again))
+    z, log_det = again
+    loss = z.sum() + log_det.sum()
+    with torch.no_grad():
+        z.add_(1.0)
+    if mode == "invert":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        loss.backward()
 
 
 @pytest.mark.parametrize("kind", [None, nn.BatchNorm1d])

@@ -124,9 +124,9 @@ def test_a_forked_child_leaves_its_parents_garbage_alone():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def trained(processes, config, dtype=torch.float32, steps=20):
+def trained(processes, config, dtype=torch.float32, steps=20, **changes):
     """The losses of some steps, the flow's state dict, and the bytes of state in this process."""
-    flow = flow_of().to(dtype)
+    flow = flow_of(**changes).to(dtype)
     device = torch.device("cpu")
     parts = config.accumulate
     batches = Batches(
@@ -174,6 +174,31 @@ def test_sharded_training_is_ddps_with_a_part_of_its_state(dtype):
         assert part <= 0.6 * size
         if dtype == torch.float64:  # in float32 Adam turns roundings of small gradients into steps
             assert_close(sharded, state)
+
+
+def scaled(processes, config):
+    """As `trained`, of two scales; and that each layer is sharded, and no other memory is taken."""
+    changes = {"scales": 2, "shift": 0, "layers": 3, "patch": 1}
+    result = trained(processes, config, torch.float64, 3, **changes)
+    if config.parallel == "fsdp":
+        flow = flow_of(**changes)
+        shard(flow, processes)
+        layers = [layer for layer in flow.layers() if next(layer.parameters(), None) is not None]
+        assert len(layers) == 5 and all(type(layer).__name__[:4] == "FSDP" for layer in layers)
+        flow.memory = "invert"
+        with pytest.raises(ConfigError, match="FSDP2"):
+            flow(torch.from_numpy(images(4).pixels))
+    return result
+
+
+@pytest.mark.slow
+def test_a_flow_of_two_scales_is_sharded_layer_by_layer():
+    ((one, state, size),) = together(1, scaled, settings())
+    for losses, other, part in together(2, scaled, settings(parallel="fsdp")):
+        assert losses[0] != losses[-1]
+        assert np.allclose(losses, one, rtol=1e-6)
+        assert part <= 0.6 * size
+        assert_close(other, state)
 
 
 def scored(processes, count, sharded):

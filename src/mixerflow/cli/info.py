@@ -14,7 +14,7 @@ from torch import nn
 
 from mixerflow import kernels, recipes
 from mixerflow.cli.parse import parse, with_model
-from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Tail, Transform, Window
+from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import Config, build, from_spec
 from mixerflow.training import is_published, read_header
@@ -132,21 +132,19 @@ def _split(reasons: list[str | None]) -> str:
 
 def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
     """Part, event shape after it, and parameters; equal neighbours in one row."""
-    shape, layer = flow.shape, 0
+    layer = 0
     pending: tuple[str, Shape, int, int, int] | None = None  # name, shape, count, first, last
-    for step in flow.transform if isinstance(flow.transform, Chain) else [flow.transform]:
-        name, count = _describe(step, shape), _count(step)
-        shape = step.out_shape(shape)
-        if "layer" not in name:
-            yield name, shape, count
-            continue
-        layer += 1
+    for step, taken, shape in flow.layer_shapes():
+        name, count = _describe(step, taken), _count(step)
+        layer += "layer" in name
         if pending is not None and pending[0] == name:
             pending = (*pending[:2], pending[2] + count, pending[3], layer)
             continue
         if pending is not None:
             yield _line(pending)
-        pending = (name, shape, count, layer, layer)
+        pending = (name, shape, count, layer, layer) if "layer" in name else None
+        if pending is None:
+            yield name, shape, count
     if pending is not None:
         yield _line(pending)
 
@@ -163,8 +161,6 @@ def _describe(step: Transform, shape: Shape) -> str:
         box = " x ".join(f"{a}:{b}" for a, b in zip(step.start, ends, strict=True))
         inner = (*shape[: -len(step.size)], *step.size)
         return f"shift layer on {box}: {_describe(step.transform, inner)}"
-    if isinstance(step, Tail):
-        return f"{_describe(step.transform, step.shape)}, on the last {_times(step.shape)}"
     if isinstance(step, Chain) and len(step):
         named = _chain(list(step))
         if named:
@@ -194,8 +190,6 @@ def _chain(steps: list[Transform]) -> str | None:
         return f"Glow steps on {_times(first.given)}: {_count(nn.ModuleList(steps)):,}"
     if isinstance(first, Squeeze):
         return f"half of {_times(first.given)} given the other half, which goes on"
-    if isinstance(first, Chain) and len(first):  # the same and flattened
-        return _chain(list(first))
     return None
 
 

@@ -1,8 +1,9 @@
 """A transform has two directions; a flow is a transform and a base distribution.
 
 A `Transform` maps data to latents (`forward`) and back (`inverse`), each with its own log-det.
-`Chain`, `Inverse`, `Along` and `Window` combine transforms; `Flow` adds a base distribution and
-becomes a density over images. Everything a model needs beyond this is another `Transform`.
+`Chain`, `Inverse`, `Along`, `Window` and `MultiScale` combine transforms; `Flow` adds a base
+distribution and becomes a density over images. Everything a model needs beyond this is another
+`Transform`. What counts as one layer of it, `Flow.layers` says.
 
 Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more generally
 ``(C, *spatial)``; log-dets and log-probabilities are ``(B,)`` in nats, float32 or wider.
@@ -17,15 +18,17 @@ from mixerflow.core.bases import (
     StandardNormal,
     StudentT,
 )
-from mixerflow.core.combine import Along, Chain, Inverse, Window
+from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
+from mixerflow.core.composite import Composite
 from mixerflow.core.flow import Encoded, Flow, Samples, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded, uncounted
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.scales import Flatten, Tail
+from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Density,
-    Dequantization,
+    Placed,
+    Run,
     Shape,
     Transform,
     constant,
@@ -42,22 +45,25 @@ __all__ = [
     "Cauchy",
     "Centre",
     "Chain",
+    "Composite",
     "ConvergenceWarning",
     "Density",
     "Dequantization",
     "Encoded",
-    "Flatten",
     "Flow",
     "GaussianMixture",
     "Inverse",
+    "Layer",
     "Memory",
+    "MultiScale",
     "Noise",
+    "Placed",
+    "Run",
     "Samples",
     "Shape",
     "SpikeAndSlab",
     "StandardNormal",
     "StudentT",
-    "Tail",
     "Transform",
     "Window",
     "as_tensor",

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Density, Shape, Transform, constant, expect
+from mixerflow.core.transform import Density, Placed, Run, Shape, Transform, constant, expect
 
 
-class Chain(Transform):
+class Chain(Composite):
     """Transforms one after another: ``z = t_n(... t_1(x))``, log-dets added.
 
-    Dormant ones, which are the identity, are passed over.
+    Dormant ones, which are the identity, are passed over. The steps' layers are the chain's.
 
     Args:
         transforms: first the one nearest the data. None gives the identity.
@@ -25,35 +26,26 @@ class Chain(Transform):
         super().__init__()
         self.steps = nn.ModuleList(transforms)
 
-    @property
-    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The weakest of the steps' kinds."""
-        kinds = {step.density for step in self}
-        if "estimate" in kinds:
-            return "estimate"
-        return "bound" if "bound" in kinds else "exact"
-
-    @property
-    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether all steps are."""
-        return all(step.invertible for step in self)
-
     def __iter__(self) -> Iterator[Transform]:
         return iter(self.steps)  # pyright: ignore[reportReturnType]
 
     def __len__(self) -> int:
         return len(self.steps)
 
+    def parts(self) -> Iterator[Transform]:
+        """The steps."""
+        return iter(self)
+
     def awake(self) -> list[Transform]:
         """The steps that are not dormant."""
         return [step for step in self if not step.dormant]
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    def compose(
+        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         log_det = constant(0.0, x)
         for step in self.awake():
-            x, step_log_det = step(x, context, noise)
+            x, step_log_det = run(step, x, context, noise)
             log_det = log_det + step_log_det
         return x, log_det
 
@@ -71,11 +63,12 @@ class Chain(Transform):
             shape = step.out_shape(shape)
         return shape
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        for step in self.awake():
-            x = step.initialize(x, context)
-        return x
+    def layer_shapes(self, shape: Shape) -> list[Placed]:
+        found = []
+        for step in self:
+            found += step.layer_shapes(shape)
+            shape = step.out_shape(shape)
+        return found
 
     def folded(self) -> Transform:
         """Chains inside that fold as this one unrolled, steps folded, neighbours merged."""
@@ -94,6 +87,25 @@ class Chain(Transform):
                 left.append(one)  # which may merge with its new neighbour
         self.steps = nn.ModuleList(steps)
         return self
+
+
+class Layer(Chain):
+    """A chain that counts as one layer: a mixer layer, a step of Glow's, a layer of MAF.
+
+    What is in it runs together: memory modes run it again as a whole, sharding gathers it as a
+    whole, it has one learning rate, and growth wakes it at once.
+
+    Args:
+        transforms: as `Chain` takes them.
+    """
+
+    def layer_shapes(self, shape: Shape) -> list[Placed]:
+        return Transform.layer_shapes(self, shape)
+
+    def walk(
+        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return run(self, x, context, noise)
 
 
 def _merged(before: Transform, after: Transform) -> Transform | None:

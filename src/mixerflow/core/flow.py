@@ -18,16 +18,13 @@ from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.transform import (
     Density,
-    Dequantization,
     Foldable,
+    Placed,
     Shape,
     Transform,
     floating,
     inside,
 )
-
-_FIRST_STREAM = 3
-"""Any would do; it is the one that pixels were always dequantised with."""
 
 
 class Encoded(NamedTuple):
@@ -111,6 +108,18 @@ class Flow(nn.Module):
     def density(self) -> Density:
         """Whether `log_prob` is exact, a lower bound or an estimate."""
         return self.transform.density
+
+    def layers(self) -> list[Transform]:
+        """What counts as one layer each, data to latent: for memory, sharding, rates and growth.
+
+        It looks through `Chain`, `MultiScale` and any other `Composite`; every other transform, and
+        a `Layer`, is one.
+        """
+        return [placed.layer for placed in self.layer_shapes()]
+
+    def layer_shapes(self) -> list[Placed]:
+        """The layers, each with the event shapes that it takes and gives."""
+        return self.transform.layer_shapes(self.shape)
 
     @property
     def dequantization(self) -> Dequantization:

@@ -1,16 +1,18 @@
-"""What training keeps of a forward pass: everything, each step's input, or nothing.
+"""What training keeps of a forward pass: everything, each layer's input, or nothing.
 
-Backward needs what each step of a flow computed on the way. ``memory`` says where it comes from:
+Backward needs what each layer of a flow computed on the way. ``memory`` says where it comes from:
 
-- ``"store"``: autograd keeps it all; memory grows with depth times a step's inner width.
-- ``"checkpoint"``: a step keeps its input and runs again; memory grows with depth times the image.
-- ``"invert"``: only the last output is kept; each step's input is rebuilt from its output by
-  `Transform.inverse`, and the step runs again. Rounding errors grow from step to step, so one input
-  in `ANCHOR_EVERY` is kept all the same; beyond those, memory does not grow with depth.
+- ``"store"``: autograd keeps it all; memory grows with depth times a layer's inner width.
+- ``"checkpoint"``: a layer keeps its input and runs again; memory grows with depth times the image.
+- ``"invert"``: only the last output is kept; each layer's input is rebuilt from its output by
+  `Transform.inverse`, and the layer runs again. Rounding errors grow from layer to layer, so one
+  input in `ANCHOR_EVERY` is kept all the same; beyond those, memory does not grow with depth.
 
-The unit is a step of the flow's outer `Chain` (of a MixerFlow: a mixer layer). It is an ordinary
-node of autograd with the parameters among its inputs, so accumulation, DDP, shared parameters and
-gradients with respect to images and contexts see what they always see.
+A layer is one of `Flow.layers`. It is an ordinary node of autograd with the parameters among its
+inputs, so accumulation, DDP, shared parameters and gradients with respect to images and contexts
+see what they always see. Layers make a row where each takes what the one before gave; "invert"
+keeps the first input and the last output of each row. A `MultiScale` has a row for each scale; what
+a `Composite` does between rows, autograd stores.
 
 References:
     Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost (2016).
@@ -34,15 +36,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mixerflow.core.combine import Chain
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Transform, constant
+from mixerflow.core.transform import Transform
 from mixerflow.errors import ConfigError
 
 Memory = Literal["store", "checkpoint", "invert"]
 
 ANCHOR_EVERY = 20
-"""Steps from one kept input to the next under "invert"; the first step's is always kept."""
+"""Layers from one kept input to the next under "invert"; a row's first input is always kept."""
 DRIFT = 1e-3
 """Relative error of rebuilt activations above which "invert" warns; under autocast at least four
 times its dtype's epsilon (3 % in bfloat16)."""
@@ -71,11 +72,11 @@ def through(
     rounding of the inverses. Where autograd is off, all three are the same.
 
     Args:
-        transform: a `Chain` is taken step by step, anything else is one step.
+        transform: taken layer by layer, as `Transform.walk` goes.
         x: ``(B, *event)``.
         context: ``(B, K)``, or None.
         noise: as `Transform.forward` takes it.
-        memory: a step that cannot rebuild its input in training, because it is not ``invertible``
+        memory: a layer that cannot rebuild its input in training, because it is not ``invertible``
             or draws from torch's generator, keeps it under "invert"; a warning says so once. So
             does one where rebuilt activations, met at a kept one, are off by more than `DRIFT`.
 
@@ -86,14 +87,14 @@ def through(
         return transform(x, context, noise)
     if memory not in get_args(Memory):
         raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
-    return _stepwise(transform, x, context, noise, memory)
+    return _layerwise(transform, x, context, noise, memory)
 
 
 @_untraced
 def refuse_sharded(module: nn.Module, memory: Memory) -> None:
     """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
-    FSDP2 gathers parameters around a forward pass and only there: a step that runs again in
+    FSDP2 gathers parameters around a forward pass and only there: a layer that runs again in
     backward, or backwards, would meet shards, or weights that autograd knows by another name.
     """
     if memory == "store":
@@ -109,49 +110,67 @@ def refuse_sharded(module: nn.Module, memory: Memory) -> None:
 
 
 @_untraced
-def _stepwise(
+def _layerwise(
     transform: Transform, x: Tensor, context: Tensor | None, noise: Noise | None, memory: Memory
 ) -> tuple[Tensor, Tensor]:
-    steps = transform.awake() if isinstance(transform, Chain) else [transform]
-    log_det = constant(0.0, x)
-    handed = _Handed()
-    first: int | None = None
-    for number, step in enumerate(steps):
-        parameters = [p for p in step.parameters() if p.requires_grad]
+    return transform.walk(_Walk(memory), x, context, noise)
+
+
+class _Walk:
+    """Runs layers one after another, each as a node of autograd, and tells where a row begins."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory: Memory = memory
+        self.number = 0
+        self.before: _Run | None = None
+        self.output: Tensor | None = None
+        """What the layer before gave; not in `_Run`, which its own graph would then never free."""
+
+    def __call__(
+        self, layer: Transform, x: Tensor, context: Tensor | None, noise: Noise | None
+    ) -> tuple[Tensor, Tensor]:
+        number, self.number = self.number, self.number + 1
+        parameters = [p for p in layer.parameters() if p.requires_grad]
         if any(p._backward_hooks for p in parameters):
-            what = f"a parameter's hook would run twice with memory {memory!r}"
+            what = f"a parameter's hook would run twice with memory {self.memory!r}"
             remedy = "use register_post_accumulate_grad_hook"
             raise ConfigError(what, "Tensor.register_hook", remedy)
-        if x.requires_grad or parameters:
-            first = number if first is None else first
-            run = _Run(step, noise, memory, handed, number, first, len(steps) - 1)
-            x, step_log_det = _Recomputed.apply(run, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
-        else:  # what comes before the first weight (dequantisation, say) keeps nothing anyhow
-            x, step_log_det = step(x, context, noise)
-        log_det = log_det + step_log_det
-    return x, log_det
+        if not (x.requires_grad or parameters):
+            # what comes before the first weight (dequantisation, say) keeps nothing anyhow
+            return layer(x, context, noise)
+        before = self.before
+        if before is not None and x is self.output and x._version == before.version:
+            handed, position = before.handed, before.position + 1
+            before.output = None  # this layer will rebuild it
+        else:
+            handed, position = _Handed(), 0
+        run = _Run(layer, noise, self.memory, handed, number, position)
+        z, log_det = _Recomputed.apply(run, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
+        run.output, run.version = None if run.keeps_input else z.detach(), z._version
+        self.before, self.output = run, z
+        return z, log_det
 
 
 @dataclass
 class _Handed:
-    """What backward takes from step to step."""
+    """What backward takes from layer to layer of a row."""
 
     output: Tensor | None = None
-    """Of the step whose turn is next: the input of the one that was last, rebuilt or kept."""
+    """Of the layer whose turn is next: the input of the one that was last, rebuilt or kept."""
     drift: Tensor | None = None
     """The largest relative error found in such an output, divided by what is allowed."""
 
     def compare(self, rebuilt: Tensor, exact: Tensor, allowed: float) -> None:
-        """Take note of the rebuilt output of a step whose exact one is known again."""
+        """Take note of the rebuilt output of a layer whose exact one is known again."""
         drift = (rebuilt - exact).norm() / (exact.norm() * allowed)
         self.drift = drift if self.drift is None else torch.maximum(self.drift, drift)
 
     def close(self) -> None:
-        """The first step is done: say so if gradients are not what they should be."""
+        """The row's first layer is done: say so if gradients are not what they should be."""
         # what is not finite makes gradients that are not, which training sees for itself
         if self.drift is not None and 1 < self.drift.item() < math.inf:
             _say(
-                f'memory="invert": activations rebuilt over {ANCHOR_EVERY} steps are too far off '
+                f'memory="invert": activations rebuilt over {ANCHOR_EVERY} layers are too far off '
                 'for exact gradients: use "checkpoint" (--train.memory)'
             )
         self.output = self.drift = None
@@ -159,19 +178,23 @@ class _Handed:
 
 @dataclass
 class _Run:
-    """One step of one forward pass, and what it takes to run it again."""
+    """One layer of one forward pass, and what it takes to run it again."""
 
-    step: Transform
+    layer: Transform
     noise: Noise | None
     memory: Memory
     handed: _Handed
     number: int
-    first_number: int
-    last_number: int
+    position: int
+    """In its row."""
     training: bool = True
     keeps_input: bool = True
+    output: Tensor | None = None
+    """Of a row's last layer that does not keep its input."""
+    version: int = 0
+    """Of its output: changing it before backward is an error, as with any tensor that is kept."""
     drew_from: list[Tensor] | None = None
-    """States of torch's generators before the step, if it moved them."""
+    """States of torch's generators before the layer, if it moved them."""
     autocast: dict[str, Any] | None = None
 
     def first(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -183,19 +206,25 @@ class _Run:
             # or weights that were cast here, without autograd, would be taken for those to train
             "cache_enabled": False,
         }
-        self.training = self.step.training
+        self.training = self.layer.training
         before = _generators(x)
         with torch.autocast(**self.autocast):
-            result = self.step(x, context, self.noise)
+            result = self.layer(x, context, self.noise)
         moved = not all(map(torch.equal, before, _generators(x)))
         self.drew_from = before if moved else None
-        unable = moved or not self.step.invertible
-        anchor = (self.number - self.first_number) % ANCHOR_EVERY == 0
+        unable = moved or not self.layer.invertible
+        anchor = self.position % ANCHOR_EVERY == 0
         self.keeps_input = self.memory == "checkpoint" or anchor or unable
         if unable and self.memory == "invert":
             why = "draws from torch's generator" if moved else "does not rebuild its input exactly"
-            _say(f'memory="invert": step {self.number} ({_names(self.step)}) {why}: it is kept')
+            _say(f'memory="invert": layer {self.number} ({_names(self.layer)}) {why}: it is kept')
         return result
+
+    def last_output(self) -> Tensor | None:
+        """The row's last output; None where it is for the next layer to rebuild this one's."""
+        if self.output is not None and self.output._version != self.version:
+            raise RuntimeError("a layer's output was modified by an inplace operation")
+        return self.output
 
     def allowed(self) -> float:
         """The relative error that rebuilt activations may have."""
@@ -206,10 +235,10 @@ class _Run:
     @contextlib.contextmanager
     def again(self, x: Tensor) -> Iterator[None]:
         """As it was the first time, and without a trace."""
-        if self.step.training != self.training:
+        if self.layer.training != self.training:
             raise RuntimeError("train() or eval() came between a forward and its backward pass")
         assert self.autocast is not None
-        with uncounted(self.step), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
+        with uncounted(self.layer), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
             yield
 
 
@@ -227,7 +256,7 @@ def _drawing(x: Tensor, states: list[Tensor] | None) -> Iterator[None]:
 
 
 class _Recomputed(torch.autograd.Function):
-    """A step whose backward pass runs it again."""
+    """A layer whose backward pass runs it again."""
 
     @staticmethod
     def forward(
@@ -238,11 +267,9 @@ class _Recomputed(torch.autograd.Function):
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         z, log_det = run.first(x, context)
-        is_last = run.number == run.last_number
-        held = x if run.keeps_input else z if is_last else None
         ctx.run = run
         # parameters are saved so that changing them before backward is an error, as it always is
-        ctx.save_for_backward(held, context, *parameters)
+        ctx.save_for_backward(x if run.keeps_input else None, context, *parameters)
         return z, log_det
 
     @staticmethod
@@ -254,22 +281,23 @@ class _Recomputed(torch.autograd.Function):
         run: _Run = ctx.run
         held, context, *parameters = ctx.saved_tensors
         rebuilt, run.handed.output = run.handed.output, None
-        known = rebuilt if held is None else held
+        known = held if run.keeps_input else run.last_output()
+        known = rebuilt if known is None else known
         assert known is not None
         with run.again(known):
-            x = known if run.keeps_input else run.step.inverse(known, context)[0]
+            x = known if run.keeps_input else run.layer.inverse(known, context)[0]
             del held, known
             needed = ctx.needs_input_grad[1:]
             leaf = x.detach().requires_grad_(needed[0])
             if context is not None:
                 context = context.detach().requires_grad_(needed[1])
             with torch.enable_grad():
-                results = run.step(leaf, context, run.noise)
+                results = run.layer(leaf, context, run.noise)
         if run.memory == "invert":
             if run.keeps_input and rebuilt is not None:
                 run.handed.compare(rebuilt, results[0].detach(), run.allowed())
             run.handed.output = x
-        if run.number == run.first_number:
+        if run.position == 0:
             run.handed.close()
         pairs = [pair for pair in zip(results, grads, strict=True) if pair[0].requires_grad]
         del results
@@ -289,9 +317,9 @@ def _gradients(
 
 
 @contextlib.contextmanager
-def uncounted(step: nn.Module) -> Iterator[None]:
-    """No batch norm in `step` moves its running statistics meanwhile."""
-    norms = [m for m in step.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+def uncounted(module: nn.Module) -> Iterator[None]:
+    """No batch norm in `module` moves its running statistics meanwhile."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     # ours has a switch of its own; torch's, in a user's net, normalises in the same way without
     switches = ["update" if hasattr(m, "update") else "track_running_stats" for m in norms]
     before = [getattr(m, name) for m, name in zip(norms, switches, strict=True)]
@@ -305,16 +333,16 @@ def uncounted(step: nn.Module) -> Iterator[None]:
 
 
 def _generators(x: Tensor) -> list[Tensor]:
-    """States of the generators that a step on x's device can draw from."""
+    """States of the generators that a layer on x's device can draw from."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(x.device)] if x.is_cuda else states
 
 
-def _names(step: Transform) -> str:
-    """The innermost transforms that are to blame, or else the step."""
-    parts = [m for m in step.modules() if isinstance(m, Transform) and not m.invertible]
+def _names(layer: Transform) -> str:
+    """The innermost transforms that are to blame, or else the layer."""
+    parts = [m for m in layer.modules() if isinstance(m, Transform) and not m.invertible]
     inner = [m for m in parts if not any(c is not m and c in parts for c in m.modules())]
-    return ", ".join(dict.fromkeys(type(m).__name__ for m in inner or [step]))
+    return ", ".join(dict.fromkeys(type(m).__name__ for m in inner or [layer]))
 
 
 @functools.cache

@@ -1,105 +1,119 @@
-"""Multi-scale flows: part of an event is done early, the rest goes on."""
+"""Multi-scale flows: some channels are done early, the others go on."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixerflow.core.combine import _Around
+from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Shape, Transform, constant, expect
+from mixerflow.core.transform import Placed, Run, Shape, Transform, constant, expect
 
 
-class Flatten(Transform):
-    """``(C, *spatial)`` as a vector ``(D,)``, the first channel first; log-det 0.
+class MultiScale(Composite):
+    """Transforms one after another, between which some channels go on and the others are done.
 
-    Args:
-        shape: of the events that it takes.
-    """
+    ``(y_s, h_s) = split(t_s(h_{s-1}))`` with ``h_0 = x``; what is done, y, passes no other
+    transform. The latent is one vector ``z = (y_1, ..., y_S)``, each y flattened with the first
+    channel first; nothing of the last scale goes on. The log-det is the sum of the transforms'.
 
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(x.shape[1:]), self.shape)
-        return x.reshape(-1, math.prod(self.shape)), constant(0.0, x)
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(z.shape[1:]), (math.prod(self.shape),))
-        return z.reshape(-1, *self.shape), constant(0.0, z)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, self.shape)
-        return (math.prod(shape),)
-
-    def extra_repr(self) -> str:
-        """The events, in ``print(flow)``."""
-        return f"{self.shape}"
-
-
-class Tail(_Around):
-    """A transform of the last numbers of a vector; those before them pass untouched.
-
-    What passes is done: it is scored under the base distribution as it is. So a multi-scale flow is
-    a chain as any other: layers, `Flatten`, then layers each in a `Tail`, shorter from scale to
-    scale. Of a flattened image the tail is its last channels. The conditional Gaussian under which
-    Glow scores what it factors out is an affine coupling just before, which transforms that part
-    given the rest.
+    The conditional Gaussian under which Glow scores what it factors out is an affine coupling at
+    the end of a scale's transform, which changes that part given the rest.
 
     Args:
-        shape: the events that `transform` takes; the tail has as many numbers.
-        transform: what happens to it.
+        shape: of the events, ``(C, *spatial)``.
+        scales: a transform each, the first of events of `shape`.
+        kept: how many channels go on after each scale but the last; None is half, ``n // 2`` of n.
+        keep: which go on, the first channels or the last.
+
+    Raises:
+        ValueError: no scales, or nothing that could go on or be done; names the events.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
         https://arxiv.org/abs/1605.08803
     """
 
-    def __init__(self, shape: Shape, transform: Transform) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        scales: Sequence[Transform],
+        *,
+        kept: Sequence[int] | None = None,
+        keep: Literal["first", "last"] = "first",
+    ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
-        self.taken = math.prod(self.shape)
-        self.given = tuple(transform.out_shape(self.shape))
-        if math.prod(self.given) != self.taken:
-            raise ValueError(f"Tail: the transform makes {self.given} of events {self.shape}")
-        self.transform = transform
+        if not scales or (kept is not None and len(kept) != len(scales) - 1):
+            raise ValueError(f"MultiScale: {len(scales)} scales of events {shape}, kept={kept}")
+        self.shape, self.keep = tuple(shape), keep
+        self.scales = nn.ModuleList(scales)
+        self.kept: list[int] = []
+        self._taken, self._done = [self.shape], []
+        for number, scale in enumerate(self.parts(), 1):
+            n, *spatial = scale.out_shape(self._taken[-1])
+            going_on = 0
+            if number < len(scales):
+                going_on = n // 2 if kept is None else kept[number - 1]
+                if not 0 < going_on < n:
+                    what = f"{going_on} channels cannot go on of events {(n, *spatial)}"
+                    raise ValueError(f"MultiScale: after scale {number} {what}")
+            self.kept.append(going_on)
+            self._done.append((n - going_on, *spatial))
+            self._taken.append((going_on, *spatial))
+        self._lengths = [math.prod(done) for done in self._done]
 
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        self.out_shape(tuple(x.shape[1:]))
-        return x[:, : x.shape[1] - self.taken], x[:, x.shape[1] - self.taken :]
+    def parts(self) -> Iterator[Transform]:
+        """The scales' transforms."""
+        return iter(self.scales)  # pyright: ignore[reportReturnType]
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    def compose(
+        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        head, tail = self._parts(x)
-        tail, log_det = self.transform(tail.reshape(-1, *self.shape), context, noise)
-        return torch.cat([head, tail.flatten(1)], 1), log_det
+        expect(self, tuple(x.shape[1:]), self.shape)
+        log_det, parts = constant(0.0, x), []
+        for scale, kept in zip(self.parts(), self.kept, strict=True):
+            if not scale.dormant:
+                x, scale_log_det = run(scale, x, context, noise)
+                log_det = log_det + scale_log_det
+            sizes = [kept, x.shape[1] - kept]
+            if self.keep == "first":
+                x, done = x.split(sizes, 1)
+            else:
+                done, x = x.split(sizes[::-1], 1)
+            parts.append(done.flatten(1))
+        return torch.cat(parts, 1), log_det
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        head, tail = self._parts(z)
-        tail, log_det = self.transform.inverse(tail.reshape(-1, *self.given), context)
-        return torch.cat([head, tail.flatten(1)], 1), log_det
+        expect(self, tuple(z.shape[1:]), (sum(self._lengths),))
+        log_det, x = constant(0.0, z), None
+        parts = list(zip(self.parts(), z.split(self._lengths, 1), self._done, strict=True))
+        for scale, part, shape in reversed(parts):
+            done = part.unflatten(1, shape)
+            if x is None:
+                x = done
+            else:
+                x = torch.cat((x, done) if self.keep == "first" else (done, x), 1)
+            if not scale.dormant:
+                x, scale_log_det = scale.inverse(x, context, noise)
+                log_det = log_det + scale_log_det
+        assert x is not None
+        return x, log_det
 
     def out_shape(self, shape: Shape) -> Shape:
-        if len(shape) != 1 or shape[0] < self.taken:
-            raise ValueError(f"Tail: takes vectors of at least ({self.taken},); got {tuple(shape)}")
-        return shape
+        expect(self, shape, self.shape)
+        return (sum(self._lengths),)
 
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        head, tail = self._parts(x)
-        tail = self.transform.initialize(tail.reshape(-1, *self.shape), context)
-        return torch.cat([head, tail.flatten(1)], 1)
+    def layer_shapes(self, shape: Shape) -> list[Placed]:
+        expect(self, shape, self.shape)
+        scales = zip(self.parts(), self._taken[:-1], strict=True)
+        return [placed for scale, taken in scales for placed in scale.layer_shapes(taken)]
 
     def extra_repr(self) -> str:
-        """The events, in ``print(flow)``."""
-        return f"{self.shape}"
+        """The events, and what of them goes on, in ``print(flow)``."""
+        return f"{self.shape}, kept={self.kept[:-1]}, keep={self.keep!r}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -76,6 +76,18 @@ def inside(module: nn.Module) -> Iterator[nn.Module]:
         left.extend(part for part in module._modules.values() if part is not None)
 
 
+class Placed(NamedTuple):
+    """A layer, and the shapes of the events that it takes and gives where it stands."""
+
+    layer: Transform
+    taken: Shape
+    given: Shape
+
+
+Run = Callable[["Transform", Tensor, Tensor | None, Noise | None], tuple[Tensor, Tensor]]
+"""Runs a transform forward on x, context and noise, in a way of its own; see `Transform.walk`."""
+
+
 class Transform(nn.Module):
     """An invertible map with its log-det in both directions.
 
@@ -126,6 +138,20 @@ class Transform(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Set data-dependent parameters from a batch and return what `forward` then makes of it."""
         return self(x, context)[0]
+
+    def layer_shapes(self, shape: Shape) -> list[Placed]:
+        """The layers that this is made of, data to latent, for data events of `shape`.
+
+        A layer is what memory modes, sharding, learning rates by layer and growth take as one. A
+        transform is one by default; a `Composite` has those of its parts.
+        """
+        return [Placed(self, tuple(shape), tuple(self.out_shape(shape)))]
+
+    def walk(
+        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, with each layer called by ``run(layer, x, context, noise)``."""
+        return run(self, x, context, noise)
 
     @torch.no_grad()
     def fused(self) -> Transform:

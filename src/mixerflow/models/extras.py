@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
 
-from mixerflow.core import Along, Chain, Flatten, Inverse, Shape, Tail, Transform
+from mixerflow.core import Along, Inverse, Layer, Shape, Transform
 from mixerflow.models.steps import LAWS
 from mixerflow.nets import AttentionNet, DenseConvNet, ResidualConvNet
 from mixerflow.transforms import (
@@ -105,24 +105,18 @@ def glow_steps(config: MixerFlowConfig, shape: Shape, net: str = "convolution") 
             given, changed = halves(channels, flip=flip)
             conditioner = IMAGE_NETS[net](config, given, law.params * changed, axes)
             steps.append(Coupling(0, conditioner, law, flip=flip))
-    return Chain(squeeze, *steps, Inverse(squeeze, shape))
+    return Layer(squeeze, *steps, Inverse(squeeze, shape))
 
 
-def next_scale(config: MixerFlowConfig, shape: Shape, *, flat: bool) -> tuple[Transform, Shape]:
-    """From one scale to the next: the step, and the shape of what goes on.
+def next_scale(config: MixerFlowConfig, shape: Shape) -> tuple[Transform, Shape]:
+    """The last layer of a scale but the last, and the shape of the last channels, which go on.
 
-    Squeezes; then the first half of the channels is done. It is scored under a Gaussian given the
-    other half, which is an affine coupling before a standard normal.
-
-    Args:
-        config: the model's.
-        shape: of the images at this scale.
-        flat: whether they are the tail of a vector already.
+    Squeezes; then the first half of the channels is scored under a Gaussian given the other half,
+    which is an affine coupling before a standard normal.
     """
     squeeze = Squeeze(shape)
     channels, *spatial = squeeze.given
     given, changed = halves(channels, flip=True)
     law = Affine(config.scale_bound)
     net = convolutional(config, given, law.params * changed, len(spatial))
-    step = Chain(squeeze, Coupling(0, net, law, flip=True))
-    return Tail(shape, step) if flat else Chain(step, Flatten(squeeze.given)), (given, *spatial)
+    return Layer(squeeze, Coupling(0, net, law, flip=True)), (given, *spatial)

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixerflow.core import Along, Chain, Flow, Shape, Transform
+from mixerflow.core import Along, Chain, Flow, Layer, Shape, Transform
 from mixerflow.nets import MaskedMLP
 from mixerflow.transforms import (
     Affine,
@@ -101,7 +101,7 @@ def layer(config: MAFConfig, n: int, number: int) -> Transform:
     steps: list[Transform] = [Along(-1, Autoregressive(net, law))]
     if config.batch_norm:
         steps.append(BatchNorm(n))
-    return Chain(*steps)
+    return Layer(*steps)
 
 
 def _order(config: MAFConfig, n: int, number: int) -> Sequence[int] | None:

@@ -31,13 +31,12 @@ Departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
-from mixerflow.core import BASES, Along, Chain, Flow, Shape, Tail, Transform
+from mixerflow.core import BASES, Along, Chain, Flow, MultiScale, Shape, Transform
 from mixerflow.models.extras import ExtraName, glow_steps, next_scale
 from mixerflow.models.layers import CutName, PositionName, layer
 from mixerflow.models.steps import FlowName, LawName, LinearName, NetName
@@ -180,16 +179,19 @@ def build(config: MixerFlowConfig, shape: Shape) -> Flow:
     return Flow(Chain(*steps), shape, base, context_net=context_net, levels=config.levels)
 
 
-def _layers(config: MixerFlowConfig, shape: Shape) -> Iterator[Transform]:
-    """The mixer layers, scale by scale."""
-    scale = 0
+def _layers(config: MixerFlowConfig, shape: Shape) -> list[Transform]:
+    """The mixer layers, or the one transform that they make in several scales."""
+    scales: list[list[Transform]] = [[]]
+    inner = shape
     for number in range(1, config.layers + 1):
-        while scale < config.scale_of(number):
-            step, shape = next_scale(config, shape, flat=scale > 0)
-            scale += 1
-            yield step
-        step = layer(config, shape, number)
-        yield Tail(shape, step) if scale else step
+        if config.scale_of(number) == len(scales):
+            last, inner = next_scale(config, inner)
+            scales[-1].append(last)
+            scales.append([])
+        scales[-1].append(layer(config, inner, number))
+    if len(scales) == 1:
+        return scales[0]
+    return [MultiScale(shape, [Chain(*steps) for steps in scales], keep="last")]
 
 
 _COUNTS = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Chain, Flow, Noise, Transform
+from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE, Processes
 
@@ -18,18 +18,15 @@ _ROUNDING = 1e-7
 
 
 def layers_of(flow: Flow) -> list[Transform]:
-    """What can sleep: steps of the flow's chain with parameters that keep the event's shape.
+    """What can sleep: layers of the flow with parameters that keep the event's shape.
 
     Of a MixerFlow the colour transform, which is the first and never sleeps, and the mixer layers.
     """
-    if type(flow.transform) is not Chain:  # a chain of another kind may not skip
-        return [flow.transform]
-    layers, shape = [], flow.shape
-    for step in flow.transform:
-        before, shape = shape, step.out_shape(shape)
-        if before == shape and next(step.parameters(), None) is not None:
-            layers.append(step)
-    return layers
+    return [
+        layer
+        for layer, taken, given in flow.layer_shapes()
+        if taken == given and next(layer.parameters(), None) is not None
+    ]
 
 
 def active(step: int, steps: int, *, stages: int, layers: int) -> int:
@@ -70,16 +67,12 @@ class Growth:
             what = f"{stages} stages are more than the flow's {len(self.layers)} layers"
             raise ConfigError(what, _FLAG, "use fewer, or 0")
         held: set[int] = set()
-        for step in self._steps(flow):
-            mine = {id(p) for p in step.parameters()}
+        rest = [part for part in (flow.base, flow.context_net) if part is not None]
+        for part in (*flow.layers(), *rest):
+            mine = {id(p) for p in part.parameters()}
             if held & mine:  # one would train while the other sleeps
                 raise ConfigError("layers that share parameters cannot grow", _FLAG, "use 0")
             held |= mine
-
-    def _steps(self, flow: Flow) -> list[nn.Module]:
-        rest = [part for part in (flow.base, flow.context_net) if part is not None]
-        assert isinstance(flow.transform, Chain)
-        return [*flow.transform, *rest]
 
     def at(self, step: int, steps: int) -> None:
         """Let those sleep that are not yet due in step `step` (from 0) of `steps`."""

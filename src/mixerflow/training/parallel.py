@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mixerflow.core import Chain, Flow
-from mixerflow.errors import ConfigError
+from mixerflow.core import Flow
 from mixerflow.processes import Processes
 from mixerflow.training.objective import Task
 
@@ -45,9 +44,9 @@ def parallel(task: Task, processes: Processes, how: Parallel) -> nn.Module:
 def shard(flow: Flow, processes: Processes) -> None:
     """Give each process a part of each parameter, gathered while its layer is at work.
 
-    Children first: every step of the flow's chain that has parameters, then the flow with what is
-    left. Sharding knows of `forward` only, so each inverse is registered: sampling then works, if
-    all processes do it together.
+    Children first: every layer of the flow that has parameters, then the flow with what is left.
+    Sharding knows of `forward` only, so each inverse is registered: sampling then works, if all
+    processes do it together.
     """
     # these take a second to import
     from torch.distributed.device_mesh import init_device_mesh
@@ -56,11 +55,10 @@ def shard(flow: Flow, processes: Processes) -> None:
     # said of every layer that ends in a view; nothing here writes into a layer's output
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     mesh = init_device_mesh(flow.device.type, (processes.world,))
-    steps = flow.transform.steps if isinstance(flow.transform, Chain) else [flow.transform]
-    for step in steps:
-        if next(step.parameters(), None) is not None:
-            fully_shard(step, mesh=mesh, reshard_after_forward=True)
-            register_fsdp_forward_method(step, "inverse")
+    for layer in dict.fromkeys(flow.layers()):  # one that stands in two places is sharded once
+        if next(layer.parameters(), None) is not None:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            register_fsdp_forward_method(layer, "inverse")
     fully_shard(flow, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(flow, "_inverse")  # `decode` and `draw` go through it
 

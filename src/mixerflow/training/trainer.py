@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mixerflow.core import Chain, Flow, Noise, refuse_sharded
+from mixerflow.core import Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
 from mixerflow.processes import ALONE
 from mixerflow.train_config import TrainConfig
@@ -292,15 +292,17 @@ def _by_layer(
 ) -> tuple[list[dict[str, Any]], list[float]]:
     """The optimiser's groups and what each multiplies the learning rate with.
 
-    Layer i of L, from 0, has ``last^(i / (L - 1))``; layers are the steps of the flow's chain that
-    train. What is in none of them has the first's rate; parameters that layers share have that of
-    the first that holds them.
+    Layer i of L, from 0, has ``last^(i / (L - 1))``; layers are those of the flow that train. What
+    is in none of them has the first's rate; parameters that layers share have that of the first
+    that holds them.
     """
     if last == 1:
         return [{"params": parameters}], [1.0]
-    steps = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
     left = {id(p): p for p in parameters}
-    layers = [[p for p in step.parameters() if left.pop(id(p), None) is not None] for step in steps]
+    layers = [
+        [p for p in layer.parameters() if left.pop(id(p), None) is not None]
+        for layer in flow.layers()
+    ]
     layers = [layer for layer in layers if layer]
     rates = [last ** (i / max(1, len(layers) - 1)) for i in range(len(layers))]
     rest = list(left.values())

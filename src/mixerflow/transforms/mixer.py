@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Along, Chain, Inverse, Noise, Shape, Transform, constant
+from mixerflow.core import Along, Chain, Inverse, Layer, Noise, Shape, Transform, constant
 from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked
 from mixerflow.transforms.rows import Rows, differentiated
 
 
-class Mixer(Chain):
+class Mixer(Layer):
     """Cuts, row flows along one axis or another, and the way back, as `Chain`.
 
     On a GPU a cut then costs nothing: kernels are told where the numbers of a row lie in the image,

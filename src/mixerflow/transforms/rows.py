@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Noise, Transform
-from mixerflow.transforms.plans import hooked, plan_of
+from mixerflow.core import Chain, Layer, Noise, Transform, inside
+from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.elementwise import Affine
+from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.proof import doubt
 
 
-class Rows(Chain):
+class Rows(Layer):
     """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
 
     The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
