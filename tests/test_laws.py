@@ -27,16 +27,21 @@ from mixerflow.nets import (
     AttentionNet,
     CLipSwish,
     DenseConvNet,
+    GlowNet,
     KernelNet,
     LearnedPositions,
     LipschitzDense,
     LipschitzMLP,
     MaskedMLP,
+    PlainConvNet,
     ResidualConvNet,
     ResidualMLP,
+    ResNet,
     SinusoidalPositions,
     SplineNet,
+    TanhScale,
     Velocity,
+    ZeroConv,
     matern,
 )
 from mixerflow.transforms import (
@@ -49,17 +54,23 @@ from mixerflow.transforms import (
     Bands,
     BatchNorm,
     Butterfly,
+    Checkerboard,
+    CheckerboardSqueeze,
+    Columns,
     Continuous,
     Coupling,
     Dequantize,
+    DiagonalAffine,
     Dilated,
     Elementwise,
     FlooredAffine,
     Gaussianize,
+    Halves,
     Householder,
     LogisticMixture,
     Logit,
     MapAttention,
+    Matrix,
     Mixer,
     Monotone,
     Patches,
@@ -67,6 +78,8 @@ from mixerflow.transforms import (
     Rescale,
     Residual,
     Rows,
+    SigmoidAffine,
+    Split,
     Squeeze,
     Stripes,
     TokenAttention,
@@ -120,10 +133,12 @@ def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
     return through(-1, n, make, flip=flip)
 
 
-class Cubic:
+class Cubic(Elementwise):
     """``z = x + a^2 (x + b)^3 + c``, a law without a closed inverse, of three numbers."""
 
-    params = 3
+    @property
+    def params(self):
+        return 3
 
     def forward(self, x, raw):
         a, b, c = raw
@@ -168,6 +183,27 @@ def lawful(n: int, law: Elementwise, *, flip=False, context=0) -> Coupling:
     given, changed = halves(n, flip=flip)
     net = ResidualMLP(given, law.params * changed, width=8, context=context)
     return Coupling(-1, net, law, flip=flip)
+
+
+def split_by(
+    split: Split,
+    channels: int,
+    make: Callable[..., nn.Module] = ResidualConvNet,
+    law: Elementwise | None = None,
+    **settings,
+) -> Coupling:
+    """A coupling of images, by a net of width 4."""
+    law = Affine(2.0) if law is None else law
+    given, changed = split.sizes(channels)
+    if make is not ZeroConv:
+        settings = {"width": 4, **settings}
+    return Coupling(split, make(given, law.params * changed, **settings), law)
+
+
+def real_nvp_coupling(split: Split, channels: int, **settings) -> Coupling:
+    given, changed = split.sizes(channels)
+    net = ResNet(given, 2 * changed, **{"width": 4, "depth": 1, **settings})
+    return Coupling(split, TanhScale(net, changed), Affine())
 
 
 class ImageVelocity(nn.Module):
@@ -316,6 +352,11 @@ CASES = {
     "RLU": Case(lambda: RLU(5), (5,)),
     "PLU": Case(lambda: PLU(5), (5,)),
     "PLU with bias": Case(lambda: PLU(4, bias=True), (4,)),
+    "matrix": Case(lambda: Matrix(5), (5,)),
+    "matrix of one": Case(lambda: Matrix(1), (1,)),
+    "matrix along the channels": Case(lambda: Along(0, Matrix(3)), (3, 2, 2)),
+    "diagonal, an activation": Case(lambda: DiagonalAffine((4, 3)), (4, 3)),
+    "diagonal, a channel": Case(lambda: DiagonalAffine((3, 1, 1)), (3, 2, 4)),
     "linear": Case(lambda: PLU(5, bias=True), (5,)).fused(),
     "Woodbury": Case(lambda: Woodbury(7, 3), (7,)),
     "Woodbury of one": Case(lambda: Woodbury(1, 1), (1,)),
@@ -412,6 +453,59 @@ CASES = {
     "coupling, kernels, odd, flipped": Case(lambda: kernels(5, flip=True, norm="layer"), (5,)),
     "coupling, Matern, conditional": Case(
         lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
+    ),
+    "coupling, sigmoid": Case(lambda: lawful(5, SigmoidAffine()), (5,)),
+    "coupling of a board": Case(lambda: split_by(Checkerboard(), 2), (2, 3, 4)),
+    "coupling of a board, flipped, sigmoid": Case(
+        lambda: split_by(Checkerboard(flip=True), 1, GlowNet, SigmoidAffine()), (1, 3, 5)
+    ),
+    "coupling of a board, conditional": Case(
+        lambda: real_nvp_coupling(Checkerboard(), 2, norm="batch", context=3),
+        (2, 3, 3),
+        context=(3,),
+    ),
+    "coupling of a board, spline": Case(
+        lambda: split_by(Checkerboard(flip=True), 2, PlainConvNet, RationalQuadratic()),
+        (2, 2, 3),
+        "spline",
+    ),
+    "coupling of a board, logistics": Case(
+        lambda: split_by(Checkerboard(), 1, law=LogisticMixture(2)), (1, 3, 3), "iterative"
+    ),
+    "coupling of a board of signals": Case(
+        lambda: split_by(Checkerboard(), 2, ZeroConv, axes=1), (2, 5)
+    ),
+    "coupling of a board of volumes": Case(
+        lambda: split_by(Checkerboard(flip=True), 1, PlainConvNet, axes=3), (1, 3, 2, 3)
+    ),
+    "coupling of columns": Case(lambda: split_by(Columns(), 2), (2, 3, 4)),
+    "coupling of columns, flipped, logistics": Case(
+        lambda: split_by(Columns(flip=True), 1, law=LogisticMixture(2)), (1, 3, 4), "iterative"
+    ),
+    "coupling of columns of signals, a map": Case(
+        lambda: split_by(Columns(), 2, PlainConvNet, axes=1, zero=True, context=1),
+        (2, 6),
+        context=(1, 3),
+    ),
+    "coupling, Glow": Case(lambda: split_by(Halves(), 4, GlowNet, SigmoidAffine()), (4, 3, 4)),
+    "coupling, Glow, flipped, conditional": Case(
+        lambda: split_by(Halves(flip=True), 3, GlowNet, context=2, factor=3.0),
+        (3, 2, 3),
+        context=(2,),
+    ),
+    "coupling, zero convolution, a map": Case(
+        lambda: split_by(Halves(0, flip=True), 4, ZeroConv, context=2, second_bias=False),
+        (4, 3, 2),
+        context=(2, 3, 2),
+    ),
+    "coupling, plain convolutions, splines": Case(
+        lambda: split_by(Halves(0, flip=True), 3, PlainConvNet, RationalQuadratic(), context=2),
+        (3, 2, 3),
+        "spline",
+        context=(2,),
+    ),
+    "coupling, RealNVP": Case(
+        lambda: real_nvp_coupling(Halves(), 3, depth=2, norm="none"), (3, 3, 2)
     ),
     "mixer": Case(
         lambda: Mixer(
@@ -547,6 +641,7 @@ CASES = {
     "squeeze": Case(lambda: Squeeze((3, 4, 2)), (3, 4, 2)),
     "squeeze of signals, by three": Case(lambda: Squeeze((2, 6), 3), (2, 6)),
     "squeeze of volumes": Case(lambda: Squeeze((1, 2, 4, 2)), (1, 2, 4, 2)),
+    "squeeze by colours": Case(lambda: CheckerboardSqueeze((2, 4, 6)), (2, 4, 6)),
     "stripes": Case(lambda: Stripes((2, 6, 3), 2), (2, 6, 3)),
     "stripes of signals": Case(lambda: Stripes((2, 6), 3), (2, 6)),
     "stripes of volumes": Case(lambda: Stripes((1, 4, 2, 3), 2), (1, 4, 2, 3)),
@@ -652,6 +747,11 @@ def test_wrong_ranges_are_refused(transform, x, named):
     ("make", "shape", "named"),
     [
         (lambda: LU(4), (5,), r"\(4,\).*\(5,\)"),
+        (lambda: Matrix(4), (5,), r"\(4,\).*\(5,\)"),
+        (lambda: DiagonalAffine((3, 1, 1)), (4, 2, 2), r"DiagonalAffine.*\(3, 1, 1\).*\(4, 2, 2\)"),
+        (lambda: split_by(Checkerboard(), 1), (3, 1, 1), r"2 pixels.*\(3, 1, 1\)"),
+        (lambda: split_by(Checkerboard(), 1), (3,), r"spatial axes.*\(3,\)"),
+        (lambda: split_by(Columns(), 1), (3, 4, 3), r"\(3, 4, 3\).*must be even"),
         (lambda: Woodbury(4, 2), (5,), r"\(4,\).*\(5,\)"),
         (lambda: Butterfly(4), (5,), r"\(4,\).*\(5,\)"),
         (lambda: ActNorm((3, 1, 1)), (4, 2, 2), r"\(3, 1, 1\).*\(4, 2, 2\)"),

@@ -2,13 +2,25 @@
 
 import math
 import re
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from mixerflow.core import Along, Transform
-from mixerflow.nets import ResidualMLP
-from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale
+from mixerflow.nets import ResidualConvNet, ResidualMLP
+from mixerflow.transforms import (
+    LU,
+    ActNorm,
+    Affine,
+    Checkerboard,
+    Columns,
+    Coupling,
+    Dequantize,
+    Matrix,
+    Rescale,
+    SigmoidAffine,
+)
 from mixerflow.transforms.checks import LAWS, check
 
 GRAPHS = {"compile forward", "compile inverse", "export"}
@@ -51,11 +63,11 @@ class SwappedHalf(Coupling):
     """Goes back by the other half."""
 
     def inverse(self, z, context=None, noise=None):
-        self.flip = not self.flip
+        kept, self.split = self.split, replace(self.split, flip=not self.flip)
         try:
             return super().inverse(z, context)
         finally:
-            self.flip = not self.flip
+            self.split = kept
 
 
 class BatchLeak(Coupling):
@@ -70,11 +82,11 @@ class NarrowSum(Coupling):
     """Sums by a matrix product, which autocast turns into bfloat16; the dtype does not tell."""
 
     def forward(self, x, context=None, noise=None):
-        given, changed = self._split(x)
+        given, changed = self.split.parts(x)
         raw = self._parameters_of(given, changed, context)
         changed, log_det = self.elementwise.forward(changed, raw)
         ones = torch.ones(log_det.shape[1], 1, dtype=log_det.dtype)
-        return self._join(given, changed), (log_det @ ones).squeeze(1).to(x.dtype)
+        return self.split.join(given, changed), (log_det @ ones).squeeze(1).to(x.dtype)
 
 
 class BFloat16LogDet(ActNorm):
@@ -150,7 +162,78 @@ class SilentNoise(Dequantize):
     draws = False
 
 
+class CountsAllPlaces(Checkerboard):
+    """Counts the log-derivatives of the colour that passes too."""
+
+    def counted(self, log_slope):
+        return log_slope
+
+
+@dataclass(frozen=True)
+class WrongSigmoid(SigmoidAffine):
+    """Forgets the offset in both log-derivatives, so that they still cancel."""
+
+    def forward(self, x, raw):
+        return super().forward(x, raw)[0], raw[0].sigmoid().log()
+
+    def inverse(self, z, raw):
+        return super().inverse(z, raw)[0], -raw[0].sigmoid().log()
+
+
+class WithoutAbs(Matrix):
+    """The logarithm of a determinant that may be negative."""
+
+    def _log_det(self):
+        return torch.linalg.det(self.weight).log()
+
+
+class CountsTwice(Matrix):
+    """The log-det of W W'."""
+
+    def _log_det(self):
+        return 2 * super()._log_det()
+
+
+def reflecting(kind):
+    """A matrix whose determinant is negative, after the perturbation too."""
+    matrix = kind(4)
+    with torch.no_grad():
+        matrix.weight.copy_(torch.diag(torch.tensor([-3.0, 3.0, 3.0, 3.0])))
+    return matrix
+
+
+def board(split, elementwise=SigmoidAffine(), kind=Coupling):  # noqa: B008
+    return kind(split, ResidualConvNet(2, 4, width=4), elementwise)
+
+
 FAULTS = {
+    # a map whose log-derivative is not 0 at raw 0, or nobody would see that it is counted
+    "all places counted": (
+        board(CountsAllPlaces()),
+        board(Checkerboard()),
+        (2, 3, 4),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "columns swapped in inverse": (
+        board(Columns(), Affine(), SwappedHalf),
+        board(Columns(), Affine()),
+        (2, 3, 4),
+        {"left inverse", "right inverse"},
+    ),
+    "sigmoid, wrong both ways": (
+        Coupling(-1, net(3, 3), WrongSigmoid()),
+        Coupling(-1, net(3, 3), SigmoidAffine()),
+        (6,),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "determinant without abs": (
+        reflecting(WithoutAbs),
+        reflecting(Matrix),
+        (4,),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "determinant twice": (CountsTwice(5), Matrix(5), (5,), {"forward log-det", "inverse log-det"}),
+    "forgotten table": (ForgottenTable(), Rescale(2.0), (5,), {"copies"}),
     "sign": (WrongSign(5), LU(5), (5,), {"forward log-det"}),
     "missing row factor": (
         MissingRowFactor(0, LU(3)),

@@ -1,8 +1,9 @@
 """Conditioners: plain modules that know nothing of flows or kernels."""
 
 from mixerflow.nets.attention import AttentionNet
-from mixerflow.nets.conv import ResidualConvNet
+from mixerflow.nets.conv import ImageConditioner, PlainConvNet, ResidualConvNet
 from mixerflow.nets.dense import DenseConvNet
+from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
@@ -17,6 +18,7 @@ from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
 from mixerflow.nets.positions import LearnedPositions, SinusoidalPositions
+from mixerflow.nets.resnet import ResNet, TanhScale
 from mixerflow.nets.velocity import Velocity
 
 __all__ = [
@@ -24,7 +26,10 @@ __all__ = [
     "AttentionNet",
     "BatchNorm",
     "CLipSwish",
+    "ChannelAffine",
     "DenseConvNet",
+    "GlowNet",
+    "ImageConditioner",
     "Kernel",
     "KernelNet",
     "LearnedPositions",
@@ -33,13 +38,17 @@ __all__ = [
     "LipschitzMLP",
     "MaskedMLP",
     "Norm",
+    "PlainConvNet",
+    "ResNet",
     "ResidualConvNet",
     "ResidualMLP",
     "Scale",
     "SinusoidalPositions",
     "SpectralLinear",
     "SplineNet",
+    "TanhScale",
     "Velocity",
+    "ZeroConv",
     "matern",
     "norm_of",
     "spectral_bound",

@@ -1,4 +1,4 @@
-"""A residual convolutional conditioner for images of one to three axes."""
+"""Convolutional conditioners for images of one to three axes."""
 
 from __future__ import annotations
 
@@ -48,19 +48,20 @@ def convolution(axes: int, given: int, out: int, size: int = 1, *, bias: bool = 
     return kind(given, out, size, padding=size // 2, bias=bias)
 
 
-class Images(nn.Module):
-    """What conditioners of images share: reading, context, and an output that starts at 0.
+class ImageConditioner(nn.Module):
+    """What conditioners of images share: reading, context, and mostly an output that starts at 0.
 
     ``h = E s(x) + C c``, then `hidden` of a subclass, then ``out = L h``.
 
     Args:
         enter: ``(B, in_channels, *spatial)`` to the hidden width.
-        leave: the last convolution; its weight and bias are set to 0.
+        leave: what makes the output.
         in_channels: channels to read.
         width: hidden channels.
         axes: spatial axes.
         squash: see `mixerflow.nets.squash`.
         context: length K of contexts, 0 for none.
+        zero: whether all parameters of `leave` start at 0.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class Images(nn.Module):
         axes: Axes,
         squash: bool,
         context: int,
+        zero: bool = True,
     ) -> None:
         super().__init__()
         self.in_channels, self.axes, self.squash = in_channels, axes, squash
         self.enter = enter
         self.context = convolution(axes, context, width, bias=False) if context else None
         self.leave = leave
-        for parameter in leave.parameters():
+        for parameter in leave.parameters() if zero else ():
             nn.init.zeros_(parameter)
 
     def hidden(self, h: Tensor) -> Tensor:
@@ -92,6 +94,14 @@ class Images(nn.Module):
         context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
         """``(B, in_channels, *spatial)`` and ``(B, K)`` or ``(B, K, *spatial)`` to the output."""
+        return self.leave(self.hidden(self.read(x, context)))
+
+    def read(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """What the net makes of image and context first: ``(B, width, *spatial)``.
+
+        Raises:
+            ValueError: other images than it reads, or no context or another map's.
+        """
         name, wanted = type(self).__name__, self.axes + 2
         if x.dim() != wanted or x.shape[1] != self.in_channels:
             raise ValueError(
@@ -110,7 +120,7 @@ class Images(nn.Module):
                     f"of {tuple(x.shape[2:])}"
                 )
             h = h + self.context(context)
-        return self.leave(self.hidden(h))
+        return h
 
 
 class Residual(nn.Module):
@@ -128,7 +138,7 @@ class Residual(nn.Module):
         return h + self.look(nn.functional.gelu(self.norm2(inner)))
 
 
-class ResidualConvNet(Images):
+class ResidualConvNet(ImageConditioner):
     """``h = E s(x) + C c``, `depth` residual blocks, ``out = L gelu(h)``.
 
     Glow's conditioner, of convolutions 3-1-3, with residual connections: 3-(1-3)-3. The last
@@ -178,3 +188,50 @@ class ResidualConvNet(Images):
 
     def hidden(self, h: Tensor) -> Tensor:
         return nn.functional.gelu(self.blocks(h))
+
+
+class PlainConvNet(ImageConditioner):
+    """``h = E x + C c``, ``out = L relu(P relu(h))``: convolutions 3-1-3 with biases, no norm.
+
+    Its last convolution starts as the others do, unless told otherwise: what reads the output does
+    not start as the identity.
+
+    Args:
+        in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
+        out_channels: channels to give out.
+        width: hidden channels.
+        zero: whether the last convolution starts at 0.
+        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
+        context: length K of contexts ``(B, K)``, added to every pixel, or ``(B, K, *spatial)``.
+        axes: spatial axes.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019), whose published code
+        has this net. https://arxiv.org/abs/1906.04032
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        zero: bool = False,
+        squash: bool = False,
+        context: int = 0,
+        axes: Axes = 2,
+    ) -> None:
+        super().__init__(
+            convolution(axes, in_channels, width, 3),
+            convolution(axes, width, out_channels, 3),
+            in_channels=in_channels,
+            width=width,
+            axes=axes,
+            squash=squash,
+            context=context,
+            zero=zero,
+        )
+        self.mix = convolution(axes, width, width)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        return self.mix(h.relu()).relu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixerflow.nets.conv import Axes, Images, convolution, norm_of_channels
+from mixerflow.nets.conv import Axes, ImageConditioner, convolution, norm_of_channels
 from mixerflow.nets.norm import Norm
 
 
@@ -31,7 +31,7 @@ class DenseBlock(nn.Module):
         return a + b * g.sigmoid()
 
 
-class DenseConvNet(Images):
+class DenseConvNet(ImageConditioner):
     """``h = P s(x) + C c``, a `DenseBlock`, ``out = L relu(norm(h))``.
 
     The last convolution starts at 0: whatever map reads the output starts as the identity.

@@ -1,24 +1,32 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
-from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.actnorm import ActNorm, DiagonalAffine
 from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
-from mixerflow.transforms.coupling import Coupling, halves
+from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
-from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
+from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.householder import Householder
-from mixerflow.transforms.layout import Bands, Dilated, Patches, Squeeze, Stripes
-from mixerflow.transforms.linear import LU, PLU, RLU, Linear
+from mixerflow.transforms.layout import (
+    Bands,
+    CheckerboardSqueeze,
+    Dilated,
+    Patches,
+    Squeeze,
+    Stripes,
+)
+from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.mixer import Mixer
 from mixerflow.transforms.monotone import Monotone
 from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.spline import RationalQuadratic
+from mixerflow.transforms.splits import Checkerboard, Columns, Halves, Split, halves
 from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
@@ -31,18 +39,24 @@ __all__ = [
     "Bands",
     "BatchNorm",
     "Butterfly",
+    "Checkerboard",
+    "CheckerboardSqueeze",
+    "Columns",
     "Continuous",
     "Coupling",
     "Dequantize",
+    "DiagonalAffine",
     "Dilated",
     "Elementwise",
     "FlooredAffine",
     "Gaussianize",
+    "Halves",
     "Householder",
     "Linear",
     "LogisticMixture",
     "Logit",
     "MapAttention",
+    "Matrix",
     "Mixer",
     "Monotone",
     "Patches",
@@ -50,6 +64,8 @@ __all__ = [
     "Rescale",
     "Residual",
     "Rows",
+    "SigmoidAffine",
+    "Split",
     "Squeeze",
     "Stripes",
     "TokenAttention",

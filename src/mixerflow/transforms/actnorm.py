@@ -1,4 +1,4 @@
-"""Activation normalisation: a learned affine map that starts by standardising a first batch."""
+"""Learned affine maps of each number: free, or started by standardising a first batch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,23 @@ from torch import Tensor, nn
 from mixerflow.core import Noise, Shape, Transform, constant
 
 
-class ActNorm(Transform):
-    """``z = x * exp(log_scale) + shift``, elementwise, with parameters per feature.
+class DiagonalAffine(Transform):
+    """``z = x * exp(log_scale) + shift``, elementwise; starts as the identity.
 
-    ``log|det dz/dx|`` is the sum of ``log_scale`` over the event. `initialize` sets both so that
-    a batch comes out with mean 0 and variance at most 1; until then the map is the identity.
+    ``log|det dz/dx|`` is the sum of ``log_scale`` over the event. Behind a flow this is a learned
+    Gaussian in place of the standard one.
 
     Args:
         shape: of the parameters. It broadcasts against the end of the event: ``(n,)`` for
             vectors, ``(C, 1, 1)`` for an image's channels, the event's own shape for one pair of
             parameters an activation.
-        floor: smallest standard deviation that `initialize` believes. At 1 it centres and shrinks
-            but never amplifies: a dimension that hardly varies in one batch (an image's empty
-            border) may in the next, and layer upon layer of even tenfold amplification makes of it
-            a value in the thousands.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), sec. 3.1.
-        https://arxiv.org/abs/1807.03039
     """
 
     affine = True
 
-    def __init__(self, shape: Shape | int, *, floor: float = 1.0) -> None:
+    def __init__(self, shape: Shape | int) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.floor = floor
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
         self.shift = nn.Parameter(torch.zeros(self.shape))
 
@@ -61,8 +52,36 @@ class ActNorm(Transform):
             p in (1, n) for p, n in zip(self.shape, shape[len(shape) - k :], strict=True)
         )
         if not fits:
-            raise ValueError(f"ActNorm: parameters {self.shape} do not fit events of shape {shape}")
+            name = type(self).__name__
+            raise ValueError(f"{name}: parameters {self.shape} do not fit events of shape {shape}")
         return shape
+
+    def extra_repr(self) -> str:
+        """The parameters' shape, in ``print(flow)``."""
+        return f"{self.shape}"
+
+
+class ActNorm(DiagonalAffine):
+    """``z = x * exp(log_scale) + shift``, elementwise, with parameters per feature.
+
+    ``log|det dz/dx|`` is the sum of ``log_scale`` over the event. `initialize` sets both so that
+    a batch comes out with mean 0 and variance at most 1; until then the map is the identity.
+
+    Args:
+        shape: of the parameters, as a `DiagonalAffine`'s.
+        floor: smallest standard deviation that `initialize` believes. At 1 it centres and shrinks
+            but never amplifies: a dimension that hardly varies in one batch (an image's empty
+            border) may in the next, and layer upon layer of even tenfold amplification makes of it
+            a value in the thousands.
+
+    References:
+        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), sec. 3.1.
+        https://arxiv.org/abs/1807.03039
+    """
+
+    def __init__(self, shape: Shape | int, *, floor: float = 1.0) -> None:
+        super().__init__(shape)
+        self.floor = floor
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -77,7 +96,3 @@ class ActNorm(Transform):
         self.log_scale.copy_(log_scale.reshape(self.shape))
         self.shift.copy_((-mean * log_scale.exp()).reshape(self.shape))
         return self(x, context)[0]
-
-    def extra_repr(self) -> str:
-        """The parameters' shape, in ``print(flow)``."""
-        return f"{self.shape}"

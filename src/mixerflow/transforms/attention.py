@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, total
-from mixerflow.transforms.coupling import halves
+from mixerflow.transforms.splits import halves
 
 
 class _Halves:

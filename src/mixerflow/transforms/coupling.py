@@ -1,4 +1,4 @@
-"""Coupling: one half passes, a net reads it, and an elementwise map transforms the other half."""
+"""Coupling: one part passes, a net reads it, and an elementwise map transforms the other part."""
 
 from __future__ import annotations
 
@@ -7,30 +7,26 @@ from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, total
 from mixerflow.transforms.elementwise import Elementwise
-
-
-def halves(n: int, *, flip: bool = False) -> tuple[int, int]:
-    """Sizes of the conditioning and the transformed part of `n` features.
-
-    The first part has the larger half where `n` is odd; unflipped couplings condition on it.
-    """
-    first, second = (n + 1) // 2, n // 2
-    return (second, first) if flip else (first, second)
+from mixerflow.transforms.splits import Halves, Split
 
 
 class Coupling(Transform):
-    """``z_a = x_a, z_b = elementwise(x_b; net(x_a, context))`` along one axis of the event.
+    """``z_a = x_a, z_b = elementwise(x_b; net(x_a, context))`` for two parts a and b of the event.
 
-    ``log|det dz/dx|`` is the sum of the map's log-derivatives. Works on any axis of any event: rows
-    with an MLP, feature maps with a convolutional net.
+    ``log|det dz/dx|`` is the sum of the map's log-derivatives over b. Works on any axis of any
+    event: rows with an MLP, feature maps with a convolutional net.
 
     Args:
-        dim: event axis to split: 0 is the first, -1 the last.
-        net: maps ``(B, ..., a, ...)`` and the context to ``(B, ..., elementwise.params * b,
-            ...)``; a and b are `halves` of the axis. Parameter k of feature j is feature
-            ``k * b + j``.
-        elementwise: what happens to the transformed half.
-        flip: condition on the second part instead of the first.
+        split: what a and b are, see `mixerflow.transforms.splits`. A number is short for
+            ``Halves(split, flip)``: the halves of that event axis.
+        net: maps a and the context to the raw parameters of b. For halves ``(B, ..., a, ...)`` to
+            ``(B, ..., elementwise.params * b, ...)``; parameter k of feature j is feature
+            ``k * b + j``. For the other splits so with the channels.
+        elementwise: what happens to the transformed part.
+        flip: with a number for `split`, condition on the second half instead of the first.
+
+    Raises:
+        ValueError: `flip` beside a split, which has its own.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), eq. 4 to 8.
@@ -38,66 +34,70 @@ class Coupling(Transform):
     """
 
     def __init__(
-        self, dim: int, net: nn.Module, elementwise: Elementwise, *, flip: bool = False
+        self, split: int | Split, net: nn.Module, elementwise: Elementwise, *, flip: bool = False
     ) -> None:
         super().__init__()
-        self.dim = dim
+        if isinstance(split, Split) and flip:
+            raise ValueError(f"Coupling: {split} says itself what is flipped; leave out flip")
+        self.split = split if isinstance(split, Split) else Halves(split, flip)
         self.net = net
         self.elementwise = elementwise
-        self.flip = flip
 
-    def _axis(self) -> int:
-        return self.dim + 1 if self.dim >= 0 else self.dim
+    @property
+    def dim(self) -> int | None:
+        """The event axis whose halves these are; None for another split."""
+        return self.split.dim if isinstance(self.split, Halves) else None
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditioning and transformed part."""
-        axis = self._axis()
-        first = x.narrow(axis, 0, (x.shape[axis] + 1) // 2)
-        second = x.narrow(axis, first.shape[axis], x.shape[axis] // 2)
-        return (second, first) if self.flip else (first, second)
-
-    def _join(self, passed: Tensor, changed: Tensor) -> Tensor:
-        parts = (changed, passed) if self.flip else (passed, changed)
-        return torch.cat(parts, self._axis())
+    @property
+    def flip(self) -> bool:
+        """Whether the split is flipped."""
+        return self.split.flip
 
     def _parameters_of(self, given: Tensor, changed: Tensor, context: Tensor | None) -> Tensor:
-        axis = self._axis()
+        axis, params = self.split.axis, self.elementwise.params
         raw = self.net(given, context).to(changed.dtype)
-        expected = self.elementwise.params * changed.shape[axis]
+        expected = params * changed.shape[axis]
         if raw.shape[axis] != expected:
             raise ValueError(
                 f"Coupling: {self.elementwise!r} takes {expected} parameters for "
                 f"{changed.shape[axis]} features; the net gives {raw.shape[axis]} "
                 f"from {tuple(given.shape)}"
             )
-        axis = axis % raw.dim()
-        return raw.unflatten(axis, (self.elementwise.params, changed.shape[axis])).movedim(axis, 0)
+        return self.split.raw(raw, params)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(x.shape[1:]))
-        given, changed = self._split(x)
+        given, changed = self.split.parts(x)
         changed, log_det = self.elementwise.forward(
             changed, self._parameters_of(given, changed, context)
         )
-        return self._join(given, changed), total(log_det)
+        return self.split.join(given, changed), total(self.split.counted(log_det))
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
         self.out_shape(tuple(z.shape[1:]))
-        given, changed = self._split(z)
+        given, changed = self.split.parts(z)
         changed, log_det = self.elementwise.inverse(
             changed, self._parameters_of(given, changed, context)
         )
-        return self._join(given, changed), total(log_det)
+        return self.split.join(given, changed), total(self.split.counted(log_det))
 
     def out_shape(self, shape: Shape) -> Shape:
-        if not -len(shape) <= self.dim < len(shape) or shape[self.dim] < 2:
-            raise ValueError(f"Coupling: axis {self.dim} of events {shape} has no two parts")
+        self.split.check(shape)
         return shape
 
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The net too, where it has an `initialize` of its own: norms inside of conditioners."""
+        self.out_shape(tuple(x.shape[1:]))
+        start = getattr(self.net, "initialize", None)
+        if callable(start):
+            start(self.split.parts(x)[0], context)
+        return self(x, context)[0]
+
     def extra_repr(self) -> str:
-        """Axis, elementwise and direction, in ``print(flow)``."""
-        return f"dim={self.dim}, elementwise={self.elementwise!r}, flip={self.flip}"
+        """Split and elementwise map, in ``print(flow)``."""
+        return f"{self.split!r}, elementwise={self.elementwise!r}"

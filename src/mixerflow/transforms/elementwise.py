@@ -1,46 +1,52 @@
-"""Elementwise monotone maps: what a coupling does to the half it transforms."""
+"""Elementwise monotone maps: what a coupling does to the part it transforms."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
-@runtime_checkable
-class Elementwise(Protocol):
+class Elementwise(ABC):
     """An elementwise map ``z = f(x; raw)`` with `params` numbers an element.
 
     ``raw`` has the parameters on a new first axis: ``(params, *x.shape)``. All zeros is the
-    identity. `forward` and `inverse` return the image and the elementwise log-derivative.
+    identity, unless a class says otherwise. `forward` and `inverse` return the image and the
+    elementwise log-derivative. Those of this package are frozen dataclasses: values.
     """
 
-    params: int
+    @property
+    @abstractmethod
+    def params(self) -> int:
+        """Raw parameters of an element."""
 
+    @abstractmethod
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``f(x)`` and ``log f'(x)``, each of x's shape."""
-        ...
 
+    @abstractmethod
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``f^-1(z)`` and ``log (f^-1)'(z)``, each of z's shape."""
-        ...
 
 
-class Affine:
-    """``z = x * exp(s) + t``, raw = (s, t).
+@dataclass(frozen=True)
+class Affine(Elementwise):
+    """``z = x * exp(s) + t``, raw = (s, t)."""
 
-    Args:
-        bound: None takes s as the conditioner gives it (the paper's choice); a number keeps
-            ``|s| < bound`` by ``s = bound * tanh(raw / bound)``.
-    """
+    bound: float | None = None
+    """None takes s as the conditioner gives it (the paper's choice); a number keeps
+    ``|s| < bound`` by ``s = bound * tanh(raw / bound)``."""
 
-    params = 2
+    def __post_init__(self) -> None:
+        if self.bound is not None and not self.bound > 0:
+            raise ValueError(f"Affine: bound must be positive; got {self.bound}")
 
-    def __init__(self, bound: float | None = None) -> None:
-        if bound is not None and not bound > 0:
-            raise ValueError(f"Affine: bound must be positive; got {bound}")
-        self.bound = bound
+    @property
+    def params(self) -> int:
+        return 2
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = raw[0], raw[1]
@@ -58,27 +64,25 @@ class Affine:
         log_scale, shift = self._read(raw)
         return (z - shift) * (-log_scale).exp(), -log_scale
 
-    def __repr__(self) -> str:
-        """The bound, in ``print(flow)``."""
-        return f"Affine(bound={self.bound})"
 
-
-class FlooredAffine:
+@dataclass(frozen=True)
+class FlooredAffine(Elementwise):
     """``z = x * (1 + (1 - floor) tanh(s / 2)) + t``, raw = (s, t): scales in (floor, 2 - floor).
 
     The scale is ``floor + (1 - floor) 2 sigmoid(s)``, bounded away from 0: no layer forgets its
     input, and none can amplify it more than twice.
-
-    Args:
-        floor: of the scale, in (0, 1).
     """
 
-    params = 2
+    floor: float = 0.1
+    """Of the scale, in (0, 1)."""
 
-    def __init__(self, floor: float = 0.1) -> None:
-        if not 0 < floor < 1:
-            raise ValueError(f"FlooredAffine: floor must be in (0, 1); got {floor}")
-        self.floor = floor
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < 1:
+            raise ValueError(f"FlooredAffine: floor must be in (0, 1); got {self.floor}")
+
+    @property
+    def params(self) -> int:
+        return 2
 
     def _excess(self, raw: Tensor) -> Tensor:
         """The scale less 1: exactly 0 at raw 0."""
@@ -94,6 +98,32 @@ class FlooredAffine:
         excess = self._excess(raw)
         return (z - raw[1]) / (1 + excess), -excess.log1p()
 
-    def __repr__(self) -> str:
-        """The floor, in ``print(flow)``."""
-        return f"FlooredAffine(floor={self.floor})"
+
+@dataclass(frozen=True)
+class SigmoidAffine(Elementwise):
+    """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.
+
+    Not the identity at raw 0: there it is ``z = x * sigmoid(offset)``, with a log-derivative of
+    -0.127 for an offset of 2.
+
+    References:
+        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018); the
+        sigmoid is in its published code. https://arxiv.org/abs/1807.03039
+    """
+
+    offset: float = 2.0
+    """Added to s before the sigmoid."""
+
+    @property
+    def params(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """``(x + t) * scale`` and ``log scale``."""
+        s = raw[0] + self.offset
+        return (x + raw[1]) * s.sigmoid(), logsigmoid(s)
+
+    def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """``z / scale - t`` and ``-log scale``."""
+        s = raw[0] + self.offset
+        return z / s.sigmoid() - raw[1], -logsigmoid(s)

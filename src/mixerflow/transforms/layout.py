@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from mixerflow.core import Noise, Shape, Transform, constant, expect
@@ -131,6 +132,48 @@ class Squeeze(_Rearrangement):
     def extra_repr(self) -> str:
         """Image and factor, in ``print(flow)``."""
         return f"{self.shape}, factor={self.factor}"
+
+
+class CheckerboardSqueeze(Squeeze):
+    """`Squeeze` of 2x2 cells into four groups of C channels, each colour of the board a half.
+
+    The groups hold the cells' top left, bottom right, top right and bottom left pixels: a flow
+    that goes on with the first half of the channels goes on with one colour of the whole image.
+
+    Args:
+        shape: the image's event shape ``(C, H, W)``.
+
+    Raises:
+        ValueError: an odd side, or not two of them.
+
+    References:
+        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
+        https://arxiv.org/abs/1605.08803
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        if len(shape) != 3:
+            raise ValueError(f"CheckerboardSqueeze: takes images (C, H, W); got {shape}")
+        super().__init__(shape)
+        self._order = (*self._inner_axes, 0, *self._cell_axes)  # cells row by row, for a start
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        z, log_det = super().forward(x, context, noise)
+        top_left, top_right, bottom_left, bottom_right = z.chunk(4, 1)
+        return torch.cat([top_left, bottom_right, top_right, bottom_left], 1), log_det
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(z.shape[1:]), self.given)
+        top_left, bottom_right, top_right, bottom_left = z.chunk(4, 1)
+        z = torch.cat([top_left, top_right, bottom_left, bottom_right], 1)
+        return super().inverse(z, context, noise)
+
+    def same_as(self, other: Transform) -> bool:
+        return isinstance(other, CheckerboardSqueeze) and super().same_as(other)
 
 
 class Dilated(Patches):

@@ -1,7 +1,8 @@
-"""Mixtures of logistic distributions: their CDF in log space, and the law that is its logit."""
+"""Mixtures of logistic distributions: their CDF in log space, and the map that is its logit."""
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixerflow.core import monotone_root, report
+from mixerflow.transforms.elementwise import Elementwise
 
 
-class LogisticMixture:
+@dataclass(frozen=True)
+class LogisticMixture(Elementwise):
     """``z = logit(F(x)) * exp(a) + b``, with F the CDF of a mixture of K logistic distributions.
 
     ``F(x) = sum_k pi_k sigmoid((x - mu_k) / s_k)``; one logistic with location 0 and scale 1 has
@@ -21,10 +24,6 @@ class LogisticMixture:
 
     The inverse is found by Newton's steps inside a bracket: F is between the least and the greatest
     of its components, whose inverses are closed forms.
-
-    Args:
-        components: number K of logistic distributions.
-        floor: of the log-scales.
 
     Raises:
         ValueError: no components.
@@ -40,12 +39,19 @@ class LogisticMixture:
         stay alike; these do not, and zero is still the identity.
     """
 
-    def __init__(self, components: int = 8, *, floor: float = -7.0) -> None:
-        if components < 1:
-            raise ValueError(f"LogisticMixture: needs a component at least; got {components}")
-        self.components = components
-        self.floor = floor
-        self.params = 3 * components + 2
+    components: int = 8
+    """Number K of logistic distributions."""
+    _: KW_ONLY
+    floor: float = -7.0
+    """Of the log-scales."""
+
+    def __post_init__(self) -> None:
+        if self.components < 1:
+            raise ValueError(f"LogisticMixture: needs a component at least; got {self.components}")
+
+    @property
+    def params(self) -> int:
+        return 3 * self.components + 2
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor, Mixture]:
         """a, b and the mixture."""
@@ -71,10 +77,6 @@ class LogisticMixture:
         log_scale, shift, mixture = self._read(raw)
         x = mixture.quantile((z - shift) * (-log_scale).exp(), self)
         return x, -mixture.logit(x)[1] - log_scale
-
-    def __repr__(self) -> str:
-        """The number of components, in ``print(flow)``."""
-        return f"LogisticMixture(components={self.components})"
 
 
 class Tails(NamedTuple):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from mixerflow.transforms.elementwise import Elementwise
 
 _FLOOR = 1e-3
 """Least share of the interval that a bin has, and least derivative at a knot."""
 
 
-class RationalQuadratic:
+@dataclass(frozen=True)
+class RationalQuadratic(Elementwise):
     """A monotone rational-quadratic spline on ``[-tail, tail]``, the identity outside.
 
     In a bin of width w and height h, with slope ``s = h / w``, derivatives d_0 and d_1 at its
@@ -24,10 +28,6 @@ class RationalQuadratic:
     which is the paper's fraction with its straight line taken out: all-zero raw parameters give
     back x itself and a log-derivative of 0, bit for bit. Raw parameters are K widths, K heights
     and K - 1 derivatives at the inner knots; the two at the ends are 1, as the tails'.
-
-    Args:
-        bins: number K of bins, at least 2.
-        tail: half the length of the interval.
 
     Raises:
         ValueError: fewer than 2 bins, so many that their least widths fill the interval, or a tail
@@ -43,14 +43,23 @@ class RationalQuadratic:
         become negative.
     """
 
-    def __init__(self, bins: int = 4, tail: float = 3.0) -> None:
-        if not 2 <= bins < 1 / _FLOOR:
-            raise ValueError(f"RationalQuadratic: bins must be 2..{1 / _FLOOR - 1:g}; got {bins}")
-        if not 0 < tail < math.inf:
-            raise ValueError(f"RationalQuadratic: tail must be positive and finite; got {tail}")
-        self.bins = bins
-        self.tail = tail
-        self.params = 3 * bins - 1
+    bins: int = 4
+    """Number K of bins, at least 2."""
+    tail: float = 3.0
+    """Half the length of the interval."""
+
+    def __post_init__(self) -> None:
+        most = 1 / _FLOOR - 1
+        if not 2 <= self.bins <= most:
+            raise ValueError(f"RationalQuadratic: bins must be 2..{most:g}; got {self.bins}")
+        if not 0 < self.tail < math.inf:
+            raise ValueError(
+                f"RationalQuadratic: tail must be positive and finite; got {self.tail}"
+            )
+
+    @property
+    def params(self) -> int:
+        return 3 * self.bins - 1
 
     def knots(self, raw: Tensor) -> Tensor:
         """Places, heights and derivatives of the K + 1 knots: ``(3, K + 1, *shape)``."""
@@ -112,10 +121,6 @@ class RationalQuadratic:
         What they make of it would be thrown away, but not its gradient: 0 times infinity is NaN.
         """
         return x.abs() < self.tail, x.clamp(-self.tail, self.tail)
-
-    def __repr__(self) -> str:
-        """Bins and tail, in ``print(flow)``."""
-        return f"RationalQuadratic(bins={self.bins}, tail={self.tail})"
 
 
 def _denominator(t: Tensor, q: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
