@@ -31,8 +31,9 @@ from benchmarks.common import emit, facts
 from mixerflow.errors import ConfigError
 from mixerflow.kernels import switch
 from mixerflow.kernels.gpu import launch, weights
-from mixerflow.models import MixerFlowConfig
-from mixerflow.recipes import build, recipe
+from mixerflow.models import Model
+from mixerflow.recipes import recipe
+from mixerflow.registry import evolve, settings_of
 
 SHARED = 232_448
 """Bytes of shared memory that a program can have on compute capability 9.0."""
@@ -96,7 +97,7 @@ class Compiled:
 
 
 def calls(
-    config: MixerFlowConfig, shape: tuple[int, ...], *, low: bool, keep: str, job: str = "train"
+    model: Model, shape: tuple[int, ...], *, low: bool, keep: str, job: str = "train"
 ) -> list[Call]:
     """The launches of a training step with one image, in their order; or of a sample."""
     found: list[Call] = []
@@ -104,7 +105,7 @@ def calls(
     def record(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:  # noqa: ANN401
         found.append(_call(kernel, given, constants))
 
-    flow = build(config, shape)
+    flow = model.build(shape)
     for module in flow.modules():
         if hasattr(module, "keep"):
             module.keep = keep  # pyright: ignore[reportArgumentType]
@@ -239,19 +240,15 @@ def main() -> None:
     sizes = (options.batch, options.sms, options.layers, options.hidden)
     if min(s for s in sizes if s is not None) < 1:
         parser.error("sizes must be at least 1")
+    changes = {"flow.net.norm": options.norm, "layers": options.layers}
+    changes["flow.net.width"] = options.hidden
     try:
         named = recipe(options.recipe)
+        model = evolve(named.model, {path: new for path, new in changes.items() if new is not None})
     except ConfigError as error:
         parser.error(str(error))
-    assert isinstance(named.model, MixerFlowConfig)
-    config = dataclasses.replace(
-        named.model,
-        norm=options.norm,
-        layers=named.model.layers if options.layers is None else options.layers,
-        hidden=named.model.hidden if options.hidden is None else options.hidden,
-    )
     low = options.precision == "bfloat16"
-    found = calls(config, named.shape, low=low, keep=options.keep, job=options.job)
+    found = calls(model, named.shape, low=low, keep=options.keep, job=options.job)
     if not found:
         parser.error("the kernels take none of this model's row flows: see `mixerflow info`")
     made = table(
@@ -261,13 +258,13 @@ def main() -> None:
         gigahertz=options.gigahertz,
         brief=options.brief,
     )
-    floor = sum(each.floor_us for each in made)
+    floor, settings = sum(each.floor_us for each in made), settings_of(model)
     result = {
         "run": facts(0, ["triton"]),
         "recipe": options.recipe,
         "job": options.job,
-        "layers": config.layers,
-        "hidden": config.hidden,
+        "layers": settings["layers"],
+        "hidden": settings["flow.net.width"],
         "norm": options.norm,
         "precision": options.precision,
         "keep": options.keep,

@@ -46,7 +46,7 @@ from benchmarks.costs import Tape, operators
 from benchmarks.count_parts import Arguments, Count, Kernel, Kind, Launches, Total, Traffic
 from benchmarks.ours import Ours
 from mixerflow.core import Along, Chain, Flow, Shape, Transform, Window
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow
 from mixerflow.nets import ResidualMLP
 from mixerflow.recipes import recipe
 from mixerflow.transforms import LU, ActNorm, Coupling, Rows, halves
@@ -269,7 +269,7 @@ def main() -> None:
     if min(given.batch, given.sms) < 1:
         raise SystemExit("benchmarks.count: batch and multiprocessors must be at least 1")
     named = recipe(given.recipe)
-    if not isinstance(named.model, MixerFlowConfig):
+    if not isinstance(named.model, MixerFlow):
         raise SystemExit(f"benchmarks.count: {given.recipe} is no MixerFlow")
     real = Ours(given.recipe, named.model, named.shape, kernels=False)
     work = real.work(2)  # how many operators does not depend on the batch
@@ -277,7 +277,7 @@ def main() -> None:
         work.train()  # the first step makes Adam's moments
         today = operators(work.train)
     with torch.device("meta"):
-        flow = build(named.model, named.shape)
+        flow = named.model.build(named.shape)
     steps = named.train.steps
     images = None if steps is None else steps * named.train.batch
     found = count(flow, given, images=images, today=today)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from benchmarks.common import Work
 from mixerflow.core import Shape
-from mixerflow.models import MixerFlowConfig
-from mixerflow.models.layers import CUTS
-from mixerflow.transforms import halves
+from mixerflow.models import MixerFlow
+from mixerflow.parts import MLP, LUMap, NoMap, RLUMap, RowCoupling, SameMap
+from mixerflow.parts.patching import CUTS, box_of
+from mixerflow.registry import word_of
+from mixerflow.transforms import Affine, halves
 
 
 class Product(NamedTuple):
@@ -38,53 +40,55 @@ class Product(NamedTuple):
         return 2 * self.rows * self.inputs * self.outputs
 
 
-def products(config: MixerFlowConfig, shape: Shape) -> list[Product]:
+def products(model: MixerFlow, shape: Shape) -> list[Product]:
     """Of a forward pass, in order.
 
     Raises:
-        ValueError: a linear block that is not a product with one matrix.
+        ValueError: a linear block that is not a product with one matrix, or other flows than affine
+            couplings with MLPs.
     """
-    linears = (config.linear, getattr(config, "patch_linear", None) or config.linear)
+    same = isinstance(model.patch_linear, SameMap)
+    linears = (model.linear, model.linear if same else model.patch_linear)
     for linear in linears:
-        if linear not in ("LU", "RLU", "none"):
-            raise ValueError(f"floor: a {linear} block is not a product with one matrix")
+        if not isinstance(linear, (LUMap, RLUMap, NoMap)):
+            word = word_of(type(linear))
+            raise ValueError(f"floor: a {word} block is not a product with one matrix")
+    match model.flow:
+        case RowCoupling(elementwise=Affine(), net=MLP(width=width)):
+            pass
+        case _:
+            raise ValueError("floor: counts affine couplings with MLPs only")
     pixels = math.prod(shape[1:])
-    found = [Product(pixels, shape[0], shape[0], "linear")] if config.colour else []
-    if config.flow != "coupling" or config.elementwise != "affine" or config.net != "mlp":
-        raise ValueError("floor: counts affine couplings with MLPs only")
-    for number in range(1, config.layers + 1):
-        patch, shift = config.patch_of(shape, number), config.shift_of(shape, number)
-        cut = CUTS[config.cut_of(number)]
-        inner = shape
-        if any(shift):
-            sides = zip(shape[1:], cut(shape, patch).patch, shift, strict=True)
-            inner = (shape[0], *(n - p if s and n > p else n for n, p, s in sides))
-        patches, channels = cut(inner, patch).matrix
+    found = [Product(pixels, shape[0], shape[0], "linear")] if model.colour else []
+    for number in range(1, model.layers + 1):
+        cut, size, shift = model.patching.of(shape, number, model.layers)
+        box = box_of(shape, cut, size, shift)
+        inner = shape if box is None else (shape[0], *box[1])
+        patches, channels = CUTS[cut](inner, size).matrix
         sizes = ((channels, patches), (patches, channels))
         for linear, (n, rows) in zip(linears, sizes, strict=True):
-            for i in range(config.flow_layers):
-                if linear != "none":
+            for i in range(model.flow_layers):
+                if not isinstance(linear, NoMap):
                     found.append(Product(rows, n, n, "linear"))
-                found += _conditioner(config, n, rows, flip=i % 2 == 1)
+                found += _conditioner(width, n, rows, flip=i % 2 == 1)
     return found
 
 
-def _conditioner(config: MixerFlowConfig, n: int, rows: int, *, flip: bool) -> list[Product]:
+def _conditioner(width: int, n: int, rows: int, *, flip: bool) -> list[Product]:
     if n < 2:
         return []
     given, changed = halves(n, flip=flip)
-    width = config.hidden
     inner = [Product(rows, width, out, "inner") for out in (width, width, 2 * changed)]
     return [Product(rows, given, width, "enter"), *inner]
 
 
-def terms(config: MixerFlowConfig, shape: Shape) -> dict[str, float]:
+def terms(model: MixerFlow, shape: Shape) -> dict[str, float]:
     """Operations of a forward pass by term.
 
     "conditioners" and "linear" are for one image; "assembly" is what making W from L and U costs,
     once a batch: n^3 for vectors of length n.
     """
-    found = products(config, shape)
+    found = products(model, shape)
     linear = [p for p in found if p.kind == "linear"]
     return {
         "conditioners": sum(p.flop for p in found if p.kind != "linear"),
@@ -109,15 +113,15 @@ class Floor:
     """The products of a MixerFlow."""
 
     name: str
-    config: MixerFlowConfig
+    model: MixerFlow
     shape: Shape
     package: str = "mixerflow"
 
     def work(self, batch: int) -> Work:
         """Buffers for a batch, and the products."""
         kept, freed = self.steps(batch, keep=True), self.steps(batch, keep=False)
-        model = nn.ParameterList(nn.Parameter(step.w) for step in kept)
-        return Work(model, lambda: _train(kept), lambda: _forward(freed), lambda: _forward(freed))
+        weights = nn.ParameterList(nn.Parameter(step.w) for step in kept)
+        return Work(weights, lambda: _train(kept), lambda: _forward(freed), lambda: _forward(freed))
 
     def path(self) -> contextlib.AbstractContextManager[object]:
         """Nothing to switch."""
@@ -134,7 +138,7 @@ class Floor:
 
         steps: list[Step] = []
         state = last = torch.empty(0, 0)  # what the flow carries; what the conditioner came to
-        for i, (rows_each, inputs, outputs, kind) in enumerate(products(self.config, self.shape)):
+        for i, (rows_each, inputs, outputs, kind) in enumerate(products(self.model, self.shape)):
             rows = rows_each * batch
             fits = state.shape[1] == inputs if kind == "linear" else state.shape[1] >= inputs
             if kind != "inner" and not (fits and state.shape[0] == rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,15 +18,19 @@ from benchmarks.gpu_timing import here
 from mixerflow import kernels
 from mixerflow.core import Chain, Flow, Shape, Transform, Window
 from mixerflow.data import Images, make_images
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow
 from mixerflow.nets import ResidualMLP
+from mixerflow.parts import MLP, Patching, RowCoupling
 from mixerflow.recipes import recipe
+from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.training.graphed import GraphedTrainer
 from mixerflow.transforms import Rows
 
-TINY = MixerFlowConfig(layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2)
+TINY = MixerFlow(
+    layers=2, flow_layers=1, patching=Patching(2, shift=(0, 1)), flow=RowCoupling(net=MLP(16))
+)
 TINY_SHAPE = (1, 6, 6)
 
 
@@ -66,19 +71,22 @@ class Way:
         return torch.autocast(here().type, torch.bfloat16, enabled=low)
 
 
-def model_of(given: dict[str, Any], **changes: Any) -> tuple[MixerFlowConfig, Shape]:  # noqa: ANN401
-    """The recipe's model with a norm that kernels know, and the images' shape.
+def model_of(
+    given: dict[str, Any], *, layers: int | None = None, norm: str | None = None
+) -> tuple[MixerFlow, Shape]:
+    """The recipe's model with a norm that kernels know, or another, and the images' shape.
 
     Raises:
         ValueError: the recipe is of another model.
     """
-    changes = {"norm": given["norm"]} | changes
-    if given["tiny"]:
-        return replace(TINY, **changes), TINY_SHAPE
-    named = recipe(given["recipe"])
-    if not isinstance(named.model, MixerFlowConfig):
+    model, shape = TINY, TINY_SHAPE
+    if not given["tiny"]:
+        named = recipe(given["recipe"])
+        model, shape = named.model, named.shape
+    if not isinstance(model, MixerFlow):
         raise ValueError(f"{given['recipe']} is no MixerFlow")
-    return replace(named.model, **changes), named.shape
+    changes = {"layers": layers or model.layers, "flow.net.norm": norm or given["norm"]}
+    return evolve(model, changes), shape
 
 
 def images_of(shape: Shape, n: int) -> Images:
@@ -87,21 +95,22 @@ def images_of(shape: Shape, n: int) -> Images:
     return make_images(pixels, None, dataset_id="noise")
 
 
-def flow_of(given: dict[str, Any], images: int = 64, **changes: Any) -> Flow:  # noqa: ANN401
+def flow_of(given: dict[str, Any], *, layers: int | None = None) -> Flow:
     """A flow far from the identity, whose ActNorms keep its activations in bounds."""
     torch.manual_seed(0)
-    config, shape = model_of(given, **changes)
-    flow = build(config, shape).to(here())
+    model, shape = model_of(given, layers=layers)
+    flow = model.build(shape).to(here())
     scatter(flow)
     with kernels.disabled():
-        flow.initialize(torch.from_numpy(images_of(shape, images).pixels).to(flow.device))
+        flow.initialize(torch.from_numpy(images_of(shape, 64).pixels).to(flow.device))
     return flow
 
 
 def shallow(given: dict[str, Any]) -> Flow:
     """A flow with as few layers as have one of each kind."""
-    config, _ = model_of(given)
-    return flow_of(given, layers=min(config.layers, config.shift_every))
+    model, _ = model_of(given)
+    in_turn = (model.patching.shift, model.patching.cut)
+    return flow_of(given, layers=min(model.layers, math.lcm(*map(len, in_turn))))
 
 
 @torch.no_grad()
@@ -111,11 +120,13 @@ def scatter(flow: Flow) -> None:
         parameter.add_(0.3 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
 
 
-def trainer_of(given: dict[str, Any], way: Way, batch: int, **changes: Any) -> Trainer:  # noqa: ANN401
+def trainer_of(
+    given: dict[str, Any], way: Way, batch: int, *, layers: int | None = None
+) -> Trainer:
     """The package's own trainer, as the recipe trains, on noise."""
     torch.manual_seed(0)
-    config, shape = model_of(given, norm=way.norm or given["norm"], **changes)
-    flow = build(config, shape).to(here())
+    model, shape = model_of(given, layers=layers, norm=way.norm)
+    flow = model.build(shape).to(here())
     images = images_of(shape, 4 * batch)
     batches = Batches(images, batch, seed=0, device=flow.device, conditional=False)
     with kernels.disabled():

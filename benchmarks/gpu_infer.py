@@ -13,7 +13,6 @@ from benchmarks.gpu_flow import Way, flow_of, images_of, let_go, model_of, paths
 from benchmarks.gpu_process import Row, attempted
 from benchmarks.gpu_timing import figures, forget_peak, here, least, paced, peak, replayed
 from benchmarks.rivals import Glow, base, installed
-from mixerflow.models import build
 
 
 def inference(given: dict[str, Any]) -> Iterator[Row]:
@@ -73,10 +72,10 @@ def _equal(given: dict[str, Any], batch: int) -> Glow:
     library = given["library"]
     if given["tiny"]:
         return Glow(library, (1, 8, 8), levels=1, steps=1, hidden=8)
-    config, shape = model_of(given)
+    model, shape = model_of(given)
     assert len(shape) == 3
     with torch.device("meta"):
-        flow = build(config, shape)
+        flow = model.build(shape)
     operations = 1e9 * count(flow, Arguments(batch=batch)).gflop_per_image
     return base(library, (shape[0], shape[1], shape[2])).like(operations, by="flop")
 

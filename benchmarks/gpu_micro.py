@@ -21,7 +21,6 @@ from benchmarks.gpu_kernels import FEW, Launch, compiled, recorded, step_of, unl
 from benchmarks.gpu_process import Row, attempted
 from benchmarks.gpu_timing import Run, figures, here, least, paced, replayed
 from mixerflow.core import Flow
-from mixerflow.models import build
 
 STEP, GRADIENT = "step_kernel", "gradient_kernel"
 SWEPT = (STEP, GRADIENT, "hidden_kernel")
@@ -47,9 +46,9 @@ def counted(given: dict[str, Any], batch: int, precision: str = "bfloat16") -> C
     if precision == "float32":  # three products of tf32, which is half as fast, for each
         tf32 = found.get("tf32", {}).get("tflops") or rates.matrix_tflops / 2
         rates = replace(rates, matrix_tflops=tf32 / 3)
-    config, shape = model_of(given)
+    model, shape = model_of(given)
     with torch.device("meta"):
-        flow = build(config, shape)
+        flow = model.build(shape)
     return count(flow, rates)
 
 

@@ -18,7 +18,6 @@ matrix (cubic, but once a batch).
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -37,7 +36,9 @@ from benchmarks.floor import terms
 from benchmarks.growth_plot import draw
 from benchmarks.ours import Ours, kernels_here, variants
 from benchmarks.rivals import LIBRARIES, Library, base, installed
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow
+from mixerflow.parts import MLP, ButterflyMap, LinearMap, LUMap, NoMap, RowCoupling, WoodburyMap
+from mixerflow.registry import evolve
 
 Axis = Literal["layers", "width", "size", "batch"]
 AXES: dict[Axis, tuple[int, ...]] = {
@@ -47,11 +48,12 @@ AXES: dict[Axis, tuple[int, ...]] = {
     "batch": (1, 4, 16, 64),
 }
 START: dict[Axis, int] = {"layers": 4, "width": 128, "size": 32, "batch": 16}
-LINEAR = tuple(
-    name
-    for name in typing.get_args(typing.get_type_hints(MixerFlowConfig)["linear"])
-    if name != "RLU"  # as much work as LU
-)
+LINEAR: dict[str, LinearMap] = {
+    "LU": LUMap(),
+    "Woodbury": WoodburyMap(),
+    "Butterfly": ButterflyMap(),
+    "none": NoMap(),
+}
 GROWING = "LU, 64 patches"
 
 
@@ -85,15 +87,15 @@ class Point:
     batch: int
 
 
-def config(at: dict[Axis, int], linear: str = "LU") -> MixerFlowConfig:
+def model_at(at: dict[Axis, int], linear: str = "LU") -> MixerFlow:
     """A MixerFlow at a point; patches of 4 pixels, every fourth layer shifted."""
-    settings: dict[str, Any] = {"linear": linear}
-    return MixerFlowConfig(layers=at["layers"], hidden=at["width"], **settings)
+    flow = RowCoupling(net=MLP(at["width"]))
+    return MixerFlow(layers=at["layers"], flow=flow, linear=LINEAR[linear])
 
 
 def points(axis: Axis, rival: Library) -> list[Point]:
     """Every line at every value of an axis."""
-    target = sum(terms(config(START), (3, START["size"], START["size"])).values())
+    target = sum(terms(model_at(START), (3, START["size"], START["size"])).values())
     glow = replace(base(rival, (3, START["size"], START["size"])), steps=START["layers"])
     glow = glow.like(target, by="flop")
     found: list[Point] = []
@@ -102,10 +104,10 @@ def points(axis: Axis, rival: Library) -> list[Point]:
         shape = (3, at["size"], at["size"])
         entrants: dict[str, Contender] = {}
         for linear in LINEAR:
-            for ours in variants(linear, config(at, linear), shape):
+            for ours in variants(linear, model_at(at, linear), shape):
                 entrants[f"MixerFlow {ours.name}"] = ours
         if axis == "size":
-            grown = replace(config(at), patch=at["size"] // 8)
+            grown = evolve(model_at(at), {"patching.size": at["size"] // 8})
             entrants[f"MixerFlow {GROWING}"] = Ours(GROWING, grown, shape)
         hidden = glow.hidden * at["width"] // START["width"]
         entrants[f"Glow {rival}"] = replace(glow, shape=shape, steps=at["layers"], hidden=hidden)
@@ -159,10 +161,10 @@ def count_terms(linear: str, size: int, batch: int) -> dict[str, Any]:
     at: dict[Axis, int] = {**START, "size": size}
     shape = (3, size, size)
     with FakeTensorMode():
-        flow = build(replace(config(at, linear), levels=None), shape).eval()
+        flow = evolve(model_at(at, linear), {"pixels.levels": None}).build(shape).eval()
         x = torch.empty(batch, *shape)
         total = flop(lambda: flow.log_prob(x)) / batch
-    split = terms(config(at), shape)
+    split = terms(model_at(at), shape)
     assembly = split["assembly"] / batch if linear == "LU" else 0.0
     return {
         "line": linear,

@@ -21,7 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import mixerflow
 from mixerflow.core import Transform
 from mixerflow.data import load, make_images
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow
+from mixerflow.parts import LinearMap
 from mixerflow.recipes import recipe
-from mixerflow.settings import restore
+from mixerflow.registry import choices, evolve
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU, Butterfly, Woodbury
@@ -61,11 +62,12 @@ class Arguments:
     train: str | None = None
     """RECIPE=PATH: train instead."""
     pairs: tuple[str, ...] = ("LU/LU", "LU/Woodbury", "LU/Butterfly", "LU/none")
-    """Linear blocks of the channel flows / of the patch flows."""
+    """Linear blocks of the channel flows / of the patch flows, as `--model.linear` has them."""
     steps: int = 300
     seeds: tuple[int, ...] = (0, 1)
     patch: int | None = None
-    """Instead of the recipe's: 4 makes 256 patches of 64-pixel images."""
+    """Instead of the recipe's: 4 makes 256 patches of 64-pixel images; layers that shift do so by
+    half of it."""
     batch: int = 8
     """Images of a training step that is timed."""
     threads: int = 1
@@ -124,15 +126,17 @@ def summary(values: list[float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in found.items()}
 
 
-def model_of(name: str, pair: str, patch: int | None) -> MixerFlowConfig:
+def model_of(name: str, pair: str, patch: int | None) -> MixerFlow:
     """A recipe's model with other linear blocks, and perhaps another patch."""
-    model = recipe(name).model
-    assert isinstance(model, MixerFlowConfig)
-    linear, _, patch_linear = pair.partition("/")
-    changed = {**asdict(model), "linear": linear, "patch_linear": patch_linear}
+    model, maps = recipe(name).model, choices(LinearMap)
+    words = pair.lower().split("/")
+    if not isinstance(model, MixerFlow) or len(words) != 2 or not {*words} <= maps.keys():
+        raise SystemExit(f"benchmarks.linear: {name} {pair}: a MixerFlow, and two of {[*maps]}")
+    changes: dict[str, Any] = {"linear": maps[words[0]], "patch_linear": maps[words[1]]}
     if patch is not None:
-        changed |= {"patch": patch, "shift": patch // 2}
-    return restore(MixerFlowConfig, changed)
+        shift = tuple(patch // 2 if each else 0 for each in model.patching.shift)
+        changes |= {"patching.size": patch, "patching.shift": shift}
+    return evolve(model, changes)
 
 
 def model_steps(given: Arguments) -> dict[str, dict[str, Any]]:
@@ -144,7 +148,7 @@ def model_steps(given: Arguments) -> dict[str, dict[str, Any]]:
     trainers = {}
     for pair in given.pairs:
         torch.manual_seed(0)
-        flow = build(model_of(given.step, pair, given.patch), shape)
+        flow = model_of(given.step, pair, given.patch).build(shape)
         batches = Batches(images, given.batch, seed=0, device=flow.device, conditional=False)
         config = TrainConfig(batch=given.batch, ema=0.0)
         trainers[pair] = Trainer(flow, batches, config, steps=10**6)
@@ -173,16 +177,16 @@ def trainings(given: Arguments) -> list[dict[str, Any]]:
         model = model_of(name, pair, given.patch)
         for seed in given.seeds:
             torch.manual_seed(seed)
-            flow = build(model, images.shape)
+            flow = model.build(images.shape)
             settings = replace(recipe(name).train, seed=seed, evaluate_every=given.steps)
             done = mixerflow.train(flow, images, config=settings, steps=given.steps, quiet=True)
             assert done.validation is not None
             results.append(
                 {
                     "recipe": name,
-                    "patch": model.patch,
-                    "channel_linear": model.linear,
-                    "patch_linear": model.patch_linear,
+                    "patch": model.patching.size,
+                    "channel_linear": pair.split("/")[0],
+                    "patch_linear": pair.split("/")[1],
                     "seed": seed,
                     "steps": done.step,
                     "batch": settings.batch,

@@ -44,7 +44,8 @@ from benchmarks.common import emit, facts, interleaved, keep, pin, ratio, spread
 from mixerflow import kernels
 from mixerflow.core import Flow, Memory
 from mixerflow.data import Images, load, make_images
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow
+from mixerflow.parts import MLP, RowCoupling
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 
@@ -86,10 +87,10 @@ class Arguments:
 def prepare(given: Arguments, layers: int, images: Images, batch: int) -> Trainer:
     """A trainer of a model of that depth, before its first step."""
     torch.manual_seed(given.seed)
-    model = MixerFlowConfig(layers=layers, hidden=given.hidden)
-    flow = build(model, images.shape).to(given.device)
+    model = MixerFlow(layers=layers, flow=RowCoupling(net=MLP(given.hidden)))
+    flow = model.build(images.shape).to(given.device)
     batches = Batches(images, batch, seed=given.seed, device=flow.device, conditional=False)
-    flow.initialize(*batches.first(64))
+    flow.initialize(batches.first(64)[0])
     config = TrainConfig(batch=batch, lr=given.lr, warmup=10, ema=0.0, seed=given.seed)
     return Trainer(flow, batches, config, steps=10**6)
 

@@ -1,4 +1,4 @@
-"""MixerFlow as its users run it: the package's own trainer, `log_prob` and `sample`."""
+"""A model as its users run it: the package's own trainer, `log_prob` and `sample`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from benchmarks.common import Contender, Work
 from mixerflow.core import Flow, Shape
 from mixerflow.data import make_images
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import Model
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 
@@ -23,10 +23,10 @@ HAS_KERNELS = importlib.util.find_spec("mixerflow.kernels") is not None
 
 @dataclass(frozen=True)
 class Ours:
-    """A MixerFlow over integer images, on one of the ways it can run here."""
+    """A model over integer images, on one of the ways it can run here."""
 
     name: str
-    config: MixerFlowConfig
+    model: Model
     shape: Shape
     kernels: bool = HAS_KERNELS
     """Whether to run on the package's compiled kernels, where it has them."""
@@ -34,10 +34,10 @@ class Ours:
 
     def work(self, batch: int) -> Work:
         """A trainer without weight averaging, which the rivals do not have, and an eval copy."""
-        levels = self.config.levels or 256
+        levels = self.model.pixels.levels or 256
         pixels = np.random.default_rng(0).integers(0, levels, (2 * batch, *self.shape))
         images = make_images(pixels.astype(np.uint8), None, dataset_id="noise")
-        flow = build(self.config, self.shape)
+        flow = self.model.build(self.shape)
         batches = Batches(images, batch, seed=0, device=flow.device, conditional=False)
         flow.initialize(*batches.first(batch))
         scored = flow.fused() if self.kernels and HAS_KERNELS else copy.deepcopy(flow).eval()
@@ -62,9 +62,9 @@ def kernels_here() -> str:
     return why_not(torch.zeros(1, 2)) or "in use"
 
 
-def variants(name: str, config: MixerFlowConfig, shape: Shape) -> list[Ours]:
-    """The ways a MixerFlow can run here: as it comes, and, where it has kernels, without."""
-    ours = Ours(name, config, shape)
+def variants(name: str, model: Model, shape: Shape) -> list[Ours]:
+    """The ways a model can run here: as it comes, and, where it has kernels, without."""
+    ours = Ours(name, model, shape)
     return [ours, replace(ours, name=f"{name}, no kernels", kernels=False)][: 1 + HAS_KERNELS]
 
 

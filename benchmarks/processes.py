@@ -19,7 +19,8 @@ import torch
 
 from mixerflow.data import make_images
 from mixerflow.processes import joined
-from mixerflow.recipes import build, recipe
+from mixerflow.recipes import recipe
+from mixerflow.registry import evolve
 from mixerflow.training import Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.training.parallel import local
@@ -33,7 +34,7 @@ WAYS = {
 """Name -> processes, threads in each, how they share the flow."""
 
 
-def measure(name: str, way: str, steps: int, norm: str) -> None:
+def measure(name: str, way: str, steps: int, norm: str | None) -> None:
     """Time steps in this process, among those that were launched with it."""
     torch.set_num_threads(WAYS[way][1])
     named = recipe(name)
@@ -41,7 +42,8 @@ def measure(name: str, way: str, steps: int, norm: str) -> None:
     images = make_images(rng.integers(0, 256, (512, *named.shape), np.uint8), None, dataset_id="-")
     torch.manual_seed(0)
     config = dataclasses.replace(named.train, parallel=WAYS[way][2])
-    flow = build(dataclasses.replace(named.model, norm=norm), named.shape)
+    changes = {"flow.net.norm": norm} if norm else {}
+    flow = evolve(named.model, changes).build(named.shape)
     with joined() as processes:
         batches = Batches(
             images, config.batch, seed=0, device=flow.device, conditional=False, processes=processes
@@ -66,7 +68,7 @@ def main() -> None:
     """Run each way in turn, a few times, and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="mixerflow-cifar10-tiny")
-    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--norm", help="of the flows' nets, instead of the recipe's")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--way", choices=WAYS, help="measure this one here")
@@ -81,8 +83,9 @@ def main() -> None:
             if processes > 1:
                 command += ["-m", "torch.distributed.run", "--standalone"]
                 command += [f"--nproc-per-node={processes}"]
-            command += [__file__, "--way", way, "--recipe", given.recipe, "--norm", given.norm]
+            command += [__file__, "--way", way, "--recipe", given.recipe]
             command += ["--steps", str(given.steps)]
+            command += ["--norm", given.norm] if given.norm else []
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=True

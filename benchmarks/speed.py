@@ -20,7 +20,7 @@ JSON goes to standard output, a table to standard error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor
 from benchmarks.ours import kernels_here, plain, variants
 from benchmarks.rivals import LIBRARIES, Measure, base, installed
-from mixerflow.models import MixerFlowConfig
+from mixerflow.models import MixerFlow
 from mixerflow.nets import Norm
 from mixerflow.recipes import recipe
+from mixerflow.registry import evolve
 
 _OURS = "import mixerflow; flow = mixerflow.build('mixerflow-cifar10-tiny').eval()"
 _THEIRS = "from benchmarks.rivals import Glow; model = Glow('{0}', (3, 32, 32), 3, 1, 64).build()"
@@ -87,12 +88,13 @@ def contenders(
 ) -> list[Contender]:
     """The preset, its floor, and Glows of as many operations at that batch, or weights."""
     named = recipe(name)
-    if not isinstance(named.model, MixerFlowConfig) or len(named.shape) != 3:
+    if not isinstance(named.model, MixerFlow) or len(named.shape) != 3:
         raise SystemExit(f"benchmarks.speed: {name} is no MixerFlow over (C, H, W)")
     shape = (named.shape[0], named.shape[1], named.shape[2])
     ours = variants(name, named.model, shape)
     for norm in norms:
-        ours += variants(f"{name}, norm {norm}", replace(named.model, norm=norm), shape)
+        model = evolve(named.model, {"flow.net.norm": norm})
+        ours += variants(f"{name}, norm {norm}", model, shape)
     floor = Floor("floor: its matrix products", named.model, shape)
     work = ours[0].work(batch)
     with plain(ours[0]).path():

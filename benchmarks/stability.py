@@ -19,8 +19,10 @@ import torch
 import tyro
 
 from mixerflow.data import Images, load
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.models import MixerFlow, Model
+from mixerflow.parts import MLP, RowCoupling
 from mixerflow.recipes import recipe
+from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import ActNorm
@@ -44,16 +46,16 @@ class Arguments:
 
 
 def run(
-    model: MixerFlowConfig, config: TrainConfig, images: Images, *, steps: int, floor: float = 1.0
+    model: Model, config: TrainConfig, images: Images, *, steps: int, floor: float = 1.0
 ) -> dict[str, Any]:
     """Train for some steps; how it went."""
     torch.manual_seed(config.seed)
-    flow = build(model, images.shape)
+    flow = model.build(images.shape)
     for module in flow.modules():
         if isinstance(module, ActNorm):
             module.floor = floor
     batches = Batches(images, config.batch, seed=config.seed, device=flow.device, conditional=False)
-    flow.initialize(*batches.first(config.initial))
+    flow.initialize(batches.first(config.initial)[0])
     trainer = Trainer(flow, batches, config, steps=max(steps, 10 * config.warmup))
     begun, taken = time.monotonic(), []
     for _ in range(steps):
@@ -80,18 +82,25 @@ def run(
 def cures(images: Images, seeds: int, steps: int) -> list[dict[str, Any]]:
     """8 layers of width 64, batch 32, learning rate 1e-3, from a start that saw one batch."""
     config = TrainConfig(batch=32, lr=1e-3, warmup=0, initial=32)
-    base = MixerFlowConfig(layers=8, hidden=64)
+    base = MixerFlow(layers=8, flow=RowCoupling(net=MLP(64)))
+    plain = evolve(base, {"flow.net.squash": False})
     settings = {
-        "none": (0.1, replace(base, squash=False)),
-        "bounded log-scale": (0.1, replace(base, squash=False, scale_bound=2.0)),
+        "none": (0.1, plain),
+        "bounded log-scale": (0.1, evolve(plain, {"flow.elementwise.bound": 2.0})),
         "nets read logarithms": (0.1, base),
-        "start never amplifies": (1.0, replace(base, squash=False)),
+        "start never amplifies": (1.0, plain),
         "both of the last two": (1.0, base),
     }
     return [
         {"cure": name, "norm": norm}
-        | run(replace(model, norm=norm), replace(config, seed=seed), images, steps=steps, floor=f)
-        for name, (f, model) in settings.items()
+        | run(
+            evolve(model, {"flow.net.norm": norm}),
+            replace(config, seed=seed),
+            images,
+            steps=steps,
+            floor=floor,
+        )
+        for name, (floor, model) in settings.items()
         for norm in ("none", "batch")
         for seed in range(seeds)
     ]

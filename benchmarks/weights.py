@@ -27,8 +27,8 @@ from benchmarks.common import emit, facts, pin
 from mixerflow.core import Flow
 from mixerflow.data import Splits, load
 from mixerflow.evaluate import bits
-from mixerflow.models import MixerFlowConfig, build
 from mixerflow.recipes import recipe
+from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, begin_from, train
 from mixerflow.training.publish import Judge, is_large, publish, rounded
 from mixerflow.training.restore import load as restore
@@ -106,11 +106,9 @@ def _trained(
     warmup: int | None = None,
 ) -> float:  # fmt: skip
     """Test bits/dim of the averaged weights at the end."""
-    model = recipe("mixerflow-tiny").model
-    assert isinstance(model, MixerFlowConfig)
-    model = replace(model, layers=2, hidden=32)
+    model = evolve(recipe("mixerflow-tiny").model, {"layers": 2, "flow.net.width": 32})
     assert splits.test is not None and config.steps is not None
-    each, flow = config.steps // pieces, build(model, splits.train.shape)
+    each, flow = config.steps // pieces, model.build(splits.train.shape)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(pieces):
             run, published = Path(folder) / f"run-{number}", Path(folder) / f"weights-{number}"
@@ -119,7 +117,7 @@ def _trained(
                 part = replace(part, warmup=warmup)
             about: dict[str, Any] = {}
             if number:
-                flow = build(model, splits.train.shape)
+                flow = model.build(splits.train.shape)
                 about = {"origin": begin_from(flow, published.with_name(f"weights-{number - 1}"))}
             train(flow, splits.train, out=run, config=part, about=about, quiet=True)
             if number + 1 < pieces:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from mixerflow.core import Chain, Inverse
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import MADE, MaskedMLP
+from mixerflow.recipes import build
 from mixerflow.transforms import Affine, Autoregressive, Coupling
 from mixerflow.transforms.checks import perturb
+from mixers import mixer
 
 ORDERS = {"0 to n - 1": None, "reversed": range(5, -1, -1), "drawn": [3, 0, 5, 1, 4, 2]}
 
@@ -208,7 +209,7 @@ def test_a_mixerflow_of_these_has_as_many_parameters_as_the_paper_says():
     """Every coupling's net replaced by a masked one of the same width: 3.83M."""
     settings = {"linear": "RLU", "shift": 0, "hidden": 64, "norm": "none"}
     with torch.device("meta"):
-        flow = build(MixerFlowConfig(**settings), (1, 28, 28))
+        flow = build(mixer(**settings), (1, 28, 28))
         for chain in [m for m in flow.modules() if isinstance(m, Chain)]:
             for i, step in enumerate(chain.steps):
                 if isinstance(step, Coupling):

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import growth, memory, speed, weights
+from benchmarks import growth, linear, memory, speed, weights
 from benchmarks.common import interleaved, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -16,10 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
 from mixerflow.kernels.lease import lease
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.parts import LUMap, Patching, WoodburyMap
+from mixerflow.recipes import build, recipe
+from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, train
+from mixers import mixer
 
-SMALL = MixerFlowConfig(layers=4, hidden=16)
+SMALL = mixer(layers=4, hidden=16)
 SHAPE = (3, 16, 16)
 
 
@@ -33,10 +36,10 @@ def counted(run) -> int:
     ("config", "shape"),
     [
         (SMALL, SHAPE),
-        (MixerFlowConfig(layers=2, hidden=24, patch=2, shift=1, shift_every=2), (3, 8, 12)),
-        (MixerFlowConfig(layers=2, hidden=16, shift=0, linear="RLU"), (1, 28, 28)),
-        (MixerFlowConfig(layers=2, hidden=16, linear="none", colour=False), SHAPE),
-        (MixerFlowConfig(layers=2, hidden=16, cut="stripes", shift_every=1), SHAPE),
+        (mixer(layers=2, hidden=24, patch=2, shift=1, shift_every=2), (3, 8, 12)),
+        (mixer(layers=2, hidden=16, shift=0, linear="RLU"), (1, 28, 28)),
+        (mixer(layers=2, hidden=16, linear="none", colour=False), SHAPE),
+        (mixer(layers=2, hidden=16, cut="stripes", shift_every=1), SHAPE),
     ],
 )
 def test_the_floor_has_the_real_models_products(config, shape):
@@ -50,6 +53,30 @@ def test_the_floor_has_the_real_models_products(config, shape):
     assert scored == counted(floor.log_prob) + split["assembly"]
     assert trained == pytest.approx(counted(floor.train) + 3 * split["assembly"], rel=0.02)
     assert counted(floor.log_prob) == (split["conditioners"] + split["linear"]) * batch
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("flow", "maf"),
+        ("net", "kan"),
+        ("law", "spline"),
+        ("linear", "Woodbury"),
+        ("patch_linear", "Butterfly"),
+    ],
+)
+def test_the_floor_refuses_what_is_no_product_of_its_kind(setting, value):
+    with pytest.raises(ValueError, match="floor: "):
+        terms(mixer(layers=1, **{setting: value}), SHAPE)
+
+
+def test_linear_changes_the_blocks_and_the_patches_of_a_recipe():
+    model = linear.model_of("mixerflow-imagenet64-tiny", "LU/Woodbury", 4)
+    wanted = {"linear": LUMap(), "patch_linear": WoodburyMap(), "patching": Patching(4, (0, 2))}
+    assert model == evolve(recipe("mixerflow-imagenet64-tiny").model, wanted)
+    for name, pair in (("glow-cifar10-tiny", "LU/LU"), ("mixerflow-tiny", "LU/LUX")):
+        with pytest.raises(SystemExit, match=pair):
+            linear.model_of(name, pair, None)
 
 
 def test_the_floor_trains_into_a_buffer_for_each_activation():
@@ -217,7 +244,7 @@ def test_weights_are_judged_by_each_rounding_and_each_way(tmp_path, monkeypatch)
     splits = Splits(made.take(np.arange(48)), made.take(np.arange(48, 60)))
     monkeypatch.setattr(weights, "load", lambda spec: splits)
     config = TrainConfig(steps=4, batch=8, evaluate_every=4)
-    flow = build(MixerFlowConfig(layers=2, hidden=32), (1, 8, 8))
+    flow = build(mixer(layers=2, hidden=32), (1, 8, 8))
     train(flow, splits.train, out=tmp_path / "run", config=config, quiet=True)
     (row,) = weights.rounding(weights.Rounding((tmp_path / "run",), "made"))["runs"].values()
     assert list(row["more"]) == list(weights.ROUNDINGS)

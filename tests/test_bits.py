@@ -10,17 +10,18 @@ import torch
 from mixerflow.core import Base, Chain, Flow, Noise, Transform, total
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import bits, kind_of
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import LipschitzMLP
+from mixerflow.recipes import build
 from mixerflow.transforms import Dequantize, Rescale, Residual
 from mixerflow.transforms.checks import perturb
+from mixers import mixer
 
 SHAPE = (2, 4, 4)
 
 
 def model(**settings) -> Flow:
     small = {"layers": 2, "patch": 2, "hidden": 8, "norm": "none", "shift": 0, **settings}
-    flow = build(MixerFlowConfig(**small), SHAPE)
+    flow = build(mixer(**small), SHAPE)
     perturb(flow, size=0.2)
     return flow.eval()
 

@@ -9,10 +9,8 @@ from torch import nn
 
 from mixerflow.core import Along, Base, Chain, Encoded, Flow, Inverse, Noise, StandardNormal
 from mixerflow.core.transform import constant, total
-from mixerflow.models import MAFConfig
-from mixerflow.models import build as build_any
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import LipschitzMLP, ResidualMLP, Velocity
+from mixerflow.recipes import build
 from mixerflow.transforms import (
     LU,
     ActNorm,
@@ -25,6 +23,7 @@ from mixerflow.transforms import (
     Residual,
 )
 from mixerflow.transforms.checks import perturb
+from mixers import maf, mixer
 
 SHAPE = (2, 4, 6)
 
@@ -47,7 +46,7 @@ def vectors(n=2, *, size=0.3, **settings) -> Flow:
 def pictures(*, size=0.1, **settings) -> Flow:
     """A small perturbed MixerFlow over 8-bit images."""
     small = {"layers": 2, "shift_every": 2, "patch": 2, "hidden": 8, "norm": "none", **settings}
-    flow = build(MixerFlowConfig(**small), SHAPE)
+    flow = build(mixer(**small), SHAPE)
     perturb(flow, size=size)
     return flow
 
@@ -332,9 +331,9 @@ def test_only_what_draws_has_a_stream():
     assert kinds == [False, True]
 
 
-@pytest.mark.parametrize("config", [MixerFlowConfig(layers=2, patch=2, hidden=4), MAFConfig()])
+@pytest.mark.parametrize("config", [mixer(layers=2, patch=2, hidden=4), maf()])
 def test_a_models_dequantisation_keeps_its_stream(config):
-    flow = build_any(config, (1, 4, 4))
+    flow = build(config, (1, 4, 4))
     assert isinstance(flow.transform.steps[0], Dequantize) and flow.transform.steps[0].stream == 3
     assert flow.dequantization == "uniform" and flow.fused().dequantization == "uniform"
     assert vectors().dequantization == "none"

@@ -12,11 +12,11 @@ from benchmarks.costs import flop
 from benchmarks.count import Arguments, Kernel, Kind, Traffic
 
 from mixerflow import kernels
-from mixerflow.models import MixerFlowConfig, build
-from mixerflow.recipes import recipe
+from mixerflow.recipes import build, recipe
 from mixerflow.transforms import Rows
+from mixers import mixer, vary
 
-TINY = MixerFlowConfig(layers=1, flow_layers=2, hidden=4, patch=2, shift=0)
+TINY = mixer(layers=1, flow_layers=2, hidden=4, patch=2, shift=0)
 MACHINE = Arguments(batch=10, sms=3, matrix_tflops=1.0, memory_tbs=2.0, l2_tbs=4.0)
 
 
@@ -150,7 +150,7 @@ def test_tiles_are_powers_of_two():
 
 
 def test_every_row_flow_is_found():
-    config = MixerFlowConfig(layers=4, hidden=8, cut=("patches", "stripes"), linear="none")
+    config = mixer(layers=4, hidden=8, cut=("patches", "stripes"), linear="none")
     flow = on_meta(config, (3, 16, 12))
     found = count.count(flow, MACHINE)
     rows = [module for module in flow.modules() if isinstance(module, Rows)]
@@ -162,7 +162,7 @@ def test_every_row_flow_is_found():
 
 @pytest.mark.parametrize("change", [{"net": "kan"}, {"flow": "maf"}, {"linear": "Butterfly"}])
 def test_what_is_not_counted_is_refused(change):
-    flow = build(replace(TINY, **change), (1, 4, 6))
+    flow = build(vary(TINY, **change), (1, 4, 6))
     with pytest.raises(ValueError, match="no part it knows"):
         count.count(flow, MACHINE)
 

@@ -8,9 +8,10 @@ import torch
 from mixerflow import export
 from mixerflow.core import Centre, Chain, Flow
 from mixerflow.errors import ConfigError
-from mixerflow.models.mixerflow import MixerFlowConfig, build
+from mixerflow.recipes import build
 from mixerflow.transforms import Dequantize
 from mixerflow.transforms.checks import perturb
+from mixers import mixer
 
 SHAPE = (2, 4, 6)
 SETTINGS = {
@@ -26,7 +27,7 @@ SLOW = [pytest.param(*each, marks=pytest.mark.slow) for each in ALL if each not 
 
 def made(name: str) -> Flow:
     small = {"layers": 2, "shift_every": 2, "flow_layers": 1, "patch": 2, "hidden": 4}
-    flow = build(MixerFlowConfig(**{**small, **SETTINGS[name]}), SHAPE)
+    flow = build(mixer(**{**small, **SETTINGS[name]}), SHAPE)
     perturb(flow, size=0.15)
     return flow.eval()
 

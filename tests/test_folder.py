@@ -16,7 +16,7 @@ import pytest
 
 from mixerflow.errors import CheckpointError, ConfigError, ResourceError
 from mixerflow.training import lock as module
-from mixerflow.training.folder import RunFolder
+from mixerflow.training.folder import FORMAT, RunFolder
 
 HOST = socket.gethostname()
 DEAD = 2**22 + 1  # above the kernel's greatest pid
@@ -39,10 +39,10 @@ def test_needs_no_torch():
 
 def test_config_round_trip_and_update(tmp_path):
     run = RunFolder(tmp_path / "new" / "run")
-    run.write_config({"seed": 1, "status": "running"})
+    run.write_config({"format": FORMAT, "seed": 1, "status": "running"})
     run.update({"status": "done", "minutes": 2.5})
-    assert run.read_config() == {"seed": 1, "status": "done", "minutes": 2.5}
-    assert run.config_path.read_text().startswith('{\n  "seed": 1,\n')
+    assert run.read_config() == {"format": FORMAT, "seed": 1, "status": "done", "minutes": 2.5}
+    assert run.config_path.read_text().startswith('{\n  "format": 2,\n')
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
@@ -61,15 +61,15 @@ def test_a_damaged_config_is_named(run, text):
 
 
 def test_a_full_disk_leaves_the_config(run, monkeypatch):
-    run.write_config({"seed": 1})
+    run.write_config({"format": FORMAT, "seed": 1})
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match="disk full, 16 bytes needed"):
-        run.write_config({"seed": 2})
-    assert run.read_config() == {"seed": 1}
+    with pytest.raises(ResourceError, match="disk full, 31 bytes needed"):
+        run.write_config({"format": FORMAT, "seed": 2})
+    assert run.read_config() == {"format": FORMAT, "seed": 1}
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read(run):
 def holder(run):
     """Another process that holds the lock."""
     code = (
-        "import sys; from mixerflow.training.folder import RunFolder\n"
+        "import sys; from mixerflow.training.folder import FORMAT, RunFolder\n"
         f"with RunFolder({str(run.path)!r}).lock(): print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code]

@@ -8,8 +8,8 @@ from torch import nn
 
 from mixerflow.core import Chain, Flow, Inverse, Noise
 from mixerflow.errors import ConfigError
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import BatchNorm, ResidualMLP, Scale
+from mixerflow.recipes import build
 from mixerflow.training import TrainConfig, train
 from mixerflow.transforms import (
     LU,
@@ -24,6 +24,7 @@ from mixerflow.transforms import (
     Rows,
 )
 from mixerflow.transforms.checks import perturb
+from mixers import mixer
 
 SHAPE = (3, 8, 12)
 SMALL = {"layers": 4, "flow_layers": 2, "hidden": 8}
@@ -53,13 +54,17 @@ def made(name: str) -> tuple[Flow, torch.Tensor, torch.Tensor | None]:
     """A flow moved from its start, images and labels for it."""
     settings = dict(SETTINGS[name])
     shape = settings.pop("shape", SHAPE)
-    config = MixerFlowConfig(**{**SMALL, **settings})
+    config = mixer(**{**SMALL, **settings})
     flow = build(config, shape)
     perturb(flow, size=0.15)
     labels = torch.tensor([0, 2, 1, 1, 0]) if config.classes else None
-    if config.levels is None:
+    if config.pixels.levels is None:
         return flow.eval(), torch.randn(5, *shape), labels
-    return flow.eval(), torch.randint(0, config.levels, (5, *shape), dtype=torch.uint8), labels
+    return (
+        flow.eval(),
+        torch.randint(0, config.pixels.levels, (5, *shape), dtype=torch.uint8),
+        labels,
+    )
 
 
 def agree(flow: Flow, x: torch.Tensor, labels: torch.Tensor | None, limit: float) -> None:
@@ -90,7 +95,7 @@ def test_it_agrees_with_the_flow(name):
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_it_agrees_after_training(norm):
-    flow = build(MixerFlowConfig(**SMALL, norm=norm), SHAPE)
+    flow = build(mixer(**SMALL, norm=norm), SHAPE)
     x = (torch.randn(64, *SHAPE) * 40 + 128).clamp(0, 255).to(torch.uint8)
     train(flow, x, config=TrainConfig(batch=16, lr=3e-3), steps=12)
     agree(flow.eval(), x, None, 1e-5)
@@ -104,7 +109,7 @@ def test_it_agrees_after_training(norm):
 
 
 def test_what_folds():
-    flow = build(MixerFlowConfig(layers=5, hidden=8), SHAPE).fused()
+    flow = build(mixer(layers=5, hidden=8), SHAPE).fused()
     kept = {type(m) for m in flow.modules()}
     assert not kept & {BatchNorm, LU}
     steps = list(flow.transform)
@@ -194,7 +199,7 @@ def test_batch_norm_without_statistics_stays():
 
 
 def test_a_fused_flow_is_not_trained():
-    flow = build(MixerFlowConfig(layers=1, hidden=8), (1, 8, 8))
+    flow = build(mixer(layers=1, hidden=8), (1, 8, 8))
     images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
     flow.initialize(images)
     with pytest.raises(ConfigError, match="inference copy"):

@@ -12,8 +12,8 @@ from mixerflow import kernels
 from mixerflow.core import Along, Inverse
 from mixerflow.kernels.gpu import flow as gpu
 from mixerflow.kernels.gpu import gradient, launch, step
-from mixerflow.models import MixerFlowConfig, build
 from mixerflow.nets import ResidualMLP
+from mixerflow.recipes import build
 from mixerflow.training import TrainConfig
 from mixerflow.transforms import (
     LU,
@@ -30,6 +30,7 @@ from mixerflow.transforms import (
     proof,
 )
 from mixerflow.transforms.plans import plan_of
+from mixers import mixer
 
 DEVICE = "cpu" if launch.INTERPRETED else "cuda"
 LOW = (False, True)
@@ -332,7 +333,7 @@ def test_a_kernel_is_believed_after_a_proof_only(low, monkeypatch):
 
 
 def flow():
-    config = MixerFlowConfig(
+    config = mixer(
         layers=2, flow_layers=2, hidden=16, patch=2, shift=1, shift_every=2, norm="layer"
     )
     return build(config, (2, 4, 4)).to(DEVICE)
@@ -363,7 +364,7 @@ def test_a_whole_flow_trains_as_by_operators(memory):
 
 
 def test_the_paper_s_model_goes_through_whole():
-    config = MixerFlowConfig(norm="layer", layers=8)
+    config = mixer(norm="layer", layers=8)
     with torch.device(DEVICE):
         chains = [m for m in build(config, (3, 32, 32)).modules() if isinstance(m, Rows)]
     plans = [plan_of(chain) for chain in chains]

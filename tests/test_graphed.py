@@ -15,14 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, NonFiniteError
-from mixerflow.models import MAFConfig, MixerFlowConfig, build
 from mixerflow.processes import Processes
-from mixerflow.settings import restore
+from mixerflow.recipes import build
+from mixerflow.registry import restore
 from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, fit, session, train
 from mixerflow.training import flat as flats
 from mixerflow.training.batches import Batches
 from mixerflow.training.flat import Flat
 from mixerflow.training.graphed import GraphedTrainer, trainer_of
+from mixers import maf, mixer, vary
 from test_training import (
     MODEL,
     SHAPE,
@@ -34,8 +35,8 @@ from test_training import (
     timeless,
 )
 
-FLOATS = dataclasses.replace(MODEL, levels=None)
-CLASSES = dataclasses.replace(MODEL, classes=3, class_width=4)
+FLOATS = vary(MODEL, levels=None)
+CLASSES = vary(MODEL, classes=3, class_width=4)
 CPU = torch.device("cpu")
 
 
@@ -48,10 +49,10 @@ def one_thread():
 
 
 def data_of(model):
-    if model.levels is None:
+    if model.pixels.levels is None:
         values = np.random.default_rng(0).normal(5, 2, (23, *SHAPE)).astype(np.float32)
         return make_images(values, None, dataset_id="floats")
-    return images(classes=model.classes)
+    return images(classes=model.classes.count if model.classes else 0)
 
 
 def trainer(kind, model=MODEL, *, steps=100, device=CPU, **changes):
@@ -400,9 +401,9 @@ WATCHED = {
     "batch-norm": (WITH_BATCH_NORM, {"accumulate": 2, "layer_lr": 0.5}),
     "classes": (CLASSES, {}),
     "floats": (FLOATS, {}),
-    "spline": (dataclasses.replace(MODEL, law="spline"), {}),
-    "kan": (dataclasses.replace(MODEL, net="kan"), {}),
-    "maf": (MAFConfig(layers=2, hidden=8), {}),
+    "spline": (vary(MODEL, law="spline"), {}),
+    "kan": (vary(MODEL, net="kan"), {}),
+    "maf": (maf(layers=2, hidden=8), {}),
 }
 
 
@@ -523,10 +524,10 @@ def test_flows_and_images_that_no_graph_can_have_are_refused():
             batches.processes = processes
         return GraphedTrainer(flow, batches, settings(batch=6), steps=10)
 
-    few = build(dataclasses.replace(MODEL, levels=32), SHAPE)
+    few = build(vary(MODEL, levels=32), SHAPE)
     with pytest.raises(ConfigError, match="no graph with pixels other than uint8 of 256 levels"):
         made(few, images().pixels // 8)
-    deep = build(dataclasses.replace(MODEL, levels=2**16), SHAPE)
+    deep = build(vary(MODEL, levels=2**16), SHAPE)
     with pytest.raises(ConfigError, match="no graph with pixels other than uint8 of 256 levels"):
         made(deep, images().pixels.astype(np.uint16))
     with pytest.raises(ConfigError, match="no graph with parameters other than float32"):
@@ -573,7 +574,7 @@ def test_a_replayed_graph_trains_as_operators_do(model):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_graphed_run_on_a_gpu_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    model = MixerFlowConfig(layers=2, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
+    model = mixer(layers=2, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
     data, config = images(200), settings(steps=40, batch=16, evaluate_every=10, graph=True)
 
     def run(out):

@@ -1,12 +1,10 @@
 """Learning rates by layer, and depth that grows."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
-from mixerflow import MixerFlowConfig
 from mixerflow.core import Chain, Flow, Noise
 from mixerflow.errors import ConfigError
 from mixerflow.processes import Processes
@@ -15,6 +13,7 @@ from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.growth import Growth, active, check, layers_of, wake
 from mixerflow.transforms import ActNorm
+from mixers import mixer, vary
 from test_training import MODEL, everything, flow_of, images, settings, stop_after, timeless
 
 
@@ -87,11 +86,9 @@ def test_a_rate_that_cannot_be_is_named():
         settings(layer_lr=0.0)
 
 
-GROWN = MixerFlowConfig(
-    layers=4, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none"
-)
+GROWN = mixer(layers=4, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none")
 """With the colour transform five layers: of three stages the first has two, the second four."""
-NORMED = dataclasses.replace(GROWN, norm="batch")
+NORMED = vary(GROWN, norm="batch")
 BOTH = pytest.mark.parametrize("model", [GROWN, NORMED], ids=["plain", "batch-norm"])
 
 
@@ -137,7 +134,7 @@ def test_one_stage_is_all_layers():
 def test_layers_are_the_colour_transform_and_the_mixer_layers():
     flow = flow_of(GROWN)
     assert layers_of(flow) == list(flow.transform)[2:]
-    scaled = flow_of(dataclasses.replace(GROWN, scales=2, patch=1, shift=0))
+    scaled = flow_of(vary(GROWN, scales=2, patch=1, shift=0))
     assert len(layers_of(scaled)) == 5  # and not what halves the event between
     assert len(scaled.layers()) == 2 + 5 + 1
 
@@ -298,7 +295,7 @@ def refused(model, match, **changes):
     ids=["batch-norm", "reversal"],
 )
 def test_layers_that_do_not_start_as_the_identity_are_refused(changes):
-    refused(dataclasses.replace(GROWN, **changes), r"layer 3 of 5 is not the identity")
+    refused(vary(GROWN, **changes), r"layer 3 of 5 is not the identity")
 
 
 class Dishonest(ActNorm):
@@ -328,7 +325,7 @@ def test_the_log_det_is_looked_at_too():
     ids=str,
 )
 def test_layers_that_do_are_taken(changes):
-    check(flow_of(dataclasses.replace(GROWN, **changes)), 3, pixels()[:2])
+    check(flow_of(vary(GROWN, **changes)), 3, pixels()[:2])
 
 
 def test_a_flow_that_was_trained_is_refused():

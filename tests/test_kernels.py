@@ -12,10 +12,11 @@ from torch import nn
 
 from mixerflow import kernels
 from mixerflow.kernels import library, switch
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import BatchNorm, ResidualMLP
+from mixerflow.recipes import build
 from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Rows, halves
 from mixerflow.transforms.plans import plan_of
+from mixers import mixer
 
 
 def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=True, ends=True):
@@ -208,7 +209,7 @@ def test_it_is_chosen_and_says_why_not():
 
 
 def test_every_mixing_of_the_paper_s_model_takes_it():
-    flow = build(MixerFlowConfig(layers=4, hidden=16), (3, 32, 32))
+    flow = build(mixer(layers=4, hidden=16), (3, 32, 32))
     mixings = [m for m in flow.modules() if isinstance(m, Rows)]
     assert len(mixings) == 8
     for mixing in mixings:

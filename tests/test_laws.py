@@ -21,7 +21,6 @@ from mixerflow.core import (
     Transform,
     Window,
 )
-from mixerflow.models.mixerflow import MixerFlowConfig, build
 from mixerflow.nets import (
     MADE,
     AttentionNet,
@@ -44,6 +43,7 @@ from mixerflow.nets import (
     ZeroConv,
     matern,
 )
+from mixerflow.recipes import build
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -57,6 +57,7 @@ from mixerflow.transforms import (
     Checkerboard,
     CheckerboardSqueeze,
     Columns,
+    Conditioned,
     Continuous,
     Coupling,
     Dequantize,
@@ -83,10 +84,12 @@ from mixerflow.transforms import (
     Squeeze,
     Stripes,
     TokenAttention,
+    UnpackedPLU,
     Woodbury,
     halves,
 )
 from mixerflow.transforms.checks import LAWS, KindName, check, normal, perturb, unit
+from mixers import mixer
 
 
 def coupling(n: int, *, bound=None, flip=False, norm="none", context=0, squash=True) -> Coupling:
@@ -237,7 +240,7 @@ def mixerflow_layers(shape: Shape, **settings) -> Transform:
         "hidden": 6,
         "norm": "none",
     }
-    return build(MixerFlowConfig(**{**small, "levels": None, **settings}), shape).transform
+    return build(mixer(**{**small, "levels": None, **settings}), shape).transform
 
 
 def pixels(levels: int) -> Callable[[int, Shape, torch.Generator], torch.Tensor]:
@@ -284,6 +287,19 @@ class Case:
 def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
     shape = (2, 6, 4)
     return Case(lambda: mixerflow_layers(shape, **settings), shape, context=context, size=0.15)
+
+
+class FromContext(nn.Module):
+    """A net of which no weight idles although it reads zeros."""
+
+    def __init__(self, out, context=0):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(out))
+        self.context = nn.Linear(context, out, bias=False) if context else None
+
+    def forward(self, x, context=None):
+        out = self.bias if self.context is None else self.bias + self.context(context)
+        return out.expand(len(x), -1)[..., None, None] + x
 
 
 CASES = {
@@ -353,6 +369,12 @@ CASES = {
     "PLU": Case(lambda: PLU(5), (5,)),
     "PLU with bias": Case(lambda: PLU(4, bias=True), (4,)),
     "matrix": Case(lambda: Matrix(5), (5,)),
+    "unpacked PLU": Case(lambda: UnpackedPLU(5), (5,)),
+    "unpacked PLU along the channels": Case(lambda: Along(0, UnpackedPLU(3)), (3, 2, 2)),
+    "prior": Case(lambda: Conditioned(FromContext(6), Affine(), (1, 2, 3)), (3, 2, 3)),
+    "prior of each class": Case(
+        lambda: Conditioned(FromContext(6, 2), Affine(), (1, 2, 3)), (3, 2, 3), context=(2,)
+    ),
     "matrix of one": Case(lambda: Matrix(1), (1,)),
     "matrix along the channels": Case(lambda: Along(0, Matrix(3)), (3, 2, 2)),
     "diagonal, an activation": Case(lambda: DiagonalAffine((4, 3)), (4, 3)),

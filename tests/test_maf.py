@@ -8,12 +8,13 @@ import torch
 
 from mixerflow.core import Chain, Noise
 from mixerflow.data import make_images
-from mixerflow.models import MAFConfig, build, from_spec, spec_of
-from mixerflow.recipes import RECIPES
+from mixerflow.models import MAF, from_spec, spec_of
+from mixerflow.recipes import RECIPES, build
 from mixerflow.training import TrainConfig, load, train
 from mixerflow.transforms import LU, BatchNorm
 from mixerflow.transforms.checks import perturb
 from mixerflow.transforms.linear import Linear
+from mixers import maf
 
 SHAPE = (1, 4, 4)
 SMALL = {"layers": 2, "hidden": 16, "scale_bound": 2.0}
@@ -62,7 +63,7 @@ def test_it_folds_into_the_linear_map_next_to_it():
 
 @pytest.mark.parametrize("settings", [{}, {"order": "random", "depth": 2}, {"batch_norm": False}])
 def test_pixels_come_back_and_specs_rebuild(settings):
-    config = MAFConfig(**SMALL, **settings)
+    config = maf(**SMALL, **settings)
     flow = build(config, SHAPE)
     assert from_spec(spec_of(config, SHAPE)) == (config, SHAPE)
     x = torch.randint(0, 256, (50, *SHAPE), dtype=torch.uint8)
@@ -73,7 +74,7 @@ def test_pixels_come_back_and_specs_rebuild(settings):
 
 
 def test_a_fresh_mades_bits_are_those_of_the_logit_alone():
-    flow = build(MAFConfig(layers=1, hidden=8, batch_norm=False, alpha=0.05), SHAPE).double()
+    flow = build(maf(layers=1, hidden=8, batch_norm=False, alpha=0.05), SHAPE).double()
     x = torch.randint(0, 256, (6, *SHAPE), dtype=torch.uint8)
     noise = Noise(0, torch.arange(6))
     u = flow.transform.steps[0](x, None, noise)[0].flatten(1) / 256
@@ -89,7 +90,7 @@ def test_a_run_folder_gives_the_same_model_back(tmp_path):
     pixels = rng.integers(0, 180, (80, 1, 1, 1)) + rng.integers(0, 40, (80, *SHAPE))
     images = make_images(pixels.astype(np.uint8), None, dataset_id="ramps")
     torch.manual_seed(3)
-    flow = build(MAFConfig(**SMALL, order="random"), SHAPE)
+    flow = build(maf(**SMALL, order="random"), SHAPE)
     before = flow.bits_per_dim(images.pixels).mean()
     config = TrainConfig(steps=60, batch=16, lr=1e-2, warmup=2, ema=0.9, evaluate_every=30)
     train(flow, images, out=tmp_path / "run", config=config, quiet=True)
@@ -102,4 +103,4 @@ def test_a_run_folder_gives_the_same_model_back(tmp_path):
 def test_every_baseline_has_a_twin():
     for name in ("made-mnist", "made-cifar10", "maf-mnist", "maf-cifar10"):
         assert RECIPES[name].published is not None
-        assert isinstance(RECIPES[f"{name}-tiny"].model, MAFConfig)
+        assert isinstance(RECIPES[f"{name}-tiny"].model, MAF)

@@ -15,19 +15,18 @@ from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, memory
 from mixerflow.core.memory import through
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError
-from mixerflow.models import MixerFlowConfig, build
 from mixerflow.nets import ResidualConvNet, ResidualMLP
+from mixerflow.recipes import build
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale, Squeeze
 from mixerflow.transforms.checks import perturb
+from mixers import mixer, vary
 from test_laws import CASES
 
 SHAPE = (2, 6, 4)
-MODEL = MixerFlowConfig(
-    layers=4, shift_every=2, flow_layers=2, patch=2, hidden=8, norm="batch", levels=256
-)
-SMALL = MixerFlowConfig(**{**vars(MODEL), "layers": 2})
+MODEL = mixer(layers=4, shift_every=2, flow_layers=2, patch=2, hidden=8, norm="batch", levels=256)
+SMALL = vary(MODEL, **{"layers": 2})
 MODES = ("store", "checkpoint", "invert")
 AGAIN = ("checkpoint", "invert")
 
@@ -67,7 +66,7 @@ def compare(mine, theirs):
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
 @pytest.mark.parametrize("mode", AGAIN)
 def test_gradients_agree_in_double_precision(mode, norm):
-    flow = perturbed(MixerFlowConfig(**{**vars(MODEL), "norm": norm})).double()
+    flow = perturbed(vary(MODEL, **{"norm": norm})).double()
     stored, again = (outcome(flow, m, pixels())[1] for m in ("store", mode))
     assert compare(again, stored)[0] < 1e-9
 
@@ -117,7 +116,7 @@ def test_batch_norm_and_randomness_come_out_the_same(mode):
 
 @pytest.mark.parametrize("mode", AGAIN)
 def test_a_class_conditional_flow_learns_its_embedding_the_same(mode):
-    flow = perturbed(MixerFlowConfig(**{**vars(MODEL), "classes": 3})).double()
+    flow = perturbed(vary(MODEL, **{"classes": 3})).double()
     labels = torch.tensor([0, 1, 2, 1, 0, 1])
     stored, again = (outcome(flow, m, pixels(), labels)[1] for m in ("store", mode))
     assert float(stored["context_net.weight"].abs().max()) > 0
@@ -271,7 +270,7 @@ def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
 def test_containers_are_invertible_where_their_parts_are():
     assert Chain(LU(2)).invertible and not Chain(LU(2), Vague(2)).invertible
     assert not Dequantize().invertible and not build(MODEL, SHAPE).transform.invertible
-    assert build(MixerFlowConfig(**{**vars(MODEL), "levels": None}), SHAPE).transform.invertible
+    assert build(vary(MODEL, **{"levels": None}), SHAPE).transform.invertible
 
 
 def test_rounding_that_grows_too_far_is_said(monkeypatch):

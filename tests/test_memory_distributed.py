@@ -10,10 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mixerflow.core import refuse_sharded
 from mixerflow.errors import ConfigError
-from mixerflow.models import MixerFlowConfig, build
 from mixerflow.processes import Processes
+from mixerflow.recipes import build
 from mixerflow.training.parallel import share_batch_norms
 from mixerflow.transforms.checks import perturb
+from mixers import mixer
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*fork.*")
 
@@ -28,9 +29,7 @@ CASES = {  # norm, dtype, how near; kernels take float32
 
 def flow_and_pixels(norm="none", dtype=torch.float64):
     torch.manual_seed(0)
-    model = MixerFlowConfig(
-        layers=2, shift_every=2, flow_layers=2, patch=2, hidden=6, norm=norm, levels=None
-    )
+    model = mixer(layers=2, shift_every=2, flow_layers=2, patch=2, hidden=6, norm=norm, levels=None)
     flow = build(model, SHAPE).to(dtype)
     perturb(flow, size=0.15)
     return flow.train(), torch.randn(8, *SHAPE, dtype=torch.float64).to(dtype)

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from mixerflow.core import Noise
 from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, NonFiniteError
-from mixerflow.models import MixerFlowConfig
 from mixerflow.processes import Processes
 from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, likelihood, train
 from mixerflow.training import session as sessions
@@ -21,6 +20,7 @@ from mixerflow.training.budget import steps_of
 from mixerflow.training.graphed import GraphedTrainer
 from mixerflow.training.objective import TAKEN, Task, name_of
 from mixerflow.training.parallel import parallel
+from mixers import mixer
 from test_processes import together
 from test_training import (
     SHAPE,
@@ -101,7 +101,7 @@ def test_labels_reach_the_objective_of_a_flow_that_takes_none(accumulate):
 
 
 def test_the_default_is_the_likelihood_given_labels_where_a_flow_takes_them(tmp_path):
-    conditional = MixerFlowConfig(
+    conditional = mixer(
         layers=1, flow_layers=2, hidden=8, patch=2, shift=0, classes=3, class_width=4, norm="none"
     )
 

@@ -233,7 +233,6 @@ FAULTS = {
         {"forward log-det", "inverse log-det"},
     ),
     "determinant twice": (CountsTwice(5), Matrix(5), (5,), {"forward log-det", "inverse log-det"}),
-    "forgotten table": (ForgottenTable(), Rescale(2.0), (5,), {"copies"}),
     "sign": (WrongSign(5), LU(5), (5,), {"forward log-det"}),
     "missing row factor": (
         MissingRowFactor(0, LU(3)),

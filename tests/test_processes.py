@@ -21,19 +21,18 @@ from mixerflow.core import Noise
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.evaluate import bits
-from mixerflow.models import MixerFlowConfig, build
 from mixerflow.processes import ALONE, joined
+from mixerflow.recipes import build
 from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, load, train
 from mixerflow.training.average import batch_norms
 from mixerflow.training.batches import Batches
 from mixerflow.training.parallel import local, shard
+from mixers import mixer, vary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 SHAPE = (1, 4, 4)
-MODEL = MixerFlowConfig(
-    layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch"
-)
+MODEL = mixer(layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch")
 
 
 def images(n=103, seed=0):
@@ -50,7 +49,7 @@ def settings(**changes):
 
 def flow_of(**changes):
     torch.manual_seed(0)
-    return build(dataclasses.replace(MODEL, **changes), SHAPE)
+    return build(vary(MODEL, **changes), SHAPE)
 
 
 def start(world, work, *given):
@@ -474,7 +473,15 @@ def command(*words, processes=0, **environment):
 
 
 TINY = [
-    *("mixerflow-tiny", "--model.layers", "2", "--model.hidden", "8", "--model.norm", "layer"),
+    *(
+        "mixerflow-tiny",
+        "--model.layers",
+        "2",
+        "--model.flow.net.width",
+        "8",
+        "--model.flow.net.norm",
+        "layer",
+    ),
     *("--train.batch", "8", "--train.evaluate-every", "100000"),
     *("--train.evaluate-images", "20", "--train.initial", "16", "--device", "cpu", "-j", "1"),
 ]
@@ -483,7 +490,17 @@ TINY = [
 def test_torchrun_trains_and_evaluates(tmp_path):
     np.savez(tmp_path / "ramps.npz", x=images(60).pixels[:, 0])
     words = ["train", *TINY, "--data", tmp_path / "ramps.npz", "--out", tmp_path / "run"]
-    words += ["--model.patch", "2", "--model.shift", "1", "--steps", "3"]
+    words += [
+        "--model.patching.size",
+        "2",
+        "--model.patching.shift",
+        "0",
+        "0",
+        "0",
+        "1",
+        "--steps",
+        "3",
+    ]
     told, said = (both := command(*words, processes=2)).communicate(timeout=200)
     assert both.returncode == 0, said
     assert told.count("3 steps, validation") == 1

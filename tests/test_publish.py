@@ -1,6 +1,5 @@
 """Published weights and what begins from them: small, verified, outdone only by better ones."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,8 +13,8 @@ import torch
 from mixerflow.cli import main
 from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.models import MAFConfig, MixerFlowConfig, build, from_spec
-from mixerflow.recipes import recipe
+from mixerflow.models import from_spec
+from mixerflow.recipes import build, recipe
 from mixerflow.training import (
     Checkpoints,
     Judge,
@@ -31,6 +30,7 @@ from mixerflow.training.batches import Batches
 from mixerflow.training.publish import is_large, rounded
 from mixerflow.training.stored import stored
 from mixerflow.transforms import LU
+from mixers import maf, mixer, vary
 from test_training import (
     MODEL,
     SHAPE,
@@ -46,7 +46,7 @@ ROUNDING = 2e-3
 """Bits/dim that 16 bits may cost a small flow, whose figures are near 6."""
 
 
-LARGE = MixerFlowConfig(layers=2, flow_layers=2, hidden=40, patch=2, shift=1)
+LARGE = mixer(layers=2, flow_layers=2, hidden=40, patch=2, shift=1)
 """A flow with matrices that are large enough to be rounded."""
 
 
@@ -107,7 +107,7 @@ def test_raw_weights_travel_too(run, tmp_path):
 
 
 def test_the_flows_own_matrices_are_float16_where_that_can_hold_them():
-    flow = build(MixerFlowConfig(layers=1, flow_layers=2, hidden=8, patch=4), (3, 32, 32))
+    flow = build(mixer(layers=1, flow_layers=2, hidden=8, patch=4), (3, 32, 32))
     maps = {name: m for name, m in flow.named_modules() if isinstance(m, LU) and m.n > 3}
     with torch.no_grad():
         for module in maps.values():
@@ -137,7 +137,7 @@ def test_kernels_are_matrices_as_wide_as_their_fan_in(shape, large):
 
 def test_a_convolutional_flow_loses_little_by_16_bits(tmp_path):
     """Of 4.2 bits/dim 0.00001; were its kernels rounded to 8 bits, 0.0006."""
-    model = MixerFlowConfig(
+    model = mixer(
         layers=1, flow_layers=1, hidden=16, patch=4, shift=0, extra="convolution", norm="rms"
     )
     rng = np.random.default_rng(0)
@@ -325,12 +325,12 @@ def test_restarts_are_told_one_after_the_other(run, tmp_path):
     ("model", "shape", "words"),
     [
         (
-            dataclasses.replace(LARGE, hidden=8),
+            vary(LARGE, hidden=8),
             SHAPE,
-            "its model.hidden is 40, not 8: .*: set --model.hidden to 40",
+            r"its model\.flow\.net\.width is 40, not 8: .*: set --model\.flow\.net\.width to 40",
         ),
-        (MODEL, (1, 4, 8), r"its model.shape is \[1, 4, 4\], not \[1, 4, 8\]"),
-        (MAFConfig(layers=1, hidden=8), SHAPE, "its model.name is mixerflow, not maf"),
+        (MODEL, (1, 4, 8), r"its model.shape is \(1, 4, 4\), not \(1, 4, 8\)"),
+        (maf(layers=1, hidden=8), SHAPE, "its model is mixerflow, not maf"),
     ],
 )
 def test_another_model_is_refused_by_its_first_difference(run, tmp_path, model, shape, words):
@@ -403,7 +403,13 @@ def test_the_papers_model_fits_the_limit(tmp_path):
     folder = RunFolder(tmp_path / "run")
     data = {"classes": [], "training_images": 0, "dataset_id": "none"}
     count = sum(p.numel() for p in flow.parameters())
-    header = {"model": flow.spec, "train": vars(TrainConfig()), "data": data, "parameters": count}
+    header = {
+        "format": 2,
+        "model": flow.spec,
+        "train": vars(TrainConfig()),
+        "data": data,
+        "parameters": count,
+    }
     folder.write_config(header | {"machine": {}, "versions": {}})
     weights = flow.state_dict()
     Checkpoints(folder.path / "checkpoints").save(0, weights, weights, {}, best=True)
@@ -414,7 +420,7 @@ def test_the_papers_model_fits_the_limit(tmp_path):
     assert card["files"]["model.safetensors"]["bytes"] == size < 25e6
 
 
-TINY = ["--model.layers", "1", "--model.hidden", "32", "--model.flow-layers", "2"]
+TINY = ["--model.layers", "1", "--model.flow.net.width", "32", "--model.flow-layers", "2"]
 QUICK = [*TINY, "--threads", "1", "--steps", "6", "--train.batch", "8"]
 FEW = ["--images", "30"]
 
@@ -476,7 +482,7 @@ def test_from_the_command_line_end_to_end(first, tmp_path, capsys, monkeypatch):
         (["train", "mixerflow-tiny", "--frm", "w"], "did you mean --from?"),
         (["train", "WEIGHTS"], "mixerflow train RECIPE --from "),
         (
-            ["train", "mixerflow-tiny", "--from", "RUN", "--model.hidden", "8"],
+            ["train", "mixerflow-tiny", "--from", "RUN", "--model.flow.net.width", "8"],
             "--model.layers to 1",
         ),
     ],

@@ -104,7 +104,7 @@ def test_the_whole_table(words, capsys):
     assert "| 60 layers | 3.52 |" in said
     assert f"{found['all']['bits_per_dim']:.4f} ± {found['all']['standard_error']:.4f}" in said
     assert "11.36M / 11.34M (+0.16 %)" in said
-    assert "6 steps of 8 images; base model: layers 2, hidden 8, patch 4" in said
+    assert "6 steps of 8 images; base model: layers 2, width 8, patches 4" in said
     assert "figures mean nothing" in said
     with open("results/report.html") as file:
         page = file.read()
@@ -182,7 +182,7 @@ def test_runs_of_other_settings_are_refused_and_not_counted(words, capsys):
     path = "runs/table-10/tiny/basic/seed-0/run.json"
     with open(path) as file:
         header = json.load(file)
-    del header["model"]["config"]["levels"]  # as if written before there was such a setting
+    del header["model"]["pixels"]["levels"]  # as if written before there was such a setting
     with open(path, "w") as file:
         json.dump(header, file)
     assert main(words) == 0

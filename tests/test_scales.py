@@ -18,8 +18,8 @@ from mixerflow.core import (
     Window,
 )
 from mixerflow.core.memory import through
-from mixerflow.models import MAFConfig, MixerFlowConfig, build
 from mixerflow.nets import LearnedPositions, ResidualConvNet, ResidualMLP, SinusoidalPositions
+from mixerflow.recipes import build
 from mixerflow.training.growth import layers_of
 from mixerflow.training.trainer import _by_layer
 from mixerflow.transforms import (
@@ -34,6 +34,7 @@ from mixerflow.transforms import (
     halves,
 )
 from mixerflow.transforms.checks import perturb
+from mixers import maf, mixer
 
 
 def test_squeeze_puts_each_pixel_where_its_docstring_says():
@@ -301,9 +302,9 @@ def test_what_would_be_rebuilt_wrong_is_an_error():
 
 
 def test_layers_without_scales_are_the_steps_of_the_outer_chain():
-    mixer = build(MixerFlowConfig(layers=4, glow=1, patch=2, flow_layers=1, hidden=4), (1, 8, 8))
-    maf = build(MAFConfig(layers=3, hidden=8, classes=2), (1, 3, 3))
-    for flow in (mixer, maf):
+    mixed = build(mixer(layers=4, glow=1, patch=2, flow_layers=1, hidden=4), (1, 8, 8))
+    masked = build(maf(layers=3, hidden=8, classes=2), (1, 3, 3))
+    for flow in (mixed, masked):
         assert flow.layers() == list(flow.transform)
         shapes = [placed.taken for placed in flow.layer_shapes()]
         assert shapes[0] == flow.shape and flow.layer_shapes()[-1].given == flow.latent_shape

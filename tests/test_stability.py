@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from mixerflow.data import load
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.recipes import build
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import ActNorm
+from mixers import mixer, vary
 
-OLD = MixerFlowConfig(layers=8, hidden=64, squash=False)
+OLD = mixer(layers=8, hidden=64, squash=False)
 
 
 def run(model, steps, *, floor=1.0, lr=1e-3, seed=0, initial=32, batch=32):
@@ -42,10 +43,9 @@ def run(model, steps, *, floor=1.0, lr=1e-3, seed=0, initial=32, batch=32):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_the_old_start_reaches_nan_in_a_coupling(norm):
     """The case itself: were it to vanish, the cure below would prove nothing."""
-    from dataclasses import replace
 
     for seed in range(3):
-        taken, _ = run(replace(OLD, norm=norm), 40, floor=0.1, seed=seed)
+        taken, _ = run(vary(OLD, norm=norm), 40, floor=0.1, seed=seed)
         if taken[-1].bad_part is not None:
             return
     pytest.fail("40 steps from a fully standardised start stayed finite at three seeds")
@@ -54,7 +54,7 @@ def test_the_old_start_reaches_nan_in_a_coupling(norm):
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])
 def test_the_default_start_stays_finite(norm, lr):
-    model = MixerFlowConfig(layers=4, hidden=32, norm=norm)
+    model = mixer(layers=4, hidden=32, norm=norm)
     taken, trainer = run(model, 40, lr=lr)
     assert trainer.skipped == 0
     assert all(math.isfinite(step.objective) for step in taken)
@@ -65,7 +65,7 @@ def test_the_default_start_stays_finite(norm, lr):
 
 def test_a_pixel_never_seen_before_does_not_throw_the_flow():
     """A border pixel that was 0 in every training image, set to 255."""
-    _, trainer = run(MixerFlowConfig(layers=4, hidden=32), 60)
+    _, trainer = run(mixer(layers=4, hidden=32), 60)
     x = torch.from_numpy(load("fashion-mini").test.pixels[:16].copy())
     odd = x.clone()
     odd[:, :, 0, 0] = 255

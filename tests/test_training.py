@@ -16,16 +16,15 @@ import torch
 from mixerflow.core import Noise
 from mixerflow.data import hold_out, make_images
 from mixerflow.errors import ConfigError, NonFiniteError, ResourceError
-from mixerflow.models import MixerFlowConfig, build
+from mixerflow.recipes import build
 from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, load, train
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
+from mixers import mixer, vary
 
 SHAPE = (1, 4, 4)
-MODEL = MixerFlowConfig(
-    layers=2, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none"
-)
-WITH_BATCH_NORM = MixerFlowConfig(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
+MODEL = mixer(layers=2, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none")
+WITH_BATCH_NORM = mixer(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
 
 
 @pytest.fixture(autouse=True)
@@ -320,7 +319,7 @@ def test_averaged_weights_get_statistics_of_their_own():
 )
 def test_loading_gives_what_was_built(changes, tmp_path):
     """What no state dict holds is there too: masks, tables, and the dtype that pixels get."""
-    data, flow = images(16), flow_of(dataclasses.replace(MODEL, **changes))
+    data, flow = images(16), flow_of(vary(MODEL, **changes))
     train(flow, data, out=tmp_path / "run", config=settings(steps=2), quiet=True)
     state = torch.get_rng_state()
     loaded = load(tmp_path / "run", which="last")
@@ -340,9 +339,7 @@ def test_loading_builds_on_the_cpu_wherever_tensors_go(tmp_path):
 
 
 def test_class_conditional_trains_scores_and_samples(tmp_path):
-    model = MixerFlowConfig(
-        layers=1, flow_layers=2, hidden=8, patch=2, shift=0, classes=3, class_width=4
-    )
+    model = mixer(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, classes=3, class_width=4)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
     pixels = (80 * labels[:, None, None, None] + rng.integers(0, 20, (300, *SHAPE))).astype(
@@ -465,7 +462,7 @@ def test_floats_train_too_for_a_flow_without_levels(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, (64, 2, 4, 2, 2)).astype(np.float64)  # volumes, at that
     torch.manual_seed(0)
-    model = MixerFlowConfig(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, levels=None)
+    model = mixer(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, levels=None)
     flow = build(model, (2, 4, 2, 2))
     ended = train(flow, values, out=tmp_path / "run", config=settings(), quiet=True)
     assert ended.validation is not None

@@ -23,38 +23,50 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MAFConfig, MixerFlowConfig
+    from mixerflow.models import MAF, NSF, Glow, MixerFlow, RealNVP
+    from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
-    from mixerflow.training import TrainConfig, Trained, load, train
+    from mixerflow.registry import register
+    from mixerflow.train_config import TrainConfig
+    from mixerflow.training import Trained, load, train
 
 _HOME = {
     "Bits": "evaluate",
     "Flow": "core",
     "Images": "data",
-    "MAFConfig": "models",
-    "MixerFlowConfig": "models",
+    "Glow": "models",
+    "MAF": "models",
+    "MixerFlow": "models",
     "MixerFlowError": "errors",
+    "Model": "parts",
+    "NSF": "models",
     "Noise": "core",
     "RECIPES": "recipes",
-    "TrainConfig": "training",
+    "RealNVP": "models",
+    "TrainConfig": "train_config",
     "Trained": "training",
     "Transform": "core",
     "bits": "evaluate",
     "build": "recipes",
     "load": "training",
     "recipe": "recipes",
+    "register": "registry",
     "train": "training",
 }
 
 __all__ = [
+    "MAF",
+    "NSF",
     "RECIPES",
     "Bits",
     "Flow",
+    "Glow",
     "Images",
-    "MAFConfig",
-    "MixerFlowConfig",
+    "MixerFlow",
     "MixerFlowError",
+    "Model",
     "Noise",
+    "RealNVP",
     "TrainConfig",
     "Trained",
     "Transform",
@@ -63,6 +75,7 @@ __all__ = [
     "build",
     "load",
     "recipe",
+    "register",
     "train",
 ]
 
@@ -76,6 +89,7 @@ _MODULES = (
     "images",
     "models",
     "nets",
+    "parts",
     "transforms",
 )
 

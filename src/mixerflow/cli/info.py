@@ -13,12 +13,14 @@ from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli.parse import parse, with_model
+from mixerflow.cli.parse import parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
-from mixerflow.models import Config, build, from_spec
+from mixerflow.models import from_spec
+from mixerflow.models.recipe import Published
+from mixerflow.parts import Model
 from mixerflow.training import is_published, read_header
-from mixerflow.transforms import LU, Autoregressive, BatchNorm, Patches, Rows, Squeeze
+from mixerflow.transforms import Coupling, Mixer, Patches, Rows
 from mixerflow.transforms.plans import plan_of
 
 
@@ -28,7 +30,7 @@ class Arguments:
 
     shape: tuple[int, ...]
     """Of the images: channels, then each side."""
-    model: Config
+    model: Model
 
 
 def main(arguments: list[str]) -> int:
@@ -53,9 +55,8 @@ def main(arguments: list[str]) -> int:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published
         console.print(f"{name}: {named.about}")
-    kind = with_model(Arguments, model)
-    default = kind(shape=shape, model=model)
-    given = parse(kind, rest, prog=f"mixerflow info {name}", default=default)
+    default = Arguments(shape=shape, model=model)
+    given = parse(Arguments, rest, prog=f"mixerflow info {name}", default=default)
     show(given.model, given.shape, published if given == default else None, console)
     return 0
 
@@ -66,17 +67,16 @@ def _list(console: Console) -> None:
         budget = (
             f"{each.train.minutes:g} min" if each.train.minutes else f"{each.train.steps:,} steps"
         )
-        paper = "" if each.published is None else f"{each.published.bits_per_dim:.2f}"
+        figure = each.published and each.published.bits_per_dim
+        paper = "" if figure is None else f"{figure:.2f}"
         table.add_row(name, each.about, budget, paper)
     console.print(table)
     console.print("paper: its bits/dim. `mixerflow info RECIPE` shows the chain.", highlight=False)
 
 
-def show(
-    model: Config, shape: Shape, published: recipes.Published | None, console: Console
-) -> None:
+def show(model: Model, shape: Shape, published: Published | None, console: Console) -> None:
     """Print the chain of a model over images of `shape`."""
-    flow = build(model, shape)
+    flow = model.build(shape)
     table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
     for part, gives, count in rows(flow):
         table.add_row(part, _times(gives), f"{count:,}" if count else "")
@@ -93,10 +93,9 @@ def show(
             difference = 100 * (total / (1e6 * published.parameters) - 1)
             count = f"{published.parameters:.2f}M ({difference:+.2f} % here)"
             console.print(f"the paper's count: {count}", highlight=False)
-        console.print(
-            f"the paper's figure: {published.bits_per_dim:.2f} bits/dim, {published.where}; "
-            f"{published.note}"
-        )
+        if published.bits_per_dim is not None:
+            figure = f"{published.bits_per_dim:.2f} bits/dim, {published.where}; {published.note}"
+            console.print(f"the paper's figure: {figure}", highlight=False)
 
 
 def paths(flow: Flow) -> Iterator[str]:
@@ -131,71 +130,66 @@ def _split(reasons: list[str | None]) -> str:
 
 
 def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
-    """Part, event shape after it, and parameters; equal neighbours in one row."""
+    """Part, event shape after it, and parameters; equal neighbours in one row.
+
+    Layers that learn are numbered, data to latent.
+    """
     layer = 0
-    pending: tuple[str, Shape, int, int, int] | None = None  # name, shape, count, first, last
+    pending: list[tuple[str, Shape, int, int]] = []  # name, shape, parameters, number
     for step, taken, shape in flow.layer_shapes():
         name, count = _describe(step, taken), _count(step)
-        layer += "layer" in name
-        if pending is not None and pending[0] == name:
-            pending = (*pending[:2], pending[2] + count, pending[3], layer)
-            continue
-        if pending is not None:
+        layer += bool(count)
+        if pending and (pending[0][0] != name or not count):
             yield _line(pending)
-        pending = (name, shape, count, layer, layer) if "layer" in name else None
-        if pending is None:
-            yield name, shape, count
-    if pending is not None:
+            pending = []
+        pending.append((name, shape, count, layer if count else 0))
+    if pending:
         yield _line(pending)
 
 
-def _line(pending: tuple[str, Shape, int, int, int]) -> tuple[str, Shape, int]:
-    name, shape, count, first, last = pending
-    numbers = f"{first}" if first == last else f"{first}-{last}"
+def _line(alike: list[tuple[str, Shape, int, int]]) -> tuple[str, Shape, int]:
+    name, shape, _, last = alike[-1]
+    first, count = alike[0][3], sum(each[2] for each in alike)
+    numbers = "" if not last else str(first) if first == last else f"{first}-{last}"
     return f"{numbers:>5}  {name}", shape, count
 
 
 def _describe(step: Transform, shape: Shape) -> str:
+    """A layer in words: what it is, and for a layer of several what they are."""
     if isinstance(step, Window):
         ends = [a + b for a, b in zip(step.start, step.size, strict=True)]
         box = " x ".join(f"{a}:{b}" for a, b in zip(step.start, ends, strict=True))
         inner = (*shape[: -len(step.size)], *step.size)
         return f"shift layer on {box}: {_describe(step.transform, inner)}"
-    if isinstance(step, Chain) and len(step):
-        named = _chain(list(step))
-        if named:
-            return named
-    if isinstance(step, Chain) and all(map(_autoregressive, step)):
-        return "autoregressive layer" + (" with batch norm" if len(step) > 1 else "")
-    if isinstance(step, Along) and isinstance(step.transform, LU):
-        n = step.transform.n
-        return f"1x1 transform of {n} channels" if n > 1 else "scale of the one channel"
+    if isinstance(step, Mixer):
+        return f"mixer layer: {_inside(step, shape)}"
+    if isinstance(step, Chain):
+        return _inside(step, shape)
+    if isinstance(step, Along):
+        return f"{_describe(step.transform, (shape[step.dim],))} along axis {step.dim}"
+    if isinstance(step, Coupling):
+        return f"Coupling by {step.elementwise!r}"
     if isinstance(step, Inverse):
         return f"inverse {type(step.transform).__name__}"
     return f"{type(step).__name__}({step.extra_repr()})"
 
 
-def _chain(steps: list[Transform]) -> str | None:
-    """A layer, Glow's steps or the way to the next scale."""
-    first = steps[0]
-    if isinstance(first, Patches):
-        back = next(i for i, step in enumerate(steps) if isinstance(step, Inverse))
-        names = ("channels", "patches", *("attention" for _ in steps))
-        parts = [f"{n} {_count(m):,}" for n, m in zip(names, steps[1:back], strict=False)]
-        parts += [_describe(step, first.shape) for step in steps[back + 1 :]]
-        return f"mixer layer: {type(first).__name__.lower()} {_times(first.matrix)}; " + ", ".join(
-            parts
-        )
-    if isinstance(first, Squeeze) and isinstance(steps[-1], Inverse):
-        return f"Glow steps on {_times(first.given)}: {_count(nn.ModuleList(steps)):,}"
-    if isinstance(first, Squeeze):
-        return f"half of {_times(first.given)} given the other half, which goes on"
-    return None
+def _inside(chain: Chain, shape: Shape) -> str:
+    """The parts of a layer, with their parameters; cuts with what they make."""
+    parts = []
+    for step in chain:
+        shape = step.out_shape(shape)
+        if isinstance(step, Patches):
+            parts.append(f"{type(step).__name__.lower()} {_times(step.matrix)}")
+        elif isinstance(step, Along) and isinstance(step.transform, Rows):
+            parts.append(f"{'channels' if step.dim == -1 else 'patches'} {_count(step):,}")
+        elif _count(step):
+            parts.append(f"{_name(step)} {_count(step):,}")
+    return ", ".join(parts)
 
 
-def _autoregressive(step: Transform) -> bool:
-    inner = step.transform if isinstance(step, Along) else step
-    return isinstance(inner, (Autoregressive, BatchNorm))
+def _name(step: Transform) -> str:
+    return type(step.transform if isinstance(step, Along) else step).__name__
 
 
 def _times(shape: Shape) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from mixerflow.cli.flags import choose, concrete, real
 from mixerflow.errors import ConfigError
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ def parse(
     """An instance of the dataclass `kind` from command-line flags.
 
     Args:
-        kind: whose fields are the flags; nested dataclasses give ``--part.field``.
+        kind: whose fields are the flags; nested dataclasses give ``--part.field``, parts as
+            `mixerflow.cli.flags` has them.
         arguments: what follows the command.
         prog: the command, for the help text.
         default: where values that are not given come from.
@@ -35,29 +37,28 @@ def parse(
     Raises:
         ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.
     """
+    shown: Any = default
+    if default is not tyro.MISSING_NONPROP:
+        default, arguments = choose(default, arguments)
+        kind, shown = concrete(default)
     known = ["--help", *_flags(kind)]
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-") not in known:
-            near = difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            leaf = flag.replace("_", "-").rpartition(".")[2]
+            near = [each for each in known if "." in each and each.rpartition(".")[2] == leaf]
+            near += difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
             raise ConfigError("no such flag", flag, remedy)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=arguments, prog=prog, default=default)
+            parsed = tyro.cli(kind, args=arguments, prog=prog, default=shown)
     except SystemExit as end:
         if not end.code:
             raise
         raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
-
-
-def with_model(kind: type[T], model: object) -> type[T]:
-    """The dataclass `kind` for a model's config: its field ``model`` is of that config's class."""
-    name = kind.__name__
-    fields = {"__annotations__": {"model": type(model)}, "__doc__": kind.__doc__}
-    made: Any = dataclasses.dataclass(frozen=True)(type(name, (kind,), fields))
-    return made
+    return parsed if default is tyro.MISSING_NONPROP else real(parsed, default)
 
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:

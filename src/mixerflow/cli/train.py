@@ -12,14 +12,15 @@ import torch
 import tyro
 
 from mixerflow import recipes
-from mixerflow.cli.parse import parse, with_model
+from mixerflow.cli.parse import parse
 from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
-from mixerflow.models import Config, build, from_spec
+from mixerflow.models import from_spec
+from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
-from mixerflow.settings import restore
+from mixerflow.registry import evolve, restore
 from mixerflow.training import (
     RunFolder,
     TrainConfig,
@@ -44,7 +45,7 @@ class Arguments:
 
     data: str
     """Images: a folder, an .npz, idx or CIFAR file, or a set's name."""
-    model: Config
+    model: Model
     train: TrainConfig
     out: Path | None = None
     """The run folder; runs/RECIPE unless given."""
@@ -96,9 +97,8 @@ def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     if is_published(Path(name)):
         raise ConfigError("weights, not a recipe", name, f"mixerflow train RECIPE --from {name}")
     named = recipes.recipe(name)
-    kind = with_model(Arguments, named.model)
-    default = kind(data=named.data, model=named.model, train=named.train)
-    given = parse(kind, rest, prog=f"mixerflow train {name}", default=default)
+    default = Arguments(data=named.data, model=named.model, train=named.train)
+    given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
     if given.out is None:
         given = replace(given, out=Path("runs") / name)
     return {"recipe": name}, given
@@ -111,8 +111,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     if source is None:
         raise ConfigError("not begun on the command line", run, "call mixerflow.train again")
     model, _ = from_spec(header["model"])
-    kind = with_model(Arguments, model)
-    default = kind(
+    default = Arguments(
         data=source["data"],
         model=model,
         train=restore(TrainConfig, header["train"]),
@@ -121,7 +120,7 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
         on_bad_image=source["on_bad_image"],
         weights=Path(origin["path"]) if origin else None,
     )
-    given = parse(kind, rest, prog=f"mixerflow train {run}", default=default)
+    given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:
         raise ConfigError("a run goes on in its own folder", "--out", "leave it out")
     return {"recipe": header.get("recipe")}, given
@@ -144,7 +143,7 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
         print(f"skipped {line}", file=sys.stderr)
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
-    flow = build(model, splits.train.shape).to(processes.place(device_of(given.device)))
+    flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
     origin = _begin(flow, given, processes)
     source = {
         "data": given.data,
@@ -203,19 +202,22 @@ def _tell(result: Trained, out: Path, splits: Splits) -> None:
     print(f"{result.step} steps, validation {result.validation}; see {page}")
 
 
-def _fit(model: Config, images: Images) -> Config:
+def _fit(model: Model, images: Images) -> Model:
     """The model's settings with the levels of the images, if they allow it."""
     assert images.levels is not None, "files hold integers"
-    if model.levels == 256 != images.levels:
-        model = replace(model, levels=images.levels)
-    if model.levels is None or model.levels < images.levels:
-        what = f"images have {images.levels} levels, the model {model.levels}"
-        raise ConfigError(what, "--model.levels", f"set it to {images.levels}")
-    if model.classes and images.labels is None:
-        raise ConfigError("images without labels", "--model.classes", "set it to 0")
-    if model.classes and images.labels is not None and images.labels.max() >= model.classes:
+    levels, classes = model.pixels.levels, model.classes
+    if levels == 256 != images.levels:
+        levels = images.levels
+        model = evolve(model, {"pixels.levels": levels})
+    if levels is None or levels < images.levels:
+        what = f"images have {images.levels} levels, the model {levels}"
+        raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
+    if classes and images.labels is None:
+        raise ConfigError("images without labels", "--model.classes", "set it to none")
+    if classes and images.labels is not None and images.labels.max() >= classes.count:
         count = int(images.labels.max()) + 1
-        raise ConfigError(f"labels of {count} classes", "--model.classes", f"set it to {count}")
+        what, remedy = f"labels of {count} classes", f"set it to {count}"
+        raise ConfigError(what, "--model.classes.count", remedy)
     return model
 
 

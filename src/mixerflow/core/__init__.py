@@ -27,6 +27,7 @@ from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Density,
+    Dequantization,
     Placed,
     Run,
     Shape,

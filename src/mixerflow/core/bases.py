@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core.transform import total
+from mixerflow.registry import register
 
 
 class Base(nn.Module):
@@ -45,6 +46,7 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return 1 - drawn
 
 
+@register
 class StandardNormal(Base):
     """``N(0, I)``."""
 
@@ -66,6 +68,7 @@ LEAST_DOF = 0.5
 """Draws of fewer degrees of freedom would leave float32's range."""
 
 
+@register
 class StudentT(Base):
     """Student's t: ``p(z) ~ (1 + z^2 / dof)^(-(dof + 1) / 2)``, heavier tails for smaller ``dof``.
 
@@ -134,6 +137,7 @@ class StudentT(Base):
         return f"dof={float(self.dof().detach()):g}, learned={self.fixed is None}"
 
 
+@register
 class Cauchy(StudentT):
     """``p(z) = 1 / (pi (1 + z^2))``: Student's t of one degree of freedom, without a mean."""
 
@@ -175,6 +179,7 @@ class _Mixture(Base):
         return means[which] + scales[which] * normal
 
 
+@register
 class GaussianMixture(_Mixture):
     """``p(z) = sum_k w_k N(z; m_k, s_k^2)`` for each latent, learned, and the same for all of them.
 
@@ -209,6 +214,7 @@ class GaussianMixture(_Mixture):
         return f"components={len(self.logits)}"
 
 
+@register
 class SpikeAndSlab(_Mixture):
     """``p(z) = w N(z; 0, spike^2) + (1 - w) N(z; 0, slab^2)``: latents that are mostly near 0.
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import Density, Placed, Run, Shape, Transform, constant, expect
+from mixerflow.registry import register
 
 
+@register
 class Chain(Composite):
     """Transforms one after another: ``z = t_n(... t_1(x))``, log-dets added.
 
@@ -89,6 +91,7 @@ class Chain(Composite):
         return self
 
 
+@register
 class Layer(Chain):
     """A chain that counts as one layer: a mixer layer, a step of Glow's, a layer of MAF.
 
@@ -129,6 +132,7 @@ class _Around(Transform):
         return self.transform.invertible
 
 
+@register
 class Inverse(_Around):
     """A transform run backwards: data to latent is the other's latent to data.
 
@@ -167,6 +171,7 @@ class Inverse(_Around):
         return Chain() if self.transform.same_as(other) else None
 
 
+@register
 class Along(_Around):
     """The same vector transform for every row along one axis of the event.
 
@@ -247,6 +252,7 @@ class Along(_Around):
         return f"dim={self.dim}"
 
 
+@register
 class Window(_Around):
     """A transform of an inner box of the event; the frame around it passes untouched.
 

@@ -18,6 +18,7 @@ from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.transform import (
     Density,
+    Dequantization,
     Foldable,
     Placed,
     Shape,
@@ -25,6 +26,10 @@ from mixerflow.core.transform import (
     floating,
     inside,
 )
+from mixerflow.registry import register
+
+_FIRST_STREAM = 3
+"""Any would do; it is the one that pixels were always dequantised with."""
 
 
 class Encoded(NamedTuple):
@@ -51,6 +56,7 @@ class Samples(NamedTuple):
     clamped: int
 
 
+@register
 class Flow(nn.Module):
     """An exact (or bounded, or estimated) density over images: ``x = transform^-1(z), z ~ base``.
 

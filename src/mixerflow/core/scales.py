@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import Placed, Run, Shape, Transform, constant, expect
+from mixerflow.registry import register
 
 
+@register
 class MultiScale(Composite):
     """Transforms one after another, between which some channels go on and the others are done.
 

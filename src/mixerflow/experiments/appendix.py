@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mixerflow.experiments.base import (
     APPENDIX_D_STEPS,
     CIFAR10,
-    CIFAR10_SHAPE,
     GPU_TIME,
-    PAPER,
     TWIN,
     changed,
     setups,
     shifted_twice_as_often,
 )
 from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table
-from mixerflow.training import TrainConfig
+from mixerflow.models import MixerFlow, recipe
+from mixerflow.parts import (
+    CauchyBase,
+    GlowSteps,
+    LearnedEncoding,
+    MixtureBase,
+    Model,
+    PatchAttention,
+    Scales,
+    SinusoidalEncoding,
+    SpikeAndSlabBase,
+    StudentTBase,
+)
+from mixerflow.registry import evolve, settings_of
+from mixerflow.train_config import TrainConfig
+from mixerflow.transforms import Affine, FlooredAffine
 
-_D_BASE = replace(TWIN, shift=1, shift_every=4, scale_bound=None)
+_D_BASE = evolve(TWIN, {"patching.shift": (0, 0, 0, 1), "flow.elementwise": Affine()})
+
+
+def _beside(where: str, part: type) -> Callable[[Model], Model]:
+    """With a part whose net is as wide as those of the mixing."""
+
+    def change(model: Model) -> Model:
+        width = settings_of(model)["flow.net.width"]
+        return evolve(model, {where: part, f"{where}.net.width": width})
+
+    return change
 
 
 def _falling(train: TrainConfig) -> TrainConfig:
@@ -29,6 +53,8 @@ def _rising(train: TrainConfig) -> TrainConfig:
     return replace(train, layer_lr=2.0)
 
 
+_SINUSOIDAL = changed(positions=SinusoidalEncoding())
+
 APPENDIX_D = Table(
     "appendix-d",
     "Appendix D and section 7: things that did not help, and things hoped for",
@@ -37,36 +63,39 @@ APPENDIX_D = Table(
     columns=(
         Column(
             "cifar10",
-            "cifar10",
-            CIFAR10_SHAPE,
-            setups(Setup(PAPER, CIFAR10, 0, GPU_TIME), _D_BASE, APPENDIX_D_STEPS),
+            *recipe.CIFAR10,
+            setups(Setup(MixerFlow(), CIFAR10, 0, GPU_TIME), _D_BASE, APPENDIX_D_STEPS),
         ),
     ),
     rows=(
         Row("base", "MixerFlow", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
-        Row("no-shift", "No shift layers", changed(shift=0)),
-        Row("larger-shift", "Larger shifts, 2 pixels", changed(shift=2)),
+        Row("no-shift", "No shift layers", changed(patching__shift=0)),
+        Row("larger-shift", "Larger shifts, 2 pixels", changed(patching__shift=(0, 0, 0, 2))),
         Row("frequent-shift", "Shift layers twice as often", shifted_twice_as_often),
-        Row("stripes", "Stripes", changed(cut="stripes")),
-        Row("bands", "Bands", changed(cut="bands")),
-        Row("dilated", "Dilated patches", changed(cut="dilated")),
-        Row("growing-patches", "Patches of 2, then 4 pixels", changed(patches=(2, 4))),
-        Row("shrinking-patches", "Patches of 4, then 2 pixels", changed(patches=(4, 2))),
+        Row("stripes", "Stripes", changed(patching__cut="stripes")),
+        Row("bands", "Bands", changed(patching__cut="bands")),
+        Row("dilated", "Dilated patches", changed(patching__cut="dilated")),
+        Row("growing-patches", "Patches of 2, then 4 pixels", changed(patching__size=(2, 4))),
+        Row("shrinking-patches", "Patches of 4, then 2 pixels", changed(patching__size=(4, 2))),
         Row("squeeze", "Squeezed first", changed(squeeze=2)),
         Row("grown", "Depth grown in two stages", training=lambda t: replace(t, grow=2)),
         Row("falling-rates", "The last layer at half the rate", training=_falling),
         Row("rising-rates", "The last layer at twice the rate", training=_rising),
-        Row("floored", "Scales bounded away from 0", changed(law="floored")),
-        Row("cauchy", "Cauchy base", changed(base="cauchy")),
-        Row("student", "Student-t base", changed(base="student-t")),
-        Row("mixture", "Gaussian-mixture base", changed(base="mixture")),
-        Row("slab", "Spike-and-slab base", changed(base="spike-and-slab")),
-        Row("learned-positions", "Learned positions", changed(positions="learned")),
-        Row("sinusoidal-positions", "Sinusoidal positions", changed(positions="sinusoidal")),
-        Row("scales", "Two scales", changed(scales=2)),
-        Row("glow", "Glow's steps first", changed(glow=1)),
-        Row("convolution", "Convolutional couplings in each layer", changed(extra="convolution")),
-        Row("attention", "Attention between patches in each layer", changed(extra="attention")),
+        Row("floored", "Scales bounded away from 0", changed(flow__elementwise=FlooredAffine())),
+        Row("cauchy", "Cauchy base", changed(base=CauchyBase())),
+        Row("student", "Student-t base", changed(base=StudentTBase())),
+        Row("mixture", "Gaussian-mixture base", changed(base=MixtureBase())),
+        Row("slab", "Spike-and-slab base", changed(base=SpikeAndSlabBase())),
+        Row("learned-positions", "Learned positions", changed(positions=LearnedEncoding())),
+        Row("sinusoidal-positions", "Sinusoidal positions", _SINUSOIDAL),
+        Row("scales", "Two scales", _beside("scales", Scales)),
+        Row("glow", "Glow's steps first", _beside("glow", GlowSteps)),
+        Row("convolution", "Convolutional couplings in each layer", _beside("beside", GlowSteps)),
+        Row(
+            "attention",
+            "Attention between patches",
+            _beside("beside", PatchAttention),
+        ),
     ),
     claims=(
         Claim("larger-shift", "no-shift", "larger shifts are better than none"),

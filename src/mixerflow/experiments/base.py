@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mixerflow.experiments.table import Budget, Setup
-from mixerflow.models import Config, MAFConfig, MixerFlowConfig
-from mixerflow.training import TrainConfig
+from mixerflow.models import MAF, MixerFlow
+from mixerflow.models.mixerflow_recipes import CIFAR10_TRAINING, TABLE_8, TINY, TWIN_32
+from mixerflow.parts import LogitPixels, Model, NoMap, Patching
+from mixerflow.registry import evolve, settings_of
+from mixerflow.train_config import TrainConfig
 
 # The CPU budgets: every row of a table trains this many steps.
 TABLE_3_STEPS = 800
@@ -16,74 +19,61 @@ TABLE_10_STEPS = 1500
 NORMS_STEPS = 1500
 APPENDIX_D_STEPS = 500
 
-CPU = TrainConfig(
-    batch=32,
-    lr=5e-3,
-    betas=(0.9, 0.99),
-    warmup=20,
-    ema=0.99,
-    initial=1000,
-    evaluate_images=500,
-    keep=1,
-)
+CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
 CPU_IMAGES, CPU_TIME = 2000, "minutes"
-TINY = replace(CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
+_SECONDS = replace(CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
 TINY_IMAGES, TINY_TIME = 20, "seconds"
 GPU_TIME = "days on one GPU"
 
 
-def setups(
-    paper: Setup, twin: MixerFlowConfig, steps: int, cpu: TrainConfig = CPU
-) -> dict[Budget, Setup]:
+def setups(paper: Setup, twin: Model, steps: int, cpu: TrainConfig = CPU) -> dict[Budget, Setup]:
     """The three budgets of a column."""
-    tiny = replace(twin, layers=2, hidden=8, flow_layers=2)
+    tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
     return {
-        "tiny": Setup(tiny, TINY, TINY_IMAGES, TINY_TIME),
+        "tiny": Setup(tiny, _SECONDS, TINY_IMAGES, TINY_TIME),
         "cpu": Setup(twin, replace(cpu, steps=steps), CPU_IMAGES, CPU_TIME),
         "gpu": paper,
     }
 
 
-CIFAR10 = TrainConfig(steps=400_000, batch=512, lr=1e-3)
-MNIST = TrainConfig(steps=50_000, batch=512, lr=5e-4)
-MNIST_SHAPE, CIFAR10_SHAPE = (1, 28, 28), (3, 32, 32)
-
-PAPER = MixerFlowConfig()
-TWIN = MixerFlowConfig(layers=4, hidden=64, shift_every=2, scale_bound=2.0)
-BASIC = replace(PAPER, linear="none", shift=0)
-BASIC_TWIN = replace(TWIN, linear="none", shift=0)
-PAPER_TWIN = replace(TWIN, shift=1)
-PAPER_MNIST = MixerFlowConfig(hidden=64, shift=0, linear="RLU")
-TWIN_MNIST = replace(TWIN, shift=0, linear="RLU")
+CIFAR10, MNIST = CIFAR10_TRAINING, TABLE_8
+TWIN = replace(TWIN_32, patching=Patching(shift=(0, 1)))
+BASIC, BASIC_TWIN = (
+    evolve(model, {"linear": NoMap(), "patching.shift": (0,)}) for model in (MixerFlow(), TWIN)
+)
 
 
-def changed(**settings: object) -> Callable[[Config], Config]:
-    """The base with some settings changed."""
-    return lambda model: replace(model, **settings)  # pyright: ignore[reportArgumentType]
+def changed(**settings: object) -> Callable[[Model], Model]:
+    """The base with some settings changed; two underscores stand for the dot of a part's path."""
+    paths = {name.replace("__", "."): value for name, value in settings.items()}
+    return lambda model: evolve(model, paths)
 
 
-def deeper(model: Config) -> Config:
+def deeper(model: Model) -> Model:
     """With twice the layers."""
+    assert isinstance(model, MixerFlow)
     return replace(model, layers=2 * model.layers)
 
 
-def shifted_twice_as_often(model: Config) -> Config:
+def shifted_twice_as_often(model: Model) -> Model:
     """With a shift layer where there was none between two."""
-    assert isinstance(model, MixerFlowConfig)
-    return replace(model, shift_every=model.shift_every // 2)
+    assert isinstance(model, MixerFlow)
+    shift = model.patching.shift
+    assert isinstance(shift, tuple)
+    return evolve(model, {"patching.shift": shift[len(shift) // 2 :]})
 
 
-def whole(layers: int) -> Callable[[Config], Config]:
+def whole(layers: int) -> Callable[[Model], Model]:
     """MAF over whole images, with nets eight times as wide as the mixer's."""
 
-    def change(model: Config) -> Config:
-        photographs = isinstance(model, MixerFlowConfig) and model.linear != "RLU"
-        return MAFConfig(
+    def change(model: Model) -> Model:
+        photographs = isinstance(model, MixerFlow) and not model.linear.reverses
+        return MAF(
             layers=layers,
-            hidden=min(1024, 8 * model.hidden),
+            width=min(1024, 8 * settings_of(model)["flow.net.width"]),
             batch_norm=layers > 1,
             order="random" if photographs else "sequential",
-            alpha=0.05 if photographs else 1e-6,
+            pixels=LogitPixels(0.05 if photographs else 1e-6),
         )
 
     return change

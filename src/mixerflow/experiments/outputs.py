@@ -95,10 +95,11 @@ def markdown(results: dict[str, Any]) -> str:
 def setting(column: dict[str, Any]) -> str:
     """The budget in words."""
     base, runs = column["base"], [run for row in column["rows"] for run in row["runs"]]
-    names = (name for name in ("layers", "hidden", "patch") if name in base)
+    names = {"layers": "layers", "flow.net.width": "width", "patching.size": "patches"}
+    told = (f"{word} {_plain(base[n])}" for n, word in names.items() if n in base)
     parts = [
         f"{column['steps']:,} steps of {column['batch']} images",
-        f"base model: {', '.join(f'{name} {base[name]}' for name in names)}",
+        f"base model: {', '.join(told)}",
     ]
     if runs:
         parts.append(f"data {', '.join(column['data'])}")
@@ -189,3 +190,7 @@ def curves(results: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

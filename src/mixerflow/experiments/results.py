@@ -14,7 +14,8 @@ from mixerflow.errors import CheckpointError
 from mixerflow.experiments.claims import mean_and_error, outcome
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Column, Table
-from mixerflow.models import Config, build
+from mixerflow.parts import Model
+from mixerflow.registry import describe, settings_of
 from mixerflow.training import RunFolder
 
 
@@ -55,7 +56,7 @@ def _column(column: Column, budget: Budget, rows: list[dict[str, Any]]) -> dict[
         "data": sorted({run["dataset_id"] for run in runs}),
         "steps": setup.train.steps,
         "batch": setup.train.batch,
-        "base": dataclasses.asdict(setup.model),
+        "base": settings_of(setup.model),
         "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
         "rows": rows,
     }
@@ -79,7 +80,7 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
         "paper": dataclasses.asdict(published),
         "parameters_full": full,
         "parameters_deviation_percent": None if paper is None else 100 * (full / 1e6 / paper - 1),
-        "model": dataclasses.asdict(cell.model(budget)),
+        "model": describe(cell.model(budget)),
         "bits_per_dim": mean,
         "standard_error": error,
         "runs": runs,
@@ -150,8 +151,8 @@ def _by_images(row: dict[str, Any]) -> dict[tuple[int, str, str], float]:
 
 
 @cache
-def parameters(model: Config, shape: Shape) -> int:
+def parameters(model: Model, shape: Shape) -> int:
     """How many a model has, without making them."""
     with torch.device("meta"):
-        flow = build(model, shape)
+        flow = model.build(shape)
     return sum(parameter.numel() for parameter in flow.parameters())

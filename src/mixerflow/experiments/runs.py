@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from mixerflow.data import Images, Splits, hold_out
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate import bits, draw_pixels, grid_artefacts
 from mixerflow.experiments.table import Budget, Cell
-from mixerflow.models import MixerFlowConfig, build, from_spec
-from mixerflow.settings import restore
+from mixerflow.models import MixerFlow, from_spec
+from mixerflow.registry import restore, settings_of
 from mixerflow.training import RunFolder, TrainConfig, load, train
 from mixerflow.training.disk import write_atomically, writing
 
@@ -29,7 +28,8 @@ def border_ratio(flow: Flow, cell: Cell) -> float:
     """How much more neighbours differ across the borders of the base's patches in samples."""
     pixels, _ = draw_pixels(flow, _DRAWN, seed=1)
     base = cell.column.setups["gpu"].model
-    patch = base.patch_of(flow.shape) if isinstance(base, MixerFlowConfig) else 4
+    cuts = isinstance(base, MixerFlow)
+    patch = base.patching.of(flow.shape, 1, base.layers)[1] if cuts else 4
     return grid_artefacts(pixels, patch).ratio
 
 
@@ -106,10 +106,11 @@ class Run:
         for part, (theirs, mine) in pairs.items():
             if type(theirs) is not type(mine):
                 return f"its {part} is another kind"
-            for field in dataclasses.fields(mine):
-                old, new = getattr(theirs, field.name), getattr(mine, field.name)
+            before, now = settings_of(theirs), settings_of(mine)
+            for name in dict.fromkeys([*now, *before]):
+                old, new = before.get(name), now.get(name)
                 if old != new:
-                    return f"its {part}.{field.name} is {old}, not {new}"
+                    return f"its {part}.{name} is {old}, not {new}"
         if data is not None and header["data"]["training_sha256"] != data.fingerprint():
             return f"it was trained on other images, {header['data']['dataset_id']}"
         return ""
@@ -139,7 +140,7 @@ class Run:
             raise ConfigError(f"another run is here: {difference}", self.path, remedy)
         if header is None or header.get("status") != "finished":
             torch.manual_seed(self.seed)
-            flow = build(self.cell.model(self.budget), parts.train.shape).to(device)
+            flow = self.cell.model(self.budget).build(parts.train.shape).to(device)
             result = train(
                 flow,
                 parts.train,

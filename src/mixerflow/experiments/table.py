@@ -9,8 +9,9 @@ from typing import Literal, TypeVar, get_args
 
 from mixerflow.core import Shape
 from mixerflow.errors import ConfigError
-from mixerflow.models import Config
-from mixerflow.training import TrainConfig
+from mixerflow.models.recipe import Published
+from mixerflow.parts import Model
+from mixerflow.train_config import TrainConfig
 
 Budget = Literal["tiny", "cpu", "gpu"]
 """tiny: seconds a run, tells nothing; cpu: minutes a run, a small twin; gpu: as in the paper."""
@@ -20,21 +21,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Published:
-    """What the paper reports for a row in a column."""
-
-    bits_per_dim: float | None
-    parameters: float | None = None
-    """In millions, where it says."""
-    where: str = ""
-    """Where it says so, if not in the table itself."""
-
-
-@dataclass(frozen=True)
 class Setup:
     """What a budget is in a column; every row starts from it."""
 
-    model: Config
+    model: Model
     """The base that each row changes."""
     train: TrainConfig
     """With its number of steps: rows are compared at equal steps. The seed is set by each run."""
@@ -68,13 +58,13 @@ class Row:
     """For the command line and for folders."""
     label: str
     """As the paper has it."""
-    change: Callable[[Config], Config] = _same
+    change: Callable[[Model], Model] = _same
     """What makes it of the base."""
     published: Mapping[str, Published] = field(default_factory=dict)
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
     """What it trains otherwise; not the steps or the batch."""
-    full: Callable[[Config], Config] = _same
+    full: Callable[[Model], Model] = _same
     """What the paper's own model has besides, which would set rows of twins apart by more than what
     the row is about."""
 
@@ -138,8 +128,8 @@ class Cell:
         """The paper's figures."""
         return self.row.published.get(self.column.name, Published(None))
 
-    def model(self, budget: Budget) -> Config:
-        """The model's config."""
+    def model(self, budget: Budget) -> Model:
+        """The model."""
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 

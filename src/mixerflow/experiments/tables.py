@@ -8,6 +8,7 @@ as the ``-tiny`` recipes do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from mixerflow.errors import ConfigError
@@ -16,24 +17,37 @@ from mixerflow.experiments.base import (
     BASIC,
     BASIC_TWIN,
     CIFAR10,
-    CIFAR10_SHAPE,
     GPU_TIME,
     MNIST,
-    MNIST_SHAPE,
     NORMS_STEPS,
-    PAPER,
-    PAPER_MNIST,
-    PAPER_TWIN,
     TABLE_3_STEPS,
     TABLE_8_STEPS,
     TABLE_10_STEPS,
-    TWIN_MNIST,
+    TWIN,
     changed,
     deeper,
     setups,
     whole,
 )
 from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table, nearest
+from mixerflow.models import MixerFlow, recipe
+from mixerflow.models.mixerflow_recipes import PAPER_MNIST, TWIN_MNIST
+from mixerflow.parts import KAN, LUMap, Model, RowAutoregression
+from mixerflow.registry import evolve
+from mixerflow.transforms import RationalQuadratic
+
+
+def _shifted(model: Model) -> Model:
+    """With shift layers as the paper's model, or its twin, has them."""
+    assert isinstance(model, MixerFlow)
+    full = model.layers == MixerFlow().layers
+    return evolve(model, {"patching.shift": (0, 0, 0, 1) if full else (0, 1)})
+
+
+def _plain(**settings: object) -> Callable[[Model], Model]:
+    """With some settings changed, and no norm in the nets."""
+    return changed(**settings, flow__net__norm="none")
+
 
 TABLE_3 = Table(
     "table-3",
@@ -43,8 +57,7 @@ TABLE_3 = Table(
     columns=(
         Column(
             "mnist",
-            "mnist",
-            MNIST_SHAPE,
+            *recipe.MNIST,
             setups(
                 Setup(PAPER_MNIST, replace(MNIST, steps=400_000), 0, GPU_TIME),
                 TWIN_MNIST,
@@ -53,11 +66,10 @@ TABLE_3 = Table(
         ),
         Column(
             "cifar10",
-            "cifar10",
-            CIFAR10_SHAPE,
+            *recipe.CIFAR10,
             setups(
-                Setup(PAPER, replace(CIFAR10, lr=5e-4), 0, GPU_TIME),
-                PAPER_TWIN,
+                Setup(MixerFlow(), replace(CIFAR10, lr=5e-4), 0, GPU_TIME),
+                TWIN,
                 TABLE_3_STEPS,
             ),
         ),
@@ -80,9 +92,9 @@ TABLE_3 = Table(
         Row(
             "mixer",
             "MAF in the mixer",
-            changed(flow="maf"),
+            changed(flow=RowAutoregression),
             {"mnist": Published(1.22, 3.83, "count of Table 8"), "cifar10": Published(3.44)},
-            full=changed(norm="none"),
+            full=changed(flow__net__norm="none"),
         ),
     ),
     claims=(
@@ -99,8 +111,7 @@ TABLE_8 = Table(
     columns=(
         Column(
             "mnist",
-            "mnist",
-            (1, 28, 28),
+            *recipe.MNIST,
             setups(
                 Setup(PAPER_MNIST, MNIST, 0, GPU_TIME),
                 TWIN_MNIST,
@@ -110,25 +121,33 @@ TABLE_8 = Table(
     ),
     rows=(
         Row("mlp", "MLP-coupling", published={"mnist": Published(1.57, 3.10)}),
-        Row("kan", "KAN-coupling", changed(net="kan"), {"mnist": Published(1.48, 7.45)}),
+        Row("kan", "KAN-coupling", changed(flow__net=KAN), {"mnist": Published(1.48, 7.45)}),
         Row(
             "spline",
             "Splines",
-            changed(law="spline"),
+            changed(flow__elementwise=RationalQuadratic()),
             {"mnist": Published(1.21, 5.28)},
-            full=changed(norm="none"),
+            full=changed(flow__net__norm="none"),
         ),
         Row(
             "maf",
             "MAF-based",
-            changed(flow="maf"),
+            changed(flow=RowAutoregression),
             {"mnist": Published(1.56, 3.83)},
-            full=changed(norm="none"),
+            full=changed(flow__net__norm="none"),
         ),
         # batch norm in all twins or in none: the paper's splines and MAF seem to have had none
-        Row("mlp-plain", "MLP-coupling, no batch norm", changed(norm="none")),
-        Row("kan-plain", "KAN-coupling, no batch norm", changed(net="kan", norm="none")),
-        Row("maf-plain", "MAF-based, no batch norm", changed(flow="maf", norm="none")),
+        Row("mlp-plain", "MLP-coupling, no batch norm", changed(flow__net__norm="none")),
+        Row(
+            "kan-plain",
+            "KAN-coupling, no batch norm",
+            _plain(flow__net=KAN),
+        ),
+        Row(
+            "maf-plain",
+            "MAF-based, no batch norm",
+            _plain(flow=RowAutoregression),
+        ),
     ),
     claims=(
         Claim("kan", "mlp", "KANs improve on MLPs"),
@@ -150,8 +169,7 @@ TABLE_10 = Table(
     columns=(
         Column(
             "cifar10",
-            "cifar10",
-            (3, 32, 32),
+            *recipe.CIFAR10,
             setups(Setup(BASIC, CIFAR10, 0, GPU_TIME), BASIC_TWIN, TABLE_10_STEPS),
         ),
     ),
@@ -166,19 +184,19 @@ TABLE_10 = Table(
         Row(
             "linear",
             "Linear blocks",
-            changed(linear="LU"),
+            changed(linear=LUMap()),
             {"cifar10": Published(3.49)},
         ),
         Row(
             "shift",
             "Shift layers",
-            changed(shift=1),
+            _shifted,
             {"cifar10": Published(3.58)},
         ),
         Row(
             "all",
             "Linear blocks and shift layers",
-            changed(linear="LU", shift=1),
+            lambda model: _shifted(evolve(model, {"linear": LUMap()})),
             {"cifar10": Published(3.46, 11.34, "Table 1")},
         ),
     ),
@@ -195,8 +213,8 @@ TABLE_10 = Table(
 
 def _norms_columns(steps: int) -> tuple[Column, ...]:
     """The paper's model on CIFAR-10, its twin for so many steps."""
-    budgets = setups(Setup(PAPER, CIFAR10, 0, GPU_TIME), PAPER_TWIN, steps)
-    return (Column("cifar10", "cifar10", CIFAR10_SHAPE, budgets),)
+    budgets = setups(Setup(MixerFlow(), CIFAR10, 0, GPU_TIME), TWIN, steps)
+    return (Column("cifar10", *recipe.CIFAR10, budgets),)
 
 
 # Batch norm needs statistics over all rows before a row can go on; these do not.
@@ -208,13 +226,13 @@ NORMS = Table(
     columns=_norms_columns(NORMS_STEPS),
     rows=(
         Row("batch", "Batch norm", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
-        Row("layer", "Each row by itself (layer norm)", changed(norm="layer")),
-        Row("rms", "Each row by its mean square", changed(norm="rms")),
-        Row("none", "No norm", changed(norm="none")),
+        Row("layer", "Each row by itself (layer norm)", changed(flow__net__norm="layer")),
+        Row("rms", "Each row by its mean square", changed(flow__net__norm="rms")),
+        Row("none", "No norm", changed(flow__net__norm="none")),
         Row(
             "layer-bfloat16",
             "Layer norm, nets in bfloat16",
-            changed(norm="layer"),
+            changed(flow__net__norm="layer"),
             training=lambda train: replace(train, precision="bfloat16"),
         ),
     ),

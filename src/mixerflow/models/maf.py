@@ -20,101 +20,66 @@ Departs from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
 
-from mixerflow.core import Along, Chain, Flow, Layer, Shape, Transform
+from mixerflow.core import Along, Chain, Layer, Shape, Transform
 from mixerflow.nets import MaskedMLP
-from mixerflow.transforms import (
-    Affine,
-    Autoregressive,
-    BatchNorm,
-    Dequantize,
-    Logit,
-    Patches,
-    Rescale,
-)
+from mixerflow.parts.model import LogitPixels, Model, Pixels, at_least
+from mixerflow.registry import register
+from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise, Patches
 
 
+@register("maf")
 @dataclass(frozen=True)
-class MAFConfig:
+class MAF(Model):
     """Everything that shapes a MAF; the defaults are the paper's for MNIST."""
 
     layers: int = 5
     """Autoregressive layers; one is MADE."""
-    hidden: int = 1024
-    """Width of the masked nets."""
+    width: int = 1024
+    """Hidden units of the masked nets."""
     depth: int = 1
     """Hidden layers of each."""
     order: Literal["sequential", "random"] = "sequential"
     """Of the numbers of an image: channel by channel, reversed from layer to layer; or drawn."""
     batch_norm: bool = True
     """Whether each layer ends in batch norm."""
-    alpha: float = 1e-6
-    """Keeps the logit finite; 0.05 for CIFAR-10."""
     squash: bool = False
     """Whether the nets read sign(x) log(1 + |x|); the paper's read x."""
-    scale_bound: float | None = None
-    """Bound of the log-scales; None is the paper's plain exponential."""
-    levels: int | None = 256
-    """Values a pixel can have; None for float data, taken as it is, without a logit."""
-    classes: int = 0
-    """Number of classes of a class-conditional model; 0 for none."""
-    class_width: int = 32
-    """Length of a class's embedding."""
+    elementwise: Elementwise = Affine()
+    """What happens to each number."""
+    pixels: Pixels = field(default=LogitPixels(1e-6), kw_only=True)
+    """How an image's values become real numbers; the paper's alpha is 0.05 for CIFAR-10."""
 
+    def __post_init__(self) -> None:
+        at_least(1, self)
 
-def build(config: MAFConfig, shape: Shape) -> Flow:
-    """A MAF over images ``(C, *spatial)``.
+    def compose(self, shape: Shape) -> Transform:
+        """Random orders are drawn from torch's generator, and are in the state dict."""
+        flat = Patches(shape, shape[1:])
+        layers = [self.layer(flat.matrix[1], number) for number in range(self.layers)]
+        return Chain(*self.pixels.steps(), flat, *layers)
 
-    Random orders are drawn from torch's generator, and are in the state dict.
+    def layer(self, n: int, number: int) -> Transform:
+        """The layer of that number, from 0, over one row of n numbers."""
+        net = MaskedMLP(
+            n,
+            self.elementwise.params,
+            width=self.width,
+            layers=self.depth,
+            squash=self.squash,
+            context=self.context,
+            order=self._order(n, number),
+        )
+        steps: list[Transform] = [Along(-1, Autoregressive(net, self.elementwise))]
+        if self.batch_norm:
+            steps.append(BatchNorm(n))
+        return Layer(*steps)
 
-    Raises:
-        ValueError: settings that cannot be.
-    """
-    _check(config, shape)
-    context_net = nn.Embedding(config.classes, config.class_width) if config.classes else None
-    steps: list[Transform] = []
-    if config.levels is not None:
-        steps += [Dequantize(config.levels), Rescale(1 / config.levels), Logit(config.alpha)]
-    flat = Patches(shape, shape[1:])
-    steps.append(flat)
-    steps += [layer(config, flat.matrix[1], number) for number in range(config.layers)]
-    return Flow(Chain(*steps), shape, context_net=context_net, levels=config.levels)
-
-
-def layer(config: MAFConfig, n: int, number: int) -> Transform:
-    """The layer of that number, from 0, over one row of n numbers."""
-    law = Affine(config.scale_bound)
-    net = MaskedMLP(
-        n,
-        law.params,
-        width=config.hidden,
-        layers=config.depth,
-        squash=config.squash,
-        context=config.class_width if config.classes else 0,
-        order=_order(config, n, number),
-    )
-    steps: list[Transform] = [Along(-1, Autoregressive(net, law))]
-    if config.batch_norm:
-        steps.append(BatchNorm(n))
-    return Layer(*steps)
-
-
-def _order(config: MAFConfig, n: int, number: int) -> Sequence[int] | None:
-    if config.order == "random":
-        return torch.randperm(n, device="cpu").tolist()
-    return None if number % 2 == 0 else range(n - 1, -1, -1)
-
-
-def _check(config: MAFConfig, shape: Shape) -> None:
-    for name in ("layers", "hidden", "depth", "class_width"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
-    if config.classes < 0:
-        raise ValueError(f"classes must be 0 or more; got {config.classes}")
-    if not 2 <= len(shape) <= 4 or min(shape) < 1:
-        raise ValueError(f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}")
+    def _order(self, n: int, number: int) -> Sequence[int] | None:
+        if self.order == "random":
+            return torch.randperm(n, device="cpu").tolist()
+        return None if number % 2 == 0 else range(n - 1, -1, -1)

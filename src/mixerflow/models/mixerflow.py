@@ -13,7 +13,7 @@ References:
 
 What the paper leaves open, and what we chose (the parameter counts of its Tables 1, 2 and 8 settle
 the first three, within 0.5 %):
-    - the residual block has two ``hidden x hidden`` linears, between a linear in and a linear out;
+    - the residual block has two ``width x width`` linears, between a linear in and a linear out;
     - the linear blocks are LU with ``n^2`` numbers and a bias, one before each coupling;
     - "ActNorm to all activations" has one scale and shift a feature (a channel or a patch), shared
       by the rows; ``actnorm="activation"`` is the literal reading (13.1M parameters, not 11.34M);
@@ -21,8 +21,8 @@ the first three, within 0.5 %):
     - a shift layer is a mixer layer with weights of its own;
     - pixels come as ``2 x / levels - 1``.
 
-What follows each linear map, and what may stand beside the mixing, is a setting (sections 5.3, 5.6
-and 7, appendix D); `mixerflow.models.steps` and `mixerflow.models.extras` are the menus.
+What follows each linear map, and what may stand beside the mixing, are parts (sections 5.3, 5.6 and
+7, appendix D): `mixerflow.parts`.
 
 Departs from the paper:
     - conditioners read ``sign(x) log(1 + |x|)`` of their half, and ActNorm's start never amplifies:
@@ -34,227 +34,157 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
+from mixerflow.parts.bases import BaseChoice, NormalBase
+from mixerflow.parts.images import Beside, GlowSteps, Positions, Scales
+from mixerflow.parts.linear import LinearMap, LUMap, SameMap
+from mixerflow.parts.model import Model, at_least
+from mixerflow.parts.patching import Cut, Patching, box_of, cutting_of
+from mixerflow.parts.rows import RowCoupling, RowFlow
+from mixerflow.registry import register
+from mixerflow.transforms import LU, ActNorm, BatchNorm, Mixer, Rows, Squeeze
 
-from mixerflow.core import BASES, Along, Chain, Flow, MultiScale, Shape, Transform
-from mixerflow.models.extras import ExtraName, glow_steps, next_scale
-from mixerflow.models.layers import CutName, PositionName, layer
-from mixerflow.models.steps import FlowName, LawName, LinearName, NetName
-from mixerflow.nets import Norm
-from mixerflow.transforms import LU, Dequantize, Rescale, Squeeze
 
-BaseName = Literal["normal", "student-t", "cauchy", "mixture", "spike-and-slab"]
-
-
+@register("mixerflow")
 @dataclass(frozen=True)
-class MixerFlowConfig:
+class MixerFlow(Model):
     """Everything that shapes a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30
     """Mixer layers, shift layers among them."""
     flow_layers: int = 4
-    """(linear map, coupling, ActNorm) in each channel flow and each patch flow."""
-    patch: int | tuple[int, ...] = 4
-    """A patch's side, or its side on each spatial axis."""
-    patches: tuple[int, ...] = ()
-    """Patch sides that change with depth: as many equal shares of the layers; () for `patch`."""
-    cut: CutName | tuple[CutName, ...] = "patches"
-    """Or several, which the layers take in turn. Stripes have their height, bands their width, from
-    `patch`."""
-    shift: int | tuple[int, ...] = 1
-    """Pixels by which shift layers move the grid; 0 for none."""
-    shift_every: int = 4
-    """Every how many layers one is a shift layer."""
-    shifts: tuple[int, ...] = ()
-    """Shifts that the layers take in turn, in place of `shift` and `shift_every`: 0 0 0 1 is the
-    paper's, 0 1 2 3 changes the patches a little after every layer."""
-    flow: FlowName = "coupling"
+    """(linear map, flow, ActNorm) in each channel flow and each patch flow."""
+    patching: Patching = Patching()
+    """How the layers cut the image."""
+    flow: RowFlow = RowCoupling()
     """What follows each linear map."""
-    law: LawName = "affine"
-    """How couplings and autoregressive flows transform a value."""
-    net: NetName = "mlp"
-    """What couplings read their other half with: an MLP, a KAN, or a kernel machine with `hidden`
-    points."""
-    bins: int = 4
-    """Of a spline."""
-    tail: float = 3.0
-    """A spline bends values between -tail and tail."""
-    components: int = 8
-    """Logistic distributions in a mixture, of the logistic law and of Gaussianisation."""
-    log_det: Literal["exact", "unbiased"] = "exact"
-    """Of residual and continuous flows: exact, or an unbiased estimate, for long vectors."""
-    hidden: int = 128
-    """Width of these nets."""
-    norm: Norm = "batch"
-    """In these nets; the paper has "batch"."""
-    squash: bool = True
-    """Whether these nets read sign(x) log(1 + |x|); the paper's read x."""
-    linear: LinearName = "LU"
-    """Linear block before each coupling; RLU, an order reversal, in even numbers before a shift."""
-    patch_linear: LinearName | None = None
+    linear: LinearMap = LUMap()
+    """Linear block before each of these; an order reversal (rlu) comes in even numbers before a
+    shift."""
+    patch_linear: LinearMap | SameMap = SameMap()
     """Another one for the patch flows, whose vectors are as long as patches are many."""
-    rank: int = 16
-    """Of Woodbury blocks; those of shorter vectors have full rank."""
     actnorm: Literal["feature", "activation", "batch"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix; or, in place of
     all ActNorms, a batch-norm flow layer behind each channel flow and each patch flow."""
-    positions: PositionName = "none"
-    """Whether channel and patch flows are told which patch or channel they are at, and how."""
-    position_width: int = 16
-    """Length of what tells them."""
-    extra: ExtraName = "none"
-    """What each mixer layer has besides: couplings by convolutions or a dense block on the image,
-    couplings by attention or invertible attention between the patches."""
-    glow: int = 0
-    """Pairs of Glow's steps before the mixer layers."""
+    positions: Positions | None = None
+    """How channel and patch flows are told which patch or channel they are at."""
+    beside: Beside | None = None
+    """What each mixer layer has besides."""
+    glow: GlowSteps | None = None
+    """Glow's steps before the mixer layers."""
     squeeze: int = 1
     """By how much space is squeezed into channels before the mixer layers; 1 for not at all."""
-    scales: int = 1
-    """Scales among which the layers are shared out; from one to the next images are squeezed and
-    half of the channels are done."""
-    base: BaseName = "normal"
+    scales: Scales | None = None
+    """Several scales among which the layers are shared out; None for one."""
+    base: BaseChoice = NormalBase()
     """Distribution of the latents."""
-    scale_bound: float | None = None
-    """Bound of the affine law's log-scale; None is the paper's plain exponential."""
     colour: bool = True
     """Whether a linear map of each pixel's channels comes first."""
-    levels: int | None = 256
-    """Values a pixel can have; None for float data, taken as it is."""
-    classes: int = 0
-    """Number of classes of a class-conditional model; 0 for none."""
-    class_width: int = 32
-    """Length of a class's embedding."""
 
-    def cut_of(self, number: int) -> CutName:
-        """How layer `number` (from 1) cuts."""
-        return self.cut if isinstance(self.cut, str) else self.cut[(number - 1) % len(self.cut)]
+    def __post_init__(self) -> None:
+        at_least(1, self)
 
-    def patch_of(self, shape: Shape, number: int = 1) -> Shape:
-        """The patch's side on each spatial axis of `shape`, in layer `number`."""
-        patch = self.patch
-        if self.patches:
-            patch = self.patches[(number - 1) * len(self.patches) // self.layers]
-        return _per_axis("patch", patch, len(shape) - 1)
+    def latents(self) -> Base:
+        return self.base.build()
 
-    def shift_of(self, shape: Shape, number: int | None = None) -> Shape:
-        """The shift on each spatial axis of `shape`, in layer `number`; None for a shift layer."""
-        shift = self.shift
-        if number is not None and self.shifts:
-            shift = self.shifts[(number - 1) % len(self.shifts)]
-        elif number is not None and number % self.shift_every:
-            shift = 0
-        return _per_axis("shift", shift, len(shape) - 1)
+    def compose(self, shape: Shape) -> Transform:
+        self._check(shape)
+        steps = self.pixels.steps()
+        if self.colour:
+            steps.append(Along(0, LU(shape[0], bias=False)))
+        inner = shape
+        if self.squeeze > 1:
+            squeeze = Squeeze(shape, self.squeeze)
+            steps.append(squeeze)
+            inner = squeeze.given
+        if self.glow is not None:
+            steps += self.glow.on_image(inner, self.context)
+        if self.scales is None:
+            steps += [self.layer(inner, number) for number in range(1, self.layers + 1)]
+        else:
+            steps.append(self._multiscale(self.scales, inner))
+        return Chain(*steps)
 
-    def scale_of(self, number: int) -> int:
-        """The scale of layer `number`, from 0."""
-        return (number - 1) * self.scales // self.layers
+    def _multiscale(self, scales: Scales, shape: Shape) -> Transform:
+        at, each = shape, []
+        for scale in range(scales.count):
+            numbers = range(1, self.layers + 1)
+            mine = [n for n in numbers if (n - 1) * scales.count // self.layers == scale]
+            steps = [self.layer(at, number) for number in mine]
+            if scale < scales.count - 1:
+                steps.append(scales.step(at, self.context))
+                channels, *spatial = steps[-1].out_shape(at)
+                at = (channels // 2, *spatial)
+            each.append(Chain(*steps))
+        return MultiScale(shape, each, keep="last")
+
+    def layer(self, shape: Shape, number: int) -> Transform:
+        """Layer `number`, from 1: a mixer layer, or one on a window that shifts the patches."""
+        cut, size, shift = self.patching.of(shape, number, self.layers)
+        box = box_of(shape, cut, size, shift)
+        if box is None:
+            return self._mixer_layer(shape, cut, size)
+        return Window(*box, self._mixer_layer((shape[0], *box[1]), cut, size))
+
+    def _mixer_layer(self, shape: Shape, cut: Cut, size: Shape) -> Transform:
+        """Cut, mix channels, mix patches, put back; then what stands beside."""
+        cutting = cutting_of(shape, cut, size)
+        patches, channels = cutting.matrix
+        steps: list[Transform] = [
+            cutting,
+            self._mixing(self.linear, dim=-1, n=channels, rows=patches),
+            self._mixing(self._patch_linear, dim=-2, n=patches, rows=channels),
+        ]
+        if self.beside is not None:
+            steps += self.beside.on_patches(patches, channels, self.context)
+        steps.append(Inverse(cutting, shape))
+        if self.beside is not None:
+            steps += self.beside.on_image(shape, self.context)
+        return Mixer(*steps)
 
     @property
-    def context_width(self) -> int:
-        """Length of the context that the nets read."""
-        return self.class_width if self.classes else 0
+    def _patch_linear(self) -> LinearMap:
+        return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
+    def _mixing(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
+        """A channel flow (``dim=-1``) or patch flow (``dim=-2``): a norm, then the flow layers.
 
-def build(config: MixerFlowConfig, shape: Shape) -> Flow:
-    """A MixerFlow over images ``(C, *spatial)``, at its identity start.
+        The norm is an ActNorm, here and after each layer; or a batch norm, after the last alone.
+        """
+        positions = self.positions
+        context = self.context + (positions.width if positions else 0)
 
-    Raises:
-        ValueError: patch or shift do not fit the images, or settings contradict each other.
-    """
-    _check(config, shape)
-    context_net = nn.Embedding(config.classes, config.class_width) if config.classes else None
-    steps: list[Transform] = []
-    if config.levels is not None:
-        steps += [Dequantize(config.levels), Rescale(2 / config.levels, -1.0)]
-    if config.colour:
-        steps.append(Along(0, LU(shape[0], bias=False)))
-    inner = shape
-    if config.squeeze > 1:
-        squeeze = Squeeze(shape, config.squeeze)
-        steps.append(squeeze)
-        inner = squeeze.given
-    steps += [glow_steps(config, inner) for _ in range(config.glow)]
-    steps += _layers(config, inner)
-    base = BASES[config.base]()
-    return Flow(Chain(*steps), shape, base, context_net=context_net, levels=config.levels)
+        def along(*steps: Transform) -> Transform:
+            return Along(dim, Rows(*steps), rows=positions.build(rows) if positions else None)
 
-
-def _layers(config: MixerFlowConfig, shape: Shape) -> list[Transform]:
-    """The mixer layers, or the one transform that they make in several scales."""
-    scales: list[list[Transform]] = [[]]
-    inner = shape
-    for number in range(1, config.layers + 1):
-        if config.scale_of(number) == len(scales):
-            last, inner = next_scale(config, inner)
-            scales[-1].append(last)
-            scales.append([])
-        scales[-1].append(layer(config, inner, number))
-    if len(scales) == 1:
-        return scales[0]
-    return [MultiScale(shape, [Chain(*steps) for steps in scales], keep="last")]
-
-
-_COUNTS = (
-    *("layers", "flow_layers", "hidden", "shift_every", "class_width", "rank", "components"),
-    *("position_width", "squeeze", "scales"),
-)
-
-
-def _check(config: MixerFlowConfig, shape: Shape) -> None:
-    for name in _COUNTS:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {getattr(config, name)}")
-    for name in ("classes", "glow"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be 0 or more; got {getattr(config, name)}")
-    if not 2 <= len(shape) <= 4 or min(shape) < 1:
-        raise ValueError(f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}")
-    if config.cut == ():
-        raise ValueError("cut names no cut")
-    for name in ("patches", "scales"):
-        value = getattr(config, name)
-        count = value if isinstance(value, int) else len(value)
-        if count > config.layers:
-            raise ValueError(f"{count} {name} for {config.layers} layers")
-    for name, fits in (
-        ("law", config.law == "affine"),
-        ("net", config.net == "mlp"),
-        ("log_det", config.log_det == "exact"),
-    ):
-        if not (fits or config.flow in _READING[name]):
-            what = f"{name} {getattr(config, name)} has no place in flow {config.flow}"
-            raise ValueError(f"{what}: use flow {_READING[name][0]}")
-    kinds: set[tuple[CutName, Shape, Shape]] = {
-        (config.cut_of(i), config.patch_of(shape, i), config.shift_of(shape, i))
-        for i in range(1, config.layers + 1)
-    }
-    for _, patch, shift in sorted(kinds):
-        _check_shift(patch, shift)
-    if len(kinds) > 1 and "RLU" in (config.linear, config.patch_linear) and config.flow_layers % 2:
-        raise ValueError(
-            "an odd number of RLU order reversals before a shift layer would shuffle the positions "
-            "it relies on: use LU, an even flow_layers, or shift=0"
-        )
-
-
-_READING = {
-    "law": ("coupling", "maf", "iaf"),
-    "net": ("coupling",),
-    "log_det": ("residual", "dense-residual", "continuous"),
-}
-"""Setting -> the flows that it is of."""
-
-
-def _check_shift(patch: Shape, shift: Shape) -> None:
-    for axis, (p, s) in enumerate(zip(patch, shift, strict=True)):
-        if s and not 0 <= s < p:
-            raise ValueError(
-                f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch {p}"
+        layers = []
+        for number in range(self.flow_layers):
+            mix = linear.build(n)
+            flow = self.flow.build(
+                n, flip=number % 2 == 1, reversed=linear.reverses, context=context
             )
+            layers.append([step for step in (mix, flow) if step is not None])
+        if self.actnorm == "batch":
+            steps = [step for steps_of_layer in layers for step in steps_of_layer]
+            return Chain(along(*steps), Along(dim, BatchNorm(n)))
+        if self.actnorm == "activation":
+            event = (rows, n) if dim == -1 else (n, rows)
+            steps: list[Transform] = [ActNorm(event)]
+            for steps_of_layer in layers:
+                steps += [along(*steps_of_layer), ActNorm(event)]
+            return Chain(*steps)
+        steps = [ActNorm(n)]
+        for steps_of_layer in layers:
+            steps += [*steps_of_layer, ActNorm(n)]
+        return along(*steps)
 
-
-def _per_axis(name: str, value: int | tuple[int, ...], axes: int) -> Shape:
-    sides = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(sides) != axes:
-        raise ValueError(f"{name} {sides} names {len(sides)} spatial axes; the images have {axes}")
-    return sides
+    def _check(self, shape: Shape) -> None:
+        if self.scales is not None and self.scales.count > self.layers:
+            raise ValueError(f"{self.scales.count} scales for {self.layers} layers")
+        reverses = self.linear.reverses or self._patch_linear.reverses
+        moves = len(self.patching.kinds(shape, self.layers)) > 1
+        if moves and reverses and self.flow_layers % 2:
+            raise ValueError(
+                "an odd number of order reversals before a shift layer would shuffle the positions "
+                "it relies on: use lu, an even flow_layers, or patching.shift 0"
+            )

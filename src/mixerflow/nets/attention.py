@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.norm import Norm, norm_of, squash
+from mixerflow.registry import register
 
 
 class Attend(nn.Module):
@@ -50,11 +51,13 @@ class TokenBlock(nn.Module):
         return norm(h.flatten(0, 1)).reshape(h.shape)
 
 
+@register
 class AttentionNet(nn.Module):
     """``h = A s(x) + p + C c``, pre-norm transformer blocks, ``out = B norm(h)``, token by token.
 
-    In ``Coupling(-1, AttentionNet(...), law)`` on a patch matrix, half of each patch's channels is
-    transformed given the other half of all patches. B starts at 0: the law starts as the identity.
+    In ``Coupling(-1, AttentionNet(...), elementwise)`` on a patch matrix, half of each patch's
+    channels is transformed given the other half of all patches. B starts at 0: the map starts as
+    the identity.
 
     Args:
         in_features: length of a conditioning token, events being ``(tokens, in_features)``.

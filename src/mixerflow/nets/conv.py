@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.norm import Norm, norm_of, squash
+from mixerflow.registry import register
 
 Axes = Literal[1, 2, 3]
 
@@ -138,6 +139,7 @@ class Residual(nn.Module):
         return h + self.look(nn.functional.gelu(self.norm2(inner)))
 
 
+@register
 class ResidualConvNet(ImageConditioner):
     """``h = E s(x) + C c``, `depth` residual blocks, ``out = L gelu(h)``.
 
@@ -190,6 +192,7 @@ class ResidualConvNet(ImageConditioner):
         return nn.functional.gelu(self.blocks(h))
 
 
+@register
 class PlainConvNet(ImageConditioner):
     """``h = E x + C c``, ``out = L relu(P relu(h))``: convolutions 3-1-3 with biases, no norm.
 

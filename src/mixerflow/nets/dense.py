@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixerflow.nets.conv import Axes, ImageConditioner, convolution, norm_of_channels
 from mixerflow.nets.norm import Norm
+from mixerflow.registry import register
 
 
 class DenseBlock(nn.Module):
@@ -31,6 +32,7 @@ class DenseBlock(nn.Module):
         return a + b * g.sigmoid()
 
 
+@register
 class DenseConvNet(ImageConditioner):
     """``h = P s(x) + C c``, a `DenseBlock`, ``out = L relu(norm(h))``.
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.conv import Axes, ImageConditioner, convolution
+from mixerflow.registry import register
 
 
 class ChannelAffine(nn.Module):
@@ -45,6 +46,7 @@ class ChannelAffine(nn.Module):
         return self(x)
 
 
+@register
 class ZeroConv(ImageConditioner):
     """``out = (K x + C c + b) * exp(factor * g)``, of parameters that all start at 0.
 
@@ -97,6 +99,7 @@ class ZeroConv(ImageConditioner):
         return h * (self.factor * self.log_scale).exp()
 
 
+@register
 class GlowNet(ImageConditioner):
     """``h = relu(N(E x + C c))``, ``h = relu(N(P h))``, ``out = Z h``: convolutions 3-1-3.
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.norm import Norm, norm_of, read_rows
+from mixerflow.registry import register
 
 
 def cubic_basis(
@@ -82,6 +83,7 @@ class Edges(nn.Module):
         return nn.functional.linear(read.flatten(1), weight.flatten(1))
 
 
+@register
 class SplineNet(nn.Module):
     """``out = Edges(norm(Edges(s(x), c)))``: a KAN of shape [in, width, out] with cubic splines.
 

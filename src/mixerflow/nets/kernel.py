@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.norm import Norm, norm_of, read_rows
+from mixerflow.registry import register
 
 Kernel = Callable[[Tensor], Tensor]
 """A stationary kernel as a function of the squared distance in length scales."""
@@ -26,6 +27,7 @@ def matern(square: Tensor) -> Tensor:
     return (1 + a + a * a / 3) * (-a).exp()
 
 
+@register
 class KernelNet(nn.Module):
     """``f(x) = A^T k(x, W) + b`` with `width` learned points W; starts as 0.
 

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.registry import register
+
 _TINY = 1e-18
 """Below every norm that matters; its square is still a float32."""
 
@@ -80,6 +82,7 @@ class SpectralLinear(nn.Linear):
         return plain
 
 
+@register
 class LipSwish(nn.Module):
     """``x sigmoid(softplus(beta) x) / 1.1``, whose slope is never above 1 (0.99985).
 
@@ -100,6 +103,7 @@ class LipSwish(nn.Module):
         return x * torch.sigmoid(nn.functional.softplus(self.beta) * x) / 1.1
 
 
+@register
 class CLipSwish(LipSwish):
     """``[f(x), f(-x)] / 1.004`` with f LipSwish: twice the numbers, 1-Lipschitz.
 
@@ -159,6 +163,7 @@ class _Lipschitz(nn.Module):
         return self.prepare(context)(x)
 
 
+@register
 class LipschitzMLP(_Lipschitz):
     """``g(x) = W_d a(... a(W_0 x + C c))``, every factor 1-Lipschitz, W_d the `coefficient`.
 
@@ -205,10 +210,11 @@ class LipschitzMLP(_Lipschitz):
         return net
 
 
+@register
 class LipschitzDense(_Lipschitz):
     """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
 
-    The learned concatenation of an i-DenseConvNet: eta is ``softplus(raw) + 0.1``, normalised.
+    The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised.
 
     Args:
         in_features: length of the rows.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.registry import register
 
 _Apply = Callable[[int, Tensor], Tensor]
 
@@ -46,6 +47,7 @@ class Masked(nn.Linear):
         return self
 
 
+@register
 class MADE(nn.Module):
     """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``, each map masked.
 
@@ -215,6 +217,7 @@ class MADE(nn.Module):
         return context
 
 
+@register
 class MaskedMLP(MADE):
     """``h = relu(A s(x) + C c);  h = relu(W h), layers - 1 times;  out = B h``, masked as `MADE`.
 

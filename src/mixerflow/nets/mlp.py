@@ -6,8 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.registry import register
 
 
+@register
 class ResidualMLP(nn.Module):
     """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
 

@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.registry import register
 
+
+@register
 class LearnedPositions(nn.Module):
     """A learned vector a row, ``(rows, width)``, standard normal at the start.
 
@@ -27,6 +30,7 @@ class LearnedPositions(nn.Module):
         return self.table
 
 
+@register
 class SinusoidalPositions(nn.Module):
     """Sines and cosines of the row's number, ``(rows, width)``; nothing is learned.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixerflow.nets.conv import Axes, ImageConditioner, convolution, norm_of_channels
 from mixerflow.nets.norm import Norm
+from mixerflow.registry import register
 
 
 class ResNetBlock(nn.Module):
@@ -24,6 +25,7 @@ class ResNetBlock(nn.Module):
         return h + self.look2(self.norm2(inner).relu())
 
 
+@register
 class ResNet(ImageConditioner):
     """``h_0 = E x + C c``, ``h_i = block(h_i-1)``, ``out = L relu(norm(sum_i S_i h_i))``.
 
@@ -89,6 +91,7 @@ class ResNet(ImageConditioner):
         return self.norm(out).relu()
 
 
+@register
 class TanhScale(nn.Module):
     """``(gain * tanh(s), t)`` of a net's output ``(s, t)``: RealNVP's bounded log-scale.
 

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.registry import register
 
+
+@register
 class Velocity(nn.Module):
     """``f(t, x) = W3 tanh(W2 tanh(W1 x + C c + t u1 + b1) + t u2 + b2) + b3``, for `Continuous`.
 

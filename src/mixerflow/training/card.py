@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from mixerflow.evaluate import kind_of
+from mixerflow.training.header import model_settings
 from mixerflow.training.manifest import MODEL
 
 
 def card_text(name: str, card: dict[str, Any]) -> str:
     """The card as Markdown, under the weights' name."""
     figure, model, file = card["figure"], card["model"], card["files"][MODEL]
-    config = ", ".join(f"{key} {_plain(value)}" for key, value in model["config"].items())
+    settings = model_settings(model)
+    named = (f"{key.removeprefix('model.')} {_plain(value)}" for key, value in settings.items())
     rows = {
         "recipe": card["recipe"] or "none",
-        "model": f"{model['name']}: {config}",
+        "model": ", ".join(named),
         "images": " x ".join(map(str, model["shape"])),
         "parameters": f"{card['parameters']:,}",
         "trained on": f"{card['data']['training_images']:,} images of {card['data']['dataset_id']}",

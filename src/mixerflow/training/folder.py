@@ -15,6 +15,9 @@ from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.training.disk import write_atomically, writing
 from mixerflow.training.lock import lock
 
+FORMAT = 2
+"""Of ``run.json``; 2 has models and parts as values. Whatever changes it adds a fixture."""
+
 
 class RunFolder:
     """The folder of one training run.
@@ -60,6 +63,12 @@ class RunFolder:
             raise self._damaged_config(str(error)) from error
         if not isinstance(config, dict):
             raise self._damaged_config("not a JSON object")
+        written = config.get("format")
+        if written != FORMAT:
+            newer = isinstance(written, int) and written > FORMAT
+            remedy = "update mixerflow" if newer else "use the mixerflow that wrote it"
+            what = f"written in format {written}, this mixerflow reads format {FORMAT}"
+            raise CheckpointError(what, self.config_path, remedy)
         return config
 
     def _damaged_config(self, why: str) -> CheckpointError:

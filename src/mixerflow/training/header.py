@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
+import warnings
 from typing import Any
 
 import torch
@@ -12,13 +14,14 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.models import from_spec, spec_of
+from mixerflow.models import flow_from, from_spec, spec_of_flow
 from mixerflow.processes import Processes
-from mixerflow.settings import restore
+from mixerflow.registry import Unregistered, restore, settings_of, word_of
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.folder import RunFolder
+from mixerflow.training.folder import FORMAT, RunFolder
 from mixerflow.training.objective import Objective, name_of
+from mixerflow.version import __version__
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
@@ -43,9 +46,9 @@ def header_of(
         remedy = "give every machine the same images"
         raise DataError("processes were given different images", images.dataset_id, remedy)
     return {
-        "format": 1,
+        "format": FORMAT,
         **about,
-        "model": flow.spec,
+        "model": _spec(flow),
         "objective": name_of(objective),
         "train": dataclasses.asdict(config),
         "data": {
@@ -71,6 +74,36 @@ def header_of(
     }
 
 
+def _spec(flow: Flow) -> dict[str, Any] | None:
+    """What a flow is rebuilt from; None, with a warning, where a file cannot say it."""
+    try:
+        spec = spec_of_flow(flow)
+        with torch.device("meta"):
+            again = {key: t.shape for key, t in flow_from(spec).state_dict().items()}
+    except Unregistered as error:
+        warnings.warn(
+            f"mixerflow.load will not rebuild this flow from its folder: {error}", stacklevel=4
+        )
+        return None
+    if again != {key: t.shape for key, t in flow.state_dict().items()}:
+        warnings.warn(
+            "mixerflow.load will not rebuild this flow from its folder: it was changed after it "
+            "was made",
+            stacklevel=4,
+        )
+        return None
+    return spec
+
+
+def model_settings(spec: dict[str, Any] | None) -> dict[str, Any]:
+    """What a spec says of a model, by the paths that flags have; of a flow made by hand, all."""
+    if spec is None or spec.get("type") == "Flow":
+        return flat(spec, "model")
+    model, shape = from_spec(spec)
+    paths = {f"model.{path}": value for path, value in settings_of(model).items()}
+    return {"model": word_of(type(model)), "model.shape": shape} | paths
+
+
 def begun(folder: RunFolder) -> dict[str, Any] | None:
     """The header of the run that `folder` holds with a checkpoint; None if it is free."""
     if not folder.config_path.exists() or not Checkpoints(folder.path / "checkpoints").steps():
@@ -89,11 +122,10 @@ def begun_alike(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | N
         return None
     known = dict(old)  # a setting that is younger than the run stands at its default
     known["train"] = dataclasses.asdict(restore(TrainConfig, old.get("train") or {}))
-    if old.get("model") is not None:
-        known["model"] = spec_of(*from_spec(old["model"]))
     known.setdefault("objective", "likelihood")
     for part in ("model", "objective", "train", "data"):
-        mine, theirs = flat(header[part], part), flat(known.get(part), part)
+        read = model_settings if part == "model" else functools.partial(flat, name=part)
+        mine, theirs = read(header[part]), read(known.get(part))
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
             if not free and mine.get(key) != theirs.get(key):

@@ -7,8 +7,7 @@ from typing import Any
 
 from mixerflow.core import Flow
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.models import from_spec, spec_of
-from mixerflow.training.header import flat
+from mixerflow.training.header import model_settings
 from mixerflow.training.stored import stored
 
 
@@ -44,13 +43,12 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
 def _check(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:
     if spec is None or flow.spec is None:
         remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
-        raise ConfigError("a flow of your own code", path, remedy)
-    mine, theirs = flat(flow.spec, "model"), flat(spec_of(*from_spec(spec)), "model")
-    for key in dict.fromkeys(["model.name", "model.shape", *mine, *theirs]):
-        if mine.get(key) == theirs.get(key):
+        raise ConfigError("a flow made by hand", path, remedy)
+    mine, theirs = model_settings(flow.spec), model_settings(spec)
+    for name in dict.fromkeys(["model", "model.shape", *mine, *theirs]):
+        if mine.get(name) == theirs.get(name):
             continue
-        name = key.replace("model.config.", "model.")
-        flag = f"set --{name.replace('_', '-')} to {theirs.get(key)}"
-        own = key in ("model.name", "model.shape")
+        flag = f"set --{name.replace('_', '-')} to {theirs.get(name)}"
+        own = name in ("model", "model.shape")
         remedy = "train a recipe of theirs on images of theirs" if own else flag
-        raise ConfigError(f"its {name} is {theirs.get(key)}, not {mine.get(key)}", path, remedy)
+        raise ConfigError(f"its {name} is {theirs.get(name)}, not {mine.get(name)}", path, remedy)

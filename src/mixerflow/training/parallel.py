@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mixerflow.core import Flow
+from mixerflow.errors import ConfigError
 from mixerflow.processes import Processes
 from mixerflow.training.objective import Task
 

@@ -25,6 +25,7 @@ from mixerflow.evaluate import Bits, bits
 from mixerflow.processes import ALONE, Processes
 from mixerflow.training.card import card_text
 from mixerflow.training.disk import sweep, write_atomically, writing
+from mixerflow.training.folder import FORMAT
 from mixerflow.training.header import device_name, versions
 from mixerflow.training.manifest import MODEL, entry, pack_tensors, seal
 from mixerflow.training.restore import device_of, labels_of
@@ -198,7 +199,7 @@ def _card(held: Stored, scored: dict[str, Any], exact: Bits, data: bytes) -> dic
     kept = ("recipe", "command", "source", "model", "train", "data", "parameters", "versions")
     pieces = held.pieces
     return {
-        "format": 1,
+        "format": FORMAT,
         "status": "published",
         **{key: held.header.get(key) for key in (*kept, "machine")},
         "objective": held.header.get("objective") or "likelihood",

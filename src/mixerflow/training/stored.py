@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mixerflow.core import Flow
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.models import build, from_spec
-from mixerflow.settings import restore
+from mixerflow.models import flow_from
+from mixerflow.registry import restore
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.folder import RunFolder
+from mixerflow.training.folder import FORMAT, RunFolder
 from mixerflow.training.manifest import (
     MODEL,
     Damage,
@@ -83,9 +83,9 @@ class Stored:
         spec = self.header["model"]
         if spec is None:
             remedy = "build the flow yourself and load model.safetensors into it"
-            raise CheckpointError("a flow of your own code", self.path, remedy)
+            raise CheckpointError("a flow of classes not registered", self.path, remedy)
         with torch.random.fork_rng([]), torch.device("cpu"):  # whoever loads keeps their draws
-            flow = build(*from_spec(spec))
+            flow = flow_from(spec, self.path / where)
         try:
             flow.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -112,7 +112,7 @@ def read_header(path: Path) -> dict[str, Any]:
         card = unseal(path / CARD)
     except Damage as damage:
         raise _damaged(damage) from damage
-    if card.get("format") != 1:
+    if card.get("format") != FORMAT:
         what, remedy = "a card of another version", "use the mixerflow that wrote it"
         raise CheckpointError(what, path / CARD, remedy)
     return card

@@ -5,6 +5,7 @@ from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
+from mixerflow.transforms.conditioned import Conditioned
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
@@ -19,7 +20,7 @@ from mixerflow.transforms.layout import (
     Squeeze,
     Stripes,
 )
-from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix
+from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.mixer import Mixer
 from mixerflow.transforms.monotone import Monotone
@@ -42,6 +43,7 @@ __all__ = [
     "Checkerboard",
     "CheckerboardSqueeze",
     "Columns",
+    "Conditioned",
     "Continuous",
     "Coupling",
     "Dequantize",
@@ -69,6 +71,7 @@ __all__ = [
     "Squeeze",
     "Stripes",
     "TokenAttention",
+    "UnpackedPLU",
     "Woodbury",
     "halves",
 ]

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, constant
+from mixerflow.registry import register
 
 
+@register
 class DiagonalAffine(Transform):
     """``z = x * exp(log_scale) + shift``, elementwise; starts as the identity.
 
@@ -61,6 +63,7 @@ class DiagonalAffine(Transform):
         return f"{self.shape}"
 
 
+@register
 class ActNorm(DiagonalAffine):
     """``z = x * exp(log_scale) + shift``, elementwise, with parameters per feature.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, total
+from mixerflow.registry import register
 from mixerflow.transforms.splits import halves
 
 
@@ -47,6 +48,7 @@ class _Halves:
         return f"{self.n}, flip={self.flip}"
 
 
+@register
 class MapAttention(_Halves, Transform):
     """``z_a = x_a, z_b = m(x_a) x_b`` with one weight a token, ``m = 2 sigmoid(w x_a + c)``.
 
@@ -96,6 +98,7 @@ class MapAttention(_Halves, Transform):
         return self._join(given, changed * (-log_map).exp()), -total(log_map)
 
 
+@register
 class TokenAttention(_Halves, Transform):
     """``z_a = x_a, z_b = M(x_a) x_b``, where M mixes the tokens: ``M = I + g (P - I)``.
 

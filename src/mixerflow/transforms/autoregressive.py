@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, expect, total, uncounted
+from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
 
@@ -18,6 +19,7 @@ class _Sequential(Protocol):
     def sequence(self, choose: object, like: Tensor, context: Tensor | None = None) -> None: ...
 
 
+@register
 class Autoregressive(Transform):
     """``z_i = elementwise(x_i; net(x_<i, context))`` for vectors ``(n,)``.
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, constant
 from mixerflow.processes import ALONE, Processes
+from mixerflow.registry import register
 from mixerflow.transforms.actnorm import ActNorm
 
 
+@register
 class BatchNorm(Transform):
     """``z = (x - m) / sqrt(v + eps) * exp(log_scale) + shift``, with parameters per feature.
 

@@ -7,11 +7,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.registry import register
 
 _MERGED = 4
 """Levels that are multiplied out into one dense block of 2^4; 3 to 6 take about as long."""
 
 
+@register
 class Butterfly(Transform):
     """``z = B_levels ... B_1 x + b``, each B a lot of 2x2 blocks; starts as the identity.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixerflow.core import Density, Noise, Transform, report
 from mixerflow.errors import ConfigError
+from mixerflow.registry import register
 
 Trace = Literal["exact", "hutchinson"]
 State = tuple[Tensor, Tensor]
@@ -27,6 +28,7 @@ class Divergent(Protocol):
         ...
 
 
+@register
 class Continuous(Transform):
     """``dx/dt = f(t, x, context)`` from data at t = 0 to latents at t = 1.
 

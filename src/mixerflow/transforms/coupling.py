@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, total
+from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 from mixerflow.transforms.splits import Halves, Split
 
 
+@register
 class Coupling(Transform):
     """``z_a = x_a, z_b = elementwise(x_b; net(x_a, context))`` for two parts a and b of the event.
 

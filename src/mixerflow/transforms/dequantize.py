@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixerflow.core import Noise, Transform, constant, total
+from mixerflow.registry import register
 
 
+@register
 class Dequantize(Transform):
     """``z = x + u``, u uniform on ``[0, 1)``: integer pixels become real numbers.
 
@@ -78,6 +80,7 @@ class Dequantize(Transform):
         return f"levels={self.levels}"
 
 
+@register
 class Rescale(Transform):
     """``z = x * scale + shift`` with fixed numbers; log-det ``D log|scale|``.
 
@@ -111,6 +114,7 @@ class Rescale(Transform):
         return f"{self.scale:g}, {self.shift:g}"
 
 
+@register
 class Logit(Transform):
     """``z = logit(alpha + (1 - 2 alpha) x)`` for x in the unit interval.
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mixerflow.registry import register
+
 
 class Elementwise(ABC):
     """An elementwise map ``z = f(x; raw)`` with `params` numbers an element.
@@ -32,6 +34,7 @@ class Elementwise(ABC):
         """``f^-1(z)`` and ``log (f^-1)'(z)``, each of z's shape."""
 
 
+@register("affine")
 @dataclass(frozen=True)
 class Affine(Elementwise):
     """``z = x * exp(s) + t``, raw = (s, t)."""
@@ -65,6 +68,7 @@ class Affine(Elementwise):
         return (z - shift) * (-log_scale).exp(), -log_scale
 
 
+@register("floored")
 @dataclass(frozen=True)
 class FlooredAffine(Elementwise):
     """``z = x * (1 + (1 - floor) tanh(s / 2)) + t``, raw = (s, t): scales in (floor, 2 - floor).
@@ -99,6 +103,7 @@ class FlooredAffine(Elementwise):
         return (z - raw[1]) / (1 + excess), -excess.log1p()
 
 
+@register("sigmoid")
 @dataclass(frozen=True)
 class SigmoidAffine(Elementwise):
     """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.

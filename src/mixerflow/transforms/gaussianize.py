@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, expect, total
+from mixerflow.registry import register
 from mixerflow.transforms.logistic import Mixture
 
 _LOG_2 = math.log(2)
@@ -40,6 +41,7 @@ def probit(log_tail: Tensor) -> Tensor:
     return z - (log_tail - log_tail.detach()) * _log_mills(z).exp()  # adds 0, and the gradient
 
 
+@register
 class Gaussianize(Transform):
     """``z_i = Phi^-1(sum_k pi_ik sigmoid((x_i - mu_ik) / h_ik))``: a normal quantile a feature.
 

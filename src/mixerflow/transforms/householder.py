@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear
 
 
+@register
 class Householder(Transform):
     """``z = H_1 ... H_r x`` with reflections ``H_i = 1 - 2 v_i v_i' / |v_i|^2``; log-det 0.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.registry import register
 
 
 class _Rearrangement(Transform):
@@ -80,6 +81,7 @@ class _Rearrangement(Transform):
         )
 
 
+@register
 class Patches(_Rearrangement):
     """Rearrange ``(C, *spatial)`` into ``(patches, C * values a patch)``; log-det 0.
 
@@ -105,6 +107,7 @@ class Patches(_Rearrangement):
         return f"{self.shape}, patch={self.patch}"
 
 
+@register
 class Squeeze(_Rearrangement):
     """Space into channels: ``(C, *spatial)`` to ``(C f^axes, *(spatial / f))``; log-det 0.
 
@@ -134,6 +137,7 @@ class Squeeze(_Rearrangement):
         return f"{self.shape}, factor={self.factor}"
 
 
+@register
 class CheckerboardSqueeze(Squeeze):
     """`Squeeze` of 2x2 cells into four groups of C channels, each colour of the board a half.
 
@@ -176,12 +180,14 @@ class CheckerboardSqueeze(Squeeze):
         return isinstance(other, CheckerboardSqueeze) and super().same_as(other)
 
 
+@register
 class Dilated(Patches):
     """Patches whose pixels lie one grid apart: each is a coarse view of the whole image."""
 
     contiguous = False
 
 
+@register
 class Stripes(Patches):
     """Patches as wide as the image: `height` rows each (the first spatial axis is cut).
 
@@ -194,6 +200,7 @@ class Stripes(Patches):
         super().__init__(shape, (height, *shape[2:]))
 
 
+@register
 class Bands(Patches):
     """Patches as high as the image: `width` columns each (the last spatial axis is cut).
 

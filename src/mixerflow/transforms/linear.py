@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Chain, Noise, Shape, Transform, constant, expect, floating
+from mixerflow.registry import register
 
 
+@register
 class Linear(Transform):
     """``z = W x + b`` with W, its inverse and ``log|det W|`` at hand: what linear maps fold into.
 
@@ -67,6 +69,7 @@ class Linear(Transform):
         return f"{self.n}"
 
 
+@register
 class LU(Transform):
     """``z = L U x + b`` with L unit lower and U upper triangular; starts as the identity.
 
@@ -135,6 +138,7 @@ class LU(Transform):
         return f"{self.n}, bias={self.bias is not None}"
 
 
+@register
 class RLU(LU):
     """``z = L U R x + b``, where R reverses the order of the dimensions.
 
@@ -147,6 +151,7 @@ class RLU(LU):
     _restore = _arrange
 
 
+@register
 class PLU(LU):
     """``z = P L U x + b`` with fixed permutation P and signs; starts as a random rotation.
 
@@ -194,6 +199,7 @@ class PLU(LU):
         return x, constant(-self.packed.diagonal().sum(), z)
 
 
+@register
 class Matrix(Transform):
     """``z = W x`` with any invertible matrix W; starts as a random rotation.
 
@@ -252,3 +258,67 @@ class Matrix(Transform):
 def _rotation(n: int, generator: torch.Generator | None) -> Float[Tensor, "n n"]:
     """A random orthogonal matrix in float64."""
     return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
+
+
+@register
+class UnpackedPLU(Transform):
+    """`PLU` whose triangles are stored as two full matrices, of which the other halves idle.
+
+    As published code stores it: 2 n^2 + n numbers, for counts and weights that follow it.
+
+    Args:
+        n: length of the vectors.
+        generator: of the random rotation.
+    """
+
+    permutation: Tensor
+    signs: Tensor
+
+    def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.n = n
+        p, lower, upper = torch.linalg.lu(_rotation(n, generator))
+        diagonal, dtype = upper.diagonal(), torch.get_default_dtype()
+        self.lower = nn.Parameter(lower.to(dtype))
+        self.upper = nn.Parameter(upper.triu(1).to(dtype))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
+        self.register_buffer("permutation", p.argmax(-1))
+        self.register_buffer("signs", diagonal.sign().to(dtype))
+
+    def _triangles(self) -> tuple[Tensor, Tensor]:
+        """L and U; the idle halves are multiplied by 0, so that they have gradients, all 0."""
+        ones = torch.ones_like(self.lower)
+        lower = self.lower * ones.tril(-1) + torch.diag_embed(ones[0])
+        upper = self.upper * ones.triu(1) + torch.diag_embed(self.signs * self.log_diagonal.exp())
+        return lower, upper
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(x.shape[1:]), (self.n,))
+        lower, upper = self._triangles()
+        with torch.autocast(x.device.type, enabled=False):
+            z = nn.functional.linear(x, (lower @ upper)[self.permutation])
+        return z, constant(self.log_diagonal.sum(), x)
+
+    def inverse(
+        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        expect(self, tuple(z.shape[1:]), (self.n,))
+        lower, upper = self._triangles()
+        x = z[..., self.permutation.argsort()]
+        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
+        return x, constant(-self.log_diagonal.sum(), z)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        expect(self, shape, (self.n,))
+        return shape
+
+    def folded(self) -> Transform:
+        """The product and its inverse."""
+        return Linear(self, self.n)
+
+    def extra_repr(self) -> str:
+        """The width, in ``print(flow)``."""
+        return f"{self.n}"

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixerflow.core import monotone_root, report
+from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
 
+@register("logistic")
 @dataclass(frozen=True)
 class LogisticMixture(Elementwise):
     """``z = logit(F(x)) * exp(a) + b``, with F the CDF of a mixture of K logistic distributions.

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from mixerflow import kernels
 from mixerflow.core import Along, Chain, Inverse, Layer, Noise, Shape, Transform, constant
+from mixerflow.registry import register
 from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked
 from mixerflow.transforms.rows import Rows, differentiated
 
 
+@register
 class Mixer(Layer):
     """Cuts, row flows along one axis or another, and the way back, as `Chain`.
 

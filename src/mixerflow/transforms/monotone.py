@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Transform, fixed_point, report
+from mixerflow.registry import register
 from mixerflow.transforms.residual import (
     REMEDY,
     differentiated,
@@ -17,6 +18,7 @@ from mixerflow.transforms.residual import (
 )
 
 
+@register
 class Monotone(Transform):
     """``z = (I + G)^-1 (2 x) - x``: ``x = (u + G(u)) / 2, z = (u - G(u)) / 2`` for one u.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Transform, fixed_point, report
+from mixerflow.registry import register
 
 Function = Callable[[Tensor], Tensor]
 
@@ -71,6 +72,7 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+@register
 class Residual(Transform):
     """``z = x + g(x)`` with ``|g(a) - g(b)| < |a - b|``; the identity where g is 0.
 

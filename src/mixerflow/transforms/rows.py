@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Layer, Noise, Transform, inside
-from mixerflow.transforms.actnorm import ActNorm
-from mixerflow.transforms.coupling import Coupling
-from mixerflow.transforms.elementwise import Affine
-from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.core import Layer, Noise, Transform
+from mixerflow.registry import register
+from mixerflow.transforms.plans import hooked, plan_of
 from mixerflow.transforms.proof import doubt
 
 
+@register
 class Rows(Layer):
     """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
 _FLOOR = 1e-3
 """Least share of the interval that a bin has, and least derivative at a knot."""
 
 
+@register("spline")
 @dataclass(frozen=True)
 class RationalQuadratic(Elementwise):
     """A monotone rational-quadratic spline on ``[-tail, tail]``, the identity outside.

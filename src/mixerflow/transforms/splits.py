@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import Shape
+from mixerflow.registry import register
 
 
 def halves(n: int, *, flip: bool = False) -> tuple[int, int]:
@@ -62,6 +63,7 @@ class Split(ABC):
         return log_slope
 
 
+@register
 @dataclass(frozen=True)
 class Halves(Split):
     """The two halves of one axis; the first has the middle entry of an odd number.
@@ -95,6 +97,7 @@ class Halves(Split):
         return torch.cat((changed, given) if self.flip else (given, changed), self.axis)
 
 
+@register
 @dataclass(frozen=True)
 class Checkerboard(Split):
     """The two colours of a board of pixels ``(C, *spatial)``, at full resolution.
@@ -140,6 +143,7 @@ class Checkerboard(Split):
         return log_slope.where(self._changes(log_slope), 0.0)
 
 
+@register
 @dataclass(frozen=True)
 class Columns(Split):
     """Even and odd columns of ``(C, *spatial)``: the last axis, two images of half the width.

@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.registry import register
 
 
+@register
 class Woodbury(Transform):
     """``z = (I + U V) x + b`` with U of n x rank and V of rank x n; starts as the identity.
 

@@ -116,7 +116,7 @@ def gradient_kernel(
         )
         log_scale = bounded(raw, bound, BOUND)
 
-        # the law, backwards; a padded row or column has gradients 0 all the way
+        # the elementwise map, backwards; a padded row or column has gradients 0 all the way
         moved = changed - shift
         d_scale = unbounded(d_changed * moved + d_figure, log_scale, bound, BOUND)
         d_raw = join(d_scale, d_changed, BLOCK, P)

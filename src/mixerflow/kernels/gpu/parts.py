@@ -1,7 +1,7 @@
 """Pieces of the GPU kernels: what happens to a tile of rows on the chip.
 
-A tile is `BLOCK` rows: `reads` numbers that the coupling's net is given, and `changes` that its law
-changes. On the chip they alternate, given, changed, given, changed, padded with zeros to `P` of
+A tile is `BLOCK` rows: `reads` numbers that the coupling's net is given, and `changes` that it
+transforms. On the chip they alternate, given, changed, given, changed, padded with zeros to `P` of
 each: neighbours that one thread holds anyway, so that parting them costs nothing. `flip` is 1 where
 the changed ones come first in memory, else 0. `WIDE` columns are hidden.
 

@@ -1,0 +1,107 @@
+"""How the layers of a mixer cut an image, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mixerflow.core import Shape
+from mixerflow.registry import register
+from mixerflow.transforms import Bands, Dilated, Patches, Stripes
+
+Cut = Literal["patches", "stripes", "bands", "dilated"]
+Sides = int | tuple[int, ...]
+"""One number for every spatial axis, or one for each."""
+
+CUTS: dict[Cut, Callable[[Shape, Shape], Patches]] = {
+    "patches": Patches,
+    "dilated": Dilated,
+    "stripes": lambda shape, size: Stripes(shape, size[0]),
+    "bands": lambda shape, size: Bands(shape, size[-1]),
+}
+
+
+@register
+@dataclass(frozen=True)
+class Patching:
+    """How each layer cuts the image; every setting is one for all layers, or several."""
+
+    size: tuple[Sides, ...] | int = (4,)
+    """A patch's side, or sides as 2x4; several: for as many equal shares of the layers. Stripes
+    have their height from it, bands their width."""
+    shift: tuple[Sides, ...] | int = (0, 0, 0, 1)
+    """Pixels by which layers move the grid, or a shift for each axis, as 1x2; several: the layers
+    take them in turn. 0 0 0 1 is the paper's: every fourth layer is a shift layer."""
+    cut: tuple[Cut, ...] | Cut = ("patches",)
+    """What the image is cut into; several: the layers take them in turn."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "shift", "cut"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, given if isinstance(given, tuple) else (given,))
+            if not getattr(self, name):
+                raise ValueError(f"Patching: {name} names none")
+
+    def of(self, shape: Shape, number: int, layers: int) -> tuple[Cut, Shape, Shape]:
+        """Cut, patch sides and shift of layer `number`, from 1, of so many.
+
+        Raises:
+            ValueError: more sizes than layers, a shift that is as long as a patch, or settings for
+                another number of axes.
+        """
+        sizes, shifts, cuts = self.size, self.shift, self.cut
+        assert isinstance(sizes, tuple) and isinstance(shifts, tuple) and isinstance(cuts, tuple)
+        if len(sizes) > layers:
+            raise ValueError(f"Patching: {len(sizes)} values of size for {layers} layers")
+        size = _per_axis("size", sizes[(number - 1) * len(sizes) // layers], len(shape) - 1)
+        shift = _per_axis("shift", shifts[(number - 1) % len(shifts)], len(shape) - 1)
+        for axis, (p, s) in enumerate(zip(size, shift, strict=True)):
+            if s and not 0 <= s < p:
+                raise ValueError(
+                    f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch "
+                    f"{p}"
+                )
+        return cuts[(number - 1) % len(cuts)], size, shift
+
+    def kinds(self, shape: Shape, layers: int) -> set[tuple[Cut, Shape, Shape]]:
+        """The different ways in which that many layers cut."""
+        return {self.of(shape, number, layers) for number in range(1, layers + 1)}
+
+
+def box_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape, Shape] | None:
+    """Start and lengths of the window that a layer cuts; None where it cuts the whole image.
+
+    The window is ``[s : n - p + s)`` of each spatial axis of n pixels, for shift s and patch p; the
+    frame (s pixels before, p - s behind) passes untouched. An axis that a single patch spans, as
+    stripes do, is not shifted.
+    """
+    if not any(shift):
+        return None
+    if cut == "patches" and any(
+        s and n == p for n, p, s in zip(shape[1:], size, shift, strict=True)
+    ):
+        raise ValueError(f"images {shape} are one patch {size} wide: use shift 0 on that axis")
+    spans = cutting_of(shape, cut, size).patch
+    sides = zip(shape[1:], spans, shift, strict=True)
+    start, length = zip(*((s, n - p) if s and n > p else (0, n) for n, p, s in sides), strict=True)
+    return start, length
+
+
+def cutting_of(shape: Shape, cut: Cut, size: Shape) -> Patches:
+    """The transform that cuts images of that shape.
+
+    Raises:
+        ValueError: a side does not divide the image's; names the sides that do.
+    """
+    try:
+        return CUTS[cut](shape, size)
+    except ValueError as error:
+        raise ValueError(f"size of patches: {error}") from error
+
+
+def _per_axis(name: str, value: Sides, axes: int) -> Shape:
+    sides = (value,) * axes if isinstance(value, int) else tuple(value)
+    if len(sides) != axes:
+        raise ValueError(f"{name} {sides} names {len(sides)} spatial axes; the images have {axes}")
+    return sides
