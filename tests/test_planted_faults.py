@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from mixerflow.core import Along, Transform
+from mixerflow.core import Along, MultiScale, Transform
 from mixerflow.nets import ResidualConvNet, ResidualMLP
 from mixerflow.transforms import (
     LU,
@@ -15,11 +15,13 @@ from mixerflow.transforms import (
     Affine,
     Checkerboard,
     Columns,
+    Conditioned,
     Coupling,
     Dequantize,
     Matrix,
     Rescale,
     SigmoidAffine,
+    UnpackedPLU,
 )
 from mixerflow.transforms.checks import LAWS, check
 
@@ -206,7 +208,77 @@ def board(split, elementwise=SigmoidAffine(), kind=Coupling):  # noqa: B008
     return kind(split, ResidualConvNet(2, 4, width=4), elementwise)
 
 
+class ForgetsItsScale(MultiScale):
+    """Leaves the last scale's log-det out, both ways."""
+
+    def compose(self, run, x, context=None, noise=None):
+        z, log_det = super().compose(run, x, context, noise)
+        return z, log_det - self.scales[-1].packed.diagonal().sum()
+
+    def inverse(self, z, context=None, noise=None):
+        x, log_det = super().inverse(z, context, noise)
+        return x, log_det + self.scales[-1].packed.diagonal().sum()
+
+
+class GoesOnWithTheWrongHalf(MultiScale):
+    """Puts back as what went on what was done."""
+
+    def inverse(self, z, context=None, noise=None):
+        return super().inverse(z.flip(1), context, noise)
+
+
+class LooksAtOthers(Conditioned):
+    """A prior given the batch's mean context."""
+
+    def _raw(self, x, context):
+        return super()._raw(x, context.mean(0, keepdim=True).expand_as(context))
+
+
+class Unsorted(UnpackedPLU):
+    """Undoes its permutation with the permutation itself."""
+
+    def inverse(self, z, context=None, noise=None):
+        return super().inverse(z[..., self.permutation][..., self.permutation], context, noise)
+
+
+class FromLabels(torch.nn.Module):
+    """A net of the context alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = torch.nn.Linear(2, 8)
+
+    def forward(self, x, context=None):
+        return self.read(context) + x.sum(1, keepdim=True)
+
+
+def two_scales(kind):
+    return kind((4,), [LU(4), LU(2)])
+
+
+def prior(kind):
+    return kind(FromLabels(), Affine(1.0), (4,))
+
+
 FAULTS = {
+    "a scale forgotten, both ways": (
+        two_scales(ForgetsItsScale),
+        two_scales(MultiScale),
+        (4,),
+        {"forward log-det", "inverse log-det"},
+    ),
+    "the wrong half goes on": (
+        two_scales(GoesOnWithTheWrongHalf),
+        two_scales(MultiScale),
+        (4,),
+        {"left inverse", "right inverse"},
+    ),
+    "a permutation undone by itself": (
+        Unsorted(5),
+        UnpackedPLU(5),
+        (5,),
+        {"left inverse", "right inverse"},
+    ),
     # a map whose log-derivative is not 0 at raw 0, or nobody would see that it is counted
     "all places counted": (
         board(CountsAllPlaces()),
@@ -276,6 +348,13 @@ FAULTS = {
     "changes in eval": (CountsCalls(5), ActNorm(5), (5,), {"purity"}),
     "dead parameter": (DeadParameter(5), ActNorm(5), (5,), {"gradients"}),
 }
+
+
+def test_a_prior_that_looks_at_other_images_breaks_its_law():
+    laws = {"rows", "batch size"}
+    check(prior(Conditioned), (4,), context=(2,), laws=laws)
+    with pytest.raises(AssertionError, match="rows"):
+        check(prior(LooksAtOthers), (4,), context=(2,), laws=laws)
 
 
 @pytest.mark.parametrize("name", FAULTS)
