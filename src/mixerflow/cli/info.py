@@ -14,7 +14,7 @@ from torch import nn
 
 from mixerflow import kernels, recipes
 from mixerflow.cli.parse import parse
-from mixerflow.core import Along, Chain, Flow, Inverse, Shape, Transform, Window
+from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import Published
@@ -101,6 +101,8 @@ def show(model: Model, shape: Shape, published: Published | None, console: Conso
 def paths(flow: Flow) -> Iterator[str]:
     """How its row flows run: on this machine's CPU, on GPUs, and on this machine's GPU."""
     chains = [module for module in flow.modules() if isinstance(module, Rows)]
+    if not chains:
+        return
     missing = kernels.why_not(torch.zeros(1))
     yield f"on the CPU: {_split([missing or _why_not(chain, 'cpu') for chain in chains])}"
     yield f"on a GPU: {_split([_why_not(chain, 'gpu') for chain in chains])}"
@@ -132,17 +134,18 @@ def _split(reasons: list[str | None]) -> str:
 def rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
     """Part, event shape after it, and parameters; equal neighbours in one row.
 
-    Layers that learn are numbered, data to latent.
+    Layers of several transforms are numbered, data to latent.
     """
     layer = 0
     pending: list[tuple[str, Shape, int, int]] = []  # name, shape, parameters, number
     for step, taken, shape in flow.layer_shapes():
         name, count = _describe(step, taken), _count(step)
-        layer += bool(count)
-        if pending and (pending[0][0] != name or not count):
+        whole = isinstance(step, (Layer, Window))
+        layer += whole
+        if pending and (pending[0][0] != name or not whole):
             yield _line(pending)
             pending = []
-        pending.append((name, shape, count, layer if count else 0))
+        pending.append((name, shape, count, layer if whole else 0))
     if pending:
         yield _line(pending)
 

@@ -45,9 +45,7 @@ def parse(
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-") not in known:
-            leaf = flag.replace("_", "-").rpartition(".")[2]
-            near = [each for each in known if "." in each and each.rpartition(".")[2] == leaf]
-            near += difflib.get_close_matches(flag, known, n=1, cutoff=0.5)
+            near = _nearest(flag.replace("_", "-"), known)
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
             raise ConfigError("no such flag", flag, remedy)
     said = io.StringIO()
@@ -59,6 +57,14 @@ def parse(
             raise
         raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
     return parsed if default is tyro.MISSING_NONPROP else real(parsed, default)
+
+
+def _nearest(flag: str, known: list[str]) -> list[str]:
+    """Known flags that may be meant: by the last word, so that none is near for its part alone."""
+    leaves = {each: each.rpartition(".")[2] for each in known}
+    leaf = flag.rpartition(".")[2]
+    like = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.6)
+    return [each for each in known if like and leaves[each] == like[0]]
 
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
