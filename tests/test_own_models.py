@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +176,12 @@ def test_noise_of_a_loaded_flow_is_the_same(tmp_path):
     flow = TwoScale().build((1, 8, 8))
     x = torch.from_numpy(images(3))
     assert torch.equal(flow.bits_per_dim(x), flow.bits_per_dim(x, noise=Noise.of(0, x)))
+
+
+def test_runs_of_this_format_still_load():
+    """Written once, and never again: a change of the format adds a folder beside it."""
+    folder = Path(__file__).parent / "fixtures" / "run-format-2"
+    flow = mixerflow.load(folder)
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4)).astype(np.uint8))
+    bits = flow.bits_per_dim(x, torch.tensor([0, 1])).tolist()
+    assert bits == pytest.approx([8.765163, 8.373503], rel=1e-5)
