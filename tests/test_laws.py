@@ -712,12 +712,18 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize("name", CASES)
+def slow_where(names, is_slow):
+    """Every name, those marked that would take a quarter of all tests' time."""
+    return [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in names]
+
+
+# differential equations are solved hundreds of times; of their copies nothing folds
+@pytest.mark.parametrize("name", slow_where(CASES, lambda n: "continuous of images" in n))
 def test_obeys_its_laws(name):
     CASES[name].check(set(LAWS) - GRAPHS)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_where(CASES, lambda n: "continuous" in n))
 def test_its_inference_copy_obeys_them(name):
     CASES[name].fused().check(set(LAWS) - GRAPHS - {"gradients"})  # nothing in it wants one
 
