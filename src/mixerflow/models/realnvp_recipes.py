@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mixerflow.models.glow_recipes import TINY
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.recipe import CIFAR10, UNIFORM, Published, Recipe
@@ -17,6 +19,9 @@ RECIPES: dict[str, Recipe] = {
         Published(3.49, None, "its own paper, Table 1", UNIFORM),
     ),
     "realnvp-cifar10-tiny": Recipe(
-        "RealNVP on CIFAR-10", RealNVP(net=ResidualConv(16, depth=1)), TINY, *CIFAR10
+        "RealNVP on CIFAR-10",
+        RealNVP(net=ResidualConv(16, depth=1)),
+        replace(TINY, lr=8e-3),
+        *CIFAR10,
     ),
 }
