@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/mixerflow evaluate runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m "slow or not slow"
