@@ -10,6 +10,7 @@ from mixerflow.core import Chain, Flow, Inverse, Noise
 from mixerflow.errors import ConfigError
 from mixerflow.nets import BatchNorm, ResidualMLP, Scale
 from mixerflow.recipes import build
+from mixerflow.registry import describe
 from mixerflow.training import TrainConfig, train
 from mixerflow.transforms import (
     LU,
@@ -136,6 +137,23 @@ def test_the_flow_is_left_as_it_is():
         assert torch.equal(value, before[key]), key
     mine = {t.data_ptr() for t in flow.state_dict().values()}
     assert not mine & {t.data_ptr() for t in fused.state_dict().values() if t.numel()}
+
+
+def test_what_was_folded_away_is_let_go():
+    """Modules remember what they were made of, for run folders; a copy for inference need not."""
+    flow = build(mixer(**SMALL), SHAPE)
+    fused = flow.fused().transform
+    gone = {type(m) for m in flow.transform.modules()} - {type(m) for m in fused.modules()}
+    assert LU in gone
+    assert not [m for m in fused.modules() if any(map(_holds_modules, vars(m).values()))]
+    assert describe(flow.transform)  # the flow itself still knows
+
+
+def _holds_modules(value):
+    """Whether an attribute that is no registry of submodules leads to a module."""
+    if isinstance(value, tuple):
+        return any(map(_holds_modules, value))
+    return isinstance(value, torch.nn.Module)
 
 
 def test_it_is_for_inference_only():

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mixerflow.core.noise import Noise
+from mixerflow.registry import forget_arguments
 
 Shape = tuple[int, ...]
 Density = Literal["exact", "bound", "estimate"]
@@ -159,8 +160,9 @@ class Transform(nn.Module):
 
         It computes the same to rounding. Folding is done in float64 and rounded once.
         """
-        mine = copy.deepcopy(self).double().eval()
-        return mine.folded().to(floating(self).dtype).eval().requires_grad_(False)
+        mine = copy.deepcopy(self).double().eval().folded()
+        forget_arguments(mine)  # or the parts that were folded away would stay in memory
+        return mine.to(floating(self).dtype).eval().requires_grad_(False)
 
     def folded(self) -> Transform:
         """For `fused`, on its copy in float64: this transform's form for inference.
