@@ -12,6 +12,7 @@ from torch import nn
 import mixerflow
 from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, Noise, StudentT, Transform
 from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.models import flow_from, spec_of_flow
 from mixerflow.nets import ResidualMLP
 from mixerflow.parts import MLP, Classes, ImageNet, image_coupling
 from mixerflow.registry import Unregistered, construct, describe, evolve, register, swap
@@ -185,3 +186,11 @@ def test_runs_of_this_format_still_load():
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4)).astype(np.uint8))
     bits = flow.bits_per_dim(x, torch.tensor([0, 1])).tolist()
     assert bits == pytest.approx([8.765163, 8.373503], rel=1e-5)
+
+
+def test_what_a_folder_says_of_a_flow_costs_no_draws():
+    """Building it again, to compare, draws random orders: those of training must not move."""
+    flow = mixerflow.MAF(layers=2, width=20, order="random").build((1, 4, 4))
+    state = torch.get_rng_state()
+    flow_from(spec_of_flow(flow))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.models.glow import Glow
@@ -23,7 +25,6 @@ __all__ = [
     "RealNVP",
     "flow_from",
     "from_spec",
-    "known",
     "spec_of",
     "spec_of_flow",
 ]
@@ -39,16 +40,17 @@ def spec_of_flow(flow: Flow) -> dict[str, Any]:
 
 
 def flow_from(spec: dict[str, Any], where: object = "run.json") -> Flow:
-    """A flow, untrained, from what `spec_of_flow` wrote.
+    """A flow, untrained, from what `spec_of_flow` wrote; torch's generators stay where they were.
 
     Raises:
         CheckpointError: written by a version with other models or settings, or with a class that
             this program has not registered.
     """
-    if spec.get("type") != "Flow":
-        model, shape = from_spec(spec, where)
-        return model.build(shape)
-    flow = construct(spec, where)
+    with torch.random.fork_rng([]):  # its weights are still to come
+        if spec.get("type") != "Flow":
+            model, shape = from_spec(spec, where)
+            return model.build(shape)
+        flow = construct(spec, where)
     assert isinstance(flow, Flow)
     return flow
 
@@ -68,8 +70,3 @@ def from_spec(spec: dict[str, Any], where: object = "run.json") -> tuple[Model, 
         what = f"no model but a {type(model).__name__}"
         raise CheckpointError(what, where, "restore the file from a copy")
     return model, shape
-
-
-def known(spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec with settings that are younger than it at their defaults."""
-    return spec if spec.get("type") == "Flow" else spec_of(*from_spec(spec))

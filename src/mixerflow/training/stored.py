@@ -84,7 +84,7 @@ class Stored:
         if spec is None:
             remedy = "build the flow yourself and load model.safetensors into it"
             raise CheckpointError("a flow of classes not registered", self.path, remedy)
-        with torch.random.fork_rng([]), torch.device("cpu"):  # whoever loads keeps their draws
+        with torch.device("cpu"):
             flow = flow_from(spec, self.path / where)
         try:
             flow.load_state_dict(self.weights)
