@@ -11,7 +11,6 @@ from torch import distributions, nn
 
 from mixerflow import export
 from mixerflow.core import (
-    BASES,
     Base,
     Cauchy,
     Centre,
@@ -23,6 +22,8 @@ from mixerflow.core import (
     StandardNormal,
     StudentT,
 )
+from mixerflow.parts import BaseChoice
+from mixerflow.registry import choices
 from mixerflow.transforms import ActNorm, Dequantize
 from mixerflow.transforms.checks import perturb
 
@@ -76,8 +77,9 @@ class Elementwise:
 
 
 def test_every_name_has_its_base():
-    kinds = {type(make()) for make in BASES.values()}
-    assert list(BASES) == ["normal", "student-t", "cauchy", "mixture", "spike-and-slab"]
+    bases = choices(BaseChoice)
+    kinds = {type(value().build()) for value in bases.values()}
+    assert list(bases) == ["normal", "student-t", "cauchy", "mixture", "spike-and-slab"]
     assert kinds == {StandardNormal, StudentT, Cauchy, GaussianMixture, SpikeAndSlab}
     assert kinds == {type(make()) for make in MADE.values()}
 

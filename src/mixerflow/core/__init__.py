@@ -10,7 +10,6 @@ Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more gen
 """
 
 from mixerflow.core.bases import (
-    BASES,
     Base,
     Cauchy,
     GaussianMixture,
@@ -40,7 +39,6 @@ from mixerflow.core.transform import (
 )
 
 __all__ = [
-    "BASES",
     "Along",
     "Base",
     "Cauchy",

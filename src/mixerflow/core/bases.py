@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -243,13 +242,3 @@ class SpikeAndSlab(_Mixture):
         spike, slab = self.log_scales.detach().exp().tolist()
         weight = self.logits.detach().softmax(0)[0].item()
         return f"spike={spike:.3g}, slab={slab:.3g}, weight={weight:.3g}"
-
-
-BASES: dict[str, Callable[[], Base]] = {
-    "normal": StandardNormal,
-    "student-t": StudentT,
-    "cauchy": Cauchy,
-    "mixture": GaussianMixture,
-    "spike-and-slab": SpikeAndSlab,
-}
-"""Base distributions by the names that configurations know, each at its default start."""
