@@ -6,6 +6,8 @@ program that uses the library catches `MixerFlowError` or one of its kinds.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -59,6 +61,13 @@ class NonFiniteError(MixerFlowError):
     """Training reached NaN or infinity and could not go on."""
 
     exit_code = 6
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """A remedy for a name that is not known: the one that is most like it, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -6,10 +6,8 @@ a GPU, and each has a ``-tiny`` twin that says something true on two CPU cores i
 
 from __future__ import annotations
 
-import difflib
-
 from mixerflow.core import Flow, Shape
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
     glow_recipes,
     maf_recipes,
@@ -39,9 +37,7 @@ def recipe(name: str) -> Recipe:
     """
     if name in RECIPES:
         return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.4)
-    remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(RECIPES)}"
-    raise ConfigError("no such recipe", name, remedy)
+    raise ConfigError("no such recipe", name, nearest(name, RECIPES, cutoff=0.4))
 
 
 def build(model: str | Model, shape: Shape | None = None) -> Flow:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
 import textwrap
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, nearest
 from mixerflow.registry import choices, evolve, is_value, parts_in, word_of
 
 T = TypeVar("T")
@@ -83,9 +82,7 @@ def _class_of(default: object, path: str, flag: str, word: str) -> type | None:
     for each, kind in known.items():
         if _plain(each) == asked:
             return kind
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-    raise ConfigError(f"no such part {word!r}", flag, remedy)
+    raise ConfigError(f"no such part {word!r}", flag, nearest(word.lower(), known, cutoff=0.5))
 
 
 def _switched_on(default: T, arguments: list[str]) -> T:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 import warnings
 
-from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line
+from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
 from mixerflow.version import __version__
 
 COMMANDS = {
@@ -72,9 +71,7 @@ def _says(line: str) -> bool:
 
 def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
-        raise ConfigError("no such command", command, remedy)
+        raise ConfigError("no such command", command, nearest(command, COMMANDS))
     return importlib.import_module(f"mixerflow.cli.{command}").main(arguments)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
 
 from mixerflow.core import Shape
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, nearest
 from mixerflow.models.recipe import Published
 from mixerflow.parts import Model
 from mixerflow.train_config import TrainConfig
@@ -104,7 +103,7 @@ class Table:
         wanted = set(names)
         known = {name for cell in self.cells for name in (cell.row.name, cell.name)}
         for name in sorted(wanted - known):
-            remedy = nearest(name, [row.name for row in self.rows])
+            remedy = nearest(name, [row.name for row in self.rows], cutoff=0.4)
             raise ConfigError(f"no such row of {self.name}", name, remedy)
         return tuple(c for c in self.cells if not wanted or wanted & {c.row.name, c.name})
 
@@ -136,10 +135,3 @@ class Cell:
     def train(self, budget: Budget, seed: int) -> TrainConfig:
         """The settings that it is trained with."""
         return replace(self.row.training(self.column.setups[budget].train), seed=seed)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy for a name that is not known."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, nearest
 from mixerflow.experiments.appendix import APPENDIX_D
 from mixerflow.experiments.base import (
     BASIC,
@@ -29,7 +29,7 @@ from mixerflow.experiments.base import (
     setups,
     whole,
 )
-from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table, nearest
+from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table
 from mixerflow.models import MixerFlow, recipe
 from mixerflow.models.mixerflow_recipes import PAPER_MNIST, TWIN_MNIST
 from mixerflow.parts import KAN, LUMap, Model, RowAutoregression
@@ -272,5 +272,5 @@ def table(name: str) -> Table:
         ConfigError: there is none; names the nearest.
     """
     if name not in TABLES:
-        raise ConfigError("no such table", name, nearest(name, TABLES))
+        raise ConfigError("no such table", name, nearest(name, TABLES, cutoff=0.4))
     return TABLES[name]
