@@ -28,14 +28,14 @@ from mixerflow.parts.conditioners import ImageNet
 from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
 from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
 from mixerflow.parts.linear import LinearMap, MatrixMap
-from mixerflow.parts.model import Model, Pixels, ScaledPixels, at_least
+from mixerflow.parts.model import Counted, Model, Pixels, ScaledPixels
 from mixerflow.registry import register
 from mixerflow.transforms import Affine, Elementwise, SigmoidAffine, Squeeze
 
 
 @register("glow")
 @dataclass(frozen=True)
-class Glow(Model):
+class Glow(Counted, Model):
     """Everything that shapes a Glow."""
 
     scales: int = 3
@@ -58,9 +58,6 @@ class Glow(Model):
     """Smallest standard deviation that ActNorm's start from data believes."""
     pixels: Pixels = field(default=ScaledPixels(-0.5, 0.5), kw_only=True)
     """How an image's values become real numbers."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def compose(self, shape: Shape) -> Transform:
         at, scales = shape, []

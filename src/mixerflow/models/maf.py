@@ -27,14 +27,14 @@ import torch
 
 from mixerflow.core import Along, Chain, Layer, Shape, Transform
 from mixerflow.nets import MaskedMLP
-from mixerflow.parts.model import LogitPixels, Model, Pixels, at_least
+from mixerflow.parts.model import Counted, LogitPixels, Model, Pixels
 from mixerflow.registry import register
 from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise, Patches
 
 
 @register("maf")
 @dataclass(frozen=True)
-class MAF(Model):
+class MAF(Counted, Model):
     """Everything that shapes a MAF; the defaults are the paper's for MNIST."""
 
     layers: int = 5
@@ -53,9 +53,6 @@ class MAF(Model):
     """What happens to each number."""
     pixels: Pixels = field(default=LogitPixels(1e-6), kw_only=True)
     """How an image's values become real numbers; the paper's alpha is 0.05 for CIFAR-10."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def compose(self, shape: Shape) -> Transform:
         """Random orders are drawn from torch's generator, and are in the state dict."""

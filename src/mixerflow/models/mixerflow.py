@@ -38,7 +38,7 @@ from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Trans
 from mixerflow.parts.bases import BaseChoice, NormalBase
 from mixerflow.parts.images import Beside, GlowSteps, Positions, Scales
 from mixerflow.parts.linear import LinearMap, LUMap, SameMap
-from mixerflow.parts.model import Model, at_least
+from mixerflow.parts.model import Counted, Model
 from mixerflow.parts.patching import Cut, Patching, box_of, cutting_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
@@ -47,7 +47,7 @@ from mixerflow.transforms import LU, ActNorm, BatchNorm, Mixer, Rows, Squeeze
 
 @register("mixerflow")
 @dataclass(frozen=True)
-class MixerFlow(Model):
+class MixerFlow(Counted, Model):
     """Everything that shapes a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30
@@ -80,9 +80,6 @@ class MixerFlow(Model):
     """Distribution of the latents."""
     colour: bool = True
     """Whether a linear map of each pixel's channels comes first."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def latents(self) -> Base:
         return self.base.build()

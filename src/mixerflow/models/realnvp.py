@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from mixerflow.core import Chain, Inverse, MultiScale, Shape, Transform
 from mixerflow.nets import TanhScale
 from mixerflow.parts.convolutions import ResidualConv
-from mixerflow.parts.model import LogitPixels, Model, Pixels, at_least
+from mixerflow.parts.model import Counted, LogitPixels, Model, Pixels
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,
@@ -35,7 +35,7 @@ from mixerflow.transforms import (
 
 @register("realnvp")
 @dataclass(frozen=True)
-class RealNVP(Model):
+class RealNVP(Counted, Model):
     """Everything that shapes a RealNVP; the defaults are the paper's for 32x32 images."""
 
     scales: int = 2
@@ -44,9 +44,6 @@ class RealNVP(Model):
     """What couplings read with; twice as wide on squeezed images, and from scale to scale."""
     pixels: Pixels = field(default=LogitPixels(0.05), kw_only=True)
     """How an image's values become real numbers."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def compose(self, shape: Shape) -> Transform:
         at, scales = shape, []

@@ -54,7 +54,7 @@ from mixerflow.parts.linear import (
     UnpackedPLUMap,
     WoodburyMap,
 )
-from mixerflow.parts.model import Classes, LogitPixels, Model, Pixels, ScaledPixels, at_least
+from mixerflow.parts.model import Classes, Counted, LogitPixels, Model, Pixels, ScaledPixels
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.rows import (
     RowAutoregression,
@@ -80,6 +80,7 @@ __all__ = [
     "Classes",
     "ConvNet",
     "ConvolutionPrior",
+    "Counted",
     "DenseLipschitzNet",
     "DenseNet",
     "GlowConv",
@@ -127,7 +128,6 @@ __all__ = [
     "VelocityNet",
     "WoodburyMap",
     "ZeroConvolution",
-    "at_least",
     "glow_step",
     "image_coupling",
 ]

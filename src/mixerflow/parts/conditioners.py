@@ -22,7 +22,7 @@ from mixerflow.nets import (
     SplineNet,
     Velocity,
 )
-from mixerflow.parts.model import at_least
+from mixerflow.parts.model import Counted
 from mixerflow.registry import register
 
 Axes = Literal[1, 2, 3]
@@ -46,7 +46,7 @@ class ImageNet:
 
 @register("mlp")
 @dataclass(frozen=True)
-class MLP(RowNet):
+class MLP(Counted, RowNet):
     """The paper's residual block of two linear maps; with affine couplings kernels run it."""
 
     width: int = 128
@@ -56,9 +56,6 @@ class MLP(RowNet):
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|); the paper's reads x."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "width")
-
     def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
         return ResidualMLP(
             given, out, width=self.width, norm=self.norm, squash=self.squash, context=context
@@ -67,7 +64,7 @@ class MLP(RowNet):
 
 @register("kan")
 @dataclass(frozen=True)
-class KAN(RowNet):
+class KAN(Counted, RowNet):
     """A Kolmogorov-Arnold network: two layers of cubic splines on edges."""
 
     width: int = 64
@@ -80,9 +77,6 @@ class KAN(RowNet):
     """Intervals of an edge's spline."""
     extent: float = 2.0
     """The grid reaches from -extent to extent."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width", "grid")
 
     def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
         return SplineNet(
@@ -99,7 +93,7 @@ class KAN(RowNet):
 
 @register("kernel")
 @dataclass(frozen=True)
-class KernelMachine(RowNet):
+class KernelMachine(Counted, RowNet):
     """A weighted sum of kernels around learned points."""
 
     width: int = 64
@@ -109,9 +103,6 @@ class KernelMachine(RowNet):
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|)."""
 
-    def __post_init__(self) -> None:
-        at_least(1, self, "width")
-
     def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
         return KernelNet(
             given, out, width=self.width, norm=self.norm, squash=self.squash, context=context
@@ -120,7 +111,7 @@ class KernelMachine(RowNet):
 
 @register("masked")
 @dataclass(frozen=True)
-class MaskedNet:
+class MaskedNet(Counted):
     """A masked net of rows, each of whose outputs reads the entries before its own."""
 
     width: int = 128
@@ -129,9 +120,6 @@ class MaskedNet:
     """Of its hidden rows: "batch" or "none"; others would let an entry see those behind it."""
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|)."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width")
 
     def build(
         self, n: int, params: int, *, context: int = 0, order: Sequence[int] | None = None
@@ -150,16 +138,13 @@ class MaskedNet:
 
 @register("lipschitz")
 @dataclass(frozen=True)
-class LipschitzNet:
+class LipschitzNet(Counted):
     """A contraction of rows."""
 
     width: int = 128
     """Hidden units."""
     depth: int = 2
     """Hidden layers."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, n: int, *, context: int = 0) -> nn.Module:
         """The net, ``(rows, n)`` to the same."""
@@ -168,16 +153,13 @@ class LipschitzNet:
 
 @register("dense-lipschitz")
 @dataclass(frozen=True)
-class DenseLipschitzNet:
+class DenseLipschitzNet(Counted):
     """A densely connected contraction of rows."""
 
     width: int = 32
     """Units that each layer adds."""
     depth: int = 3
     """Layers that add."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, n: int, *, context: int = 0) -> nn.Module:
         """The net, ``(rows, n)`` to the same."""
@@ -186,14 +168,11 @@ class DenseLipschitzNet:
 
 @register("velocity")
 @dataclass(frozen=True)
-class VelocityNet:
+class VelocityNet(Counted):
     """The right-hand side of an ordinary differential equation."""
 
     width: int = 128
     """Hidden units."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, n: int, *, context: int = 0) -> nn.Module:
         """The net, of a time and ``(rows, n)``."""
@@ -202,7 +181,7 @@ class VelocityNet:
 
 @register("convolution")
 @dataclass(frozen=True)
-class ConvNet(ImageNet):
+class ConvNet(Counted, ImageNet):
     """Residual blocks of convolutions."""
 
     width: int = 128
@@ -215,9 +194,6 @@ class ConvNet(ImageNet):
     """Of each pixel's hidden channels."""
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|)."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width", "depth", "kernel")
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
         return ResidualConvNet(
@@ -235,7 +211,7 @@ class ConvNet(ImageNet):
 
 @register("dense")
 @dataclass(frozen=True)
-class DenseNet(ImageNet):
+class DenseNet(Counted, ImageNet):
     """A densely connected block of convolutions."""
 
     width: int = 128
@@ -250,9 +226,6 @@ class DenseNet(ImageNet):
     """Of each pixel's channels behind the block."""
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|)."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width", "growth", "depth", "kernel")
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
         return DenseConvNet(
@@ -271,7 +244,7 @@ class DenseNet(ImageNet):
 
 @register
 @dataclass(frozen=True)
-class Attention:
+class Attention(Counted):
     """Self-attention over the tokens of ``(B, tokens, given)``."""
 
     width: int = 128
@@ -280,9 +253,6 @@ class Attention:
     """Of them as many as divide the width."""
     squash: bool = True
     """Whether it reads sign(x) log(1 + |x|)."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width", "heads")
 
     def build(self, given: int, out: int, *, tokens: int, context: int = 0) -> nn.Module:
         """The net, which gives ``(B, tokens, out)``."""

@@ -9,13 +9,13 @@ from torch import nn
 
 from mixerflow.nets import GlowNet, Norm, PlainConvNet, ResNet, ZeroConv
 from mixerflow.parts.conditioners import Axes, ImageNet
-from mixerflow.parts.model import at_least
+from mixerflow.parts.model import Counted
 from mixerflow.registry import register
 
 
 @register("glow")
 @dataclass(frozen=True)
-class GlowConv(ImageNet):
+class GlowConv(Counted, ImageNet):
     """Glow's convolutions 3-1-3 with norms that start from data; the last one starts at 0."""
 
     width: int = 512
@@ -24,9 +24,6 @@ class GlowConv(ImageNet):
     """By how much quicker the last convolution's scale learns; 3 in Glow's published code."""
     second_bias: bool = True
     """Whether the last convolution has another bias, which can do no more than its own."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width")
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
         return GlowNet(
@@ -63,16 +60,13 @@ class ZeroConvolution(ImageNet):
 
 @register("plain")
 @dataclass(frozen=True)
-class PlainConv(ImageNet):
+class PlainConv(Counted, ImageNet):
     """Plain convolutions 3-1-3."""
 
     width: int = 256
     """Hidden channels."""
     zero: bool = False
     """Whether the last one starts at 0, and with it whatever map reads the output as identity."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width")
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
         return PlainConvNet(
@@ -82,7 +76,7 @@ class PlainConv(ImageNet):
 
 @register("residual")
 @dataclass(frozen=True)
-class ResidualConv(ImageNet):
+class ResidualConv(Counted, ImageNet):
     """A residual net with skip connections from every block; its output starts at 0."""
 
     width: int = 64
@@ -91,9 +85,6 @@ class ResidualConv(ImageNet):
     """Residual blocks."""
     norm: Norm = "batch"
     """Of each pixel's hidden channels."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "width", "depth")
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
         return ResNet(

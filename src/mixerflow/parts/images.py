@@ -11,7 +11,7 @@ from mixerflow.nets import LearnedPositions, SinusoidalPositions
 from mixerflow.parts.conditioners import Attention, ConvNet, ImageNet
 from mixerflow.parts.convolutions import ZeroConvolution
 from mixerflow.parts.linear import LinearMap, LUMap
-from mixerflow.parts.model import at_least
+from mixerflow.parts.model import Counted
 from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,
@@ -114,7 +114,7 @@ class Beside:
 
 @register
 @dataclass(frozen=True)
-class GlowSteps(Beside):
+class GlowSteps(Counted, Beside):
     """Pairs of Glow's steps, one a half of the channels, on the squeezed image."""
 
     pairs: int = 1
@@ -125,9 +125,6 @@ class GlowSteps(Beside):
     """What reads the other half."""
     linear: LinearMap = LUMap()
     """The 1x1 convolution."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
         """As many layers as pairs; an image with an odd side is not squeezed."""
@@ -193,14 +190,11 @@ class Positions:
 
 @register("learned")
 @dataclass(frozen=True)
-class LearnedEncoding(Positions):
+class LearnedEncoding(Counted, Positions):
     """A learned vector for each row."""
 
     width: int = 16
     """Its length."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, rows: int) -> nn.Module:
         return LearnedPositions(rows, self.width)
@@ -208,14 +202,11 @@ class LearnedEncoding(Positions):
 
 @register("sinusoidal")
 @dataclass(frozen=True)
-class SinusoidalEncoding(Positions):
+class SinusoidalEncoding(Counted, Positions):
     """Sines and cosines of the row's number."""
 
     width: int = 16
     """How many."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, rows: int) -> nn.Module:
         return SinusoidalPositions(rows, self.width)
@@ -223,7 +214,7 @@ class SinusoidalEncoding(Positions):
 
 @register
 @dataclass(frozen=True)
-class Scales:
+class Scales(Counted):
     """Several scales among which the layers are shared out.
 
     From one to the next the image is squeezed, and half of its channels are done: they are scored
@@ -236,9 +227,6 @@ class Scales:
     """How the half that is done is transformed."""
     net: ImageNet = ConvNet()
     """What reads the half that goes on."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def step(self, shape: Shape, context: int) -> Transform:
         """The last layer of a scale of events `shape`, before its first channels are done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.core import Transform
-from mixerflow.parts.model import at_least
+from mixerflow.parts.model import Counted
 from mixerflow.registry import register
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
 
@@ -74,14 +74,11 @@ class UnpackedPLUMap(LinearMap):
 
 @register("woodbury")
 @dataclass(frozen=True)
-class WoodburyMap(LinearMap):
+class WoodburyMap(Counted, LinearMap):
     """The identity and a map of low rank, for long vectors."""
 
     rank: int = 16
     """Of the map; shorter vectors have full rank."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def build(self, n: int, *, bias: bool = True) -> Transform:
         return Woodbury(n, min(self.rank, n), bias=bias)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -61,18 +62,31 @@ class LogitPixels(Pixels):
         return [Dequantize(self.levels), Rescale(1 / self.levels), Logit(self.alpha)]
 
 
+class Counted:
+    """A value whose counts, the fields that are ints, cannot be less than `least`.
+
+    What cannot be is refused where it is written: as the value is made.
+    """
+
+    least: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            given = getattr(self, field.name)
+            if field.type in (int, "int") and given < self.least:
+                what = f"{field.name} must be at least {self.least}; got {given}"
+                raise ValueError(f"{type(self).__name__}: {what}")
+
+
 @register
 @dataclass(frozen=True)
-class Classes:
+class Classes(Counted):
     """Class labels that a model is given with its images."""
 
     count: int = 10
     """How many classes."""
     width: int = 32
     """Length of a class's learned embedding, which conditioners read."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self)
 
     def embedding(self) -> nn.Module:
         """From labels ``(B,)`` to contexts ``(B, width)``."""
@@ -171,16 +185,3 @@ def _named_first(model: Model, message: str) -> list[str]:
     parts = {path.rpartition(".")[0] for path in settings}
     paths = {path.rpartition(".")[2]: path for path in settings if path not in parts}
     return [paths[word] for word in re.findall(r"\w+", message) if word in paths][:1]
-
-
-def at_least(least: int, value: object, *names: str) -> None:
-    """Raise a ValueError unless a value's counts, all of its int fields by default, are so large.
-
-    A part calls it as it is made: what cannot be is refused where it is written.
-    """
-    name = type(value).__name__
-    for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
-        given = getattr(value, field.name)
-        counts = type(given) is int and not names
-        if (counts or field.name in names) and given < least:
-            raise ValueError(f"{name}: {field.name} must be at least {least}; got {given}")

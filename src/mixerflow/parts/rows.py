@@ -14,7 +14,7 @@ from mixerflow.parts.conditioners import (
     RowNet,
     VelocityNet,
 )
-from mixerflow.parts.model import at_least
+from mixerflow.parts.model import Counted
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,
@@ -163,14 +163,13 @@ class RowContinuous(RowFlow):
 
 @register("gaussianization")
 @dataclass(frozen=True)
-class RowGaussianization(RowFlow):
+class RowGaussianization(Counted, RowFlow):
     """Each entry's own mixture made normal, and a rotation; no entry reads another."""
 
     components: int = 8
     """Logistic distributions in a mixture."""
 
-    def __post_init__(self) -> None:
-        at_least(2, self)
+    least = 2
 
     def build(
         self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
