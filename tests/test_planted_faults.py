@@ -235,10 +235,10 @@ class LooksAtOthers(Conditioned):
 
 
 class Unsorted(UnpackedPLU):
-    """Undoes its permutation with the permutation itself."""
+    """Undoes another permutation than its own; one that is drawn might be its own inverse."""
 
     def inverse(self, z, context=None, noise=None):
-        return super().inverse(z[..., self.permutation][..., self.permutation], context, noise)
+        return super().inverse(z.roll(1, -1), context, noise)
 
 
 class FromLabels(torch.nn.Module):
@@ -273,7 +273,7 @@ FAULTS = {
         (4,),
         {"left inverse", "right inverse"},
     ),
-    "a permutation undone by itself": (
+    "another permutation undone": (
         Unsorted(5),
         UnpackedPLU(5),
         (5,),
