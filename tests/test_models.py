@@ -155,3 +155,10 @@ def test_a_spec_of_another_version_is_refused_in_one_line():
     ):
         with pytest.raises(CheckpointError, match=message):
             flow_from(spec | changes)
+
+
+def test_only_counts_are_counts():
+    """A float field's number may be written as an int; a count may not be 0."""
+    assert Glow(floor=0).floor == 0
+    with pytest.raises(ValueError, match="Glow: steps must be at least 1; got 0"):
+        Glow(steps=0)

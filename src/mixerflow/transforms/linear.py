@@ -92,10 +92,15 @@ class LU(Transform):
         self.packed = nn.Parameter(torch.zeros(n, n))
         self.bias = nn.Parameter(torch.zeros(n)) if bias else None
 
+    def both(self) -> Float[Tensor, "n n"]:
+        """L and U in one matrix, as they are stored."""
+        return self.packed
+
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         """L and U."""
-        lower = self.packed.tril(-1) + torch.diag_embed(torch.ones_like(self.packed[0]))
-        upper = self.packed.triu(1) + torch.diag_embed(self.packed.diagonal().exp())
+        both = self.both()
+        lower = both.tril(-1) + torch.diag_embed(torch.ones_like(both[0]))
+        upper = both.triu(1) + torch.diag_embed(both.diagonal().exp())
         return lower, upper
 
     def _arrange(self, x: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ class LU(Transform):
         lower, upper = self.triangles()
         with torch.autocast(x.device.type, enabled=False):
             z = nn.functional.linear(self._arrange(x), lower @ upper, self.bias)
-        return z, constant(self.packed.diagonal().sum(), x)
+        return z, constant(self.both().diagonal().sum(), x)
 
     def inverse(
         self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
@@ -123,7 +128,7 @@ class LU(Transform):
         # rows are multiplied from the right: x (LU)^T = z, so U^T x^T comes off last
         x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
-        return self._restore(x), constant(-self.packed.diagonal().sum(), z)
+        return self._restore(x), constant(-self.both().diagonal().sum(), z)
 
     def out_shape(self, shape: Shape) -> Shape:
         expect(self, shape, (self.n,))
@@ -196,7 +201,7 @@ class PLU(LU):
         x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
         upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
         x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
-        return x, constant(-self.packed.diagonal().sum(), z)
+        return x, constant(-self.both().diagonal().sum(), z)
 
 
 @register
@@ -261,7 +266,7 @@ def _rotation(n: int, generator: torch.Generator | None) -> Float[Tensor, "n n"]
 
 
 @register
-class UnpackedPLU(Transform):
+class UnpackedPLU(PLU):
     """`PLU` whose triangles are stored as two full matrices, of which the other halves idle.
 
     As published code stores it: 2 n^2 + n numbers, for counts and weights that follow it.
@@ -271,54 +276,13 @@ class UnpackedPLU(Transform):
         generator: of the random rotation.
     """
 
-    permutation: Tensor
-    signs: Tensor
-
     def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.n = n
-        p, lower, upper = torch.linalg.lu(_rotation(n, generator))
-        diagonal, dtype = upper.diagonal(), torch.get_default_dtype()
-        self.lower = nn.Parameter(lower.to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().to(dtype))
-        self.register_buffer("permutation", p.argmax(-1))
-        self.register_buffer("signs", diagonal.sign().to(dtype))
+        super().__init__(n, generator=generator)
+        packed = self.packed.detach()
+        del self.packed
+        self.lower, self.upper = nn.Parameter(packed.tril(-1)), nn.Parameter(packed.triu(1))
+        self.log_diagonal = nn.Parameter(packed.diagonal().clone())
 
-    def _triangles(self) -> tuple[Tensor, Tensor]:
-        """L and U; the idle halves are multiplied by 0, so that they have gradients, all 0."""
-        ones = torch.ones_like(self.lower)
-        lower = self.lower * ones.tril(-1) + torch.diag_embed(ones[0])
-        upper = self.upper * ones.triu(1) + torch.diag_embed(self.signs * self.log_diagonal.exp())
-        return lower, upper
-
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(x.shape[1:]), (self.n,))
-        lower, upper = self._triangles()
-        with torch.autocast(x.device.type, enabled=False):
-            z = nn.functional.linear(x, (lower @ upper)[self.permutation])
-        return z, constant(self.log_diagonal.sum(), x)
-
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(z.shape[1:]), (self.n,))
-        lower, upper = self._triangles()
-        x = z[..., self.permutation.argsort()]
-        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
-        return x, constant(-self.log_diagonal.sum(), z)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, (self.n,))
-        return shape
-
-    def folded(self) -> Transform:
-        """The product and its inverse."""
-        return Linear(self, self.n)
-
-    def extra_repr(self) -> str:
-        """The width, in ``print(flow)``."""
-        return f"{self.n}"
+    def both(self) -> Float[Tensor, "n n"]:
+        """L and U in one matrix; what idles has a gradient, of zeros."""
+        return self.lower.tril(-1) + self.upper.triu(1) + torch.diag_embed(self.log_diagonal)
