@@ -153,7 +153,7 @@ def spec_of(model: Model, shape: Shape) -> dict[str, object]:
 
 def _at_fault(model: Model, shape: Shape) -> Iterator[str]:
     """Settings without which the model could be built: each alone put back to its default."""
-    for path, default in changed_settings(model):
+    for path, default in _changed(model):
         try:
             with torch.device("meta"):  # a default may be far too large a model for these images
                 _flow(evolve(model, {path: default}), shape)
@@ -162,21 +162,23 @@ def _at_fault(model: Model, shape: Shape) -> Iterator[str]:
         yield path
 
 
-def changed_settings(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Paths of the settings that differ from a value's defaults, with those."""
-    for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
-        given, default = getattr(value, field.name), field.default
+def _changed(model: Model) -> Iterator[tuple[str, object]]:
+    """Paths of the settings that differ from the model's defaults, with those."""
+    for field in dataclasses.fields(model):
+        default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if default is dataclasses.MISSING or given == default:
-            continue
-        path = f"{prefix}{field.name}"
-        if is_value(given) and type(given) is type(default):
-            for inner in dataclasses.fields(given):  # against the part as this model has it
-                if getattr(given, inner.name) != getattr(default, inner.name):
-                    yield f"{path}.{inner.name}", getattr(default, inner.name)
-        else:
-            yield path, default
+        if default is not dataclasses.MISSING:
+            yield from _differences(getattr(model, field.name), default, field.name)
+
+
+def _differences(given: object, default: object, path: str) -> Iterator[tuple[str, object]]:
+    if is_value(given) and type(given) is type(default):
+        for field in dataclasses.fields(given):  # pyright: ignore[reportArgumentType]
+            name = field.name
+            yield from _differences(getattr(given, name), getattr(default, name), f"{path}.{name}")
+    elif given != default:
+        yield path, default
 
 
 def _named_first(model: Model, message: str) -> list[str]:
