@@ -57,7 +57,6 @@ from mixerflow.transforms import (
     Checkerboard,
     CheckerboardSqueeze,
     Columns,
-    Conditioned,
     Continuous,
     Coupling,
     Dequantize,
@@ -85,6 +84,7 @@ from mixerflow.transforms import (
     Stripes,
     TokenAttention,
     UnpackedPLU,
+    Whole,
     Woodbury,
     halves,
 )
@@ -371,9 +371,9 @@ CASES = {
     "matrix": Case(lambda: Matrix(5), (5,)),
     "unpacked PLU": Case(lambda: UnpackedPLU(5), (5,)),
     "unpacked PLU along the channels": Case(lambda: Along(0, UnpackedPLU(3)), (3, 2, 2)),
-    "prior": Case(lambda: Conditioned(FromContext(6), Affine(), (1, 2, 3)), (3, 2, 3)),
+    "prior": Case(lambda: Coupling(Whole((1, 2, 3)), FromContext(6), Affine()), (3, 2, 3)),
     "prior of each class": Case(
-        lambda: Conditioned(FromContext(6, 2), Affine(), (1, 2, 3)), (3, 2, 3), context=(2,)
+        lambda: Coupling(Whole((1, 2, 3)), FromContext(6, 2), Affine()), (3, 2, 3), context=(2,)
     ),
     "matrix of one": Case(lambda: Matrix(1), (1,)),
     "matrix along the channels": Case(lambda: Along(0, Matrix(3)), (3, 2, 2)),

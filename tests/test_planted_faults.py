@@ -15,13 +15,13 @@ from mixerflow.transforms import (
     Affine,
     Checkerboard,
     Columns,
-    Conditioned,
     Coupling,
     Dequantize,
     Matrix,
     Rescale,
     SigmoidAffine,
     UnpackedPLU,
+    Whole,
 )
 from mixerflow.transforms.checks import LAWS, check
 
@@ -227,11 +227,12 @@ class GoesOnWithTheWrongHalf(MultiScale):
         return super().inverse(z.flip(1), context, noise)
 
 
-class LooksAtOthers(Conditioned):
+class LooksAtOthers(Coupling):
     """A prior given the batch's mean context."""
 
-    def _raw(self, x, context):
-        return super()._raw(x, context.mean(0, keepdim=True).expand_as(context))
+    def _parameters_of(self, given, changed, context):
+        mean = context.mean(0, keepdim=True).expand_as(context)
+        return super()._parameters_of(given, changed, mean)
 
 
 class Unsorted(UnpackedPLU):
@@ -257,7 +258,7 @@ def two_scales(kind):
 
 
 def prior(kind):
-    return kind(FromLabels(), Affine(1.0), (4,))
+    return kind(Whole((4,)), FromLabels(), Affine(1.0))
 
 
 FAULTS = {
@@ -352,7 +353,7 @@ FAULTS = {
 
 def test_a_prior_that_looks_at_other_images_breaks_its_law():
     laws = {"rows", "batch size"}
-    check(prior(Conditioned), (4,), context=(2,), laws=laws)
+    check(prior(Coupling), (4,), context=(2,), laws=laws)
     with pytest.raises(AssertionError, match="rows"):
         check(prior(LooksAtOthers), (4,), context=(2,), laws=laws)
 

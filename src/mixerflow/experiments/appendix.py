@@ -93,7 +93,7 @@ APPENDIX_D = Table(
         Row("convolution", "Convolutional couplings in each layer", _beside("beside", GlowSteps)),
         Row(
             "attention",
-            "Attention between patches",
+            "Attention between patches in each layer",
             _beside("beside", PatchAttention),
         ),
     ),

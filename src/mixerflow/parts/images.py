@@ -16,13 +16,13 @@ from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,
     Affine,
-    Conditioned,
     Coupling,
     DiagonalAffine,
     Elementwise,
     MapAttention,
     Squeeze,
     TokenAttention,
+    Whole,
     halves,
 )
 
@@ -97,7 +97,7 @@ class ConvolutionPrior(Prior):
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
         channels, axes = 2 * shape[0], len(shape) - 1
         net = self.net.build(channels, channels, context=context, axes=axes)
-        return Conditioned(net, Affine(), (channels, *shape[1:]))
+        return Coupling(Whole((channels, *shape[1:])), net, Affine())
 
 
 class Beside:

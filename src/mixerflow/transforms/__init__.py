@@ -5,7 +5,6 @@ from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
-from mixerflow.transforms.conditioned import Conditioned
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
@@ -27,7 +26,7 @@ from mixerflow.transforms.monotone import Monotone
 from mixerflow.transforms.residual import Residual
 from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.spline import RationalQuadratic
-from mixerflow.transforms.splits import Checkerboard, Columns, Halves, Split, halves
+from mixerflow.transforms.splits import Checkerboard, Columns, Halves, Split, Whole, halves
 from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "Checkerboard",
     "CheckerboardSqueeze",
     "Columns",
-    "Conditioned",
     "Continuous",
     "Coupling",
     "Dequantize",
@@ -72,6 +70,7 @@ __all__ = [
     "Stripes",
     "TokenAttention",
     "UnpackedPLU",
+    "Whole",
     "Woodbury",
     "halves",
 ]

@@ -172,3 +172,35 @@ class Columns(Split):
     def join(self, given: Tensor, changed: Tensor) -> Tensor:
         pair = (changed, given) if self.flip else (given, changed)
         return torch.stack(pair, -1).flatten(-2)
+
+
+@register
+@dataclass(frozen=True)
+class Whole(Split):
+    """All of an event ``(C, *spatial)``; the net reads zeros, and the context: a learned prior.
+
+    Of each class, where there are some. Behind a flow it is a learned Gaussian in the place of the
+    standard one, if what it does is `Affine`.
+
+    References:
+        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018): the prior
+        of the last scale, in its published code. https://arxiv.org/abs/1807.03039
+    """
+
+    reads: Shape
+    """Shape of the zeros: as many channels as the net wants, and the event's spatial axes."""
+    flip = False  # there is nothing to swap
+
+    def sizes(self, n: int) -> tuple[int, int]:
+        return self.reads[0], n
+
+    def check(self, shape: Shape) -> None:
+        if tuple(shape[1:]) != tuple(self.reads[1:]):
+            what = f"the net reads zeros {self.reads}"
+            raise ValueError(f"Coupling: {what}, and events are {tuple(shape)}")
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_zeros(x.shape[0], *self.reads), x
+
+    def join(self, given: Tensor, changed: Tensor) -> Tensor:
+        return changed
