@@ -49,7 +49,7 @@ from mixerflow.core import Along, Chain, Flow, Shape, Transform, Window
 from mixerflow.models import MixerFlow
 from mixerflow.nets import ResidualMLP
 from mixerflow.recipes import recipe
-from mixerflow.transforms import LU, ActNorm, Coupling, Rows, halves
+from mixerflow.transforms import LU, ActNorm, Coupling, KernelChain, halves
 
 _HALF, _SINGLE = 2, 4
 """Bytes of a bfloat16 and of a float32."""
@@ -60,13 +60,13 @@ class Place(NamedTuple):
 
     name: str
     along: Along
-    rows: Rows
+    rows: KernelChain
     shape: Shape
 
 
 def places(transform: Transform, shape: Shape, prefix: str = "") -> Iterator[Place]:
     """The row flows of a module tree, with the event's shape where each stands."""
-    if isinstance(transform, Along) and isinstance(transform.transform, Rows):
+    if isinstance(transform, Along) and isinstance(transform.transform, KernelChain):
         name = {-1: "channels", -2: "patches"}.get(transform.dim, f"axis {transform.dim}")
         yield Place(f"{prefix}{name}", transform, transform.transform, shape)
     elif isinstance(transform, Window):
@@ -83,7 +83,7 @@ def padded(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
-def multiply_adds(rows: Rows, pad: Callable[[int], int] = lambda n: n) -> int:
+def multiply_adds(rows: KernelChain, pad: Callable[[int], int] = lambda n: n) -> int:
     """Of one row through a row flow, forward.
 
     Raises:
@@ -207,7 +207,7 @@ def count(
     for place in places(flow.transform, flow.shape):
         key = (place.name, place.shape, multiply_adds(place.rows))
         kinds.setdefault(key, []).append(place)
-    rows = {module for module in flow.modules() if isinstance(module, Rows)}
+    rows = {module for module in flow.modules() if isinstance(module, KernelChain)}
     if not rows or rows != {place.rows for found in kinds.values() for place in found}:
         raise ValueError("count: no row flows, or row flows in places it does not know")
     found = tuple(kind_of(alike, given) for alike in kinds.values())

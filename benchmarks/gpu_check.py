@@ -16,7 +16,7 @@ from benchmarks.gpu_process import Row, attempted
 from benchmarks.gpu_timing import here
 from mixerflow import kernels
 from mixerflow.core import Flow, Noise
-from mixerflow.transforms import Rows, proof
+from mixerflow.transforms import KernelChain, kernel_check
 
 _IMAGES = 64
 
@@ -26,11 +26,11 @@ def poison() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def excess_of(chain: Rows, way: Way) -> float:
-    """What `mixerflow.transforms.proof.excess` finds on a way."""
+def excess_of(chain: KernelChain, way: Way) -> float:
+    """What `mixerflow.transforms.kernel_check.worst_error` finds on a way."""
     forward = functools.partial(kernels.rows_forward, keep=way.keep)
     with patch.object(kernels, "rows_forward", forward):
-        return proof.excess(chain, here(), low=way.precision == "bfloat16")
+        return kernel_check.worst_error(chain, here(), low=way.precision == "bfloat16")
 
 
 def proofs(given: dict[str, Any]) -> Iterator[Row]:
@@ -43,9 +43,9 @@ def proofs(given: dict[str, Any]) -> Iterator[Row]:
             continue
         seen.add(length)
 
-        def measure(chain: Rows = place.rows) -> Row:
+        def measure(chain: KernelChain = place.rows) -> Row:
             found = excess_of(chain, way)
-            return {"excess": found if math.isfinite(found) else None, "right": found < 1}
+            return {"worst_error": found if math.isfinite(found) else None, "right": found < 1}
 
         about = {"kind": name, "length": length, "precision": way.precision, "keep": way.keep}
         with way.holds():

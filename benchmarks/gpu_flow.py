@@ -26,7 +26,7 @@ from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
 from mixerflow.training.graphed import GraphedTrainer
-from mixerflow.transforms import Rows
+from mixerflow.transforms import KernelChain
 
 TINY = MixerFlow(
     layers=2, flow_layers=1, patching=Patching(2, shift=(0, 1)), flow=RowCoupling(net=MLP(16))
@@ -144,7 +144,7 @@ def compile_of(flow: Flow, way: Way) -> None:
     """Have torch.compile take what `way` says, each by itself: the parts alike share a program."""
     if way.compiled:
         torch._dynamo.config.recompile_limit = 64  # as many kinds of parts there may be
-        wanted = Rows if way.compiled == "flows" else ResidualMLP
+        wanted = KernelChain if way.compiled == "flows" else ResidualMLP
         for module in flow.modules():
             if isinstance(module, wanted):
                 module.compile(dynamic=False)
@@ -153,7 +153,7 @@ def compile_of(flow: Flow, way: Way) -> None:
 def keep_of(flow: Flow, way: Way) -> None:
     """Have row flows leave their backward passes what `way` says."""
     for module in flow.modules():
-        if isinstance(module, Rows):
+        if isinstance(module, KernelChain):
             module.keep = way.keep
 
 

@@ -62,7 +62,7 @@ SECTIONS: tuple[Section, ...] = (
             "length": _plain("length"),
             "precision": _plain("precision"),
             "keep": _plain("keep"),
-            "error / allowed": _number("excess"),
+            "error / allowed": _number("worst_error"),
             "right": _plain("right"),
         },
     ),

@@ -103,20 +103,20 @@ def backward(flow: Flow, x: Tensor) -> None:
 @contextlib.contextmanager
 def buffers_counted() -> Iterator[None]:
     """The kernels' buffers from torch's allocator, not from numpy's, and none left over."""
-    leases = sys.modules["mixerflow.kernels.lease"]
+    buffers = sys.modules["mixerflow.kernels.buffers"]
 
     def empty(numbers: int, kind: np.dtype) -> np.ndarray:
         return torch.empty(numbers * kind.itemsize, dtype=torch.uint8).numpy().view(kind)
 
     kernels.release()
-    before = leases.np
-    leases.np = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+    before = buffers.np
+    buffers.np = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
         dtype=np.dtype, float32=np.float32, float64=np.float64, empty=empty
     )
     try:
         yield
     finally:
-        leases.np = before  # pyright: ignore[reportAttributeAccessIssue]
+        buffers.np = before  # pyright: ignore[reportAttributeAccessIssue]
         kernels.release()
 
 

@@ -58,8 +58,8 @@ def kernels_here() -> str:
     """Whether MixerFlow runs on compiled kernels here, or why it does not."""
     if not HAS_KERNELS:
         return "none in this version"
-    why_not = importlib.import_module("mixerflow.kernels").why_not
-    return why_not(torch.zeros(1, 2)) or "in use"
+    unsupported_reason = importlib.import_module("mixerflow.kernels").unsupported_reason
+    return unsupported_reason(torch.zeros(1, 2)) or "in use"
 
 
 def variants(name: str, model: Model, shape: Shape) -> list[Ours]:

@@ -29,9 +29,10 @@ from mixerflow.data import Splits, load
 from mixerflow.evaluate import bits
 from mixerflow.recipes import recipe
 from mixerflow.registry import evolve
-from mixerflow.training import TrainConfig, begin_from, train
-from mixerflow.training.publish import Judge, is_large, publish, rounded
-from mixerflow.training.restore import load as restore
+from mixerflow.runs import begin_from
+from mixerflow.runs.publish import Evaluator, is_large, publish, rounded
+from mixerflow.runs.weights import load as restore
+from mixerflow.training import TrainConfig, train
 
 _PIECES = 3
 
@@ -121,7 +122,9 @@ def _trained(
                 about = {"origin": begin_from(flow, published.with_name(f"weights-{number - 1}"))}
             train(flow, splits.train, out=run, config=part, about=about, quiet=True)
             if number + 1 < pieces:
-                publish(run, published, Judge(splits.test, "test"), which="last", average=average)
+                publish(
+                    run, published, Evaluator(splits.test, "test"), which="last", average=average
+                )
         return bits(flow, splits.test.pixels).bits_per_dim
 
 

@@ -18,7 +18,7 @@ from benchmarks.gpu_parts import Given, groups
 from benchmarks.gpu_process import Outcome, Part, attempted, said, together
 from benchmarks.gpu_timing import figures, here, paced, replayed
 
-from mixerflow.transforms import proof
+from mixerflow.transforms import kernel_check
 
 GIVEN = {
     "recipe": "mixerflow-cifar10",
@@ -210,12 +210,12 @@ def test_a_row_that_fails_says_what_it_came_from():
 def test_a_wrong_kernel_is_not_right(monkeypatch):
     given = GIVEN | {"way": {"precision": "float32"}}
     monkeypatch.setattr(gpu_check, "poison", lambda: None)
-    monkeypatch.setattr(proof, "excess", lambda chain, device, low: 3.5)
+    monkeypatch.setattr(kernel_check, "worst_error", lambda chain, device, low: 3.5)
     found = list(gpu_check.proofs(given))
     assert [row["right"] for row in found] == [False, False]
     assert {row["length"] for row in found} == {4, 9}
-    monkeypatch.setattr(proof, "excess", lambda chain, device, low: math.inf)
-    assert [row["excess"] for row in gpu_check.proofs(given)] == [None, None]
+    monkeypatch.setattr(kernel_check, "worst_error", lambda chain, device, low: math.inf)
+    assert [row["worst_error"] for row in gpu_check.proofs(given)] == [None, None]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
-from mixerflow.kernels.lease import lease
+from mixerflow.kernels.buffers import empty_reused
 from mixerflow.parts import LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
 from mixerflow.registry import evolve
@@ -221,11 +221,11 @@ def test_the_peak_of_a_step_is_counted_to_the_byte():
     with memory.peak_of(torch.device("cpu")) as peak:
         first, second = torch.empty(1000), torch.empty(500)
         del first
-        third = lease(100, torch.float32)  # a kernel's buffer counts too
+        third = empty_reused(100, torch.float32)  # a kernel's buffer counts too
     assert peak == [6000] and len(second) + len(third) == 600
     with memory.peak_of(torch.device("cpu")) as peak:
         for _ in range(3):
-            lease(100, torch.float32)  # the same one
+            empty_reused(100, torch.float32)  # the same one
     assert peak == [400]
 
 

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 
 from mixerflow.errors import CheckpointError, ResourceError
-from mixerflow.training import checkpoint as module
-from mixerflow.training.checkpoint import Checkpoints
+from mixerflow.runs import checkpoint as module
+from mixerflow.runs.checkpoint import Checkpoints
 
 FILES = ("model.safetensors", "ema.safetensors", "state.pt", "manifest.json")
 

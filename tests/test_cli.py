@@ -15,7 +15,7 @@ from PIL import Image
 from mixerflow import kernels
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
-from mixerflow.training import RunFolder, labels_of
+from mixerflow.runs import RunFolder, labels_of
 
 TINY = [
     "--model.layers",
@@ -253,7 +253,9 @@ def test_info_shows_the_papers_counts(capsys):
         assert run("info", f"mixerflow-{name}") == 0
         said = capsys.readouterr().out
         assert f"the paper's count: {count:.2f}M" in said
-        assert kernels.why_not(torch.zeros(1)) or "60 of 60 row flows by a kernel" in said
+        assert (
+            kernels.unsupported_reason(torch.zeros(1)) or "60 of 60 row flows by a kernel" in said
+        )
         assert "shift layer" in said or name == "mnist"
     assert run("info") == 0
     assert "mixerflow-galaxy32-tiny" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from mixerflow.transforms import (
     Continuous,
     Coupling,
     Dequantize,
-    Patches,
+    Patchify,
     Rescale,
     Residual,
 )
@@ -235,7 +235,7 @@ def test_errors_say_what_was_wanted_and_what_came():
     with pytest.raises(ValueError, match="context for 3 images, a batch of 2"):
         labelled.log_prob(torch.zeros(2, 2), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 4, 6\)"):
-        Flow(Patches((3, 4, 4), (2, 2)), (3, 4, 6))
+        Flow(Patchify((3, 4, 4), (2, 2)), (3, 4, 6))
     with pytest.raises(ValueError, match="n=-1"):
         flow.sample(-1)
     with pytest.raises(ValueError, match="stochastic"):

@@ -13,7 +13,7 @@ from benchmarks.count import Arguments, Kernel, Kind, Traffic
 
 from mixerflow import kernels
 from mixerflow.recipes import build, recipe
-from mixerflow.transforms import Rows
+from mixerflow.transforms import KernelChain
 from mixers import mixer, vary
 
 TINY = mixer(layers=1, flow_layers=2, hidden=4, patch=2, shift=0)
@@ -153,7 +153,7 @@ def test_every_row_flow_is_found():
     config = mixer(layers=4, hidden=8, cut=("patches", "stripes"), linear="none")
     flow = on_meta(config, (3, 16, 12))
     found = count.count(flow, MACHINE)
-    rows = [module for module in flow.modules() if isinstance(module, Rows)]
+    rows = [module for module in flow.modules() if isinstance(module, KernelChain)]
     assert sum(kind.flows for kind in found.kinds) == len(rows) == 8
     assert all(kind.assembly_flop == 0 for kind in found.kinds)
     whole = [k for k in found.kinds if not k.name.startswith("shift")]

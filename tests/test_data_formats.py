@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mixerflow.data import load
-from mixerflow.data.batches import read_pickle
+from mixerflow.data.batch_files import read_pickle
 from mixerflow.errors import DataError
 
 RNG = np.random.default_rng(0)

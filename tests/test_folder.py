@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mixerflow.errors import CheckpointError, ConfigError, ResourceError
-from mixerflow.training import lock as module
-from mixerflow.training.folder import FORMAT, RunFolder
+from mixerflow.runs import lock as module
+from mixerflow.runs.folder import FORMAT, RunFolder
 
 HOST = socket.gethostname()
 DEAD = 2**22 + 1  # above the kernel's greatest pid
@@ -32,7 +32,7 @@ def run(tmp_path):
 
 
 def test_needs_no_torch():
-    names = ("disk", "folder", "lock", "signals")
+    names = ("files", "folder", "lock")
     parts = [Path(module.__file__).with_name(f"{name}.py") for name in names]
     assert not any("import torch" in part.read_text() for part in parts)
 
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read(run):
 def holder(run):
     """Another process that holds the lock."""
     code = (
-        "import sys; from mixerflow.training.folder import FORMAT, RunFolder\n"
+        "import sys; from mixerflow.runs.folder import FORMAT, RunFolder\n"
         f"with RunFolder({str(run.path)!r}).lock(): print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code]

@@ -8,7 +8,7 @@ from torch import nn
 
 from mixerflow.core import Chain, Flow, Inverse, Noise
 from mixerflow.errors import ConfigError
-from mixerflow.nets import BatchNorm, ResidualMLP, Scale
+from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.recipes import build
 from mixerflow.registry import describe
 from mixerflow.training import TrainConfig, train
@@ -18,11 +18,11 @@ from mixerflow.transforms import (
     RLU,
     ActNorm,
     Dequantize,
+    KernelChain,
     Linear,
     Logit,
-    Patches,
+    Patchify,
     Rescale,
-    Rows,
 )
 from mixerflow.transforms.checks import perturb
 from mixers import mixer
@@ -112,14 +112,14 @@ def test_it_agrees_after_training(norm):
 def test_what_folds():
     flow = build(mixer(layers=5, hidden=8), SHAPE).fused()
     kept = {type(m) for m in flow.modules()}
-    assert not kept & {BatchNorm, LU}
+    assert not kept & {SyncedBatchNorm, LU}
     steps = list(flow.transform)
     # three plain layers share one cut; the shift layer has its own; the last one cuts again
     assert [type(s).__name__ for s in steps[:3]] == ["Dequantize", "Rescale", "Along"]
     plain = ["Patches", *["Along"] * 6, "Inverse"]
     assert [type(s).__name__ for s in steps[3:11]] == plain
     mixing = steps[4].transform
-    assert isinstance(mixing, Rows)
+    assert isinstance(mixing, KernelChain)
     # ActNorm before a linear map is in it; the last one meets the other mixing
     assert [type(s).__name__ for s in mixing] == [*["Linear", "Coupling"] * 4, "ActNorm"]
     nets = [m for m in flow.modules() if isinstance(m, ResidualMLP)]
@@ -182,17 +182,20 @@ def moved(*steps):
         (moved(ActNorm(4), Chain(LU(4), ActNorm(4)), Rescale(2.0, 1.0)), [Linear]),
         (moved(ActNorm((1,)), LU(4)), [Linear]),
         (moved(ActNorm(4), ActNorm(4)), [ActNorm, ActNorm]),
-        (moved(LU(4), Rows(LU(4))), [Linear, Rows]),
+        (moved(LU(4), KernelChain(LU(4))), [Linear, KernelChain]),
         (moved(Rescale(0.5, 0.5), Logit(), Inverse(Logit(), (4,))), [Rescale, Logit, Inverse]),
-        (moved(Patches((2, 2), (1,)), Inverse(Patches((2, 2), (1,)), (2, 2))), []),
-        (moved(Inverse(Patches((1, 4), (2,)), (1, 4)), Patches((1, 4), (1,))), [Inverse, Patches]),
+        (moved(Patchify((2, 2), (1,)), Inverse(Patchify((2, 2), (1,)), (2, 2))), []),
+        (
+            moved(Inverse(Patchify((1, 4), (2,)), (1, 4)), Patchify((1, 4), (1,))),
+            [Inverse, Patchify],
+        ),
     ],
     ids=str,
 )
 def test_neighbours(chain, left):
     fused = chain.fused()
     assert [type(step) for step in fused] == left
-    shape = {Patches: (2, 2), Inverse: (2, 2)}.get(type(next(iter(chain))), (4,))
+    shape = {Patchify: (2, 2), Inverse: (2, 2)}.get(type(next(iter(chain))), (4,))
     x = torch.rand(6, *shape, dtype=torch.float64) * 0.2
     (z, log_det), (wanted, wanted_log_det) = fused(x), chain(x)
     torch.testing.assert_close(z, wanted)
@@ -212,8 +215,8 @@ def test_a_weight_shared_by_two_couplings_is_folded_once():
 
 def test_batch_norm_without_statistics_stays():
     net = ResidualMLP(2, 4, width=5, norm="batch").eval()
-    net.norm1, net.norm2 = (BatchNorm(5, track_running_stats=False) for _ in range(2))
-    assert type(net.folded().norm2) is BatchNorm
+    net.norm1, net.norm2 = (SyncedBatchNorm(5, track_running_stats=False) for _ in range(2))
+    assert type(net.folded().norm2) is SyncedBatchNorm
 
 
 def test_a_fused_flow_is_not_trained():

@@ -22,12 +22,11 @@ from mixerflow.transforms import (
     Affine,
     Coupling,
     Dilated,
-    Mixer,
-    Patches,
-    Rows,
+    KernelChain,
+    MixerLayer,
+    Patchify,
     Stripes,
     halves,
-    proof,
 )
 from mixerflow.transforms.plans import plan_of
 from mixers import mixer
@@ -61,7 +60,7 @@ def rows(n, *, width=16, steps=3, norm="layer", bound=None, linear=LU, squash=Tr
         parts += [ActNorm(n)] if ends or i else []
         parts += [linear(n)] if linear else []
         parts += [Coupling(-1, net, Affine(bound), flip=flip)]
-    chain = Rows(*parts, *([ActNorm(n)] if ends else []))
+    chain = KernelChain(*parts, *([ActNorm(n)] if ends else []))
     with torch.no_grad():
         for parameter in chain.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / parameter.shape[-1] ** 0.5)
@@ -163,7 +162,7 @@ def test_an_inference_copy_goes_through_too():
 @pytest.mark.parametrize("dim", [-1, -2])
 def test_one_kernel_mixes_channels_and_patches_where_they_lie(dim):
     """Rows of an image's patch matrix, read and written in the image, by tables."""
-    cut = Patches((3, 8, 12), (4, 2))
+    cut = Patchify((3, 8, 12), (4, 2))
     chain = rows(cut.matrix[dim])
     images = torch.randn(3, 3, 8, 12, device=DEVICE)
     numbers = torch.arange(images[0].numel(), device=DEVICE).reshape(1, 3, 8, 12)
@@ -183,11 +182,11 @@ def test_one_kernel_mixes_channels_and_patches_where_they_lie(dim):
 
 
 CUTS = {
-    "patches": (Patches, (3, 4, 6), (2, 3)),
+    "patches": (Patchify, (3, 4, 6), (2, 3)),
     "dilated": (Dilated, (3, 4, 6), (2, 3)),
     "stripes": (Stripes, (3, 4, 6), 2),
-    "a signal's": (Patches, (2, 8), (2,)),
-    "a volume's": (Patches, (1, 4, 2, 4), (2, 1, 2)),
+    "a signal's": (Patchify, (2, 8), (2,)),
+    "a volume's": (Patchify, (1, 4, 2, 4), (2, 1, 2)),
 }
 
 
@@ -197,7 +196,7 @@ def test_a_mixer_needs_no_patch_matrix(name):
     cut = kind(shape, side)
     patches, channels = cut.matrix
     steps = (cut, Along(-1, rows(channels)), Along(-2, rows(patches)), Inverse(cut, shape))
-    mixer, x = Mixer(*steps), torch.randn(5, *shape, device=DEVICE)
+    mixer, x = MixerLayer(*steps), torch.randn(5, *shape, device=DEVICE)
     assert mixer.path(x) == "kernel"
     wrong = errors(run(mixer, x, lambda mixer, x: mixer(x)), exactly(mixer, x))
     assert max(wrong.values()) < (5e-6 if DEVICE == "cpu" else 1e-4), wrong
@@ -213,8 +212,8 @@ def test_a_mixer_needs_no_patch_matrix(name):
 
 def test_a_mixer_sees_that_its_steps_have_changed():
     x, shape = torch.randn(2, 1, 4, 4, device=DEVICE), (1, 4, 4)
-    cut, other = Patches(shape, (2, 2)), Dilated(shape, (2, 2))
-    mixer = Mixer(cut, Along(-1, rows(4)), Along(-2, rows(4)), Inverse(cut, shape))
+    cut, other = Patchify(shape, (2, 2)), Dilated(shape, (2, 2))
+    mixer = MixerLayer(cut, Along(-1, rows(4)), Along(-2, rows(4)), Inverse(cut, shape))
     mixer(x)
     assert "_traced" not in copy.deepcopy(mixer).__dict__
 
@@ -234,17 +233,17 @@ def test_a_mixer_sees_that_its_steps_have_changed():
 
 
 def test_a_mixer_says_why_it_goes_step_by_step():
-    x, cut = torch.randn(2, 1, 4, 4, device=DEVICE), Patches((1, 4, 4), (2, 2))
+    x, cut = torch.randn(2, 1, 4, 4, device=DEVICE), Patchify((1, 4, 4), (2, 2))
     mixing, back = Along(-1, rows(4)), Inverse(cut, (1, 4, 4))
-    assert Mixer(cut, mixing, back).path(x) == "kernel"
-    assert "another order" in Mixer(cut, mixing).path(x)
-    assert "neither a cut nor a row flow" in Mixer(cut, ActNorm(4), back).path(x)
-    assert "batch norm" in Mixer(cut, Along(-1, rows(4, norm="batch")), back).path(x)
-    hooked = Mixer(cut, mixing, back)
+    assert MixerLayer(cut, mixing, back).path(x) == "kernel"
+    assert "another order" in MixerLayer(cut, mixing).path(x)
+    assert "neither a cut nor a row flow" in MixerLayer(cut, ActNorm(4), back).path(x)
+    assert "batch norm" in MixerLayer(cut, Along(-1, rows(4, norm="batch")), back).path(x)
+    hooked = MixerLayer(cut, mixing, back)
     handle = hooked.steps[1].register_forward_hook(lambda *_: None)
     assert "hooks" in hooked.path(x)
     handle.remove()
-    for each in (Mixer(cut, mixing), Mixer(cut, ActNorm(4).to(DEVICE), back)):
+    for each in (MixerLayer(cut, mixing), MixerLayer(cut, ActNorm(4).to(DEVICE), back)):
         with kernels.disabled():
             expected = each(x)[0]
         torch.testing.assert_close(each(x)[0], expected, rtol=1e-4, atol=1e-5)
@@ -315,7 +314,7 @@ def test_second_derivatives_and_changed_parameters_are_errors():
 @pytest.mark.parametrize("low", LOW)
 def test_a_kernel_is_believed_after_a_proof_only(low, monkeypatch):
     chain, device = rows(9), torch.device(DEVICE)
-    assert proof.excess(chain, device, low=low) < 0.7
+    assert kernel_check.worst_error(chain, device, low=low) < 0.7
     forward = kernels.rows_forward
 
     def wrong(plan, x, **options):
@@ -325,11 +324,11 @@ def test_a_kernel_is_believed_after_a_proof_only(low, monkeypatch):
     first = torch.tensor([9, 0], dtype=torch.int32, device=DEVICE)
     inner = torch.arange(9, dtype=torch.int32, device=DEVICE)
     place = kernels.Place(2, 2, 18, first, inner)
-    assert proof.excess(chain, device, low=low, place=place) < 0.7
+    assert kernel_check.worst_error(chain, device, low=low, place=place) < 0.7
     monkeypatch.setattr(kernels, "rows_forward", wrong)
-    assert proof.excess(chain, device, low=low) > 1
+    assert kernel_check.worst_error(chain, device, low=low) > 1
     monkeypatch.setattr(kernels, "rows_forward", lambda plan, x, **_: (x * torch.nan, x.sum(1)))
-    assert proof.excess(chain, device, low=low) == float("inf")
+    assert kernel_check.worst_error(chain, device, low=low) == float("inf")
 
 
 def flow():
@@ -342,7 +341,7 @@ def flow():
 @pytest.mark.parametrize("memory", ["store", "checkpoint", "invert"])
 def test_a_whole_flow_trains_as_by_operators(memory):
     mine = flow()
-    layers = [each for each in mine.modules() if isinstance(each, Mixer)]
+    layers = [each for each in mine.modules() if isinstance(each, MixerLayer)]
     assert len(layers) == 2
     x = torch.randint(0, 256, (4, 2, 4, 4), dtype=torch.uint8, device=DEVICE)
     mine.initialize(x)
@@ -366,7 +365,7 @@ def test_a_whole_flow_trains_as_by_operators(memory):
 def test_the_paper_s_model_goes_through_whole():
     config = mixer(norm="layer", layers=8)
     with torch.device(DEVICE):
-        chains = [m for m in build(config, (3, 32, 32)).modules() if isinstance(m, Rows)]
+        chains = [m for m in build(config, (3, 32, 32)).modules() if isinstance(m, KernelChain)]
     plans = [plan_of(chain) for chain in chains]
     assert len(plans) == 16
     assert {plan.n for plan in plans} == {48, 64, 49}

@@ -18,7 +18,8 @@ from mixerflow.errors import ConfigError, NonFiniteError
 from mixerflow.processes import Processes
 from mixerflow.recipes import build
 from mixerflow.registry import restore
-from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, fit, session, train
+from mixerflow.runs import Checkpoints, RunFolder
+from mixerflow.training import TrainConfig, Trainer, fit, loop, train
 from mixerflow.training import flat as flats
 from mixerflow.training.batches import Batches
 from mixerflow.training.flat import Flat
@@ -266,7 +267,7 @@ def test_an_earlier_bad_step_is_numbered():
 
 def test_a_run_that_stays_not_finite_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "trainer_of", GraphedTrainer)
-    monkeypatch.setattr(session, "_LINES", 3)
+    monkeypatch.setattr(loop, "_LINES", 3)
     flow, at = flow_of(FLOATS), Batches.at
 
     def poisoned(self, step):
@@ -286,7 +287,7 @@ def test_a_run_that_stays_not_finite_ends(tmp_path, monkeypatch):
 @pytest.mark.parametrize("model", [MODEL, WITH_BATCH_NORM], ids=["plain", "batch-norm"])
 def test_resumed_is_bit_identical_wherever_it_stopped(tmp_path, monkeypatch, model):
     monkeypatch.setattr(fit, "trainer_of", GraphedTrainer)
-    monkeypatch.setattr(session, "_LINES", 4)  # figures are read every fifth step
+    monkeypatch.setattr(loop, "_LINES", 4)  # figures are read every fifth step
     data, config = images(), settings(steps=21, evaluate_every=7)
     train(flow_of(model), data, out=tmp_path / "whole", config=config, quiet=True)
     whole, metrics = everything(tmp_path / "whole"), timeless(tmp_path / "whole")

@@ -8,7 +8,8 @@ import torch
 from mixerflow.core import Chain, Flow, Noise
 from mixerflow.errors import ConfigError
 from mixerflow.processes import Processes
-from mixerflow.training import RunFolder, Trainer, load, train
+from mixerflow.runs import RunFolder, load
+from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.growth import Growth, active, check, layers_of, wake

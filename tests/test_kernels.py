@@ -12,9 +12,9 @@ from torch import nn
 
 from mixerflow import kernels
 from mixerflow.kernels import library, switch
-from mixerflow.nets import BatchNorm, ResidualMLP
+from mixerflow.nets import ResidualMLP, SyncedBatchNorm
 from mixerflow.recipes import build
-from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, Rows, halves
+from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, KernelChain, halves
 from mixerflow.transforms.plans import plan_of
 from mixers import mixer
 
@@ -28,7 +28,7 @@ def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=Tr
         parts += [ActNorm(n)] if ends or i else []
         parts += [linear(n)] if linear else []
         parts += [Coupling(-1, net, Affine(bound), flip=i % 2 == 1)]
-    chain = Rows(*parts, *([ActNorm(n)] if ends else []))
+    chain = KernelChain(*parts, *([ActNorm(n)] if ends else []))
     with torch.no_grad():
         for parameter in chain.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3 / parameter.shape[-1] ** 0.5)
@@ -143,7 +143,7 @@ def test_the_inverse_undoes_it(name, dtype):
     with torch.no_grad():
         z, log_det = kernels.rows_forward(plan_of(chain), x)
         back, inverse_log_det = kernels.rows_inverse(plan_of(chain), z)
-        expected, expected_log_det = Rows.inverse(chain.double(), z.double())
+        expected, expected_log_det = KernelChain.inverse(chain.double(), z.double())
     tight = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(back, x, **tight)
     torch.testing.assert_close(inverse_log_det, -log_det, **tight)
@@ -158,7 +158,7 @@ def test_the_inverse_in_training_sees_the_same_statistics(dtype):
     with torch.no_grad():
         z, log_det = kernels.rows_forward(plan_of(chain), x)
         after = copy.deepcopy(chain.state_dict())
-        for norm in (m for m in chain.modules() if isinstance(m, BatchNorm)):
+        for norm in (m for m in chain.modules() if isinstance(m, SyncedBatchNorm)):
             norm.update = False
         back, inverse_log_det = kernels.rows_inverse(plan_of(chain), z)
     assert all(torch.equal(value, after[key]) for key, value in chain.state_dict().items())
@@ -199,7 +199,9 @@ def test_it_is_chosen_and_says_why_not():
         assert "switched off" in chain.path(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert "lower precision" in chain.path(x)
-    assert "no coupling" in Rows(LU(8)).path(x) or "not a chain" in Rows(LU(8)).path(x)
+    assert "no coupling" in KernelChain(LU(8)).path(x) or "not a chain" in KernelChain(LU(8)).path(
+        x
+    )
     handle = chain.steps[2].net.linear1.register_forward_hook(lambda *_: None)
     assert "hooks" in chain.path(x)
     handle.remove()
@@ -210,7 +212,7 @@ def test_it_is_chosen_and_says_why_not():
 
 def test_every_mixing_of_the_paper_s_model_takes_it():
     flow = build(mixer(layers=4, hidden=16), (3, 32, 32))
-    mixings = [m for m in flow.modules() if isinstance(m, Rows)]
+    mixings = [m for m in flow.modules() if isinstance(m, KernelChain)]
     assert len(mixings) == 8
     for mixing in mixings:
         n = plan_of(mixing).n
@@ -221,7 +223,7 @@ def test_every_mixing_of_the_paper_s_model_takes_it():
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_statistics_move_as_batch_norm_moves_them(update, momentum):
     mine = rows(8).train()
-    for norm in (m for m in mine.modules() if isinstance(m, BatchNorm)):
+    for norm in (m for m in mine.modules() if isinstance(m, SyncedBatchNorm)):
         norm.momentum, norm.update = momentum, update
     theirs = copy.deepcopy(mine)
     for _ in range(3):

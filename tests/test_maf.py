@@ -10,7 +10,8 @@ from mixerflow.core import Chain, Noise
 from mixerflow.data import make_images
 from mixerflow.models import MAF, from_spec, spec_of
 from mixerflow.recipes import RECIPES, build
-from mixerflow.training import TrainConfig, load, train
+from mixerflow.runs import load
+from mixerflow.training import TrainConfig, train
 from mixerflow.transforms import LU, BatchNorm
 from mixerflow.transforms.checks import perturb
 from mixerflow.transforms.linear import Linear

@@ -9,7 +9,7 @@ import torch
 from mixerflow.core import Chain, Flow, Noise, Window
 from mixerflow.errors import ConfigError
 from mixerflow.recipes import build
-from mixerflow.transforms import Mixer, Rescale
+from mixerflow.transforms import MixerLayer, Rescale
 from mixerflow.transforms.checks import perturb
 from mixers import mixer
 
@@ -201,7 +201,7 @@ def test_every_fourth_layer_is_shifted():
 def kinds_of(**settings) -> list[tuple]:
     """Each layer's cut, patches and window."""
     flow = small((1, 12, 12), shift_every=4, **settings)
-    layers = [step for step in flow.transform if type(step) in (Mixer, Window)]
+    layers = [step for step in flow.transform if type(step) in (MixerLayer, Window)]
     inner = [step.transform if isinstance(step, Window) else step for step in layers]
     cuts = [next(iter(chain)) for chain in inner]
     starts = [step.start if isinstance(step, Window) else None for step in layers]

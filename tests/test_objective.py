@@ -13,8 +13,8 @@ from mixerflow.core import Noise
 from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, NonFiniteError
 from mixerflow.processes import Processes
-from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, likelihood, train
-from mixerflow.training import session as sessions
+from mixerflow.runs import Checkpoints, RunFolder
+from mixerflow.training import TrainConfig, Trainer, likelihood, loop, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.graphed import GraphedTrainer
@@ -155,7 +155,7 @@ def test_a_run_with_a_head_resumes_bit_for_bit(tmp_path, monkeypatch):
         last = Checkpoints(out / "checkpoints").load("last").state["trainer"]["objective"]
         return ended, last
 
-    monkeypatch.setattr(sessions, "_LINES", 4)  # lines of three steps: stops lie between them
+    monkeypatch.setattr(loop, "_LINES", 4)  # lines of three steps: stops lie between them
     whole = Hybrid()
     _, wanted = run(tmp_path / "whole", whole)
     assert all(torch.equal(wanted[name], value) for name, value in whole.state_dict().items())
@@ -179,7 +179,7 @@ def test_a_run_with_a_head_resumes_bit_for_bit(tmp_path, monkeypatch):
 def test_figures_are_means_over_a_batch_its_parts_and_the_steps_of_a_line(
     tmp_path, monkeypatch, accumulate
 ):
-    monkeypatch.setattr(sessions, "_LINES", 4)
+    monkeypatch.setattr(loop, "_LINES", 4)
     objective = with_figure(mean=lambda x: x.float().flatten(1).mean(1), size=lambda x: 2.0 * len(x)
         * torch.ones(()))  # fmt: skip
     out, config = tmp_path / "run", settings(batch=6, accumulate=accumulate)
@@ -332,12 +332,12 @@ def test_an_objective_that_is_not_finite_is_named():
 def test_the_bar_shows_an_objective_and_its_figures(capsys):
     shown = []
 
-    class Bar(sessions.Bar):
+    class Recorded(loop.ProgressBar):
         def update(self, done, figures):
             shown.append(figures)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sessions, "Bar", Bar)
+        patch.setattr(loop, "ProgressBar", Recorded)
         train(flow_of(), separable(), objective=Hybrid(), config=settings(steps=3), quiet=True)
     assert all(line.startswith("objective ") and "  accuracy " in line for line in shown)
     assert "bits/dim" not in "".join(shown)

@@ -18,10 +18,10 @@ from mixerflow.transforms import (
     Coupling,
     Dequantize,
     Matrix,
+    NoSplit,
     Rescale,
     SigmoidAffine,
     UnpackedPLU,
-    Whole,
 )
 from mixerflow.transforms.checks import LAWS, check
 
@@ -258,7 +258,7 @@ def two_scales(kind):
 
 
 def prior(kind):
-    return kind(Whole((4,)), FromLabels(), Affine(1.0))
+    return kind(NoSplit((4,)), FromLabels(), Affine(1.0))
 
 
 FAULTS = {

@@ -21,9 +21,10 @@ from mixerflow.core import Noise
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.evaluate import bits
-from mixerflow.processes import ALONE, joined
+from mixerflow.processes import SINGLE, joined
 from mixerflow.recipes import build
-from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, load, train
+from mixerflow.runs import Checkpoints, RunFolder, load
+from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.average import batch_norms
 from mixerflow.training.batches import Batches
 from mixerflow.training.parallel import local, shard
@@ -213,7 +214,7 @@ def scored(processes, count, sharded):
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_images_are_scored_once_each_whatever_the_number_of_processes(sharded):
-    one, _, samples = scored(ALONE, 101, False)
+    one, _, samples = scored(SINGLE, 101, False)
     for figure, done, drawn in together(2, scored, 101, sharded):
         assert figure.images == sum(done) == 101
         assert abs(figure.bits_per_dim - one.bits_per_dim) < 1e-6
@@ -282,7 +283,7 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path, how):
     patch = before_step(5, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.MonkeyPatch.context() as undo:
         undo.setattr(Trainer, "advance", Trainer.advance)
-        patch(ALONE, rank=0)
+        patch(SINGLE, rank=0)
         assert train(flow_of(), images(), out=tmp_path, config=config, quiet=True).step == 6
     ended, _ = together(2, run, tmp_path, dataclasses.replace(config, parallel=how))
     assert (ended.status, ended.step) == ("finished", 8)
@@ -425,17 +426,17 @@ def test_batch_norms_that_cannot_be_shared_are_named():
 
 def test_alone_everything_is_the_identity():
     x = torch.arange(3.0)
-    assert ALONE.sum(x) is x
-    assert ALONE.gather(x).shape == (1, 3)
-    assert ALONE.on_main(lambda: 3) == ALONE.from_main(3) == ALONE.largest(3) == 3
-    assert ALONE.collect("a") == ["a"]
-    assert range(10)[ALONE.share(10)] == range(10)
-    thirds = [dataclasses.replace(ALONE, rank=r, world=3).share(10) for r in range(3)]
+    assert SINGLE.sum(x) is x
+    assert SINGLE.gather(x).shape == (1, 3)
+    assert SINGLE.on_main(lambda: 3) == SINGLE.from_main(3) == SINGLE.largest(3) == 3
+    assert SINGLE.collect("a") == ["a"]
+    assert range(10)[SINGLE.share(10)] == range(10)
+    thirds = [dataclasses.replace(SINGLE, rank=r, world=3).share(10) for r in range(3)]
     assert [len(range(10)[part]) for part in thirds] == [3, 3, 4]
     with joined() as processes:
-        assert processes is ALONE
+        assert processes is SINGLE
     flow = flow_of()
-    assert all(norm.processes is ALONE for norm in batch_norms(flow))
+    assert all(norm.processes is SINGLE for norm in batch_norms(flow))
 
 
 def test_shares_of_a_batch_make_it_up():
@@ -444,7 +445,7 @@ def test_shares_of_a_batch_make_it_up():
 
     whole = batches()
     shares = [
-        batches(parts=2, processes=dataclasses.replace(ALONE, rank=r, world=3)) for r in range(3)
+        batches(parts=2, processes=dataclasses.replace(SINGLE, rank=r, world=3)) for r in range(3)
     ]
     for step in (0, 9):
         index = torch.stack([share.index(step).reshape(2, 2) for share in shares], 1).flatten()

@@ -15,20 +15,11 @@ from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import from_spec
 from mixerflow.recipes import build, recipe
-from mixerflow.training import (
-    Checkpoints,
-    Judge,
-    RunFolder,
-    TrainConfig,
-    Trainer,
-    begin_from,
-    load,
-    publish,
-    train,
-)
+from mixerflow.runs import Checkpoints, Evaluator, RunFolder, begin_from, load, publish
+from mixerflow.runs.publish import is_large, rounded
+from mixerflow.runs.weights import stored
+from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.batches import Batches
-from mixerflow.training.publish import is_large, rounded
-from mixerflow.training.stored import stored
 from mixerflow.transforms import LU
 from mixers import maf, mixer, vary
 from test_training import (
@@ -60,7 +51,7 @@ def run(tmp_path_factory):
 
 
 def judge(n=64, seed=5):
-    return Judge(images(n, seed), "test")
+    return Evaluator(images(n, seed), "test")
 
 
 def test_published_weights_come_back_in_float32_to_rounding(run, tmp_path):
@@ -148,7 +139,7 @@ def test_a_convolutional_flow_loses_little_by_16_bits(tmp_path):
     flow, out = build(model, (1, 8, 8)), tmp_path / "run"
     config = settings(steps=60, ema=0.5, evaluate_every=60)
     train(flow, data, out=out, config=config, quiet=True)
-    card = publish(out, tmp_path / "w", Judge(few, "test"))
+    card = publish(out, tmp_path / "w", Evaluator(few, "test"))
     kept = safetensors.torch.load_file(tmp_path / "w" / "model.safetensors")
     kernels = {n: p for n, p in load(out).named_parameters() if p.dim() == 4}
     kinds = {n: torch.bfloat16 if p.numel() >= 1024 else torch.float32 for n, p in kernels.items()}
@@ -212,7 +203,7 @@ def test_what_cannot_be_published_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="a run is there"):
         publish(run, run, judge())
     with pytest.raises(DataError, match="give images of that shape"):
-        publish(run, to, Judge(images_of_shape((1, 8, 8)), "test"))
+        publish(run, to, Evaluator(images_of_shape((1, 8, 8)), "test"))
     assert not to.exists()
     publish(run, to, judge())
     with pytest.raises(ConfigError, match="published already"):
@@ -414,7 +405,7 @@ def test_the_papers_model_fits_the_limit(tmp_path):
     weights = flow.state_dict()
     Checkpoints(folder.path / "checkpoints").save(0, weights, weights, {}, best=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *named.shape)).astype(np.uint8)
-    few = Judge(make_images(pixels, None, dataset_id="noise"), "test")
+    few = Evaluator(make_images(pixels, None, dataset_id="noise"), "test")
     card = publish(folder.path, tmp_path / "w", few)
     size = (tmp_path / "w" / "model.safetensors").stat().st_size
     assert card["files"]["model.safetensors"]["bytes"] == size < 25e6

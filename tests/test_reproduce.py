@@ -16,7 +16,7 @@ from mixerflow.cli import main
 from mixerflow.experiments import TABLES, Claim, outcome
 from mixerflow.experiments.outputs import markdown
 from mixerflow.experiments.results import collect, parameters
-from mixerflow.training import RunFolder
+from mixerflow.runs import RunFolder
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_two_processes_share_a_table(words, rows_of_each):
 
 def test_an_interrupted_table_goes_on(words, monkeypatch):
     """A signal in the second run: the first stays as it was, the second is gone on with."""
-    from mixerflow.training.session import Trainer
+    from mixerflow.training.loop import Trainer
 
     plain, steps = Trainer.advance, []
 

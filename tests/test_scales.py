@@ -18,7 +18,12 @@ from mixerflow.core import (
     Window,
 )
 from mixerflow.core.memory import through
-from mixerflow.nets import LearnedPositions, ResidualConvNet, ResidualMLP, SinusoidalPositions
+from mixerflow.nets import (
+    LearnedPositionalEncoding,
+    ResidualConvNet,
+    ResidualMLP,
+    SinusoidalPositionalEncoding,
+)
 from mixerflow.recipes import build
 from mixerflow.training.growth import layers_of
 from mixerflow.training.trainer import _by_layer
@@ -28,7 +33,7 @@ from mixerflow.transforms import (
     Affine,
     Coupling,
     Dequantize,
-    Patches,
+    Patchify,
     Rescale,
     Squeeze,
     halves,
@@ -54,7 +59,7 @@ def test_squeeze_agrees_with_pixel_unshuffle():
 
 
 def test_only_the_same_rearrangement_cancels():
-    squeeze, cut = Squeeze((1, 4, 4)), Patches((1, 4, 4), (2, 2))
+    squeeze, cut = Squeeze((1, 4, 4)), Patchify((1, 4, 4), (2, 2))
     back = Inverse(squeeze, (1, 4, 4))
     assert len(list(Chain(Squeeze((1, 4, 4)), back).fused())) == 0
     assert not squeeze.same_as(cut)
@@ -347,7 +352,7 @@ def rows_of(positions, context=0):
     return along
 
 
-@pytest.mark.parametrize("kind", [LearnedPositions, SinusoidalPositions])
+@pytest.mark.parametrize("kind", [LearnedPositionalEncoding, SinusoidalPositionalEncoding])
 def test_equal_rows_at_different_places_become_different(kind):
     along = rows_of(kind(4, 6))
     z = along(torch.ones(2, 4, 3))[0]
@@ -356,7 +361,7 @@ def test_equal_rows_at_different_places_become_different(kind):
 
 
 def test_each_row_sees_its_own_place_and_its_images_context():
-    along = rows_of(LearnedPositions(4, 6), context=2)
+    along = rows_of(LearnedPositionalEncoding(4, 6), context=2)
     x, context = torch.randn(3, 4, 3), torch.randn(3, 2)
     z = along(x, context)[0]
     for image in range(3):
@@ -368,15 +373,15 @@ def test_each_row_sees_its_own_place_and_its_images_context():
 
 def test_places_must_be_as_many_as_rows():
     with pytest.raises(ValueError, match="5 rows in an event; got vectors for 4"):
-        rows_of(LearnedPositions(4, 6))(torch.ones(1, 5, 3))
+        rows_of(LearnedPositionalEncoding(4, 6))(torch.ones(1, 5, 3))
 
 
 def test_sinusoids_are_those_of_the_paper():
-    table = SinusoidalPositions(7, 5)()
+    table = SinusoidalPositionalEncoding(7, 5)()
     assert table.shape == (7, 5)
     for i in range(7):
         for k in range(5):
             angle = i / 10_000 ** (2 * (k // 2) / 5)
             wanted = math.cos(angle) if k % 2 else math.sin(angle)
             assert math.isclose(table[i, k].item(), wanted, abs_tol=1e-6)
-    assert not list(SinusoidalPositions(7, 5).state_dict())
+    assert not list(SinusoidalPositionalEncoding(7, 5).state_dict())

@@ -19,7 +19,8 @@ from mixerflow.errors import ConfigError, NonFiniteError, ResourceError
 from mixerflow.models import MAF, Glow, RealNVP
 from mixerflow.parts import GlowConv, ResidualConv
 from mixerflow.recipes import build
-from mixerflow.training import Checkpoints, RunFolder, TrainConfig, Trainer, load, train
+from mixerflow.runs import Checkpoints, RunFolder, load
+from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
 from mixers import mixer, vary

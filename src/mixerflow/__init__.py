@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
+    from mixerflow.runs import load
     from mixerflow.train_config import TrainConfig
-    from mixerflow.training import Trained, load, train
+    from mixerflow.training import Trained, train
 
 _HOME = {
     "Bits": "evaluate",
@@ -48,7 +49,7 @@ _HOME = {
     "Transform": "core",
     "bits": "evaluate",
     "build": "recipes",
-    "load": "training",
+    "load": "runs",
     "recipe": "recipes",
     "register": "registry",
     "train": "training",
@@ -86,10 +87,11 @@ _MODULES = (
     "errors",
     "evaluate",
     "export",
-    "images",
+    "pictures",
     "models",
     "nets",
     "parts",
+    "runs",
     "transforms",
 )
 

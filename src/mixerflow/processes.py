@@ -1,7 +1,7 @@
 """One program in several processes: which one this is, what they agree on, and who is lost.
 
 ``torchrun`` starts the processes and says in the environment who is who; `joined` reads it. Outside
-of it there is one process, `ALONE`, for which everything here is the identity, so that the rest of
+of it there is one process, `SINGLE`, for which everything here is the identity, so that the rest of
 the code is written once.
 """
 
@@ -45,7 +45,7 @@ class Processes:
         rank: its number.
         world: how many there are.
         local: its number on this machine, and so that of its GPU.
-        together: whether a launcher started them; False only for `ALONE`.
+        together: whether a launcher started them; False only for `SINGLE`.
     """
 
     rank: int = 0
@@ -138,16 +138,16 @@ class Processes:
                 dist.broadcast(tensor.detach(), src=0)
 
 
-ALONE = Processes()
+SINGLE = Processes()
 """One process that nobody launched among others."""
 
-_current = ALONE
+_current = SINGLE
 _watch: _Watch | None = None
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that were launched with this one, or `ALONE`.
+    """The processes that were launched with this one, or `SINGLE`.
 
     Collectives on CPU tensors go over gloo, on CUDA tensors over NCCL. Inside another `joined`, or
     a process group of your own, this gives those processes.
@@ -164,7 +164,7 @@ def joined() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), local, True)
         return
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        yield ALONE
+        yield SINGLE
         return
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=START)))
@@ -181,19 +181,19 @@ def joined() -> Iterator[Processes]:
     try:
         yield _current
     except RuntimeError as error:
-        if not is_loss(error):
+        if not is_lost_process(error):
             raise
         raise ResourceError(f"a process was lost ({cause(error)})", _name(), _REMEDY) from error
     finally:
         _watch.leave()
-        _current = ALONE
+        _current = SINGLE
         dist.destroy_process_group()
 
 
 _REMEDY = "start the same command again: it goes on from the last checkpoint"
 
 
-def is_loss(error: BaseException) -> bool:
+def is_lost_process(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other end is gone.
 
     Whoever gets True deals with it from then on: the watch no longer ends this process.
@@ -213,7 +213,7 @@ def cause(error: BaseException) -> str:
     return text.split(". This is typically")[0].strip()
 
 
-def first_to_say(line: str) -> bool:
+def first_to_report(line: str) -> bool:
     """Whether no other process has said this line: what ends all of them is told once."""
     if _watch is None:
         return os.environ.get("RANK", "0") == "0"

@@ -15,10 +15,10 @@ from mixerflow.models import (
     nsf_recipes,
     realnvp_recipes,
 )
-from mixerflow.models.recipe import Published, Recipe
+from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
 
-__all__ = ["RECIPES", "Published", "Recipe", "build", "recipe"]
+__all__ = ["RECIPES", "PublishedResult", "Recipe", "build", "recipe"]
 
 RECIPES: dict[str, Recipe] = {
     **mixerflow_recipes.RECIPES,

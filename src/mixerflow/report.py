@@ -15,12 +15,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mixerflow import images as pictures
+from mixerflow import pictures
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.evaluate import bits, draw_pixels, kind_of, to_pixels
-from mixerflow.training import RunFolder, labels_of, load
-from mixerflow.training.disk import write_atomically
+from mixerflow.runs import RunFolder, labels_of, load
+from mixerflow.runs.files import write_atomically
 
 _SCORED, _SHOWN, _REBUILT = 500, 16, 10
 

@@ -12,18 +12,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from mixerflow import images as pictures
-from mixerflow.cli.judged import Judged
+from mixerflow import pictures
+from mixerflow.cli.evaluation import EvaluationArguments
 from mixerflow.cli.parse import parse
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
-from mixerflow.training import Judge, device_of, load, read_header
-from mixerflow.training.disk import write_atomically
-from mixerflow.training.progress import Bar
+from mixerflow.progress import ProgressBar
+from mixerflow.runs import Evaluator, device_of, load, read_header
+from mixerflow.runs.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Judged):
+class Arguments(EvaluationArguments):
     """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
 
     run: tyro.conf.Positional[Path]
@@ -47,8 +47,8 @@ def _evaluate(given: Arguments, processes: Processes) -> int:
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
     header = read_header(given.run)
     images, split = given.choose(header)
-    with Bar("image", len(images), quiet=given.json or not processes.main) as bar:
-        judge = Judge(
+    with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
+        judge = Evaluator(
             images,
             split,
             seed=given.seed,

@@ -17,10 +17,10 @@ from mixerflow.cli.parse import parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
-from mixerflow.models.recipe import Published
+from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
-from mixerflow.training import is_published, read_header
-from mixerflow.transforms import Coupling, Mixer, Patches, Rows
+from mixerflow.runs import is_published, read_header
+from mixerflow.transforms import Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
 
@@ -74,7 +74,7 @@ def _list(console: Console) -> None:
     console.print("paper: its bits/dim. `mixerflow info RECIPE` shows the chain.", highlight=False)
 
 
-def show(model: Model, shape: Shape, published: Published | None, console: Console) -> None:
+def show(model: Model, shape: Shape, published: PublishedResult | None, console: Console) -> None:
     """Print the chain of a model over images of `shape`."""
     flow = model.build(shape)
     table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
@@ -100,10 +100,10 @@ def show(model: Model, shape: Shape, published: Published | None, console: Conso
 
 def paths(flow: Flow) -> Iterator[str]:
     """How its row flows run: on this machine's CPU, on GPUs, and on this machine's GPU."""
-    chains = [module for module in flow.modules() if isinstance(module, Rows)]
+    chains = [module for module in flow.modules() if isinstance(module, KernelChain)]
     if not chains:
         return
-    missing = kernels.why_not(torch.zeros(1))
+    missing = kernels.unsupported_reason(torch.zeros(1))
     yield f"on the CPU: {_split([missing or _why_not(chain, 'cpu') for chain in chains])}"
     yield f"on a GPU: {_split([_why_not(chain, 'gpu') for chain in chains])}"
     if torch.cuda.is_available():
@@ -113,13 +113,13 @@ def paths(flow: Flow) -> Iterator[str]:
         yield f"tried on {name}: {_split([None if p == 'kernel' else p for p in found])}"
 
 
-def _length(chain: Rows) -> int:
+def _length(chain: KernelChain) -> int:
     """Of its rows, as far as the kernels know them."""
     plan = plan_of(chain)
     return 1 if isinstance(plan, str) else plan.n
 
 
-def _why_not(chain: Rows, where: kernels.Where) -> str | None:
+def _why_not(chain: KernelChain, where: kernels.Where) -> str | None:
     plan = plan_of(chain)
     return plan if isinstance(plan, str) else plan.refused(where, differentiated=True)
 
@@ -164,7 +164,7 @@ def _describe(step: Transform, shape: Shape) -> str:
         box = " x ".join(f"{a}:{b}" for a, b in zip(step.start, ends, strict=True))
         inner = (*shape[: -len(step.size)], *step.size)
         return f"shift layer on {box}: {_describe(step.transform, inner)}"
-    if isinstance(step, Mixer):
+    if isinstance(step, MixerLayer):
         return f"mixer layer: {_inside(step, shape)}"
     if isinstance(step, Chain):
         return _inside(step, shape)
@@ -182,9 +182,9 @@ def _inside(chain: Chain, shape: Shape) -> str:
     parts = []
     for step in chain:
         shape = step.out_shape(shape)
-        if isinstance(step, Patches):
+        if isinstance(step, Patchify):
             parts.append(f"{type(step).__name__.lower()} {_times(step.matrix)}")
-        elif isinstance(step, Along) and isinstance(step.transform, Rows):
+        elif isinstance(step, Along) and isinstance(step.transform, KernelChain):
             parts.append(f"{'channels' if step.dim == -1 else 'patches'} {_count(step):,}")
         elif _count(step):
             parts.append(f"{_name(step)} {_count(step):,}")

@@ -66,7 +66,7 @@ def _says(line: str) -> bool:
     processes = sys.modules.get("mixerflow.processes")  # not there: nothing needed torch so far
     if processes is None:
         return os.environ.get("RANK", "0") == "0"
-    return processes.first_to_say(line)
+    return processes.first_to_report(line)
 
 
 def _run(command: str, arguments: list[str]) -> int:

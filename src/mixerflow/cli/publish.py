@@ -7,15 +7,15 @@ from pathlib import Path
 
 import tyro
 
-from mixerflow.cli.judged import Judged
+from mixerflow.cli.evaluation import EvaluationArguments
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
-from mixerflow.training import Judge, RunFolder, is_published, publish
-from mixerflow.training.progress import Bar
+from mixerflow.progress import ProgressBar
+from mixerflow.runs import Evaluator, RunFolder, is_published, publish
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Judged):
+class Arguments(EvaluationArguments):
     """Write a run's averaged weights, rounded to 16 bits, with a card that says what they are."""
 
     run: tyro.conf.Positional[Path]
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("these weights are published already", given.run, "name a run folder")
     header = RunFolder(given.run).read_config()
     images, split = given.choose(header)
-    with Bar("image", 2 * len(images)) as bar:
-        judge = Judge(
+    with ProgressBar("image", 2 * len(images)) as bar:
+        judge = Evaluator(
             images,
             split,
             seed=given.seed,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import tyro
 
-from mixerflow.cli.judged import options_of
+from mixerflow.cli.evaluation import options_of
 from mixerflow.cli.parse import data_of, parse
 from mixerflow.data import load as load_data
-from mixerflow.training import RunFolder
+from mixerflow.runs import RunFolder
 
 
 @dataclass(frozen=True)

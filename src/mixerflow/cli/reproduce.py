@@ -19,7 +19,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.experiments import BUDGETS, Budget, Cell
-from mixerflow.training import device_of
+from mixerflow.runs import device_of
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from mixerflow import images as pictures
+from mixerflow import pictures
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import draw_pixels
-from mixerflow.training import load
-from mixerflow.training.disk import write_atomically, writing
+from mixerflow.runs import load
+from mixerflow.runs.files import write_atomically, writing
 
 
 @dataclass(frozen=True)

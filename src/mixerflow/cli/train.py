@@ -21,16 +21,8 @@ from mixerflow.models import from_spec
 from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
-from mixerflow.training import (
-    RunFolder,
-    TrainConfig,
-    Trained,
-    begin_from,
-    begun,
-    device_of,
-    is_published,
-    train,
-)
+from mixerflow.runs import RunFolder, begin_from, begun, device_of, is_published
+from mixerflow.training import TrainConfig, Trained, train
 
 _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same words again go on with it
        mixerflow train RUN [flags]        go on with the run in that folder

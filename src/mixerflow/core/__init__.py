@@ -25,9 +25,11 @@ from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
+    Context,
     Density,
     Dequantization,
-    Placed,
+    Mapped,
+    PlacedLayer,
     Run,
     Shape,
     Transform,
@@ -45,6 +47,7 @@ __all__ = [
     "Centre",
     "Chain",
     "Composite",
+    "Context",
     "ConvergenceWarning",
     "Density",
     "Dequantization",
@@ -53,10 +56,11 @@ __all__ = [
     "GaussianMixture",
     "Inverse",
     "Layer",
+    "Mapped",
     "Memory",
     "MultiScale",
     "Noise",
-    "Placed",
+    "PlacedLayer",
     "Run",
     "Samples",
     "Shape",

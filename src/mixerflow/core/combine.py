@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Density, Placed, Run, Shape, Transform, constant, expect
+from mixerflow.core.transform import (
+    Context,
+    Density,
+    Mapped,
+    PlacedLayer,
+    Run,
+    Shape,
+    Transform,
+    constant,
+    expect,
+)
 from mixerflow.registry import register
 
 
@@ -51,9 +61,7 @@ class Chain(Composite):
             log_det = log_det + step_log_det
         return x, log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = constant(0.0, z)
         for step in reversed(self.awake()):
             z, step_log_det = step.inverse(z, context, noise)
@@ -65,7 +73,7 @@ class Chain(Composite):
             shape = step.out_shape(shape)
         return shape
 
-    def layer_shapes(self, shape: Shape) -> list[Placed]:
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         found = []
         for step in self:
             found += step.layer_shapes(shape)
@@ -102,7 +110,7 @@ class Layer(Chain):
         transforms: as `Chain` takes them.
     """
 
-    def layer_shapes(self, shape: Shape) -> list[Placed]:
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         return Transform.layer_shapes(self, shape)
 
     def walk(
@@ -149,15 +157,11 @@ class Inverse(_Around):
         self.shape = tuple(shape)
         self.taken = tuple(transform.out_shape(self.shape))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), self.taken)
         return self.transform.inverse(x, context, noise)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), self.shape)
         return self.transform(z, context, noise)
 
@@ -215,18 +219,14 @@ class Along(_Around):
             parts.insert(0, context[:, None].expand(-1, n, -1).to(places.dtype))
         return torch.cat(parts, -1).flatten(0, 1)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         rows, moved = self._fold(x)
         n = math.prod(moved[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)
         rows, log_det = self.transform(rows, self._context(context, moved), noise)
         return self._unfold(rows, moved), log_det.reshape(moved[0], n).sum(1)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         rows, moved = self._fold(z)
         n = math.prod(moved[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)
@@ -282,16 +282,12 @@ class Window(_Around):
             inner = torch.slice_scatter(views[i], inner, i - len(self.start), start, stop)
         return inner
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         views = self._views(x)
         inner, log_det = self.transform(views[-1], context, noise)
         return self._put_back(views, inner), log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         views = self._views(z)
         inner, log_det = self.transform.inverse(views[-1], context, noise)
         return self._put_back(views, inner), log_det

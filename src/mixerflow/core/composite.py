@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Density, Placed, Run, Shape, Transform, constant
+from mixerflow.core.transform import (
+    Context,
+    Density,
+    Mapped,
+    PlacedLayer,
+    Run,
+    Shape,
+    Transform,
+    constant,
+)
 
 
 class Composite(Transform):
@@ -29,7 +38,7 @@ class Composite(Transform):
         """`forward`, with each part called by ``run(part, x, context, noise)``."""
         raise NotImplementedError
 
-    def layer_shapes(self, shape: Shape) -> list[Placed]:
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         raise NotImplementedError
 
     @property
@@ -45,9 +54,7 @@ class Composite(Transform):
         """Whether all parts are."""
         return all(part.invertible for part in self.parts())
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self.compose(_forward, x, context, noise)
 
     def walk(

@@ -20,7 +20,7 @@ from mixerflow.core.transform import (
     Density,
     Dequantization,
     Foldable,
-    Placed,
+    PlacedLayer,
     Shape,
     Transform,
     floating,
@@ -123,7 +123,7 @@ class Flow(nn.Module):
         """
         return [placed.layer for placed in self.layer_shapes()]
 
-    def layer_shapes(self) -> list[Placed]:
+    def layer_shapes(self) -> list[PlacedLayer]:
         """The layers, each with the event shapes that it takes and gives."""
         return self.transform.layer_shapes(self.shape)
 

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Placed, Run, Shape, Transform, constant, expect
+from mixerflow.core.transform import (
+    Context,
+    Mapped,
+    PlacedLayer,
+    Run,
+    Shape,
+    Transform,
+    constant,
+    expect,
+)
 from mixerflow.registry import register
 
 
@@ -89,9 +98,7 @@ class MultiScale(Composite):
             parts.append(done.flatten(1))
         return torch.cat(parts, 1), log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (sum(self._lengths),))
         log_det, x = constant(0.0, z), None
         parts = list(zip(self.parts(), z.split(self._lengths, 1), self._done, strict=True))
@@ -111,7 +118,7 @@ class MultiScale(Composite):
         expect(self, shape, self.shape)
         return (sum(self._lengths),)
 
-    def layer_shapes(self, shape: Shape) -> list[Placed]:
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         expect(self, shape, self.shape)
         scales = zip(self.parts(), self._taken[:-1], strict=True)
         return [placed for scale, taken in scales for placed in scale.layer_shapes(taken)]

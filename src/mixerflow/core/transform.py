@@ -15,6 +15,10 @@ from mixerflow.core.noise import Noise
 from mixerflow.registry import forget_arguments
 
 Shape = tuple[int, ...]
+Context = Tensor | None
+"""``(B, K)``: what each event of a batch is transformed given; None for nothing."""
+Mapped = tuple[Tensor, Tensor]
+"""A batch of events ``(B, *event)`` and their log-dets ``(B,)``."""
 Density = Literal["exact", "bound", "estimate"]
 Dequantization = Literal["uniform", "variational", "none"]
 
@@ -77,7 +81,7 @@ def inside(module: nn.Module) -> Iterator[nn.Module]:
         left.extend(part for part in module._modules.values() if part is not None)
 
 
-class Placed(NamedTuple):
+class PlacedLayer(NamedTuple):
     """A layer, and the shapes of the events that it takes and gives where it stands."""
 
     layer: Transform
@@ -112,15 +116,11 @@ class Transform(nn.Module):
     affine: bool = False
     dormant: bool = False
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""
         raise NotImplementedError
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Latent to data: z to x and ``log|det dx/dz|`` ``(B,)``.
 
         `noise` is for inverses that draw: those of surjections, which forget part of the data.
@@ -140,13 +140,13 @@ class Transform(nn.Module):
         """Set data-dependent parameters from a batch and return what `forward` then makes of it."""
         return self(x, context)[0]
 
-    def layer_shapes(self, shape: Shape) -> list[Placed]:
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         """The layers that this is made of, data to latent, for data events of `shape`.
 
         A layer is what memory modes, sharding, learning rates by layer and growth take as one. A
         transform is one by default; a `Composite` has those of its parts.
         """
-        return [Placed(self, tuple(shape), tuple(self.out_shape(shape)))]
+        return [PlacedLayer(self, tuple(shape), tuple(self.out_shape(shape)))]
 
     def walk(
         self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None

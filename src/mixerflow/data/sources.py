@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mixerflow.data import formats, hub
-from mixerflow.data.batches import batch_files, read_batches
+from mixerflow.data.batch_files import batch_files, read_batches
 from mixerflow.data.dataset import Images, Splits, make_images
 from mixerflow.data.folder import OnBadImage, read_folder
 from mixerflow.data.formats import Part

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixerflow.core import Density, Dequantization, Flow, Noise, as_tensor
 from mixerflow.errors import ConfigError
-from mixerflow.processes import ALONE, Processes
+from mixerflow.processes import SINGLE, Processes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def bits(
     dataset_id: str = "",
     split: str = "",
     on_batch: Callable[[int], None] | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> Bits:
     """Score images ``(N, *shape)`` in eval mode.
 

@@ -14,7 +14,7 @@ from mixerflow.experiments.base import (
     setups,
     shifted_twice_as_often,
 )
-from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table
+from mixerflow.experiments.table import Claim, Column, PublishedResult, Row, Setup, Table
 from mixerflow.models import MixerFlow, recipe
 from mixerflow.parts import (
     CauchyBase,
@@ -68,7 +68,7 @@ APPENDIX_D = Table(
         ),
     ),
     rows=(
-        Row("base", "MixerFlow", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
+        Row("base", "MixerFlow", published={"cifar10": PublishedResult(3.46, 11.34, "Table 1")}),
         Row("no-shift", "No shift layers", changed(patching__shift=0)),
         Row("larger-shift", "Larger shifts, 2 pixels", changed(patching__shift=(0, 0, 0, 2))),
         Row("frequent-shift", "Shift layers twice as often", shifted_twice_as_often),

@@ -14,7 +14,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
-from mixerflow.training.disk import write_atomically, writing
+from mixerflow.runs.files import write_atomically, writing
 
 NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "

@@ -17,7 +17,7 @@ from mixerflow.experiments.outputs import (
     setting,
     table_of,
 )
-from mixerflow.training.disk import write_atomically, writing
+from mixerflow.runs.files import write_atomically, writing
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto;

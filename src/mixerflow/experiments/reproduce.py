@@ -15,7 +15,7 @@ from mixerflow.errors import InUseError, NonFiniteError
 from mixerflow.experiments import outputs
 from mixerflow.experiments.runs import Parts, Run
 from mixerflow.experiments.table import Budget, Cell, Table
-from mixerflow.training.disk import writing
+from mixerflow.runs.files import writing
 
 
 def reproduce(

@@ -16,7 +16,7 @@ from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Column, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
-from mixerflow.training import RunFolder
+from mixerflow.runs import RunFolder
 
 
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:

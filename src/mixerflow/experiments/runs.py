@@ -18,8 +18,9 @@ from mixerflow.evaluate import bits, draw_pixels, grid_artefacts
 from mixerflow.experiments.table import Budget, Cell
 from mixerflow.models import MixerFlow, from_spec
 from mixerflow.registry import restore, settings_of
-from mixerflow.training import RunFolder, TrainConfig, load, train
-from mixerflow.training.disk import write_atomically, writing
+from mixerflow.runs import RunFolder, load
+from mixerflow.runs.files import write_atomically, writing
+from mixerflow.training import TrainConfig, train
 
 _DRAWN = 256
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 from mixerflow.core import Shape
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.models.recipe import Published
+from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.train_config import TrainConfig
 
@@ -59,7 +59,7 @@ class Row:
     """As the paper has it."""
     change: Callable[[Model], Model] = _same
     """What makes it of the base."""
-    published: Mapping[str, Published] = field(default_factory=dict)
+    published: Mapping[str, PublishedResult] = field(default_factory=dict)
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
     """What it trains otherwise; not the steps or the batch."""
@@ -123,9 +123,9 @@ class Cell:
         return f"{self.row.name}-{self.column.name}" if several else self.row.name
 
     @property
-    def published(self) -> Published:
+    def published(self) -> PublishedResult:
         """The paper's figures."""
-        return self.row.published.get(self.column.name, Published(None))
+        return self.row.published.get(self.column.name, PublishedResult(None))
 
     def model(self, budget: Budget) -> Model:
         """The model."""

@@ -29,7 +29,7 @@ from mixerflow.experiments.base import (
     setups,
     whole,
 )
-from mixerflow.experiments.table import Claim, Column, Published, Row, Setup, Table
+from mixerflow.experiments.table import Claim, Column, PublishedResult, Row, Setup, Table
 from mixerflow.models import MixerFlow, recipe
 from mixerflow.models.mixerflow_recipes import PAPER_MNIST, TWIN_MNIST
 from mixerflow.parts import KAN, LUMap, Model, RowAutoregression
@@ -79,21 +79,24 @@ TABLE_3 = Table(
             "made",
             "MADE",
             whole(1),
-            {"mnist": Published(2.04), "cifar10": Published(5.67)},
+            {"mnist": PublishedResult(2.04), "cifar10": PublishedResult(5.67)},
             lambda train: replace(train, lr=1e-3),
         ),
         Row(
             "maf",
             "MAF",
             whole(5),
-            {"mnist": Published(1.89), "cifar10": Published(4.31)},
+            {"mnist": PublishedResult(1.89), "cifar10": PublishedResult(4.31)},
             lambda train: replace(train, lr=1e-3),
         ),
         Row(
             "mixer",
             "MAF in the mixer",
             changed(flow=RowAutoregression),
-            {"mnist": Published(1.22, 3.83, "count of Table 8"), "cifar10": Published(3.44)},
+            {
+                "mnist": PublishedResult(1.22, 3.83, "count of Table 8"),
+                "cifar10": PublishedResult(3.44),
+            },
             full=changed(flow__net__norm="none"),
         ),
     ),
@@ -120,20 +123,20 @@ TABLE_8 = Table(
         ),
     ),
     rows=(
-        Row("mlp", "MLP-coupling", published={"mnist": Published(1.57, 3.10)}),
-        Row("kan", "KAN-coupling", changed(flow__net=KAN), {"mnist": Published(1.48, 7.45)}),
+        Row("mlp", "MLP-coupling", published={"mnist": PublishedResult(1.57, 3.10)}),
+        Row("kan", "KAN-coupling", changed(flow__net=KAN), {"mnist": PublishedResult(1.48, 7.45)}),
         Row(
             "spline",
             "Splines",
             changed(flow__elementwise=RationalQuadratic()),
-            {"mnist": Published(1.21, 5.28)},
+            {"mnist": PublishedResult(1.21, 5.28)},
             full=changed(flow__net__norm="none"),
         ),
         Row(
             "maf",
             "MAF-based",
             changed(flow=RowAutoregression),
-            {"mnist": Published(1.56, 3.83)},
+            {"mnist": PublishedResult(1.56, 3.83)},
             full=changed(flow__net__norm="none"),
         ),
         # batch norm in all twins or in none: the paper's splines and MAF seem to have had none
@@ -174,30 +177,30 @@ TABLE_10 = Table(
         ),
     ),
     rows=(
-        Row("basic", "Basic", published={"cifar10": Published(3.81)}),
+        Row("basic", "Basic", published={"cifar10": PublishedResult(3.81)}),
         Row(
             "layers",
             "60 layers",
             deeper,
-            {"cifar10": Published(3.52)},
+            {"cifar10": PublishedResult(3.52)},
         ),
         Row(
             "linear",
             "Linear blocks",
             changed(linear=LUMap()),
-            {"cifar10": Published(3.49)},
+            {"cifar10": PublishedResult(3.49)},
         ),
         Row(
             "shift",
             "Shift layers",
             _shifted,
-            {"cifar10": Published(3.58)},
+            {"cifar10": PublishedResult(3.58)},
         ),
         Row(
             "all",
             "Linear blocks and shift layers",
             lambda model: _shifted(evolve(model, {"linear": LUMap()})),
-            {"cifar10": Published(3.46, 11.34, "Table 1")},
+            {"cifar10": PublishedResult(3.46, 11.34, "Table 1")},
         ),
     ),
     claims=(
@@ -225,7 +228,7 @@ NORMS = Table(
     "not compare it with anything.",
     columns=_norms_columns(NORMS_STEPS),
     rows=(
-        Row("batch", "Batch norm", published={"cifar10": Published(3.46, 11.34, "Table 1")}),
+        Row("batch", "Batch norm", published={"cifar10": PublishedResult(3.46, 11.34, "Table 1")}),
         Row("layer", "Each row by itself (layer norm)", changed(flow__net__norm="layer")),
         Row("rms", "Each row by its mean square", changed(flow__net__norm="rms")),
         Row("none", "No norm", changed(flow__net__norm="none")),

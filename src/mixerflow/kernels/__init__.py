@@ -4,11 +4,11 @@ They are chosen where they apply and give the same figures to rounding; everythi
 operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
 """
 
-from mixerflow.kernels.lease import release
+from mixerflow.kernels.buffers import release
 from mixerflow.kernels.library import BuildError
 from mixerflow.kernels.plan import Keep, Net, Norm, Place, Plan, RowNorm, Step, Where
 from mixerflow.kernels.run import rows_forward, rows_inverse
-from mixerflow.kernels.switch import disabled, interpreted, is_low, where, why_not
+from mixerflow.kernels.switch import disabled, interpreted, is_low, unsupported_reason, where
 
 __all__ = [
     "BuildError",
@@ -26,6 +26,6 @@ __all__ = [
     "release",
     "rows_forward",
     "rows_inverse",
+    "unsupported_reason",
     "where",
-    "why_not",
 ]

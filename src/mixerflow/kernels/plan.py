@@ -153,7 +153,7 @@ class Plan:
             return "the GPU's kernels differentiate no fixed scales"
         return None
 
-    def misfit(self) -> str | None:
+    def shape_error(self) -> str | None:
         """What would make a kernel read past a tensor, or read it wrongly."""
         n, hidden = self.n, self.hidden
         for step in self.steps[:-1]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixerflow.kernels.lease import lease
+from mixerflow.kernels.buffers import empty_reused
 from mixerflow.kernels.library import library
 from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
 from mixerflow.kernels.sharing import Sharing
@@ -84,7 +84,7 @@ def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
 def _room(plan: Plan, x: Tensor) -> Tensor:
     """Memory for what backward needs of rows like `x`."""
     numbers = sum(map(sum, _widths(plan, x))) + _padded(plan.n, x.dtype) * len(x)
-    return lease(numbers, x.dtype)
+    return empty_reused(numbers, x.dtype)
 
 
 def _widths(plan: Plan, x: Tensor) -> list[list[int]]:

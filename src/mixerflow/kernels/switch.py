@@ -89,7 +89,7 @@ def _no_gpu(device: torch.device) -> str | None:
     return None
 
 
-def why_not(x: Tensor) -> str | None:
+def unsupported_reason(x: Tensor) -> str | None:
     """Why rows like `x` cannot go through the kernels, or None if they can."""
     if _off:
         return "kernels are switched off"

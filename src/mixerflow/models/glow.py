@@ -28,14 +28,14 @@ from mixerflow.parts.conditioners import ImageNet
 from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
 from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
 from mixerflow.parts.linear import LinearMap, MatrixMap
-from mixerflow.parts.model import Counted, Model, Pixels, ScaledPixels
+from mixerflow.parts.model import Model, Pixels, PositiveCounts, ScaledPixels
 from mixerflow.registry import register
 from mixerflow.transforms import Affine, Elementwise, SigmoidAffine, Squeeze
 
 
 @register("glow")
 @dataclass(frozen=True)
-class Glow(Counted, Model):
+class Glow(PositiveCounts, Model):
     """Everything that shapes a Glow."""
 
     scales: int = 3

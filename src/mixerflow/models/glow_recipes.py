@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixerflow.models.glow import Glow
-from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, Published, Recipe
+from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, PublishedResult, Recipe
 from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import UnpackedPLUMap
@@ -39,21 +39,23 @@ RECIPES: dict[str, Recipe] = {
         PAPER_32,
         TRAINING,
         *CIFAR10,
-        Published(3.51, 11.02, "Table 1", UNIFORM),
+        PublishedResult(3.51, 11.02, "Table 1", UNIFORM),
     ),
     "glow-anime64": Recipe(
         "Table 2's baseline: Glow, 4 scales of 16 steps",
         PAPER_64,
         TRAINING,
         *ANIME64,
-        Published(3.21, 37.04, "Table 2", UNIFORM),
+        PublishedResult(3.21, 37.04, "Table 2", UNIFORM),
     ),
     "glow-large-cifar10": Recipe(
         "the baseline of Tables 4 and 5: Glow, 3 scales of 32 steps",
         LARGE,
         replace(TRAINING, steps=200_000, batch=64, lr=5e-4),
         *CIFAR10,
-        Published(None, 44.24, "Tables 4 and 5", "the tables' images are shuffled, these are not"),
+        PublishedResult(
+            None, 44.24, "Tables 4 and 5", "the tables' images are shuffled, these are not"
+        ),
     ),
     "glow-cifar10-tiny": Recipe("Glow on CIFAR-10", TWIN, TINY, *CIFAR10),
     "glow-anime64-tiny": Recipe("Glow on anime faces", replace(TWIN, scales=3), TINY, *ANIME64),

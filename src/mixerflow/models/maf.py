@@ -27,14 +27,14 @@ import torch
 
 from mixerflow.core import Along, Chain, Layer, Shape, Transform
 from mixerflow.nets import MaskedMLP
-from mixerflow.parts.model import Counted, LogitPixels, Model, Pixels
+from mixerflow.parts.model import LogitPixels, Model, Pixels, PositiveCounts
 from mixerflow.registry import register
-from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise, Patches
+from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise, Patchify
 
 
 @register("maf")
 @dataclass(frozen=True)
-class MAF(Counted, Model):
+class MAF(PositiveCounts, Model):
     """Everything that shapes a MAF; the defaults are the paper's for MNIST."""
 
     layers: int = 5
@@ -56,7 +56,7 @@ class MAF(Counted, Model):
 
     def compose(self, shape: Shape) -> Transform:
         """Random orders are drawn from torch's generator, and are in the state dict."""
-        flat = Patches(shape, shape[1:])
+        flat = Patchify(shape, shape[1:])
         layers = [self.layer(flat.matrix[1], number) for number in range(self.layers)]
         return Chain(*self.pixels.steps(), flat, *layers)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixerflow.models.maf import MAF
-from mixerflow.models.recipe import CIFAR10, MNIST, UNIFORM, Published, Recipe
+from mixerflow.models.recipe import CIFAR10, MNIST, UNIFORM, PublishedResult, Recipe
 from mixerflow.parts.model import LogitPixels
 from mixerflow.train_config import TrainConfig
 
@@ -27,28 +27,28 @@ RECIPES: dict[str, Recipe] = {
         _MADE_MNIST,
         replace(_WHOLE, lr=1e-3),
         *MNIST,
-        Published(2.04, None, "Table 3", UNIFORM),
+        PublishedResult(2.04, None, "Table 3", UNIFORM),
     ),
     "made-cifar10": Recipe(
         "Table 3's baseline: MADE on whole photographs",
         _MADE_CIFAR10,
         replace(_WHOLE, lr=1e-3),
         *CIFAR10,
-        Published(5.67, None, "Table 3", UNIFORM),
+        PublishedResult(5.67, None, "Table 3", UNIFORM),
     ),
     "maf-mnist": Recipe(
         "Table 3's baseline: MAF of 5 layers on whole digits",
         _MAF_MNIST,
         _WHOLE,
         *MNIST,
-        Published(1.89, None, "Table 3", UNIFORM),
+        PublishedResult(1.89, None, "Table 3", UNIFORM),
     ),
     "maf-cifar10": Recipe(
         "Table 3's baseline: MAF of 10 layers on whole photographs",
         _MAF_CIFAR10,
         _WHOLE,
         *CIFAR10,
-        Published(4.31, None, "Table 3", UNIFORM),
+        PublishedResult(4.31, None, "Table 3", UNIFORM),
     ),
     "made-mnist-tiny": Recipe("MADE on MNIST", replace(_MADE_MNIST, width=256), _TINY, *MNIST),
     "made-cifar10-tiny": Recipe(

@@ -36,18 +36,18 @@ from typing import Literal
 
 from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
 from mixerflow.parts.bases import BaseChoice, NormalBase
-from mixerflow.parts.images import Beside, GlowSteps, Positions, Scales
+from mixerflow.parts.images import Beside, GlowSteps, PositionalEncoding, Scales
 from mixerflow.parts.linear import LinearMap, LUMap, SameMap
-from mixerflow.parts.model import Counted, Model
+from mixerflow.parts.model import Model, PositiveCounts
 from mixerflow.parts.patching import Cut, Patching, box_of, cutting_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
-from mixerflow.transforms import LU, ActNorm, BatchNorm, Mixer, Rows, Squeeze
+from mixerflow.transforms import LU, ActNorm, BatchNorm, KernelChain, MixerLayer, Squeeze
 
 
 @register("mixerflow")
 @dataclass(frozen=True)
-class MixerFlow(Counted, Model):
+class MixerFlow(PositiveCounts, Model):
     """Everything that shapes a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30
@@ -66,7 +66,7 @@ class MixerFlow(Counted, Model):
     actnorm: Literal["feature", "activation", "batch"] = "feature"
     """One scale and shift a feature, or one for each number in the patch matrix; or, in place of
     all ActNorms, a batch-norm flow layer behind each channel flow and each patch flow."""
-    positions: Positions | None = None
+    positions: PositionalEncoding | None = None
     """How channel and patch flows are told which patch or channel they are at."""
     beside: Beside | None = None
     """What each mixer layer has besides."""
@@ -137,7 +137,7 @@ class MixerFlow(Counted, Model):
         steps.append(Inverse(cutting, shape))
         if self.beside is not None:
             steps += self.beside.on_image(shape, self.context)
-        return Mixer(*steps)
+        return MixerLayer(*steps)
 
     @property
     def _patch_linear(self) -> LinearMap:
@@ -152,7 +152,9 @@ class MixerFlow(Counted, Model):
         context = self.context + (positions.width if positions else 0)
 
         def along(*steps: Transform) -> Transform:
-            return Along(dim, Rows(*steps), rows=positions.build(rows) if positions else None)
+            return Along(
+                dim, KernelChain(*steps), rows=positions.build(rows) if positions else None
+            )
 
         layers = []
         for number in range(self.flow_layers):

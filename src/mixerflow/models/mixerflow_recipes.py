@@ -18,7 +18,7 @@ from mixerflow.models.recipe import (
     MNIST,
     OLD_IMAGENET,
     UNIFORM,
-    Published,
+    PublishedResult,
     Recipe,
 )
 from mixerflow.parts.conditioners import KAN, MLP, MaskedNet
@@ -66,7 +66,7 @@ RECIPES: dict[str, Recipe] = {
         PAPER_32,
         CIFAR10_TRAINING,
         *CIFAR10,
-        Published(3.46, 11.34, "Table 1", UNIFORM),
+        PublishedResult(3.46, 11.34, "Table 1", UNIFORM),
     ),
     # batch norm needs all rows before any can go on; a norm of each row does as well
     "mixerflow-cifar10-gpu": Recipe(
@@ -74,35 +74,35 @@ RECIPES: dict[str, Recipe] = {
         evolve(PAPER_32, {"flow.net.norm": "rms"}),
         replace(CIFAR10_TRAINING, precision="bfloat16", graph=True),
         *CIFAR10,
-        Published(3.46, 11.34, "Table 1", f"{UNIFORM}; with batch norm and in float32"),
+        PublishedResult(3.46, 11.34, "Table 1", f"{UNIFORM}; with batch norm and in float32"),
     ),
     "mixerflow-imagenet32": Recipe(
         "Table 1: ImageNet at 32 pixels",
         PAPER_32,
         replace(CIFAR10_TRAINING, steps=500_000),
         *IMAGENET32,
-        Published(4.20, 11.34, "Table 1", OLD_IMAGENET),
+        PublishedResult(4.20, 11.34, "Table 1", OLD_IMAGENET),
     ),
     "mixerflow-imagenet64": Recipe(
         "Table 2: ImageNet at 64 pixels",
         PAPER_64,
         replace(_SLOWER, batch=200),
         *IMAGENET64,
-        Published(3.92, 18.90, "Table 2", OLD_IMAGENET),
+        PublishedResult(3.92, 18.90, "Table 2", OLD_IMAGENET),
     ),
     "mixerflow-anime64": Recipe(
         "Table 2: anime faces at 64 pixels",
         PAPER_64,
         replace(_SLOWER, batch=200, betas=(0.9, 0.99)),
         *ANIME64,
-        Published(3.17, 18.90, "Table 2", UNIFORM),
+        PublishedResult(3.17, 18.90, "Table 2", UNIFORM),
     ),
     "mixerflow-galaxy32": Recipe(
         "galaxies at 32 pixels",
         evolve(PAPER_32, {"flow.net.width": 64}),
         replace(CIFAR10_TRAINING, steps=50_000),
         *GALAXY32,
-        Published(2.22, None, "Table 6", UNIFORM),
+        PublishedResult(2.22, None, "Table 6", UNIFORM),
     ),
     # Table 9's column MNIST is the autoregressive model; this is Table 8's row MLP-coupling
     "mixerflow-mnist": Recipe(
@@ -110,21 +110,23 @@ RECIPES: dict[str, Recipe] = {
         PAPER_MNIST,
         TABLE_8,
         *MNIST,
-        Published(1.57, 3.10, "Table 8", UNIFORM),
+        PublishedResult(1.57, 3.10, "Table 8", UNIFORM),
     ),
     "mixerflow-kan-mnist": Recipe(
         "Table 8: MNIST, coupling layers with KANs",
         evolve(PAPER_MNIST, {"flow.net": KAN}),
         TABLE_8,
         *MNIST,
-        Published(1.48, 7.45, "Table 8", f"{UNIFORM}; its text does not say how to get its count"),
+        PublishedResult(
+            1.48, 7.45, "Table 8", f"{UNIFORM}; its text does not say how to get its count"
+        ),
     ),
     "mixerflow-spline-mnist": Recipe(
         "Table 8: MNIST, coupling layers with splines of 4 bins",
         replace(PAPER_MNIST, flow=_SPLINES),
         TABLE_8,
         *MNIST,
-        Published(1.21, 5.28, "Table 8", UNIFORM),
+        PublishedResult(1.21, 5.28, "Table 8", UNIFORM),
     ),
     # eight times Table 8's steps, where the same model has 1.56
     "mixerflow-maf-mnist": Recipe(
@@ -132,14 +134,14 @@ RECIPES: dict[str, Recipe] = {
         replace(PAPER_MNIST, flow=RowAutoregression(net=MaskedNet(64, norm="none"))),
         _SLOWER,
         *MNIST,
-        Published(1.22, 3.83, "Table 3, and Table 8 for the count", UNIFORM),
+        PublishedResult(1.22, 3.83, "Table 3, and Table 8 for the count", UNIFORM),
     ),
     "mixerflow-maf-cifar10": Recipe(
         "Table 3: CIFAR-10, masked autoregressive flows in the mixer; settings of ours",
         replace(PAPER_32, flow=RowAutoregression(net=MaskedNet(norm="none"))),
         _SLOWER,
         *CIFAR10,
-        Published(3.44, None, "Table 3", f"{UNIFORM}; the paper does not give the settings"),
+        PublishedResult(3.44, None, "Table 3", f"{UNIFORM}; the paper does not give the settings"),
     ),
     "mixerflow-profile": Recipe(
         "CIFAR-10, an earlier variant: batch-norm flows; another cut after every layer",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mixerflow.models.glow_recipes import TINY, TRAINING
 from mixerflow.models.nsf import NSF
-from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, Published, Recipe
+from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, PublishedResult, Recipe
 from mixerflow.parts.convolutions import PlainConv
 
 PAPER_32 = NSF(steps=8)
@@ -19,14 +19,14 @@ RECIPES: dict[str, Recipe] = {
         PAPER_32,
         TRAINING,
         *CIFAR10,
-        Published(3.50, 10.91, "Table 1", UNIFORM),
+        PublishedResult(3.50, 10.91, "Table 1", UNIFORM),
     ),
     "nsf-anime64": Recipe(
         "Table 2's baseline: neural splines, 4 scales of 16 steps",
         PAPER_64,
         TRAINING,
         *ANIME64,
-        Published(3.23, 38.31, "Table 2", UNIFORM),
+        PublishedResult(3.23, 38.31, "Table 2", UNIFORM),
     ),
     "nsf-cifar10-tiny": Recipe("neural splines on CIFAR-10", TWIN, TINY, *CIFAR10),
     "nsf-anime64-tiny": Recipe(

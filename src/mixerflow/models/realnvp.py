@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from mixerflow.core import Chain, Inverse, MultiScale, Shape, Transform
 from mixerflow.nets import TanhScale
 from mixerflow.parts.convolutions import ResidualConv
-from mixerflow.parts.model import Counted, LogitPixels, Model, Pixels
+from mixerflow.parts.model import LogitPixels, Model, Pixels, PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,
@@ -35,7 +35,7 @@ from mixerflow.transforms import (
 
 @register("realnvp")
 @dataclass(frozen=True)
-class RealNVP(Counted, Model):
+class RealNVP(PositiveCounts, Model):
     """Everything that shapes a RealNVP; the defaults are the paper's for 32x32 images."""
 
     scales: int = 2

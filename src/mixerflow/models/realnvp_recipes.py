@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mixerflow.models.glow_recipes import TINY
 from mixerflow.models.realnvp import RealNVP
-from mixerflow.models.recipe import CIFAR10, UNIFORM, Published, Recipe
+from mixerflow.models.recipe import CIFAR10, UNIFORM, PublishedResult, Recipe
 from mixerflow.parts.convolutions import ResidualConv
 from mixerflow.train_config import TrainConfig
 
@@ -16,7 +16,7 @@ RECIPES: dict[str, Recipe] = {
         RealNVP(),
         TrainConfig(steps=200_000, batch=64, lr=1e-3),
         *CIFAR10,
-        Published(3.49, None, "its own paper, Table 1", UNIFORM),
+        PublishedResult(3.49, None, "its own paper, Table 1", UNIFORM),
     ),
     "realnvp-cifar10-tiny": Recipe(
         "RealNVP on CIFAR-10",

@@ -10,7 +10,7 @@ from mixerflow.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """What a paper reports for a model; which comparisons hold is in `note`."""
 
     bits_per_dim: float | None
@@ -32,7 +32,7 @@ class Recipe:
     """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
     shape: Shape
     """Of that data's images: what ``mixerflow info`` draws."""
-    published: Published | None = None
+    published: PublishedResult | None = None
 
 
 CIFAR10: tuple[str, Shape] = ("cifar10", (3, 32, 32))

@@ -16,15 +16,14 @@ from mixerflow.nets.lipschitz import (
 )
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP
-from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
-from mixerflow.nets.positions import LearnedPositions, SinusoidalPositions
+from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of, squash
+from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.nets.resnet import ResNet, TanhScale
 from mixerflow.nets.velocity import Velocity
 
 __all__ = [
     "MADE",
     "AttentionNet",
-    "BatchNorm",
     "CLipSwish",
     "ChannelAffine",
     "DenseConvNet",
@@ -32,7 +31,7 @@ __all__ = [
     "ImageConditioner",
     "Kernel",
     "KernelNet",
-    "LearnedPositions",
+    "LearnedPositionalEncoding",
     "LipSwish",
     "LipschitzDense",
     "LipschitzMLP",
@@ -43,9 +42,10 @@ __all__ = [
     "ResidualConvNet",
     "ResidualMLP",
     "Scale",
-    "SinusoidalPositions",
+    "SinusoidalPositionalEncoding",
     "SpectralLinear",
     "SplineNet",
+    "SyncedBatchNorm",
     "TanhScale",
     "Velocity",
     "ZeroConv",

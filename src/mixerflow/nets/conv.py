@@ -124,7 +124,7 @@ class ImageConditioner(nn.Module):
         return h
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """``h + K gelu(norm(P gelu(norm(h))))`` with a pointwise P and a convolution K."""
 
     def __init__(self, width: int, *, axes: int, kernel: int, norm: Norm) -> None:
@@ -185,7 +185,7 @@ class ResidualConvNet(ImageConditioner):
             squash=squash,
             context=context,
         )
-        blocks = (Residual(width, axes=axes, kernel=kernel, norm=norm) for _ in range(depth))
+        blocks = (ResidualBlock(width, axes=axes, kernel=kernel, norm=norm) for _ in range(depth))
         self.blocks = nn.Sequential(*blocks)
 
     def hidden(self, h: Tensor) -> Tensor:

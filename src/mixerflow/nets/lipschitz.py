@@ -27,7 +27,7 @@ from mixerflow.registry import register
 _TINY = 1e-18
 """Below every norm that matters; its square is still a float32."""
 
-Rows = Callable[[Tensor], Tensor]
+KernelChain = Callable[[Tensor], Tensor]
 
 
 def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float[Tensor, ""]:
@@ -152,7 +152,7 @@ class _Lipschitz(nn.Module):
             name, wanted = type(self).__name__, (self.in_features,)
             raise ValueError(f"{name}: reads events {wanted}; got {tuple(x.shape[1:])}")
 
-    def prepare(self, context: Float[Tensor, "rows k"] | None = None) -> Rows:
+    def prepare(self, context: Float[Tensor, "rows k"] | None = None) -> KernelChain:
         """The net as a function of rows, its weights bounded and its context read."""
         raise NotImplementedError
 
@@ -196,7 +196,7 @@ class LipschitzMLP(_Lipschitz):
         self.linears = nn.ModuleList([*maps, self._leave(inner, out_features)])
         self.activations = nn.ModuleList(activation() for _ in range(depth))
 
-    def prepare(self, context: Tensor | None = None) -> Rows:
+    def prepare(self, context: Tensor | None = None) -> KernelChain:
         first, *later = (_weights(linear) for linear in self.linears)
         added = self._added(context)
 
@@ -256,7 +256,7 @@ class LipschitzDense(_Lipschitz):
         """``(eta_1, eta_2)`` of each layer, of norm 1."""
         return nn.functional.normalize(nn.functional.softplus(self.eta) + 0.1, dim=1)
 
-    def prepare(self, context: Tensor | None = None) -> Rows:
+    def prepare(self, context: Tensor | None = None) -> KernelChain:
         *dense, leave = (_weights(linear) for linear in self.linears)
         added, shares = self._added(context), self.shares()
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
-from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of, squash
 from mixerflow.registry import register
 
 _Apply = Callable[[int, Tensor], Tensor]
@@ -188,7 +188,11 @@ class MADE(nn.Module):
 
                 def normalise(number: int, h: Tensor, units: slice = units) -> Tensor:
                     norm = self.norms[number]
-                    return norm.part(h, units) if isinstance(norm, (BatchNorm, Scale)) else norm(h)
+                    return (
+                        norm.part(h, units)
+                        if isinstance(norm, (SyncedBatchNorm, Scale))
+                        else norm(h)
+                    )
 
                 out.add(self._hidden(enter.take(end - begin), apply, normalise), units)
             value = choose(i, out.take(self.params))[:, None]

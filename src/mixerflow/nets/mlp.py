@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.norm import BatchNorm, Norm, Scale, norm_of, squash
+from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of, squash
 from mixerflow.registry import register
 
 
@@ -68,7 +68,7 @@ class ResidualMLP(nn.Module):
         The first one stays: what it reads is also what the block adds to.
         """
         for name, norm in (("norm1", self.norm1), ("norm2", self.norm2)):
-            setattr(self, name, norm.folded() if isinstance(norm, BatchNorm) else norm)
+            setattr(self, name, norm.folded() if isinstance(norm, SyncedBatchNorm) else norm)
         if isinstance(self.norm2, Scale) and type(self.linear1) is nn.Linear:
             self.linear1.weight *= self.norm2.weight[:, None]
             self.linear1.bias.copy_(self.norm2(self.linear1.bias))

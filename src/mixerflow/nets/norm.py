@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.processes import ALONE, Processes
+from mixerflow.processes import SINGLE, Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
 
@@ -19,7 +19,7 @@ def norm_of(kind: Norm, width: int) -> nn.Module:
     1, with a learned scale and shift a feature; or to mean square 1, with none.
     """
     if kind == "batch":
-        return BatchNorm(width)
+        return SyncedBatchNorm(width)
     if kind == "layer":
         return nn.LayerNorm(width)
     if kind == "rms":
@@ -82,7 +82,7 @@ class Scale(nn.Module):
         return torch.addcmul(self.bias[units], input, self.weight[units])
 
 
-class BatchNorm(nn.BatchNorm1d):
+class SyncedBatchNorm(nn.BatchNorm1d):
     """``gamma (h - mean) / sqrt(var + eps) + beta`` per feature of ``(rows, width)``.
 
     Mean and variance are the batch's in training mode, running averages in eval mode.
@@ -95,7 +95,7 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     update: bool = True
-    processes: Processes = ALONE
+    processes: Processes = SINGLE
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, width)`` to the same."""

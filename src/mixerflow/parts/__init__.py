@@ -35,7 +35,7 @@ from mixerflow.parts.images import (
     InvertibleAttention,
     LearnedEncoding,
     PatchAttention,
-    Positions,
+    PositionalEncoding,
     Prior,
     Scales,
     SinusoidalEncoding,
@@ -54,7 +54,7 @@ from mixerflow.parts.linear import (
     UnpackedPLUMap,
     WoodburyMap,
 )
-from mixerflow.parts.model import Classes, Counted, LogitPixels, Model, Pixels, ScaledPixels
+from mixerflow.parts.model import Classes, LogitPixels, Model, Pixels, PositiveCounts, ScaledPixels
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.rows import (
     RowAutoregression,
@@ -80,7 +80,6 @@ __all__ = [
     "Classes",
     "ConvNet",
     "ConvolutionPrior",
-    "Counted",
     "DenseLipschitzNet",
     "DenseNet",
     "GlowConv",
@@ -104,7 +103,8 @@ __all__ = [
     "Patching",
     "Pixels",
     "PlainConv",
-    "Positions",
+    "PositionalEncoding",
+    "PositiveCounts",
     "Prior",
     "RLUMap",
     "ResidualConv",

@@ -22,7 +22,7 @@ from mixerflow.nets import (
     SplineNet,
     Velocity,
 )
-from mixerflow.parts.model import Counted
+from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 
 Axes = Literal[1, 2, 3]
@@ -46,7 +46,7 @@ class ImageNet:
 
 @register("mlp")
 @dataclass(frozen=True)
-class MLP(Counted, RowNet):
+class MLP(PositiveCounts, RowNet):
     """The paper's residual block of two linear maps; with affine couplings kernels run it."""
 
     width: int = 128
@@ -64,7 +64,7 @@ class MLP(Counted, RowNet):
 
 @register("kan")
 @dataclass(frozen=True)
-class KAN(Counted, RowNet):
+class KAN(PositiveCounts, RowNet):
     """A Kolmogorov-Arnold network: two layers of cubic splines on edges."""
 
     width: int = 64
@@ -93,7 +93,7 @@ class KAN(Counted, RowNet):
 
 @register("kernel")
 @dataclass(frozen=True)
-class KernelMachine(Counted, RowNet):
+class KernelMachine(PositiveCounts, RowNet):
     """A weighted sum of kernels around learned points."""
 
     width: int = 64
@@ -111,7 +111,7 @@ class KernelMachine(Counted, RowNet):
 
 @register("masked")
 @dataclass(frozen=True)
-class MaskedNet(Counted):
+class MaskedNet(PositiveCounts):
     """A masked net of rows, each of whose outputs reads the entries before its own."""
 
     width: int = 128
@@ -138,7 +138,7 @@ class MaskedNet(Counted):
 
 @register("lipschitz")
 @dataclass(frozen=True)
-class LipschitzNet(Counted):
+class LipschitzNet(PositiveCounts):
     """A contraction of rows."""
 
     width: int = 128
@@ -153,7 +153,7 @@ class LipschitzNet(Counted):
 
 @register("dense-lipschitz")
 @dataclass(frozen=True)
-class DenseLipschitzNet(Counted):
+class DenseLipschitzNet(PositiveCounts):
     """A densely connected contraction of rows."""
 
     width: int = 32
@@ -168,7 +168,7 @@ class DenseLipschitzNet(Counted):
 
 @register("velocity")
 @dataclass(frozen=True)
-class VelocityNet(Counted):
+class VelocityNet(PositiveCounts):
     """The right-hand side of an ordinary differential equation."""
 
     width: int = 128
@@ -181,7 +181,7 @@ class VelocityNet(Counted):
 
 @register("convolution")
 @dataclass(frozen=True)
-class ConvNet(Counted, ImageNet):
+class ConvNet(PositiveCounts, ImageNet):
     """Residual blocks of convolutions."""
 
     width: int = 128
@@ -211,7 +211,7 @@ class ConvNet(Counted, ImageNet):
 
 @register("dense")
 @dataclass(frozen=True)
-class DenseNet(Counted, ImageNet):
+class DenseNet(PositiveCounts, ImageNet):
     """A densely connected block of convolutions."""
 
     width: int = 128
@@ -244,7 +244,7 @@ class DenseNet(Counted, ImageNet):
 
 @register
 @dataclass(frozen=True)
-class Attention(Counted):
+class Attention(PositiveCounts):
     """Self-attention over the tokens of ``(B, tokens, given)``."""
 
     width: int = 128

@@ -9,13 +9,13 @@ from torch import nn
 
 from mixerflow.nets import GlowNet, Norm, PlainConvNet, ResNet, ZeroConv
 from mixerflow.parts.conditioners import Axes, ImageNet
-from mixerflow.parts.model import Counted
+from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 
 
 @register("glow")
 @dataclass(frozen=True)
-class GlowConv(Counted, ImageNet):
+class GlowConv(PositiveCounts, ImageNet):
     """Glow's convolutions 3-1-3 with norms that start from data; the last one starts at 0."""
 
     width: int = 512
@@ -60,7 +60,7 @@ class ZeroConvolution(ImageNet):
 
 @register("plain")
 @dataclass(frozen=True)
-class PlainConv(Counted, ImageNet):
+class PlainConv(PositiveCounts, ImageNet):
     """Plain convolutions 3-1-3."""
 
     width: int = 256
@@ -76,7 +76,7 @@ class PlainConv(Counted, ImageNet):
 
 @register("residual")
 @dataclass(frozen=True)
-class ResidualConv(Counted, ImageNet):
+class ResidualConv(PositiveCounts, ImageNet):
     """A residual net with skip connections from every block; its output starts at 0."""
 
     width: int = 64

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from mixerflow.core import Along, Inverse, Layer, Shape, Transform
-from mixerflow.nets import LearnedPositions, SinusoidalPositions
+from mixerflow.nets import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.parts.conditioners import Attention, ConvNet, ImageNet
 from mixerflow.parts.convolutions import ZeroConvolution
 from mixerflow.parts.linear import LinearMap, LUMap
-from mixerflow.parts.model import Counted
+from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,
@@ -20,9 +20,9 @@ from mixerflow.transforms import (
     DiagonalAffine,
     Elementwise,
     MapAttention,
+    NoSplit,
     Squeeze,
     TokenAttention,
-    Whole,
     halves,
 )
 
@@ -97,7 +97,7 @@ class ConvolutionPrior(Prior):
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
         channels, axes = 2 * shape[0], len(shape) - 1
         net = self.net.build(channels, channels, context=context, axes=axes)
-        return Coupling(Whole((channels, *shape[1:])), net, Affine())
+        return Coupling(NoSplit((channels, *shape[1:])), net, Affine())
 
 
 class Beside:
@@ -114,7 +114,7 @@ class Beside:
 
 @register
 @dataclass(frozen=True)
-class GlowSteps(Counted, Beside):
+class GlowSteps(PositiveCounts, Beside):
     """Pairs of Glow's steps, one a half of the channels, on the squeezed image."""
 
     pairs: int = 1
@@ -178,7 +178,7 @@ class InvertibleAttention(Beside):
         return steps
 
 
-class Positions:
+class PositionalEncoding:
     """How a row flow is told which row of an event it transforms."""
 
     width: int
@@ -190,31 +190,31 @@ class Positions:
 
 @register("learned")
 @dataclass(frozen=True)
-class LearnedEncoding(Counted, Positions):
+class LearnedEncoding(PositiveCounts, PositionalEncoding):
     """A learned vector for each row."""
 
     width: int = 16
     """Its length."""
 
     def build(self, rows: int) -> nn.Module:
-        return LearnedPositions(rows, self.width)
+        return LearnedPositionalEncoding(rows, self.width)
 
 
 @register("sinusoidal")
 @dataclass(frozen=True)
-class SinusoidalEncoding(Counted, Positions):
+class SinusoidalEncoding(PositiveCounts, PositionalEncoding):
     """Sines and cosines of the row's number."""
 
     width: int = 16
     """How many."""
 
     def build(self, rows: int) -> nn.Module:
-        return SinusoidalPositions(rows, self.width)
+        return SinusoidalPositionalEncoding(rows, self.width)
 
 
 @register
 @dataclass(frozen=True)
-class Scales(Counted):
+class Scales(PositiveCounts):
     """Several scales among which the layers are shared out.
 
     From one to the next the image is squeezed, and half of its channels are done: they are scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.core import Transform
-from mixerflow.parts.model import Counted
+from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
 
@@ -74,7 +74,7 @@ class UnpackedPLUMap(LinearMap):
 
 @register("woodbury")
 @dataclass(frozen=True)
-class WoodburyMap(Counted, LinearMap):
+class WoodburyMap(PositiveCounts, LinearMap):
     """The identity and a map of low rank, for long vectors."""
 
     rank: int = 16

@@ -62,7 +62,7 @@ class LogitPixels(Pixels):
         return [Dequantize(self.levels), Rescale(1 / self.levels), Logit(self.alpha)]
 
 
-class Counted:
+class PositiveCounts:
     """A value whose counts, the fields that are ints, cannot be less than `least`.
 
     What cannot be is refused where it is written: as the value is made.
@@ -80,7 +80,7 @@ class Counted:
 
 @register
 @dataclass(frozen=True)
-class Classes(Counted):
+class Classes(PositiveCounts):
     """Class labels that a model is given with its images."""
 
     count: int = 10

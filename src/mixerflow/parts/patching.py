@@ -8,14 +8,14 @@ from typing import Literal
 
 from mixerflow.core import Shape
 from mixerflow.registry import register
-from mixerflow.transforms import Bands, Dilated, Patches, Stripes
+from mixerflow.transforms import Bands, Dilated, Patchify, Stripes
 
 Cut = Literal["patches", "stripes", "bands", "dilated"]
 Sides = int | tuple[int, ...]
 """One number for every spatial axis, or one for each."""
 
-CUTS: dict[Cut, Callable[[Shape, Shape], Patches]] = {
-    "patches": Patches,
+CUTS: dict[Cut, Callable[[Shape, Shape], Patchify]] = {
+    "patches": Patchify,
     "dilated": Dilated,
     "stripes": lambda shape, size: Stripes(shape, size[0]),
     "bands": lambda shape, size: Bands(shape, size[-1]),
@@ -88,7 +88,7 @@ def box_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape, Sh
     return start, length
 
 
-def cutting_of(shape: Shape, cut: Cut, size: Shape) -> Patches:
+def cutting_of(shape: Shape, cut: Cut, size: Shape) -> Patchify:
     """The transform that cuts images of that shape.
 
     Raises:

@@ -14,7 +14,7 @@ from mixerflow.parts.conditioners import (
     RowNet,
     VelocityNet,
 )
-from mixerflow.parts.model import Counted
+from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,
@@ -163,7 +163,7 @@ class RowContinuous(RowFlow):
 
 @register("gaussianization")
 @dataclass(frozen=True)
-class RowGaussianization(Counted, RowFlow):
+class RowGaussianization(PositiveCounts, RowFlow):
     """Each entry's own mixture made normal, and a rotation; no entry reads another."""
 
     components: int = 8

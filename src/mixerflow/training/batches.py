@@ -9,7 +9,7 @@ from torch import Tensor
 from mixerflow.core import as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
-from mixerflow.processes import ALONE, Processes
+from mixerflow.processes import SINGLE, Processes
 
 _ON_DEVICE_BYTES = 2 << 30
 
@@ -40,7 +40,7 @@ class Batches:
         device: torch.device,
         conditional: bool,
         parts: int = 1,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE,
     ) -> None:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
         self.conditional, self.parts, self.processes = conditional, parts, processes

@@ -18,16 +18,16 @@ from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
+from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
+from mixerflow.runs.folder import RunFolder
+from mixerflow.runs.metadata import begun_alike, header_of
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
-from mixerflow.training.checkpoint import Checkpoint, Checkpoints
-from mixerflow.training.folder import RunFolder
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Growth, check, wake
-from mixerflow.training.header import begun_alike, header_of
-from mixerflow.training.objective import Objective, likelihood
-from mixerflow.training.session import Session
+from mixerflow.training.loop import Session
+from mixerflow.training.objective import Objective, likelihood, name_of
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _run(
         parts=config.accumulate,
         processes=processes,
     )
-    header = header_of(flow, images, validation, objective, config, about, processes)
+    header = header_of(flow, images, validation, name_of(objective), config, about, processes)
     old = processes.from_main(processes.on_main(lambda: folder and begun_alike(folder, header)))
     if old is not None and "origin" in old:  # where a run began does not change as it goes on
         header["origin"] = old["origin"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
-from mixerflow.processes import ALONE, Processes
+from mixerflow.processes import SINGLE, Processes
 
 _FLAG = "--train.grow"
 _ROUNDING = 1e-7
@@ -56,7 +56,7 @@ class Growth:
         "Iterative growing of flows". https://arxiv.org/abs/2310.16777
     """
 
-    def __init__(self, flow: Flow, stages: int, processes: Processes = ALONE) -> None:
+    def __init__(self, flow: Flow, stages: int, processes: Processes = SINGLE) -> None:
         self.stages = stages
         self.layers = layers_of(flow) if stages > 1 else []
         if stages < 2:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
-from mixerflow.processes import ALONE, Processes
+from mixerflow.processes import SINGLE, Processes
 from mixerflow.training.parallel import local
 
 _GRADIENT = "the gradient of"
@@ -17,7 +17,7 @@ def first_part(
     x: Tensor,
     context: Tensor | None,
     noise: Noise | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE,
 ) -> str | None:
     """Name the first part whose output, or failing that gradient, is not finite; None if all are.
 

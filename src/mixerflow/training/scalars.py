@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mixerflow.errors import ConfigError
-from mixerflow.training.folder import RunFolder
+from mixerflow.runs.folder import RunFolder
 
 
 class Scalars:

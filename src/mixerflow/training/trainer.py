@@ -13,7 +13,7 @@ import torch
 
 from mixerflow.core import Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
-from mixerflow.processes import ALONE
+from mixerflow.processes import SINGLE
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
@@ -229,7 +229,7 @@ class Trainer:
 
     def leave(self) -> None:
         """Go on without the other processes: what is whole in each, this one can still save."""
-        self.processes = self.batches.processes = ALONE
+        self.processes = self.batches.processes = SINGLE
         self.module = self.task
         self._share_batch_norms()
 

@@ -11,22 +11,22 @@ from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.householder import Householder
+from mixerflow.transforms.kernel_chain import KernelChain
 from mixerflow.transforms.layout import (
     Bands,
     CheckerboardSqueeze,
     Dilated,
-    Patches,
+    Patchify,
     Squeeze,
     Stripes,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
-from mixerflow.transforms.mixer import Mixer
+from mixerflow.transforms.mixer_layer import MixerLayer
 from mixerflow.transforms.monotone import Monotone
 from mixerflow.transforms.residual import Residual
-from mixerflow.transforms.rows import Rows
 from mixerflow.transforms.spline import RationalQuadratic
-from mixerflow.transforms.splits import Checkerboard, Columns, Halves, Split, Whole, halves
+from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
 from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
@@ -52,25 +52,25 @@ __all__ = [
     "Gaussianize",
     "Halves",
     "Householder",
+    "KernelChain",
     "Linear",
     "LogisticMixture",
     "Logit",
     "MapAttention",
     "Matrix",
-    "Mixer",
+    "MixerLayer",
     "Monotone",
-    "Patches",
+    "NoSplit",
+    "Patchify",
     "RationalQuadratic",
     "Rescale",
     "Residual",
-    "Rows",
     "SigmoidAffine",
     "Split",
     "Squeeze",
     "Stripes",
     "TokenAttention",
     "UnpackedPLU",
-    "Whole",
     "Woodbury",
     "halves",
 ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant
 from mixerflow.registry import register
 
 
@@ -36,15 +36,11 @@ class DiagonalAffine(Transform):
         self.out_shape(tuple(x.shape[1:]))
         return self.log_scale.sum() * (math.prod(x.shape[1:]) // self.log_scale.numel())
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = constant(self._log_det(x), x)
         return x * self.log_scale.exp() + self.shift, log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = constant(-self._log_det(z), z)
         return (z - self.shift) * (-self.log_scale).exp(), log_det
 

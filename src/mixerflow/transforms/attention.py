@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, total
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
 from mixerflow.registry import register
 from mixerflow.transforms.splits import halves
 
@@ -83,16 +83,12 @@ class MapAttention(_Halves, Transform):
         raw = self.read(given).to(changed.dtype)
         return (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         given, changed = self._split(x)
         log_map = self._log_map(given, changed)
         return self._join(given, changed * log_map.exp()), total(log_map)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         given, changed = self._split(z)
         log_map = self._log_map(given, changed)
         return self._join(given, changed * (-log_map).exp()), -total(log_map)
@@ -164,18 +160,14 @@ class TokenAttention(_Halves, Transform):
     def _heads(self, changed: Tensor) -> Float[Tensor, "batch heads tokens part"]:
         return changed.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         given, changed = self._split(x)
         matrix = self._matrix(given, changed.dtype)
         with torch.autocast(x.device.type, enabled=False):
             mixed = (matrix @ self._heads(changed)).movedim(1, -2).flatten(-2)
             return self._join(given, mixed), self._log_det(matrix)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         given, changed = self._split(z)
         matrix = self._matrix(given, changed.dtype)
         with torch.autocast(z.device.type, enabled=False):

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, expect, total, uncounted
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, expect, total, uncounted
 from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
@@ -76,16 +76,12 @@ class Autoregressive(Transform):
             )
         return raw.unflatten(1, (self.elementwise.params, self.n)).movedim(1, 0)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         z, log_det = self.elementwise.forward(x, self._raw(x, context))
         return z, total(log_det)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         order = self.order
         given = z if order is None else z[:, order]

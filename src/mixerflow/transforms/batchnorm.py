@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant
-from mixerflow.processes import ALONE, Processes
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant
+from mixerflow.processes import SINGLE, Processes
 from mixerflow.registry import register
 from mixerflow.transforms.actnorm import ActNorm
 
@@ -68,9 +68,7 @@ class BatchNorm(Transform):
     def _total(self, log_scale: Tensor, x: Tensor) -> Tensor:
         return constant(log_scale.sum() * (math.prod(x.shape[1:]) // log_scale.numel()), x)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(x.shape[1:]))
         if self.moments.training:
             log_scale, shift = self._map(*self.moments(self._rows(x)))
@@ -78,9 +76,7 @@ class BatchNorm(Transform):
             log_scale, shift = self._kept()
         return (x * log_scale.exp() + shift).to(x.dtype), self._total(log_scale, x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(z.shape[1:]))
         log_scale, shift = self._kept()
         return (z - shift) * (-log_scale).exp(), self._total(-log_scale, z)
@@ -134,7 +130,7 @@ class Moments(nn.BatchNorm1d):
     """
 
     update: bool = True
-    processes: Processes = ALONE
+    processes: Processes = SINGLE
 
     def __init__(self, width: int, *, momentum: float, eps: float) -> None:
         super().__init__(width, eps=eps, momentum=momentum, affine=False)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
 from mixerflow.registry import register
 
 _MERGED = 4
@@ -118,17 +118,13 @@ class Butterfly(Transform):
             x = mixed if self.size == self.n else torch.cat([x[:, :start], mixed, x[:, end:]], 1)
         return x
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         with torch.autocast(x.device.type, enabled=False):
             z = self._apply_all(x, inverse=False)
         return z if self.bias is None else z + self.bias, constant(self.log_diagonal.sum(), x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         x = z if self.bias is None else z - self.bias
         with torch.autocast(z.device.type, enabled=False):

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Density, Noise, Transform, report
+from mixerflow.core import Context, Density, Mapped, Noise, Transform, report
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 
@@ -108,9 +108,7 @@ class Continuous(Transform):
         """Exact to tolerance, or an estimate."""
         return "exact" if self.trace == "exact" else "estimate"
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(x.device.type, enabled=False):
             x, context = _wide(x), None if context is None else _wide(context)
             signs = None
@@ -123,9 +121,7 @@ class Continuous(Transform):
                 return _adaptive(motion, start, self.train_tolerance)
             return self._to_tolerance(motion, start, 0.0, 1.0)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(z.device.type, enabled=False):
             z, context = _wide(z), None if context is None else _wide(context)
             motion = _motion(self.net, context, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, total
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
 from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 from mixerflow.transforms.splits import Halves, Split
@@ -67,9 +67,7 @@ class Coupling(Transform):
             )
         return self.split.raw(raw, params)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(x.shape[1:]))
         given, changed = self.split.parts(x)
         changed, log_det = self.elementwise.forward(
@@ -77,9 +75,7 @@ class Coupling(Transform):
         )
         return self.split.join(given, changed), total(self.split.counted(log_det))
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(z.shape[1:]))
         given, changed = self.split.parts(z)
         changed, log_det = self.elementwise.inverse(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixerflow.core import Noise, Transform, constant, total
+from mixerflow.core import Context, Mapped, Noise, Transform, constant, total
 from mixerflow.registry import register
 
 
@@ -59,9 +59,7 @@ class Dequantize(Transform):
                 )
         return values
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         values = self._integers(x)
         if noise is None:
             u = torch.rand_like(values)
@@ -70,9 +68,7 @@ class Dequantize(Transform):
         u = (u * self.steps).floor() / self.steps
         return values + u, constant(0.0, values)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return z.floor(), constant(0.0, z)
 
     def extra_repr(self) -> str:
@@ -97,15 +93,11 @@ class Rescale(Transform):
             raise ValueError("Rescale: scale must not be 0")
         self.scale, self.shift = scale, shift
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = math.prod(x.shape[1:]) * math.log(abs(self.scale))
         return x * self.scale + self.shift, constant(log_det, x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = -math.prod(z.shape[1:]) * math.log(abs(self.scale))
         return (z - self.shift) / self.scale, constant(log_det, z)
 
@@ -134,16 +126,12 @@ class Logit(Transform):
             raise ValueError(f"Logit: alpha must lie in [0, 1/2); got {alpha}")
         self.alpha = alpha
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         p = self.alpha + (1 - 2 * self.alpha) * x
         log_p, log_q = p.log(), torch.log1p(-p)
         return log_p - log_q, total(math.log(1 - 2 * self.alpha) - log_p - log_q)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_p, log_q = logsigmoid(z), logsigmoid(-z)
         x = (z.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return x, total(log_p + log_q - math.log(1 - 2 * self.alpha))

@@ -88,19 +88,19 @@ class FlooredAffine(Elementwise):
     def params(self) -> int:
         return 2
 
-    def _excess(self, raw: Tensor) -> Tensor:
+    def _less_one(self, raw: Tensor) -> Tensor:
         """The scale less 1: exactly 0 at raw 0."""
         return (1 - self.floor) * torch.tanh(raw[0] / 2)
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``x * scale + t`` and ``log scale``."""
-        excess = self._excess(raw)
-        return x * (1 + excess) + raw[1], excess.log1p()
+        less_one = self._less_one(raw)
+        return x * (1 + less_one) + raw[1], less_one.log1p()
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """``(z - t) / scale`` and ``-log scale``."""
-        excess = self._excess(raw)
-        return (z - raw[1]) / (1 + excess), -excess.log1p()
+        less_one = self._less_one(raw)
+        return (z - raw[1]) / (1 + less_one), -less_one.log1p()
 
 
 @register("sigmoid")

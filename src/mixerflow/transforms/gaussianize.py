@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, expect, total
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, expect, total
 from mixerflow.registry import register
 from mixerflow.transforms.logistic import Mixture
 
@@ -102,9 +102,7 @@ class Gaussianize(Transform):
     def _mixture(self) -> Mixture:
         return Mixture(*(p[:, None] for p in (self.logits, self.anchors, self.log_bandwidth)))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         tails = self._mixture().tails(x)
         upper = tails.log_above < tails.log_below
@@ -112,9 +110,7 @@ class Gaussianize(Transform):
         rate = torch.where(upper, tails.rate_above, tails.rate_below)
         return torch.where(upper, z, -z), total(rate.log() + _log_mills(z))
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Latent to data.
 
         Warns:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear
 
@@ -66,14 +66,10 @@ class Householder(Transform):
             inner = torch.linalg.solve_triangular(triangle, x @ unit.mT, upper=back, left=False)
             return x - inner @ unit, constant(0.0, x)
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._apply_to(x, back=False)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._apply_to(z, back=True)
 
     def out_shape(self, shape: Shape) -> Shape:

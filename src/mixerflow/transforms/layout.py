@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
 from mixerflow.registry import register
 
 
@@ -49,17 +49,13 @@ class _Rearrangement(Transform):
         self._inner_axes = [2 * i + (2 if contiguous else 1) for i in range(len(spatial))]
         self._order: tuple[int, ...] = ()
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), self.shape)
         split = x.reshape(-1, *self._split)
         cut = split.permute(0, *(axis + 1 for axis in self._order))
         return cut.reshape(-1, *self.given), constant(0.0, x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), self.given)
         cut = z.reshape(-1, *(self._split[axis] for axis in self._order))
         back = [0] * len(self._order)
@@ -82,7 +78,7 @@ class _Rearrangement(Transform):
 
 
 @register
-class Patches(_Rearrangement):
+class Patchify(_Rearrangement):
     """Rearrange ``(C, *spatial)`` into ``(patches, C * values a patch)``; log-det 0.
 
     Args:
@@ -161,16 +157,12 @@ class CheckerboardSqueeze(Squeeze):
         super().__init__(shape)
         self._order = (*self._inner_axes, 0, *self._cell_axes)  # cells row by row, for a start
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         z, log_det = super().forward(x, context, noise)
         top_left, top_right, bottom_left, bottom_right = z.chunk(4, 1)
         return torch.cat([top_left, bottom_right, top_right, bottom_left], 1), log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), self.given)
         top_left, bottom_right, top_right, bottom_left = z.chunk(4, 1)
         z = torch.cat([top_left, top_right, bottom_left, bottom_right], 1)
@@ -181,14 +173,14 @@ class CheckerboardSqueeze(Squeeze):
 
 
 @register
-class Dilated(Patches):
+class Dilated(Patchify):
     """Patches whose pixels lie one grid apart: each is a coarse view of the whole image."""
 
     contiguous = False
 
 
 @register
-class Stripes(Patches):
+class Stripes(Patchify):
     """Patches as wide as the image: `height` rows each (the first spatial axis is cut).
 
     Args:
@@ -201,7 +193,7 @@ class Stripes(Patches):
 
 
 @register
-class Bands(Patches):
+class Bands(Patchify):
     """Patches as high as the image: `width` columns each (the last spatial axis is cut).
 
     Args:

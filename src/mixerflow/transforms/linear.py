@@ -6,7 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Chain, Noise, Shape, Transform, constant, expect, floating
+from mixerflow.core import (
+    Chain,
+    Context,
+    Mapped,
+    Noise,
+    Shape,
+    Transform,
+    constant,
+    expect,
+    floating,
+)
 from mixerflow.registry import register
 
 
@@ -40,17 +50,13 @@ class Linear(Transform):
         self.register_buffer("bias", bias[0].clone())
         self.register_buffer("log_det", log_det[0].to(bias.dtype, copy=True))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         with torch.autocast(x.device.type, enabled=False):
             z = nn.functional.linear(x, self.weight, self.bias)
         return z, constant(self.log_det, x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         with torch.autocast(z.device.type, enabled=False):
             x = nn.functional.linear(z - self.bias, self.inverted)
@@ -110,18 +116,14 @@ class LU(Transform):
     def _restore(self, x: Tensor) -> Tensor:
         return x
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         lower, upper = self.triangles()
         with torch.autocast(x.device.type, enabled=False):
             z = nn.functional.linear(self._arrange(x), lower @ upper, self.bias)
         return z, constant(self.both().diagonal().sum(), x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         lower, upper = self.triangles()
         x = z if self.bias is None else z - self.bias
@@ -191,9 +193,7 @@ class PLU(LU):
         upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
         return lower[self.permutation], upper
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         lower, upper = super().triangles()
         x = z if self.bias is None else z - self.bias
@@ -231,16 +231,12 @@ class Matrix(Transform):
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         return torch.linalg.slogdet(self.weight.to(wide))[1]
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         with torch.autocast(x.device.type, enabled=False):
             return nn.functional.linear(x, self.weight), constant(self._log_det(), x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         with torch.autocast(z.device.type, enabled=False):
             # rows are multiplied from the right

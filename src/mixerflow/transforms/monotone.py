@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Transform, fixed_point, report
+from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report
 from mixerflow.registry import register
 from mixerflow.transforms.residual import (
     REMEDY,
@@ -46,14 +46,10 @@ class Monotone(Transform):
         self.net = net
         self.most = most
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._cayley(x, context, 1.0)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._cayley(z, context, -1.0)
 
     def _cayley(self, x: Tensor, context: Tensor | None, sign: float) -> tuple[Tensor, Tensor]:

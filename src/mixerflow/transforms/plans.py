@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mixerflow import kernels
 from mixerflow.core import Chain, Transform, inside
-from mixerflow.nets import BatchNorm, ResidualMLP, Scale
+from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.elementwise import Affine
@@ -18,7 +18,7 @@ _LONGEST = 512
 """Of rows that a kernel takes; at 1024 it is slower than the operators."""
 
 _NORMS = {
-    (BatchNorm, BatchNorm),
+    (SyncedBatchNorm, SyncedBatchNorm),
     (nn.LayerNorm, nn.LayerNorm),
     (nn.RMSNorm, nn.RMSNorm),
     (nn.Identity, nn.Identity),
@@ -92,7 +92,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"
-    return plan.misfit() or plan
+    return plan.shape_error() or plan
 
 
 def _take(steps: list[Transform]) -> _Part | str:
@@ -130,7 +130,7 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
             return "the kernels know row norms as `norm_of` makes them"
         if by_row != other:
             return "its norms are not alike"
-    if kind is BatchNorm:
+    if kind is SyncedBatchNorm:
         norm, other = map(_batch_norm, norms)
         if norm is None or norm != other:
             return "its batch norms are not alike"
@@ -161,7 +161,7 @@ def _row_norm(norm: nn.Module, width: int) -> kernels.RowNorm | None:
 
 def _batch_norm(norm: nn.Module) -> kernels.Norm | None:
     """Batch norm's state; None where it keeps no statistics or has no weights."""
-    assert isinstance(norm, BatchNorm)
+    assert isinstance(norm, SyncedBatchNorm)
     if not norm.track_running_stats or not norm.affine:
         return None
     return kernels.Norm(norm.training, norm.update, norm.momentum, norm.eps, norm.processes)

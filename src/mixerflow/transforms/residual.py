@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Transform, fixed_point, report
+from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report
 from mixerflow.registry import register
 
 Function = Callable[[Tensor], Tensor]
@@ -134,9 +134,7 @@ class Residual(Transform):
         self.draws = log_det == "unbiased"
         self.terms, self.eval_terms, self.stop, self.most = terms, eval_terms, stop, most
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(x.device.type, enabled=False):
             x = wide(x)
             g = prepared(self.net, context)
@@ -146,9 +144,7 @@ class Residual(Transform):
             value, log_det = self._estimated(g, x, noise)
             return x + value, log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(z.device.type, enabled=False):
             z = wide(z)
             g = prepared(self.net, context)

@@ -176,7 +176,7 @@ class Columns(Split):
 
 @register
 @dataclass(frozen=True)
-class Whole(Split):
+class NoSplit(Split):
     """All of an event ``(C, *spatial)``; the net reads zeros, and the context: a learned prior.
 
     Of each class, where there are some. Behind a flow it is a learned Gaussian in the place of the

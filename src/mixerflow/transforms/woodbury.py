@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform, constant, expect
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
 from mixerflow.registry import register
 
 
@@ -62,17 +62,13 @@ class Woodbury(Transform):
         """``I + V U``, which has the whole map's determinant."""
         return self.right @ self.left + torch.diag_embed(torch.ones_like(self.right[:, 0]))
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(x.shape[1:]), (self.n,))
         with torch.autocast(x.device.type, enabled=False):
             z = x + nn.functional.linear(x @ self.right.mT, self.left, self.bias)
             return z, constant(torch.linalg.slogdet(self.core())[1], x)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         expect(self, tuple(z.shape[1:]), (self.n,))
         with torch.autocast(z.device.type, enabled=False):
             x, core = z if self.bias is None else z - self.bias, self.core()

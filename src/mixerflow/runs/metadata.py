@@ -17,10 +17,9 @@ from mixerflow.errors import ConfigError, DataError
 from mixerflow.models import flow_from, from_spec, spec_of_flow
 from mixerflow.processes import Processes
 from mixerflow.registry import Unregistered, restore, settings_of, word_of
+from mixerflow.runs.checkpoint import Checkpoints
+from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.train_config import TrainConfig
-from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.folder import FORMAT, RunFolder
-from mixerflow.training.objective import Objective, name_of
 from mixerflow.version import __version__
 
 _FREE = (
@@ -35,7 +34,7 @@ def header_of(
     flow: Flow,
     images: Images,
     validation: Images,
-    objective: Objective,
+    objective: str,
     config: TrainConfig,
     about: dict[str, Any],
     processes: Processes,
@@ -49,7 +48,7 @@ def header_of(
         "format": FORMAT,
         **about,
         "model": _spec(flow),
-        "objective": name_of(objective),
+        "objective": objective,
         "train": dataclasses.asdict(config),
         "data": {
             "dataset_id": images.dataset_id,

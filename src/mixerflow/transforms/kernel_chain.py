@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Layer, Noise, Transform
+from mixerflow.core import Context, Layer, Mapped, Noise, Transform
 from mixerflow.registry import register
+from mixerflow.transforms.kernel_check import failed_check
 from mixerflow.transforms.plans import hooked, plan_of
-from mixerflow.transforms.proof import doubt
 
 
 @register
-class Rows(Layer):
+class KernelChain(Layer):
     """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
 
     The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
@@ -32,17 +32,17 @@ class Rows(Layer):
 
     def folded(self) -> Transform:
         mine = super().folded()
-        if isinstance(mine, Rows):
+        if isinstance(mine, KernelChain):
             mine._folded = True
         return mine
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rows:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelChain:
         self._known = None  # another dtype or device: other tensors
         return super()._apply(fn, recurse)
 
     def path(self, x: Tensor) -> str:
         """``"kernel"``, or why rows like `x` run operator by operator."""
-        plan = kernels.why_not(x) or self._plan(x.detach())
+        plan = kernels.unsupported_reason(x) or self._plan(x.detach())
         return plan if isinstance(plan, str) else "kernel"
 
     def _plan(self, x: Tensor) -> kernels.Plan | str:
@@ -69,22 +69,24 @@ class Rows(Layer):
             return "the kernel differentiates triangles only"
         where = kernels.where(x)
         live = where == "gpu" and differentiated(x, *plan.parameters())
-        return plan.refused(where, differentiated=live) or doubt(self, plan, x, place) or plan
+        return (
+            plan.refused(where, differentiated=live) or failed_check(self, plan, x, place) or plan
+        )
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        plan = "context" if context is not None else kernels.why_not(x) or self._plan(x)
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        plan = "context" if context is not None else kernels.unsupported_reason(x) or self._plan(x)
         if isinstance(plan, str):
             return super().forward(x, context, noise)
         return kernels.rows_forward(plan, x, keep=self.keep)
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         # the kernel's inverse has no gradients
         live = differentiated(z, *self.parameters())
-        plan = "context" if context is not None or live else kernels.why_not(z) or self._plan(z)
+        plan = (
+            "context"
+            if context is not None or live
+            else kernels.unsupported_reason(z) or self._plan(z)
+        )
         if isinstance(plan, str):
             return super().inverse(z, context, noise)
         return kernels.rows_inverse(plan, z)

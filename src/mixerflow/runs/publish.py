@@ -22,14 +22,21 @@ from mixerflow.core import Flow, Transform
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate import Bits, bits
-from mixerflow.processes import ALONE, Processes
-from mixerflow.training.card import card_text
-from mixerflow.training.disk import sweep, write_atomically, writing
-from mixerflow.training.folder import FORMAT
-from mixerflow.training.header import device_name, versions
-from mixerflow.training.manifest import MODEL, entry, pack_tensors, seal
-from mixerflow.training.restore import device_of, labels_of
-from mixerflow.training.stored import CARD, Stored, is_published, read_header, stored
+from mixerflow.processes import SINGLE, Processes
+from mixerflow.runs.card import card_text
+from mixerflow.runs.files import sweep, write_atomically, writing
+from mixerflow.runs.folder import FORMAT
+from mixerflow.runs.manifest import MODEL, entry, pack_tensors, seal
+from mixerflow.runs.metadata import device_name, versions
+from mixerflow.runs.weights import (
+    CARD,
+    Stored,
+    device_of,
+    is_published,
+    labels_of,
+    read_header,
+    stored,
+)
 
 _SMALL = 1024
 """Numbers below which a matrix is not worth rounding: the colour transform has nine."""
@@ -60,7 +67,7 @@ def rounded(flow: Flow) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """The images that weights are judged by, and how.
 
     Attributes:
@@ -81,7 +88,7 @@ class Judge:
     device: str = "cpu"
     importance_samples: int = 1
     on_batch: Callable[[int], None] | None = None
-    processes: Processes = ALONE
+    processes: Processes = SINGLE
 
     def score(self, flow: Flow, header: dict[str, Any]) -> Bits:
         """Bits/dim of a flow whose run's ``run.json`` is `header`.
@@ -110,7 +117,7 @@ class Judge:
 def publish(
     run: Path,
     to: Path,
-    judge: Judge,
+    judge: Evaluator,
     *,
     which: Literal["best", "last"] | int = "best",
     average: bool = True,

@@ -12,7 +12,7 @@ from mixerflow.registry import register
 
 
 @register
-class LearnedPositions(nn.Module):
+class LearnedPositionalEncoding(nn.Module):
     """A learned vector a row, ``(rows, width)``, standard normal at the start.
 
     Args:
@@ -31,7 +31,7 @@ class LearnedPositions(nn.Module):
 
 
 @register
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositionalEncoding(nn.Module):
     """Sines and cosines of the row's number, ``(rows, width)``; nothing is learned.
 
     ``p_{i, 2k} = sin(i / 10000^(2k / width))``, and ``p_{i, 2k + 1}`` its cosine.

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from mixerflow import images as pictures
+from mixerflow import pictures
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Bits, bits, draw_pixels
-from mixerflow.processes import cause, is_loss
+from mixerflow.processes import cause, is_lost_process
+from mixerflow.progress import ProgressBar
+from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
+from mixerflow.runs.folder import RunFolder
 from mixerflow.training.budget import EVALUATIONS, GRID
-from mixerflow.training.checkpoint import Checkpoint, Checkpoints
-from mixerflow.training.folder import RunFolder
 from mixerflow.training.objective import likelihood, name_of
-from mixerflow.training.progress import Bar
 from mixerflow.training.scalars import Scalars
 from mixerflow.training.signals import Interrupt
 from mixerflow.training.trainer import Step, Trainer
@@ -132,7 +132,7 @@ class Session:
             try:
                 return self._run(interrupt)
             except Exception as error:
-                if not (self.processes.together and is_loss(error)):
+                if not (self.processes.together and is_lost_process(error)):
                     raise
                 interrupt.keep()  # launchers send SIGTERM to what is left, at just this time
                 raise self._abandoned(error) from error
@@ -157,7 +157,7 @@ class Session:
         trainer, processes = self.trainer, self.processes
         config, total = trainer.config, trainer.steps
         scalars = Scalars(self.folder, trainer.step, enabled=config.tensorboard)
-        bar = Bar("step", total, done=trainer.step, quiet=self.quiet)
+        bar = ProgressBar("step", total, done=trainer.step, quiet=self.quiet)
         with bar, contextlib.closing(scalars):
             if trainer.step == 0:
                 self._save(best=False)  # an early stop, or NaN, leaves a model to look at
@@ -187,7 +187,7 @@ class Session:
         yield
         self.tally.seconds += time.monotonic() - begun
 
-    def _skipped(self, step: Step, bar: Bar) -> None:
+    def _skipped(self, step: Step, bar: ProgressBar) -> None:
         trainer = self.trainer
         bar.say(f"step {step.number} skipped: {step.bad_part} is not finite")
         if trainer.bad_in_a_row >= trainer.config.give_up_after:
@@ -249,7 +249,7 @@ class Session:
             self.folder.append(record)
         scalars.write(record)
 
-    def _look(self, bar: Bar, scalars: Scalars) -> None:
+    def _look(self, bar: ProgressBar, scalars: Scalars) -> None:
         """Evaluate the averaged weights, draw from them, and save."""
         trainer = self.trainer
         at_end = trainer.step == trainer.steps

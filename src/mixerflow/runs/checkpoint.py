@@ -19,8 +19,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.training.disk import sweep, sync_folder, write_atomically, write_synced, writing
-from mixerflow.training.manifest import (
+from mixerflow.runs.files import sweep, sync_folder, write_atomically, write_synced, writing
+from mixerflow.runs.manifest import (
     EMA,
     MANIFEST,
     MODEL,

@@ -1,4 +1,4 @@
-"""Weights that a run folder keeps or that were published, with all that is known of them."""
+"""Weights that a run folder keeps or that were published, and the flow that they make."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mixerflow.core import Flow
-from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.data import Images
+from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import flow_from
 from mixerflow.registry import restore
-from mixerflow.train_config import TrainConfig
-from mixerflow.training.checkpoint import Checkpoints
-from mixerflow.training.folder import FORMAT, RunFolder
-from mixerflow.training.manifest import (
+from mixerflow.runs.checkpoint import Checkpoints
+from mixerflow.runs.folder import FORMAT, RunFolder
+from mixerflow.runs.manifest import (
     MODEL,
     Damage,
     entry,
@@ -25,6 +26,8 @@ from mixerflow.training.manifest import (
     read_verified,
     unseal,
 )
+from mixerflow.runs.metadata import model_settings
+from mixerflow.train_config import TrainConfig
 
 CARD = "card.json"
 """What makes a folder one of published weights: it names the file `MODEL` beside it."""
@@ -166,3 +169,107 @@ def _published(path: Path) -> Stored:
 def _damaged(damage: Damage) -> CheckpointError:
     remedy = "get the folder anew, or publish the run again with --force"
     return CheckpointError(f"published weights damaged ({damage.what})", damage.path, remedy)
+
+
+def device_of(name: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"flows run on cpu and cuda, not on {device.type}")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError("no such device here", f"--device {name}", "use cpu") from error
+    return device
+
+
+def load(
+    run: Path | str,
+    *,
+    which: Literal["best", "last"] | int = "best",
+    average: bool = True,
+    device: torch.device | str = "cpu",
+) -> Flow:
+    """The flow of a run folder or of published weights, in eval mode.
+
+    Args:
+        run: the folder.
+        which: the step with the lowest validation bits/dim, the last, or a step's number.
+        average: the averaged weights, with which the published figures are made, not the raw ones.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: no run there, or a damaged one; names the file and what to do.
+        ConfigError: a device or checkpoint that there is not.
+    """
+    if which not in ("best", "last") and not isinstance(which, int):
+        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
+    place = device_of(device)
+    return stored(Path(run), which=which, average=average).flow(place)
+
+
+def labels_of(header: dict[str, Any], images: Images) -> np.ndarray:
+    """The labels of `images` in the numbering of the run whose ``run.json``, or card, is `header`.
+
+    Raises:
+        DataError: images without labels, or with classes that the run does not know.
+    """
+    if images.labels is None:
+        raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
+    known = list(header["data"]["classes"])
+    if list(images.classes) == known:
+        return images.labels
+    unknown = sorted(set(images.classes) - set(known))
+    if not images.classes or unknown:
+        what = f"classes {list(images.classes)} are not the run's {known}"
+        raise DataError(what, images.dataset_id, "name the class folders as in training")
+    return np.array([known.index(name) for name in images.classes])[images.labels]
+
+
+def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
+    """Give a flow the averaged weights of a run folder, or published ones.
+
+    They are initialised, so training goes on with them as they are.
+
+    Returns:
+        What ``run.json`` says of it under "origin": the path as given, the file's SHA-256, the
+        steps that all runs before took, and those runs.
+
+    Raises:
+        ConfigError: the flow is not such as theirs; names the first setting that differs.
+        CheckpointError: no weights there, or damaged ones.
+    """
+    held = stored(path)
+    _check(flow, held.header["model"], path)
+    try:
+        flow.load_state_dict(held.weights)
+    except RuntimeError as error:
+        what, remedy = "the weights do not fit their own model", "get the folder anew"
+        raise CheckpointError(what, held.path, remedy) from error
+    pieces = held.pieces
+    return {
+        "path": str(path),
+        "sha256": held.sha256,
+        "steps": sum(piece["steps"] for piece in pieces),
+        "pieces": pieces,
+    }
+
+
+def _check(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:
+    if spec is None or flow.spec is None:
+        remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
+        raise ConfigError("a flow made by hand", path, remedy)
+    mine, theirs = model_settings(flow.spec), model_settings(spec)
+    for name in dict.fromkeys(["model", "model.shape", *mine, *theirs]):
+        if mine.get(name) == theirs.get(name):
+            continue
+        flag = f"set --{name.replace('_', '-')} to {theirs.get(name)}"
+        own = name in ("model", "model.shape")
+        remedy = "train a recipe of theirs on images of theirs" if own else flag
+        raise ConfigError(f"its {name} is {theirs.get(name)}, not {mine.get(name)}", path, remedy)

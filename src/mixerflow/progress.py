@@ -19,7 +19,7 @@ from rich.progress import (
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Bar:
+class ProgressBar:
     """Progress of `total` units on stderr, with a line of figures.
 
     Args:
@@ -47,7 +47,7 @@ class Bar:
             )
             self._task = self._bar.add_task(what, total=total, completed=done, figures="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         if self._bar is not None:
             self._bar.start()
         return self

@@ -11,7 +11,7 @@ from torch import Tensor
 _spare: defaultdict[tuple[int, np.dtype], list[np.ndarray]] = defaultdict(list)
 
 
-class _Lease(np.ndarray):
+class _Reused(np.ndarray):
     """A view of a buffer; when the last tensor on it goes, the buffer is free for the next."""
 
     def __del__(self) -> None:
@@ -19,7 +19,7 @@ class _Lease(np.ndarray):
             _spare[self.base.size, self.base.dtype].append(self.base)
 
 
-def lease(numbers: int, dtype: torch.dtype) -> Tensor:
+def empty_reused(numbers: int, dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor ``(numbers,)`` whose memory is used again once nothing holds it.
 
     Buffers of other sizes are let go the first time that none of the right size is there: a batch
@@ -30,7 +30,7 @@ def lease(numbers: int, dtype: torch.dtype) -> Tensor:
     if not spare:
         release()
     buffer = spare.pop() if spare else np.empty(numbers, kind)
-    return torch.from_numpy(buffer.view(_Lease))
+    return torch.from_numpy(buffer.view(_Reused))
 
 
 def release() -> None:

@@ -8,15 +8,26 @@ import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Along, Chain, Inverse, Layer, Noise, Shape, Transform, constant
+from mixerflow.core import (
+    Along,
+    Chain,
+    Context,
+    Inverse,
+    Layer,
+    Mapped,
+    Noise,
+    Shape,
+    Transform,
+    constant,
+)
 from mixerflow.registry import register
+from mixerflow.transforms.kernel_chain import KernelChain, differentiated
 from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked
-from mixerflow.transforms.rows import Rows, differentiated
 
 
 @register
-class Mixer(Layer):
+class MixerLayer(Layer):
     """Cuts, row flows along one axis or another, and the way back, as `Chain`.
 
     On a GPU a cut then costs nothing: kernels are told where the numbers of a row lie in the image,
@@ -37,11 +48,11 @@ class Mixer(Layer):
         found = self._mixings(x)
         return found if isinstance(found, str) else "kernel"
 
-    def _mixings(self, x: Tensor) -> list[tuple[Rows, kernels.Plan, kernels.Place]] | str:
+    def _mixings(self, x: Tensor) -> list[tuple[KernelChain, kernels.Plan, kernels.Place]] | str:
         """The row flows, what the kernels are to run for each, and where its rows lie."""
         if kernels.where(x) != "gpu":
             return "only a GPU's kernels take images"
-        unable = kernels.why_not(x)
+        unable = kernels.unsupported_reason(x)
         if unable is not None:
             return unable
         found = self._trace(tuple(x.shape[1:]), x.device)
@@ -52,7 +63,7 @@ class Mixer(Layer):
         made = []
         for number, within, row_table, column_table in found:
             rows = self.steps[number].transform
-            assert isinstance(rows, Rows)
+            assert isinstance(rows, KernelChain)
             size = math.prod(x.shape[1:])
             place = kernels.Place(len(x) * within, within, size, row_table, column_table)
             plan = rows.plan(x, place)
@@ -74,9 +85,7 @@ class Mixer(Layer):
             self._traced[shape, device] = now, found
         return found
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         mixings = "context" if context is not None else self._mixings(x)
         if isinstance(mixings, str) or not len(x):
             return super().forward(x, context, noise)
@@ -86,9 +95,7 @@ class Mixer(Layer):
             log_det = log_det + each
         return x, log_det
 
-    def inverse(
-        self, z: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         live = differentiated(z, *self.parameters())
         mixings = "context or gradients" if live or context is not None else self._mixings(z)
         if isinstance(mixings, str) or not len(z):
@@ -112,7 +119,7 @@ def _trace(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | 
     for number, step in enumerate(chain):
         if _moves(step):
             numbers = step(numbers)[0]
-        elif type(step) is Along and type(step.transform) is Rows and step.rows is None:
+        elif type(step) is Along and type(step.transform) is KernelChain and step.rows is None:
             axis = step.dim + 1 if step.dim >= 0 else step.dim
             table = numbers.movedim(axis, -1).flatten(1, -2)[0]
             first, inner = table[:, 0], table[0] - table[0, 0]

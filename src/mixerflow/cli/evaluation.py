@@ -13,7 +13,7 @@ from mixerflow.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluationArguments:
     """Which images, and how they are scored."""
 
     data: str | None = None

@@ -24,23 +24,23 @@ _TRAIN = re.compile(r"(train_)?data_batch_(\d+)(\.bin|\.npz)?|train(\.bin)?")
 _TEST = re.compile(r"test_batch(\.bin)?|val_data(\.npz)?|test(\.bin)?")
 
 
-class Batches(NamedTuple):
+class BatchFiles(NamedTuple):
     """Batch files of each split, in their order."""
 
     train: list[Path]
     test: list[Path]
 
 
-def batch_files(path: Path) -> Batches:
+def batch_files(path: Path) -> BatchFiles:
     """The batch files in a folder, by their names; or a file itself, if it is named like one."""
     files = sorted(path.iterdir(), key=_number) if path.is_dir() else [path]
     files = [file for file in files if file.is_file()]
     train = [file for file in files if _TRAIN.fullmatch(file.name)]
     test = [file for file in files if _TEST.fullmatch(file.name)]
-    return Batches(train, test) if train else Batches(test, [])
+    return BatchFiles(train, test) if train else BatchFiles(test, [])
 
 
-def read_batches(batches: Batches, where: Path) -> tuple[Part, Part | None]:
+def read_batches(batches: BatchFiles, where: Path) -> tuple[Part, Part | None]:
     """Read the splits found by `batch_files`.
 
     Raises:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mixerflow.errors import InUseError
-from mixerflow.training.disk import is_alive, sweep, writing
+from mixerflow.runs.files import is_alive, sweep, writing
 
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 

@@ -25,7 +25,7 @@ _ROWS = 300
 _found: dict[tuple[object, ...], str | None] = {}
 
 
-def doubt(
+def failed_check(
     chain: Chain, plan: kernels.Plan, x: Tensor, place: kernels.Place | None = None
 ) -> str | None:
     """Why the GPU's kernels are not to be used for such a chain; None if they were right.
@@ -45,7 +45,7 @@ def doubt(
     if key not in _found:
         if torch.cuda.is_current_stream_capturing():
             return "a kernel is tried before a graph is captured, not in it"
-        worst = excess(chain, x.device, low=low, place=place)
+        worst = worst_error(chain, x.device, low=low, place=place)
         wrong = not worst < 1  # NaN is no answer either
         _found[key] = f"they were off by {worst:.1e} times what is allowed" if wrong else None
         if wrong:
@@ -58,7 +58,7 @@ def doubt(
     return _found[key]
 
 
-def excess(
+def worst_error(
     chain: Chain, device: torch.device, *, low: bool, place: kernels.Place | None = None
 ) -> float:
     """The largest error that the kernels make for such a chain, over what they may make."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mixerflow.evaluate import kind_of
-from mixerflow.training.header import model_settings
-from mixerflow.training.manifest import MODEL
+from mixerflow.runs.manifest import MODEL
+from mixerflow.runs.metadata import model_settings
 
 
 def card_text(name: str, card: dict[str, Any]) -> str:

@@ -1,0 +1,29 @@
+"""Run folders: checkpoints that survive a kill, ``run.json``, metrics, and published weights."""
+
+from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
+from mixerflow.runs.folder import RunFolder
+from mixerflow.runs.metadata import begun
+from mixerflow.runs.publish import Evaluator, publish
+from mixerflow.runs.weights import (
+    begin_from,
+    device_of,
+    is_published,
+    labels_of,
+    load,
+    read_header,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Evaluator",
+    "RunFolder",
+    "begin_from",
+    "begun",
+    "device_of",
+    "is_published",
+    "labels_of",
+    "load",
+    "publish",
+    "read_header",
+]
