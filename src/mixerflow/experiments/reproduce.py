@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from mixerflow.data import Splits
 from mixerflow.errors import InUseError, NonFiniteError
@@ -100,10 +100,9 @@ def _write(table: Table, budget: Budget, root: Path, out: Path) -> None:
 @contextmanager
 def _in_turn(root: Path) -> Iterator[None]:
     """Wait for others that write the same outputs: the last to write has read the most."""
-    with writing(root):
+    lock = FileLock(root / ".lock", fallback_to_soft=False)
+    with writing(root), ExitStack() as held:
         root.mkdir(parents=True, exist_ok=True)
-        file = open(root / ".lock", "a")
-    with file:
         with suppress(OSError):  # a file system without locks: then without
-            fcntl.flock(file, fcntl.LOCK_EX)
+            held.enter_context(lock)
         yield
