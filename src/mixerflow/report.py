@@ -47,7 +47,7 @@ def write_report(run: Path, images: Images) -> Path:
         ResourceError: the page cannot be written.
     """
     folder = RunFolder(run)
-    header, records = folder.read_config(), folder.read_metrics()
+    header, records = folder.read_metadata(), folder.read_metrics()
     flow = load(run)
     few = images.take(np.arange(min(_SCORED, len(images))))
     if flow.context_net is not None:

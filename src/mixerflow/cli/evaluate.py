@@ -18,7 +18,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
-from mixerflow.runs import Evaluator, device_of, load, read_header
+from mixerflow.runs import Evaluator, device_of, load, read_metadata
 from mixerflow.runs.files import write_atomically
 
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 def _evaluate(given: Arguments, processes: Processes) -> int:
     device = processes.place(device_of(given.device))
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=device)
-    header = read_header(given.run)
+    header = read_metadata(given.run)
     images, split = given.choose(header)
     with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
         judge = Evaluator(

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
     if is_published(given.run):
         raise ConfigError("these weights are published already", given.run, "name a run folder")
-    header = RunFolder(given.run).read_config()
+    header = RunFolder(given.run).read_metadata()
     images, split = given.choose(header)
     with ProgressBar("image", 2 * len(images)) as bar:
         judge = Evaluator(

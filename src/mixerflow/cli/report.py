@@ -26,7 +26,7 @@ class Arguments:
 def main(arguments: list[str]) -> int:
     """Write the page and say where it is."""
     given = parse(Arguments, arguments, prog="mixerflow report")
-    header = RunFolder(given.run).read_config()
+    header = RunFolder(given.run).read_metadata()
     from mixerflow.report import write_report  # matplotlib takes a second that --help need not
 
     splits = load_data(data_of(header, given.data), **options_of(header))

@@ -17,6 +17,7 @@ from mixerflow.experiments.table import Budget, Cell, Column, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
+from mixerflow.runs.weights import pieces_of
 
 
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
@@ -108,8 +109,10 @@ def _run(run: Run) -> dict[str, Any] | str:
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
-    steps, seconds = header["steps"], header["seconds"]
-    curve = [[r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
+    pieces = pieces_of(header, header["steps"])  # the stages, of a run that grew
+    steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))
+    start = steps - header["steps"]
+    curve = [[start + r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
     return {
         **figures,
         "seed": run.seed,  # the run's; that of the noise it is judged with is another

@@ -88,7 +88,7 @@ class Run:
     def header(self) -> dict[str, Any] | None:
         """What ``run.json`` says; None where nothing was begun."""
         folder = RunFolder(self.path)
-        return folder.read_config() if folder.config_path.exists() else None
+        return folder.read_metadata() if folder.metadata_path.exists() else None
 
     def difference(self, header: Mapping[str, Any], data: Images | None = None) -> str:
         """In what a run that is there differs from this one; empty where in nothing.
@@ -139,16 +139,21 @@ class Run:
         if header is not None and (difference := self.difference(header, parts.train)):
             remedy = "delete or move that folder, or give another --runs"
             raise ConfigError(f"another run is here: {difference}", self.path, remedy)
-        if header is None or header.get("status") != "finished":
+        stages = self.cell.stages(self.budget, self.seed)
+        paths = [self.path / f"stage-{k}" for k in range(1, len(stages))] + [self.path]
+        for number, (path, (model, config)) in enumerate(zip(paths, stages, strict=True)):
+            if _is_finished(path):
+                continue
             torch.manual_seed(self.seed)
-            flow = self.cell.model(self.budget).build(parts.train.shape).to(device)
+            flow = model.build(parts.train.shape).to(device)
             result = train(
                 flow,
                 parts.train,
                 validation=parts.validation,
-                out=self.path,
-                config=self.config,
-                about=about,
+                out=path,
+                config=config,
+                begin=paths[number - 1] if number else None,
+                metadata=about,
                 quiet=quiet,
             )
             if result.exit_code:
@@ -183,3 +188,8 @@ class Run:
         with writing(self.path):
             self.figures_path.parent.mkdir(exist_ok=True)
             write_atomically(self.figures_path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _is_finished(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.metadata_path.exists() and folder.read_metadata().get("status") == "finished"

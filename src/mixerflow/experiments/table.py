@@ -10,6 +10,7 @@ from mixerflow.core import Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
+from mixerflow.registry import evolve, settings_of
 from mixerflow.train_config import TrainConfig
 
 Budget = Literal["tiny", "cpu", "gpu"]
@@ -63,6 +64,8 @@ class Row:
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
     """What it trains otherwise; not the steps or the batch."""
+    stages: int = 1
+    """Equal shares of the steps in which a model's layers grow to their number."""
     full: Callable[[Model], Model] = _same
     """What the paper's own model has besides, which would set rows of twins apart by more than what
     the row is about."""
@@ -132,6 +135,29 @@ class Cell:
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 
+    def stages(self, budget: Budget, seed: int) -> list[tuple[Model, TrainConfig]]:
+        """Return the models of growing depth that are trained in turn, each with its settings.
+
+        Stage k of n has the first ``ceil(k L / n)`` of L layers and the k-th share of the steps.
+        """
+        config = replace(self.row.training(self.column.setups[budget].train), seed=seed)
+        model, n, steps = self.model(budget), self.row.stages, config.steps
+        if n == 1 or steps is None:
+            return [(model, config)]
+        ends = [k * steps // n for k in range(n + 1)]
+        return [
+            (
+                evolve(model, {"layers": -(-k * settings_of(model)["layers"] // n)}),
+                replace(
+                    config,
+                    steps=ends[k] - ends[k - 1],
+                    schedule_start=ends[k - 1],
+                    schedule_steps=steps,
+                ),
+            )
+            for k in range(1, n + 1)
+        ]
+
     def train(self, budget: Budget, seed: int) -> TrainConfig:
-        """The settings that it is trained with."""
-        return replace(self.row.training(self.column.setups[budget].train), seed=seed)
+        """Return the settings of the last stage, or of the only one."""
+        return self.stages(budget, seed)[-1][1]
