@@ -49,7 +49,7 @@ LONG = {
     "continuous of images, conditional",
     "continuous of images, estimate",
 }
-"""Differential equations that take many short steps, hundreds of times; others like them take few."""
+"""Differential equations of many short steps, solved hundreds of times; others take few steps."""
 
 
 def slow_where(names, slow):
@@ -66,7 +66,11 @@ def computed_with(transform):
     """All that a transform computes with: modules and what each is told, and tensors by name."""
     simple = bool | int | float | str | tuple | None
     told = [
-        (name, type(part), {k: v for k, v in vars(part).items() if isinstance(v, simple)})
+        (
+            name,
+            type(part),
+            {k: v for k, v in vars(part).items() if k != "_made_with" and isinstance(v, simple)},
+        )
         for name, part in transform.named_modules()
     ]
     return told, dict([*transform.named_parameters(), *transform.named_buffers()])
