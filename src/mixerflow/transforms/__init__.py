@@ -23,8 +23,7 @@ from mixerflow.transforms.layout import (
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.mixer_layer import MixerLayer
-from mixerflow.transforms.monotone import Monotone
-from mixerflow.transforms.residual import Residual
+from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
 from mixerflow.transforms.woodbury import Woodbury

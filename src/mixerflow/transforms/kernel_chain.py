@@ -1,4 +1,4 @@
-"""A chain over rows that a kernel can run whole."""
+"""A chain of vector transforms that one hand-written kernel runs where one fits."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from mixerflow.transforms.plans import hooked, plan_of
 
 @register
 class KernelChain(Layer):
-    """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
+    """Transforms of vectors one after another, as `Chain`, run by one kernel where one fits.
 
-    The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
-    MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing; and what that
-    is folded into. It gives what the chain gives, to rounding, in a third of the time; `path` says
-    which of the two runs. ``keep`` says what a GPU's backward pass is left: each step's rows, or
-    with ``"output"`` the last ones, from which it rebuilds the others.
+    A kernel fits the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual MLP)
+    once or more, then an ActNorm, where any ActNorm or linear map may be missing; and the folded
+    form of this pattern. The kernel gives the chain's results, to rounding, in a third of the time;
+    `path` says whether it runs. ``keep`` says what a GPU's backward pass is left: each step's
+    vectors, or with ``"output"`` the last step's, from which the others are computed again.
     """
 
-    _folded: bool = False
-    _known: kernels.Plan | None = None
-    """The plan of a folded chain, whose tensors stay what they are."""
+    _is_folded: bool = False
+    _folded_plan: kernels.Plan | None = None
+    """The plan of a folded chain, which can be kept because its tensors stay the same."""
     keep: kernels.Keep = "inputs"
 
     def folded(self) -> Transform:
-        mine = super().folded()
-        if isinstance(mine, KernelChain):
-            mine._folded = True
-        return mine
+        chain = super().folded()
+        if isinstance(chain, KernelChain):
+            chain._is_folded = True
+        return chain
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelChain:
-        self._known = None  # another dtype or device: other tensors
+        self._folded_plan = None  # another dtype or device: other tensors
         return super()._apply(fn, recurse)
 
     def path(self, x: Tensor) -> str:
-        """``"kernel"``, or why rows like `x` run operator by operator."""
-        plan = kernels.unsupported_reason(x) or self._plan(x.detach())
+        """``"kernel"``, or why vectors like `x` are transformed operator by operator."""
+        plan = self._plan_for_vectors(x.detach())
         return plan if isinstance(plan, str) else "kernel"
 
-    def _plan(self, x: Tensor) -> kernels.Plan | str:
-        """As `plan`, of rows `x`."""
-        plan = self.plan(x)
+    def _plan_for_vectors(self, x: Tensor) -> kernels.Plan | str:
+        """The plan for a batch ``(B, n)`` with vectors one after another in memory, or why none."""
+        plan = kernels.unsupported_reason(x) or self.plan(x)
         if not isinstance(plan, str) and (x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch):
             return "rows of another length, or too few of them"
         return plan
 
     def plan(self, x: Tensor, place: kernels.Place | None = None) -> kernels.Plan | str:
-        """What the kernels are to run for tensors of x's kind, or why they cannot.
+        """The kernels' plan for tensors of x's dtype and device, or why they cannot run the chain.
 
-        `place` says where rows lie in x, if not one after another.
+        `place` says where the vectors lie in x, if not one after another.
         """
-        plan = None if self._known is None or hooked(self) else self._known
+        plan = None if self._folded_plan is None or hooked(self) else self._folded_plan
         if plan is None:
             plan = plan_of(self)
-            self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
+            self._folded_plan = plan if self._is_folded and isinstance(plan, kernels.Plan) else None
         if isinstance(plan, str):
             return plan
         if plan.kind != (x.dtype, x.device):
@@ -74,7 +74,7 @@ class KernelChain(Layer):
         )
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        plan = "context" if context is not None else kernels.unsupported_reason(x) or self._plan(x)
+        plan = "context" if context is not None else self._plan_for_vectors(x)
         if isinstance(plan, str):
             return super().forward(x, context, noise)
         return kernels.rows_forward(plan, x, keep=self.keep)
@@ -82,16 +82,12 @@ class KernelChain(Layer):
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         # the kernel's inverse has no gradients
         live = differentiated(z, *self.parameters())
-        plan = (
-            "context"
-            if context is not None or live
-            else kernels.unsupported_reason(z) or self._plan(z)
-        )
+        plan = "context" if context is not None or live else self._plan_for_vectors(z)
         if isinstance(plan, str):
             return super().inverse(z, context, noise)
         return kernels.rows_inverse(plan, z)
 
 
 def differentiated(*tensors: Tensor) -> bool:
-    """Whether autograd is to know of what becomes of them."""
+    """Whether autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -1,8 +1,9 @@
-"""A chain of cuts and row flows that a GPU's kernels run where the image lies."""
+"""A mixer layer whose patchify steps cost nothing on a GPU."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,120 +27,126 @@ from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked
 
 
+class _Mixing(NamedTuple):
+    """Index of a row flow, number of rows in an image, and where they lie: see `kernels.Place`."""
+
+    step: int
+    rows: int
+    row_table: Tensor
+    column_table: Tensor
+
+
+_Cache = dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]]
+"""For images of a shape on a device: the steps' `_identity`, and the result of `_find_mixings`."""
+
+
 @register
 class MixerLayer(Layer):
-    """Cuts, row flows along one axis or another, and the way back, as `Chain`.
+    """Patchify, row flows along either axis of the patch matrix, and patchify undone, as `Chain`.
 
-    On a GPU a cut then costs nothing: kernels are told where the numbers of a row lie in the image,
-    and neither patch matrices nor their transposes are ever made. That is so where each step is a
-    cut, a cut's inverse, or a row flow that the kernels take, and the image comes out as it went
-    in; else, and on the CPU, the steps run one by one. `path` says which.
+    On a GPU the patchify steps cost nothing: kernels are told where the numbers of a row lie in the
+    image, and no patch matrix or transpose of one is ever made. This needs each step to be a
+    patchify step, the inverse of one, or a row flow that the kernels take, and the image to come
+    out in its own order; otherwise, and on the CPU, the steps run one by one. `path` says which.
     """
 
-    _traced: _Traced | None = None
-    """What was found for images of a shape, and the steps as they were then."""
+    _mixings: _Cache | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Without what was traced: a copy, or a file, may be for another device."""
-        return {name: value for name, value in self.__dict__.items() if name != "_traced"}
+        """The state without the cache: a copy, or a file, may be for another device."""
+        return {name: value for name, value in self.__dict__.items() if name != "_mixings"}
 
     def path(self, x: Tensor) -> str:
-        """``"kernel"``, or why images like `x` go through step by step."""
-        found = self._mixings(x)
-        return found if isinstance(found, str) else "kernel"
+        """``"kernel"``, or why images like `x` are transformed step by step."""
+        calls = self._kernel_calls(x)
+        return calls if isinstance(calls, str) else "kernel"
 
-    def _mixings(self, x: Tensor) -> list[tuple[KernelChain, kernels.Plan, kernels.Place]] | str:
-        """The row flows, what the kernels are to run for each, and where its rows lie."""
+    def _kernel_calls(
+        self, x: Tensor
+    ) -> list[tuple[KernelChain, kernels.Plan, kernels.Place]] | str:
+        """The row flows with what the kernels take to run them on images like `x`, or why none."""
         if kernels.where(x) != "gpu":
             return "only a GPU's kernels take images"
-        unable = kernels.unsupported_reason(x)
-        if unable is not None:
-            return unable
-        found = self._trace(tuple(x.shape[1:]), x.device)
-        if isinstance(found, str):
-            return found
+        reason = kernels.unsupported_reason(x)
+        if reason is not None:
+            return reason
+        mixings = self._mixings_of(tuple(x.shape[1:]), x.device)
+        if isinstance(mixings, str):
+            return mixings
         if hooked(self.steps):
             return "hooks look inside"
-        made = []
-        for number, within, row_table, column_table in found:
-            rows = self.steps[number].transform
-            assert isinstance(rows, KernelChain)
+        calls = []
+        for step, rows, row_table, column_table in mixings:
+            chain = self.steps[step].transform
+            assert isinstance(chain, KernelChain)
             size = math.prod(x.shape[1:])
-            place = kernels.Place(len(x) * within, within, size, row_table, column_table)
-            plan = rows.plan(x, place)
+            place = kernels.Place(len(x) * rows, rows, size, row_table, column_table)
+            plan = chain.plan(x, place)
             if isinstance(plan, str):
                 return plan
             if plan.n != len(column_table):
                 return "rows of another length"
-            made.append((rows, plan, place))
-        return made
+            calls.append((chain, plan, place))
+        return calls
 
-    def _trace(self, shape: Shape, device: torch.device) -> list[_Mixing] | str:
-        """As `_trace`, once for the steps as they are."""
-        if self._traced is None:
-            self._traced = {}
-        now = [part for step in self for part in _parts(step)]
-        before, found = self._traced.get((shape, device), ([], ""))
+    def _mixings_of(self, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+        """`_find_mixings`, computed again only when the steps have changed."""
+        if self._mixings is None:
+            self._mixings = {}
+        now = [part for step in self for part in _identity(step)]
+        before, found = self._mixings.get((shape, device), ([], ""))
         if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
-            found = _trace(self, shape, device)
-            self._traced[shape, device] = now, found
+            found = _find_mixings(self, shape, device)
+            self._mixings[shape, device] = now, found
         return found
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        mixings = "context" if context is not None else self._mixings(x)
-        if isinstance(mixings, str) or not len(x):
+        calls = "context" if context is not None else self._kernel_calls(x)
+        if isinstance(calls, str) or not len(x):
             return super().forward(x, context, noise)
         log_det = constant(0.0, x)
-        for rows, plan, place in mixings:
-            x, each = kernels.rows_forward(plan, x, keep=rows.keep, place=place)
-            log_det = log_det + each
+        for chain, plan, place in calls:
+            x, step_log_det = kernels.rows_forward(plan, x, keep=chain.keep, place=place)
+            log_det = log_det + step_log_det
         return x, log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         live = differentiated(z, *self.parameters())
-        mixings = "context or gradients" if live or context is not None else self._mixings(z)
-        if isinstance(mixings, str) or not len(z):
+        calls = "context or gradients" if live or context is not None else self._kernel_calls(z)
+        if isinstance(calls, str) or not len(z):
             return super().inverse(z, context, noise)
         log_det = constant(0.0, z)
-        for _, plan, place in reversed(mixings):
-            z, each = kernels.rows_inverse(plan, z, place=place)
-            log_det = log_det + each
+        for _, plan, place in reversed(calls):
+            z, step_log_det = kernels.rows_inverse(plan, z, place=place)
+            log_det = log_det + step_log_det
         return z, log_det
 
 
-_Mixing = tuple[int, int, Tensor, Tensor]
-"""Number of the step, how many rows an image has, and where they lie: see `Place`."""
-_Traced = dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]]
+def _find_mixings(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+    """Find where each row flow's rows lie, or why kernels cannot run the chain on images.
 
-
-def _trace(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
-    """Follow the numbers of an image through the steps that only move them about."""
+    The rearrangements are applied to an image that holds each number's index.
+    """
     image = torch.arange(math.prod(shape)).reshape(1, *shape)
-    numbers, found = image, []
+    indices, found = image, []
     for number, step in enumerate(chain):
-        if _moves(step):
-            numbers = step(numbers)[0]
+        if isinstance(step.transform if isinstance(step, Inverse) else step, _Rearrangement):
+            indices = step(indices)[0]
         elif type(step) is Along and type(step.transform) is KernelChain and step.rows is None:
             axis = step.dim + 1 if step.dim >= 0 else step.dim
-            table = numbers.movedim(axis, -1).flatten(1, -2)[0]
+            table = indices.movedim(axis, -1).flatten(1, -2)[0]
             first, inner = table[:, 0], table[0] - table[0, 0]
             if not torch.equal(table, first[:, None] + inner):
                 return "rows that do not lie alike"
             tables = (each.to(device, torch.int32).contiguous() for each in (first, inner))
-            found.append((number, len(table), *tables))
+            found.append(_Mixing(number, len(table), *tables))
         else:
-            return f"{type(step).__name__} is neither a cut nor a row flow"
-    if not torch.equal(numbers, image):
+            return f"{type(step).__name__} is neither a patchify step nor a row flow"
+    if not torch.equal(indices, image):
         return "images come out in another order"
     return found
 
 
-def _parts(step: Transform) -> tuple[object, ...]:
-    """What a step must be the same in to move numbers as it did."""
+def _identity(step: Transform) -> tuple[object, ...]:
+    """The objects that determine how a step rearranges an image."""
     return step, getattr(step, "transform", None), getattr(step, "dim", None)
-
-
-def _moves(step: Transform) -> bool:
-    """Whether a step only puts numbers elsewhere."""
-    inner = step.transform if isinstance(step, Inverse) else step
-    return isinstance(inner, _Rearrangement)

@@ -1,4 +1,4 @@
-"""What each class of transforms promises: tolerances, and the laws that do not apply to it."""
+"""Kinds of transforms: their tolerances, and the laws that do not apply to them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KindName = Literal[
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
 _COMPILE = frozenset({"compile forward", "compile inverse"})
-# laws that only the class that names them obeys
+# laws that apply only to the kinds that name them
 _SPECIAL = frozenset({"estimated log-det", "zero log-det", "expectation"})
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Tolerances of one class of transforms, and where it departs from the common laws."""
+    """Tolerances of one kind of transforms, and its exceptions from the common laws."""
 
     round_trip: float
     """Largest ``|error| / (1 + |value|)`` of a round trip in float64."""
@@ -37,7 +37,7 @@ class Kind:
     waived: frozenset[str] = frozenset()
     """Common laws that do not apply."""
     also: frozenset[str] = field(default_factory=frozenset)
-    """Special laws that do."""
+    """Special laws that apply."""
 
     @property
     def noisy(self) -> bool:
@@ -45,7 +45,7 @@ class Kind:
         return bool(self.also & _SPECIAL)
 
     def obeys(self, law: str) -> bool:
-        """Whether `law` applies to this class."""
+        """Whether `law` applies to this kind."""
         return law in self.also if law in _SPECIAL else law not in self.waived
 
 
@@ -54,7 +54,7 @@ KINDS: dict[KindName, Kind] = {
     "spline": Kind(1e-10, 1e-3, 1e-8),
     # logistic mixtures, residual maps, autoregressive convolutions: a loop until convergence
     "iterative": Kind(1e-8, 1e-3, 1e-8, waived=frozenset({"compile inverse"})),
-    # iterative inverses whose forward takes derivatives of a net, which torch.export cannot
+    # iterative inverses whose forward takes derivatives of a net, unsupported by torch.export
     "residual": Kind(1e-8, 1e-3, 1e-8, waived=frozenset({"compile inverse", "export"})),
     # a loop until convergence in both directions
     "implicit": Kind(1e-8, 1e-3, 1e-8, waived=_COMPILE | {"export"}),
@@ -67,7 +67,7 @@ KINDS: dict[KindName, Kind] = {
     ),
     # at a solver tolerance of 1e-8 in float64, 1e-5 in float32, with the exact trace
     "ode": Kind(1e-7, 1e-4, 1e-5, waived=_COMPILE | {"export"}),
-    # the estimate is a gradient inside of forward, which does not compile either
+    # the estimate is a gradient inside of forward, which does not compile
     "ode estimate": Kind(
         1e-7,
         1e-4,

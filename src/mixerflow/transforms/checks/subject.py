@@ -1,4 +1,4 @@
-"""A transform on trial: perturbed, in eval mode, with seeded inputs in both directions."""
+"""A transform under check: perturbed, in eval mode, with seeded inputs in both directions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ def unit(batch: int, shape: Shape, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def perturb(module: nn.Module, *, seed: int = 0, size: float = 0.3) -> None:
-    """Move a module away from its start: every weight by ``N(0, (size / sqrt(fan_in))^2)``.
+    """Add ``N(0, (size / sqrt(fan_in))^2)`` to every weight, and perturb batch-norm statistics.
 
-    Batch-norm statistics become random too. A flow that starts as the identity obeys nearly every
-    law until it is moved.
+    A flow that starts as the identity obeys nearly every law until its weights change.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,14 +50,13 @@ def perturb(module: nn.Module, *, seed: int = 0, size: float = 0.3) -> None:
 
 
 class Batch(NamedTuple):
-    """Events ``(B, *event)``, their contexts, and their numbers, which decide their noise."""
+    """Events ``(B, *event)``, their contexts, and their numbers, which determine their noise."""
 
     values: Tensor
     context: Tensor | None
     number: Tensor
 
     def rows(self, which: slice | Tensor) -> Batch:
-        """A part of the batch."""
         context = None if self.context is None else self.context[which]
         return Batch(self.values[which], context, self.number[which])
 
@@ -69,11 +67,11 @@ class Subject:
     Args:
         transform: left as it is; the laws run on a copy.
         shape: an event shape that it takes.
-        kind: which class's tolerances hold.
+        kind: sets the tolerances.
         context: event shape of the contexts, ``(K,)`` or ``(K, *spatial)``; None for none.
-        inputs: draws data events; latents are the transform's own images of such.
-        seed: of the perturbation and the draws.
-        size: of the perturbation.
+        inputs: draws data events; latent events are the transform's images of data events.
+        seed: seed of the perturbation and the draws.
+        size: size of the perturbation.
     """
 
     def __init__(
@@ -116,14 +114,14 @@ class Subject:
         return Batch(values, context, torch.arange(batch) + 1000 * salt)
 
     def batch(self, direction: Direction, batch: int, *, salt: int = 0) -> Batch:
-        """Seeded data events, or latent ones for the inverse."""
+        """Seeded events: data, or latents for the inverse."""
         data = self.data(batch, salt=salt)
         if direction == "forward":
             return data
         return data._replace(values=self.run("forward", data)[0])
 
     def arguments(self, direction: Direction, batch: Batch) -> tuple[Any, ...]:
-        """What `transform.forward` or `transform.inverse` takes."""
+        """The arguments of `transform.forward` or `transform.inverse`."""
         if direction == "inverse":
             return batch.values, batch.context
         noise = Noise(self.seed, batch.number) if self.kind.noisy else None
@@ -138,7 +136,7 @@ class Subject:
             return getattr(chosen, direction)(*self.arguments(direction, batch))
 
     def jacobian(self, direction: Direction, batch: Batch) -> Tensor:
-        """Of a batch of one event: ``(D, D)``."""
+        """The Jacobian ``(D, D)`` at a batch of one event."""
 
         def function(values: Tensor) -> Tensor:
             arguments = self.arguments(direction, batch._replace(values=values))
@@ -155,14 +153,14 @@ class Subject:
         number = torch.linalg.cond(self.jacobian("forward", self.data(1)))
         return f"condition number of the Jacobian {number.item():.1e}"
 
-    def close(self, what: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
+    def check_close(self, name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
         """Assert ``|got - wanted| <= tolerance (1 + |wanted|)``; NaN is never close."""
-        assert got.shape == wanted.shape, f"{what}: {tuple(got.shape)}, not {tuple(wanted.shape)}"
+        assert got.shape == wanted.shape, f"{name}: {tuple(got.shape)}, not {tuple(wanted.shape)}"
         wanted = wanted.double()
         error = ((got.double() - wanted).abs() / (1 + wanted.abs())).flatten()
         worst = error.amax().item() if len(error) else 0.0
         assert worst <= tolerance, (
-            f"{what}: off by {worst:.2e}, more than {tolerance:.0e}; {self.condition()}"
+            f"{name}: off by {worst:.2e}, more than {tolerance:.0e}; {self.condition()}"
         )
 
 
@@ -171,7 +169,7 @@ LAWS: dict[str, LawFunction] = {}
 
 
 def law(name: str) -> Callable[[LawFunction], LawFunction]:
-    """Register a law; whatever goes wrong in it becomes an AssertionError that names it."""
+    """Register a law; every error in it becomes an AssertionError that names the law."""
 
     def register(function: LawFunction) -> LawFunction:
         @functools.wraps(function)
