@@ -10,24 +10,19 @@ from torch import Tensor, nn
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
 from mixerflow.registry import register
-from mixerflow.transforms.splits import halves
+from mixerflow.transforms.splits import Halves
 
 
 class _TokenHalves(Transform):
-    """Events ``(tokens, n)``: one half of the features passes and decides a map of the other half.
-
-    Args:
-        n: features of a token.
-        flip: read the second half of the features and change the first.
-    """
+    """Events ``(tokens, n)`` of which one half of the features decides a map of the other half."""
 
     def __init__(self, n: int, *, flip: bool) -> None:
         super().__init__()
         if n < 2:
             name = type(self).__name__
             raise ValueError(f"{name}: needs 2 features or more to cut in two; got {n}")
-        self.n, self.flip = n, flip
-        self.given, self.changed = halves(n, flip=flip)
+        self.n, self.split = n, Halves(-1, flip)
+        self.given, self.changed = self.split.sizes(n)
 
     def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
         """The changed half's image, or its preimage, and that direction's log-det."""
@@ -36,12 +31,10 @@ class _TokenHalves(Transform):
     def _transform(self, event: Tensor, *, inverse: bool) -> Mapped:
         """One direction; the map is computed in float32 or wider."""
         self.out_shape(tuple(event.shape[1:]))
-        first, second = event.split((self.n + 1) // 2, -1)
-        given, changed = (second, first) if self.flip else (first, second)
+        given, changed = self.split.parts(event)
         changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
         changed, log_det = self._map(given, changed, inverse=inverse)
-        changed = changed.to(given.dtype)
-        return torch.cat((changed, given) if self.flip else (given, changed), -1), log_det
+        return self.split.join(given, changed.to(given.dtype)), log_det
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._transform(x, inverse=False)
@@ -56,7 +49,7 @@ class _TokenHalves(Transform):
         return shape
 
     def extra_repr(self) -> str:
-        return f"{self.n}, flip={self.flip}"
+        return f"{self.n}, flip={self.split.flip}"
 
 
 @register
@@ -64,11 +57,7 @@ class MapAttention(_TokenHalves):
     """``z_a = x_a, z_b = m(x_a) x_b`` with one weight a token, ``m = 2 sigmoid(w x_a + c)``.
 
     ``log|det dz/dx| = sum_tokens (n_b log m)``. The map m lets a token through or fades it out.
-    Starts as the identity: w and c are 0.
-
-    Args:
-        n: features of a token; events are ``(tokens, n)``.
-        flip: read the second half of the features and change the first.
+    Starts as the identity: w and c are 0. `flip` reads the second half and changes the first.
 
     References:
         Sukthanker, Huang, Kumar, Timofte, Van Gool: Generative flows with invertible attentions
@@ -114,8 +103,8 @@ class TokenAttention(_TokenHalves):
     and as many again in the inverse.
 
     Args:
-        n: features of a token; events are ``(tokens, n)``.
-        heads: divides the number of features that are changed.
+        n: features of a token.
+        heads: a divisor of the number of features that are changed.
         width: length of each head's queries and keys.
         flip: read the second half of the features and change the first.
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Context, FixedShape, Mapped, Noise, total, uncounted
 from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
-
-
-@runtime_checkable
-class _Sequential(Protocol):
-    """A net that can compute its outputs feature by feature, see `mixerflow.nets.MADE`."""
-
-    def sequence(self, choose: object, like: Tensor, context: Tensor | None = None) -> None: ...
 
 
 @register
@@ -53,13 +44,6 @@ class Autoregressive(FixedShape):
         super().__init__(n)
         self.n, self.net, self.elementwise = n, net, elementwise
 
-    @property
-    def order(self) -> Tensor | None:
-        """The features in autoregressive order; None for 0 to n - 1."""
-        order = getattr(self.net, "order", None)
-        assert order is None or isinstance(order, Tensor)
-        return order
-
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
         """The raw parameters ``(params, rows, n)``."""
         raw = self.net(x, context).to(x.dtype)
@@ -78,7 +62,7 @@ class Autoregressive(FixedShape):
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
-        order = self.order
+        order: Tensor | None = getattr(self.net, "order", None)
         given = z if order is None else z[:, order]
         found: list[Tensor] = []
         log_slopes: list[Tensor] = []
@@ -90,9 +74,10 @@ class Autoregressive(FixedShape):
             log_slopes.append(log_slope)
             return x
 
+        sequence = getattr(self.net, "sequence", None)
         # half-precision sums in another order would be other parameters than forward's
-        if isinstance(self.net, _Sequential) and not torch.is_autocast_enabled(z.device.type):
-            self.net.sequence(invert, z, context)
+        if callable(sequence) and not torch.is_autocast_enabled(z.device.type):
+            sequence(invert, z, context)
             x = torch.stack(found, 1)
             x = x if order is None else x[:, order.argsort()]
         else:

@@ -35,9 +35,6 @@ class Butterfly(_LinearMap):
         levels: their number, 1 to log2 P; None for log2 P. Fewer leave out the short distances.
         bias: whether to add b.
 
-    Raises:
-        ValueError: a length below 2, or a number of levels outside 1..log2 P.
-
     References:
         Meng, Zhou, Choi, Dao, Ermon: ButterflyFlow: building invertible layers with butterfly
         matrices (2022), section 3. https://arxiv.org/abs/2209.13774
@@ -81,7 +78,7 @@ class Butterfly(_LinearMap):
     def _merge(self, blocks: Tensor, group: range) -> Tensor:
         """The product of some neighbouring levels of one window.
 
-        Entry (j, s, i, r) is what entry j of segment s, at remainder r, gives to entry i there.
+        Entry (j, s, i, r) is the weight of entry j of segment s, at remainder r, in entry i there.
         """
         order = min(group)
         wide = 2 ** len(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -171,7 +172,7 @@ def _motion(net: nn.Module, context: Tensor | None, signs: Tensor | None) -> Mot
             velocity, trace = net.divergence(t, x, context)
             _check_shape(velocity, x)
             return velocity, trace
-        return _trace(net, t, x, context, signs)
+        return _velocity_and_trace(net, t, x, context, signs)
 
     return motion
 
@@ -184,32 +185,31 @@ def _check_shape(velocity: Tensor, x: Tensor) -> None:
         )
 
 
-def _trace(
+def _velocity_and_trace(
     net: nn.Module, t: Tensor | float, x: Tensor, context: Tensor | None, signs: Tensor | None
 ) -> State:
-    """Velocity and trace of its Jacobian (or ``signs^T J signs``), by automatic differentiation."""
+    """Velocity and trace of its Jacobian J (or ``signs^T J signs``), by automatic differentiation.
+
+    The exact trace takes one backward pass for each of an event's numbers, all in one call.
+    """
     live = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if live and x.requires_grad else x.detach().requires_grad_()
         velocity = net(t, x, context)
         _check_shape(velocity, x)
-        if signs is None:
-            trace = _exact_trace(velocity, x, live)
-        else:
+        if signs is not None:
             (row,) = torch.autograd.grad(velocity, x, signs, create_graph=live)
             trace = (row * signs).flatten(1).sum(1)
+        elif len(x):
+            size = math.prod(x.shape[1:])
+            unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
+            (rows,) = torch.autograd.grad(
+                velocity, x, unit.expand(-1, *x.shape), create_graph=live, is_grads_batched=True
+            )
+            trace = rows.flatten(2).diagonal(dim1=0, dim2=2).sum(1)
+        else:
+            trace = x.new_zeros(0)
     return (velocity, trace) if live else (velocity.detach(), trace.detach())
-
-
-def _exact_trace(velocity: Tensor, x: Tensor, live: bool) -> Tensor:
-    """The trace, by one backward pass for each of an event's numbers, all in one call."""
-    if not len(x):
-        return x.new_zeros(0)
-    size = x[0].numel()
-    one_each = torch.eye(size, dtype=x.dtype, device=x.device)
-    signals = one_each.view(size, 1, *x.shape[1:]).expand(-1, *x.shape)
-    (rows,) = torch.autograd.grad(velocity, x, signals, create_graph=live, is_grads_batched=True)
-    return rows.flatten(2).diagonal(dim1=0, dim2=2).sum(1)
 
 
 def _equal_steps(motion: Motion, state: State, t0: float, t1: float, number: int) -> State:

@@ -25,10 +25,7 @@ class Coupling(Transform):
             ``(B, ..., elementwise.params * b, ...)``; parameter k of feature j is feature
             ``k * b + j``. For the other splits the same holds of the channels.
         elementwise: the map of the transformed part.
-        flip: with a number for `split`, condition on the second half instead of the first.
-
-    Raises:
-        ValueError: `flip` is given besides a split, which has its own.
+        flip: only with a number for `split`: condition on the second half instead of the first.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), eq. 4 to 8.

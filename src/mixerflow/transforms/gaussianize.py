@@ -60,9 +60,6 @@ class Gaussianize(FixedShape):
         components: number K of anchors of a feature, at least 2.
         floor: least bandwidth that `initialize` sets, in the data's own unit.
 
-    Raises:
-        ValueError: fewer than two components.
-
     References:
         Meng, Song, Song, Ermon: Gaussianization flows (2020).
         https://arxiv.org/abs/2003.01941

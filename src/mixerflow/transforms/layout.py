@@ -74,10 +74,7 @@ class Patchify(_Rearrangement):
 
     Args:
         shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
-        patch: a patch's side on each spatial axis.
-
-    Raises:
-        ValueError: a side does not divide the image's; names the sides that do.
+        patch: a patch's side on each spatial axis, which must divide the image's.
     """
 
     contiguous = True
@@ -99,13 +96,6 @@ class Squeeze(_Rearrangement):
 
     Channel ``(c f + dy) f + dx`` has the pixels of channel c at ``(f i + dy, f j + dx)``.
 
-    Args:
-        shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
-        factor: f.
-
-    Raises:
-        ValueError: the factor does not divide a side; names the factors that do.
-
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
         https://arxiv.org/abs/1605.08803
@@ -124,16 +114,11 @@ class Squeeze(_Rearrangement):
 
 @register
 class CheckerboardSqueeze(Squeeze):
-    """`Squeeze` of 2x2 cells into four groups of C channels: each colour of the board is a half.
+    """`Squeeze` of ``(C, H, W)`` by 2x2 cells: each colour of the board is half of the channels.
 
-    The groups hold the cells' top left, bottom right, top right and bottom left pixels: a flow
-    that goes on with the first half of the channels goes on with one colour of the whole image.
-
-    Args:
-        shape: the image's event shape ``(C, H, W)``.
-
-    Raises:
-        ValueError: an odd side, or not two spatial axes.
+    Four groups of C channels hold the cells' top left, bottom right, top right and bottom left
+    pixels: a flow that goes on with the first half of the channels goes on with one colour of the
+    whole image.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
@@ -170,12 +155,7 @@ class Dilated(Patchify):
 
 @register
 class Stripes(Patchify):
-    """Patches as wide as the image: `height` rows each (the first spatial axis is cut).
-
-    Args:
-        shape: the image's event shape.
-        height: rows of a stripe.
-    """
+    """Patches as wide as the image, of `height` rows each: the first spatial axis is cut."""
 
     def __init__(self, shape: Shape, height: int) -> None:
         super().__init__(shape, (height, *shape[2:]))
@@ -183,12 +163,7 @@ class Stripes(Patchify):
 
 @register
 class Bands(Patchify):
-    """Patches as high as the image: `width` columns each (the last spatial axis is cut).
-
-    Args:
-        shape: the image's event shape.
-        width: columns of a band.
-    """
+    """Patches as high as the image, of `width` columns each: the last spatial axis is cut."""
 
     def __init__(self, shape: Shape, width: int) -> None:
         super().__init__(shape, (*shape[1:-1], width))

@@ -20,11 +20,7 @@ from mixerflow.registry import register
 
 
 class _LinearMap(FixedShape):
-    """``z = A x + b`` for vectors ``(n,)``, outside of autocast; b may be None.
-
-    Args:
-        n: length of the vectors.
-    """
+    """``z = A x + b`` for vectors ``(n,)``, outside of autocast; b may be None."""
 
     bias: Tensor | None
 
@@ -63,12 +59,9 @@ class _LinearMap(FixedShape):
 class Linear(_LinearMap):
     """``z = W x + b`` with W, its inverse and ``log|det W|`` stored: linear maps fold into it.
 
-    All of them are buffers: nothing here can be trained. Affine maps of each number next to it, as
-    `ActNorm`, merge into it.
-
-    Args:
-        transform: any affine transform of vectors; its values at the unit vectors give W and b.
-        n: length of the vectors.
+    All of them are buffers: nothing here can be trained. W and b are the values of an affine
+    `transform` of vectors ``(n,)`` at the unit vectors and 0. Affine maps of each number next to
+    it, as `ActNorm`, merge into it.
     """
 
     affine = True
@@ -110,10 +103,6 @@ class LU(_LinearMap):
     invertible and keeps the orientation. Both triangles are stored in one matrix parameter, as
     LAPACK packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n
     numbers.
-
-    Args:
-        n: length of the vectors.
-        bias: whether to add b.
 
     References:
         English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4.
@@ -176,11 +165,6 @@ class PLU(LU):
 
     ``log|det dz/dx| = sum_i log|U_ii|``. As Glow's 1x1 convolution when applied along the channels.
 
-    Args:
-        n: length of the vectors.
-        bias: whether to add b.
-        generator: of the random rotation.
-
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 11.
         https://arxiv.org/abs/1807.03039
@@ -217,10 +201,6 @@ class UnpackedPLU(PLU):
     """`PLU` whose triangles are stored as two full matrices, whose other halves are not used.
 
     As published code stores it: 2 n^2 + n numbers, for counts and weights that follow it.
-
-    Args:
-        n: length of the vectors.
-        generator: of the random rotation.
     """
 
     def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
@@ -242,10 +222,6 @@ class Matrix(_LinearMap):
     ``log|det dz/dx| = log|det W|`` costs a factorisation of W in each pass, and only the density,
     which rewards it, keeps W invertible; `LU` and `PLU` have neither fault. As Glow's 1x1
     convolution when applied along the channels.
-
-    Args:
-        n: length of the vectors.
-        generator: of the random rotation.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 9.

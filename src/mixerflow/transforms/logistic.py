@@ -27,9 +27,6 @@ class LogisticMixture(Elementwise):
     The inverse is found by Newton's steps inside a bracket: F lies between the least and the
     greatest of its components, whose inverses are closed forms.
 
-    Raises:
-        ValueError: no components.
-
     References:
         Ho, Chen, Srinivas, Duan, Abbeel: Flow++: improving flow-based generative models with
         variational dequantization and architecture design (2019).
@@ -42,7 +39,7 @@ class LogisticMixture(Elementwise):
     """
 
     components: int = 8
-    """Number K of logistic distributions."""
+    """Number K of logistic distributions, at least 1."""
     _: KW_ONLY
     floor: float = -7.0
     """Least log-scale."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +15,8 @@ from mixerflow.registry import register
 Function = Callable[[Tensor], Tensor]
 
 
-@runtime_checkable
-class Preparable(Protocol):
-    """A net that can compute once the part that does not depend on x."""
-
-    def prepare(self, context: Tensor | None = None) -> Function:
-        """The net as a function of x alone."""
-        ...
-
-
 class _ContractionMap(Transform):
-    """A map made of a net g with a Lipschitz constant below 1.
-
-    Args:
-        net: g, which maps ``(B, *event)`` and the context to the same shape.
-        most: largest number of steps of an iteration.
-    """
+    """A map made of a net g with a Lipschitz constant below 1; iterations take `most` steps."""
 
     invertible = False
 
@@ -39,14 +25,12 @@ class _ContractionMap(Transform):
         self.net, self.most = net, most
 
     def _prepared(self, context: Tensor | None) -> Function:
-        """The net as a function of x alone, for a loop."""
-        if isinstance(self.net, Preparable):
-            return self.net.prepare(context)
+        """The net as a function of x; its `prepare` computes once the part without x."""
+        if hasattr(self.net, "prepare"):
+            return self.net.prepare(context)  # pyright: ignore
         return lambda x: self.net(x, context)
 
-    def _solve(
-        self, g: Function, target: Tensor, start: Tensor, sign: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+    def _solve(self, g: Function, target: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor]:
         """Solve ``u + sign g(u) = target`` by iteration; return u and g's Jacobians at u.
 
         One step of Newton's method, ``u - (I + sign J)^-1 (u + sign g(u) - target)`` with J kept
@@ -58,7 +42,7 @@ class _ContractionMap(Transform):
         tolerance = 32 * torch.finfo(target.dtype).eps  # the last move: some roundings
         with torch.no_grad():
             u, error = fixed_point(
-                lambda u: target - sign * g(u), start, tolerance=tolerance, most=self.most
+                lambda u: target - sign * g(u), target.detach(), tolerance=tolerance, most=self.most
             )
         remedy = "give the net a smaller coefficient, or the transform more steps (most)"
         report(self, error, tolerance, remedy)
@@ -127,6 +111,7 @@ class Residual(_ContractionMap):
         and algorithm 1. https://arxiv.org/abs/1811.00995
         Chen, Behrmann, Duvenaud, Jacobsen: Residual flows for invertible generative modeling
         (2019), eq. 6 and 8. https://arxiv.org/abs/1906.02735
+
     Departs from the papers:
         - signs instead of normal probes: less variance, none where n is 1;
         - the value given with Neumann's gradient is the likelihood's, not the surrogate's;
@@ -159,13 +144,13 @@ class Residual(_ContractionMap):
             if self.density == "exact":
                 value, jacobian = _differentiated(g, x)
                 return x + value, _log_det(jacobian)
-            value, log_det = self._estimated(g, x, noise)
+            value, log_det = self._estimate(g, x, noise)
             return x + value, log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(z.device.type, enabled=False):
             z = _wide(z)
-            x, jacobian = self._solve(self._prepared(context), z, z.detach())
+            x, jacobian = self._solve(self._prepared(context), z)
             return x, -_log_det(jacobian)
 
     def _draw(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
@@ -181,7 +166,7 @@ class Residual(_ContractionMap):
         last = last.double().clamp(max=1 - 2.0**-24)
         return signs, ((-last).log1p() / math.log1p(-self.stop)).floor()
 
-    def _estimated(self, g: Function, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def _estimate(self, g: Function, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """``g(x)`` and the estimate, whose gradient is Neumann's."""
         exact = self.terms if self.training else self.eval_terms
         signs, further = self._draw(x, noise)
@@ -240,5 +225,5 @@ class Monotone(_ContractionMap):
         """The map made of ``sign G``."""
         with torch.autocast(x.device.type, enabled=False):
             x = _wide(x)
-            u, jacobian = self._solve(self._prepared(context), 2 * x, 2 * x.detach(), sign)
+            u, jacobian = self._solve(self._prepared(context), 2 * x, sign)
             return u - x, _log_det(jacobian, -sign) - _log_det(jacobian, sign)

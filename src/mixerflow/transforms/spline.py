@@ -31,10 +31,6 @@ class RationalQuadratic(Elementwise):
     back x itself and a log-derivative of 0, bit for bit. Raw parameters are K widths, K heights
     and K - 1 derivatives at the inner knots; the derivatives at the two ends are 1, as the tails'.
 
-    Raises:
-        ValueError: fewer than 2 bins, so many that their least widths fill the interval, or a tail
-            that is not positive.
-
     References:
         Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019).
         https://arxiv.org/abs/1906.04032
@@ -46,9 +42,9 @@ class RationalQuadratic(Elementwise):
     """
 
     bins: int = 4
-    """Number K of bins, at least 2."""
+    """Number K of bins, 2 to 999: the least widths must not fill the interval."""
     tail: float = 3.0
-    """Half the length of the interval."""
+    """Half the length of the interval; positive."""
 
     def __post_init__(self) -> None:
         most = 1 / _FLOOR - 1

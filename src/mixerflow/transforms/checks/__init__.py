@@ -13,8 +13,17 @@ from collections.abc import Iterable
 
 from mixerflow.core import Shape, Transform
 from mixerflow.transforms.checks import conduct, exact  # noqa: F401  (they register their laws)
-from mixerflow.transforms.checks.kinds import KINDS, Kind, KindName
-from mixerflow.transforms.checks.subject import LAWS, Inputs, Subject, normal, perturb, unit
+from mixerflow.transforms.checks.subject import (
+    KINDS,
+    LAWS,
+    Inputs,
+    Kind,
+    KindName,
+    Subject,
+    normal,
+    perturb,
+    unit,
+)
 
 __all__ = ["KINDS", "LAWS", "Kind", "KindName", "Subject", "check", "normal", "perturb", "unit"]
 
