@@ -57,7 +57,7 @@ class TwoScale(mixerflow.Model):
         at, scales = shape, []
         for _ in range(2):
             squeeze = Squeeze(at)
-            at = squeeze.given
+            at = squeeze.latent_shape
             steps = [self.step(at, flip=i % 2 == 1) for i in range(self.depth)]
             scales.append(Chain(squeeze, *steps))
             at = (at[0] // 2, *at[1:])
