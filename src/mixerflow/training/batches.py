@@ -57,7 +57,7 @@ class Batches:
             self._whole = as_tensor(images.pixels).to(device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return this process's images ``(share, C, H, W)`` of a step (from 0), and labels or None."""
+        """Return this process's images ``(share, C, H, W)`` of a step, and labels or None."""
         first = step * self.batch
         chosen, n = [], len(self.images)
         while len(chosen) < self.batch:
