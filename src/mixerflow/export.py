@@ -83,7 +83,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """``(B, D)`` to images ``(B, *shape)``, as `Flow.decode`; draws of the base are samples."""
-        return self.flow._to_images(self.flow._inverse(z, context))
+        return self.flow.decode(z, context)
 
     def example(self, batch: int = 2) -> dict[str, Tensor]:
         """Inputs that this flow's decoder takes, by name."""

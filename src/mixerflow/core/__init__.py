@@ -18,26 +18,26 @@ from mixerflow.core.bases import (
     StudentT,
 )
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
-from mixerflow.core.composite import Composite
 from mixerflow.core.flow import Encoded, Flow, Samples, as_tensor
 from mixerflow.core.memory import Memory, refuse_sharded, uncounted
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
+    Composite,
     Context,
     Density,
     Dequantization,
     FixedShape,
     Mapped,
     PlacedLayer,
-    Run,
+    Runner,
     Shape,
     Transform,
     constant,
     expect,
     floating,
-    inside,
+    submodules,
     total,
 )
 
@@ -63,7 +63,7 @@ __all__ = [
     "MultiScale",
     "Noise",
     "PlacedLayer",
-    "Run",
+    "Runner",
     "Samples",
     "Shape",
     "SpikeAndSlab",
@@ -76,10 +76,10 @@ __all__ = [
     "expect",
     "fixed_point",
     "floating",
-    "inside",
     "monotone_root",
     "refuse_sharded",
     "report",
+    "submodules",
     "total",
     "uncounted",
 ]
