@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
-from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.noise import Centre, Noise, as_tensor
 from mixerflow.core.transform import (
     Context,
     Density,
@@ -24,8 +24,8 @@ from mixerflow.core.transform import (
     PlacedLayer,
     Shape,
     Transform,
+    evaluating,
     floating,
-    submodules,
 )
 from mixerflow.registry import register
 
@@ -39,15 +39,6 @@ class Encoded(NamedTuple):
     z: Tensor
     log_prob: Tensor
     log_det: Tensor
-
-
-def as_tensor(array: np.ndarray | Tensor) -> Tensor:
-    """Copy an array to a tensor; uint16 becomes int32, which torch can compute with."""
-    if isinstance(array, Tensor):
-        return array
-    array = np.asarray(array)
-    kind = np.int32 if array.dtype.newbyteorder("=") == np.uint16 else array.dtype.newbyteorder("=")
-    return torch.from_numpy(array.astype(kind))
 
 
 class Samples(NamedTuple):
@@ -120,8 +111,8 @@ class Flow(nn.Module):
     def layers(self) -> list[Transform]:
         """The layers, data to latent, that memory modes, sharding and learning rates work on.
 
-        `Chain`, `MultiScale` and any other `Composite` consist of layers; every other transform,
-        and a `Layer`, is one layer.
+        A `Composite`, such as `Chain`, has the layers of its parts; every other transform, and a
+        `Layer`, is one layer.
         """
         return [placed.layer for placed in self.layer_shapes()]
 
@@ -191,7 +182,7 @@ class Flow(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
-        if x.dim() != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
+        if tuple(x.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
         if self.levels is None or x.is_floating_point():
@@ -243,7 +234,7 @@ class Flow(nn.Module):
             raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
         images, context = as_tensor(x), None if context is None else as_tensor(context)
         log_probs = []
-        with _evaluating(self):
+        with evaluating(self):
             for start in range(0, max(len(images), 1), batch):
                 part = slice(start, start + batch)
                 given = None if context is None else context[part]
@@ -254,13 +245,13 @@ class Flow(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor, context: Context = None) -> Float[Tensor, "batch dim"]:
         """Return latents ``(B, D)`` of images, without noise: the centres of their bins."""
-        with _evaluating(self):
+        with evaluating(self):
             return self(x, context, Centre()).z
 
     @torch.no_grad()
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
         """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels."""
-        with _evaluating(self):
+        with evaluating(self):
             return self._to_images(self._inverse(z, self._embed(context, z.shape[0])))
 
     def sample(
@@ -299,7 +290,7 @@ class Flow(nn.Module):
             context = torch.as_tensor(context, device=self.device)
             context = context.expand(n) if context.dim() == 0 else context
         images, clamped = [], 0
-        with _evaluating(self):
+        with evaluating(self):
             given = self._embed(context, n)
             z = self.base.sample(like, generator, given) * temperature
             for start in range(0, max(n, 1), batch):
@@ -357,16 +348,3 @@ class Flow(nn.Module):
             return x
         dtype = torch.uint8 if self.levels <= 256 else torch.int32
         return x.nan_to_num(0.0).clamp(0, self.levels - 1).to(dtype)
-
-
-@contextmanager
-def _evaluating(flow: Flow) -> Iterator[None]:
-    """Set eval mode in a ``with``, and restore each module's own mode after it."""
-    training = [module for module in submodules(flow) if module.training]
-    try:
-        for module in training:
-            module.__dict__["training"] = False  # `__setattr__` is slow for thousands of modules
-        yield
-    finally:
-        for module in training:
-            module.__dict__["training"] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -82,6 +83,19 @@ def submodules(module: nn.Module) -> Iterator[nn.Module]:
         module = left.pop()
         yield module
         left.extend(part for part in module._modules.values() if part is not None)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Set eval mode in a ``with``, and restore each module's own mode after it."""
+    training = [part for part in submodules(module) if part.training]
+    try:
+        for part in training:
+            part.__dict__["training"] = False  # `__setattr__` is slow for thousands of modules
+        yield
+    finally:
+        for part in training:
+            part.__dict__["training"] = True
 
 
 class PlacedLayer(NamedTuple):
