@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Transform, inside
+from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
@@ -201,5 +201,5 @@ def hooked(chain: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or "forward" in module.__dict__  # replaced on the instance
-        for module in inside(chain)
+        for module in submodules(chain)
     )
