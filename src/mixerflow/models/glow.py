@@ -24,8 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
-from mixerflow.parts.conditioners import ImageNet
-from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
+from mixerflow.parts.conditioners import GlowConv, ImageNet, ZeroConvolution
 from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
 from mixerflow.parts.linear import LinearMap, MatrixMap
 from mixerflow.parts.model import Model, Pixels, PositiveCounts, ScaledPixels

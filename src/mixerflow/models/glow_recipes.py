@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from mixerflow.models.glow import Glow
 from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, PublishedResult, Recipe
-from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
+from mixerflow.parts.conditioners import GlowConv, ZeroConvolution
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import UnpackedPLUMap
 from mixerflow.train_config import TrainConfig

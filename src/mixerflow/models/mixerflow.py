@@ -36,10 +36,10 @@ from typing import Literal
 
 from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
 from mixerflow.parts.bases import BaseChoice, NormalBase
-from mixerflow.parts.images import Beside, GlowSteps, PositionalEncoding, Scales
+from mixerflow.parts.images import GlowSteps, MixerAddition, PositionalEncoding, Scales
 from mixerflow.parts.linear import LinearMap, LUMap, SameMap
 from mixerflow.parts.model import Model, PositiveCounts
-from mixerflow.parts.patching import Cut, Patching, box_of, cutting_of
+from mixerflow.parts.patching import Cut, Patching, patchify, window_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
 from mixerflow.transforms import LU, ActNorm, BatchNorm, KernelChain, MixerLayer, Squeeze
@@ -68,7 +68,7 @@ class MixerFlow(PositiveCounts, Model):
     all ActNorms, a batch-norm flow layer behind each channel flow and each patch flow."""
     positions: PositionalEncoding | None = None
     """How channel and patch flows are told which patch or channel they are at."""
-    beside: Beside | None = None
+    beside: MixerAddition | None = None
     """What each mixer layer has besides."""
     glow: GlowSteps | None = None
     """Glow's steps before the mixer layers."""
@@ -118,14 +118,14 @@ class MixerFlow(PositiveCounts, Model):
     def layer(self, shape: Shape, number: int) -> Transform:
         """Layer `number`, from 1: a mixer layer, or one on a window that shifts the patches."""
         cut, size, shift = self.patching.of(shape, number, self.layers)
-        box = box_of(shape, cut, size, shift)
+        box = window_of(shape, cut, size, shift)
         if box is None:
             return self._mixer_layer(shape, cut, size)
         return Window(*box, self._mixer_layer((shape[0], *box[1]), cut, size))
 
     def _mixer_layer(self, shape: Shape, cut: Cut, size: Shape) -> Transform:
         """Cut, mix channels, mix patches, put back; then what stands beside."""
-        cutting = cutting_of(shape, cut, size)
+        cutting = patchify(shape, cut, size)
         patches, channels = cutting.matrix
         steps: list[Transform] = [
             cutting,

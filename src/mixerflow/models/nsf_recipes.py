@@ -7,7 +7,7 @@ from dataclasses import replace
 from mixerflow.models.glow_recipes import TINY, TRAINING
 from mixerflow.models.nsf import NSF
 from mixerflow.models.recipe import ANIME64, CIFAR10, UNIFORM, PublishedResult, Recipe
-from mixerflow.parts.convolutions import PlainConv
+from mixerflow.parts.conditioners import PlainConv
 
 PAPER_32 = NSF(steps=8)
 PAPER_64 = NSF(scales=4, steps=16, net=PlainConv(224))

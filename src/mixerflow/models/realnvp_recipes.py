@@ -7,7 +7,7 @@ from dataclasses import replace
 from mixerflow.models.glow_recipes import TINY
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.recipe import CIFAR10, UNIFORM, PublishedResult, Recipe
-from mixerflow.parts.convolutions import ResidualConv
+from mixerflow.parts.conditioners import ResidualConv
 from mixerflow.train_config import TrainConfig
 
 RECIPES: dict[str, Recipe] = {
