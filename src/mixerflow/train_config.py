@@ -1,4 +1,4 @@
-"""How a flow is trained: the settings, and the learning rate they make of a step."""
+"""Settings of a training run, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixerflow.errors import ConfigError
 class TrainConfig:
     """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
 
-    The budget is the first that is set of `steps`, `epochs` and `minutes`.
+    The budget is the first of `steps`, `epochs` and `minutes` that is set.
     """
 
     steps: int | None = None
@@ -22,56 +22,56 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training images."""
     minutes: float | None = None
-    """Time on this machine; becomes a number of steps once, after a timed trial."""
+    """Time on this machine; a timed trial at the start turns it into a number of steps."""
     batch: int = 512
-    """Images a step, over all processes."""
+    """Images of a step, over all processes."""
     accumulate: int = 1
-    """Parts in which a batch goes through the model, for less memory; gradients are added."""
+    """Parts in which a batch goes through the model, to save memory; gradients are added."""
     lr: float = 1e-3
-    """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
+    """Adam's highest learning rate; a cosine takes the rate to 0 over the budget."""
     layer_lr: float = 1.0
-    """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
+    """Learning rate of the last layer, nearest the latents, over the first's; geometric between."""
     grow: int = 0
-    """Stages, equally long, in which the flow grows to its depth: the later layers stand as the
-    identity until theirs begins; 0 for all layers from the start."""
+    """Stages, equally long, in which the flow grows to its depth: a layer is the identity until its
+    stage begins; 0 for all layers from the start."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     warmup: int = 500
-    """Steps over which the learning rate rises from 0, and in a run that begins at `start` to its
-    rate there; at most a tenth of the budget."""
+    """Steps over which the learning rate rises from 0; in a run that begins at `start`, to the rate
+    of that step. At most a tenth of the budget."""
     start: int = 0
-    """Step of a longer schedule at which this run begins, up to which others trained before."""
+    """Step of a longer schedule at which this run begins; earlier runs trained up to that step."""
     whole: int | None = None
-    """Steps of that longer schedule; it ends with this run unless given."""
+    """Steps of that longer schedule; by default the schedule ends with this run."""
     clip: float = 5.0
-    """Largest norm of the gradient of the mean bits/dim; longer ones are shortened to it."""
+    """Largest norm of the gradient of the mean bits/dim; a longer gradient is scaled down."""
     ema: float = 0.999
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the conditioner nets in training; transforms and log-dets stay float32."""
+    """Precision of the conditioner nets in training; transforms and log-dets stay float32."""
     memory: Memory = "store"
-    """What a step keeps for its backward pass: all, each layer's input, or nothing ("invert")."""
+    """Activations kept for the backward pass: all, each layer's input, or none ("invert")."""
     seed: int = 0
-    """Of the weights, the order of images, the noise and the held-out part."""
+    """Seed of the weights, the order of images, the noise and the held-out part."""
     validation: Literal["held-out", "test"] = "held-out"
     """Images to validate on: 4 % held out from the training images, or the test images."""
     initial: int = 512
-    """Training images that data-dependent initialisation sees."""
+    """Training images for the data-dependent initialisation."""
     evaluate_every: int = 0
     """Steps between evaluations, sample grids and checkpoints; 0 for a tenth of the run."""
     save_every: int = 0
     """Steps between checkpoints; 0 for one at each evaluation."""
     evaluate_images: int = 1000
-    """Images that the evaluations on the way look at; the last one looks at all; 0 for all."""
+    """Images of an evaluation during training; 0 for all. The last evaluation uses all images."""
     keep: int = 2
-    """Latest checkpoints that stay, besides the best."""
+    """Number of latest checkpoints to keep, besides the best one."""
     give_up_after: int = 10
-    """Non-finite steps in a row that end the run; single ones are skipped and counted."""
+    """Non-finite steps in a row that end the run; fewer in a row are skipped and counted."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the flow: whole in each, or a part of every layer in each."""
+    """How processes share the flow: all of it in each ("ddp"), or a part of every layer ("fsdp")."""
     graph: bool = False
-    """One CUDA graph a step, captured once and replayed, for a GPU that waits for the host. What
-    steps came to, NaN too, is then seen with each line of metrics rather than at once."""
+    """Whether a step is one CUDA graph, captured once and replayed, for a GPU that waits for the
+    host. Results of steps, NaN included, are then read at each line of metrics, not at once."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 
@@ -103,9 +103,9 @@ class TrainConfig:
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of `steps`: linear up, then a cosine to 0.
 
-        Both count this run's own steps; `start` and `whole` say where in a schedule they lie. A run
-        that begins later than its schedule rises to the rate there first: Adam knows no gradients
-        yet, and at the full rate its first steps would undo what hundreds before have learned.
+        Both count the steps of this run; `start` and `whole` give their place in a schedule. A run
+        that begins later than its schedule first raises the rate from 0: Adam has no averages of
+        gradients yet, and its first steps at the full rate would undo hundreds of earlier steps.
         """
         place, whole = self.start + step, self.whole or self.start + steps
         warmup = min(self.warmup, whole // 10)
