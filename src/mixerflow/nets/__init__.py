@@ -1,8 +1,8 @@
 """Conditioners: plain modules that know nothing of flows or kernels."""
 
 from mixerflow.nets.attention import AttentionNet
-from mixerflow.nets.conv import ImageConditioner, PlainConvNet, ResidualConvNet
-from mixerflow.nets.dense import DenseConvNet
+from mixerflow.nets.base import Conditioner, squash
+from mixerflow.nets.conv import DenseConvNet, ImageConditioner, PlainConvNet, ResidualConvNet
 from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
@@ -15,17 +15,17 @@ from mixerflow.nets.lipschitz import (
     spectral_bound,
 )
 from mixerflow.nets.made import MADE, MaskedMLP
-from mixerflow.nets.mlp import ResidualMLP
-from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of, squash
+from mixerflow.nets.mlp import ResidualMLP, Velocity
+from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.nets.resnet import ResNet, TanhScale
-from mixerflow.nets.velocity import Velocity
 
 __all__ = [
     "MADE",
     "AttentionNet",
     "CLipSwish",
     "ChannelAffine",
+    "Conditioner",
     "DenseConvNet",
     "GlowNet",
     "ImageConditioner",

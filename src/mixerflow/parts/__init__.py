@@ -1,7 +1,7 @@
 """Parts of models as values: frozen dataclasses, each with its own settings and nothing else.
 
-A model holds parts, a part builds its transform or net where the sizes are known, and no part sees
-the model around it. Elementwise transforms are values too, in `mixerflow.transforms`.
+A model holds parts, and a part does not see the model around it. A part builds its transform or net
+where the sizes are known. Elementwise transforms are values too, in `mixerflow.transforms`.
 """
 
 from mixerflow.parts.bases import (
@@ -19,21 +19,24 @@ from mixerflow.parts.conditioners import (
     ConvNet,
     DenseLipschitzNet,
     DenseNet,
+    GlowConv,
     ImageNet,
     KernelMachine,
     LipschitzNet,
     MaskedNet,
+    PlainConv,
+    ResidualConv,
     RowNet,
     VelocityNet,
+    ZeroConvolution,
 )
-from mixerflow.parts.convolutions import GlowConv, PlainConv, ResidualConv, ZeroConvolution
 from mixerflow.parts.images import (
     ActivationPrior,
-    Beside,
     ConvolutionPrior,
     GlowSteps,
     InvertibleAttention,
     LearnedEncoding,
+    MixerAddition,
     PatchAttention,
     PositionalEncoding,
     Prior,
@@ -54,7 +57,15 @@ from mixerflow.parts.linear import (
     UnpackedPLUMap,
     WoodburyMap,
 )
-from mixerflow.parts.model import Classes, LogitPixels, Model, Pixels, PositiveCounts, ScaledPixels
+from mixerflow.parts.model import (
+    Classes,
+    LogitPixels,
+    Model,
+    Part,
+    Pixels,
+    PositiveCounts,
+    ScaledPixels,
+)
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.rows import (
     RowAutoregression,
@@ -74,7 +85,6 @@ __all__ = [
     "ActivationPrior",
     "Attention",
     "BaseChoice",
-    "Beside",
     "ButterflyMap",
     "CauchyBase",
     "Classes",
@@ -94,11 +104,13 @@ __all__ = [
     "LogitPixels",
     "MaskedNet",
     "MatrixMap",
+    "MixerAddition",
     "MixtureBase",
     "Model",
     "NoMap",
     "NormalBase",
     "PLUMap",
+    "Part",
     "PatchAttention",
     "Patching",
     "Pixels",
