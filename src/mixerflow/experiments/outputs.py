@@ -14,6 +14,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
+from mixerflow.markdown import table
 from mixerflow.runs.files import write_atomically, writing
 
 NOTE = (
@@ -83,9 +84,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [f"# {results['title']}", "", results["caption"], "", COMPARABLE[budget]]
     for column in results["columns"]:
         lines += ["", f"## {column['column']}, budget {budget}", "", setting(column), ""]
-        lines += _pipes(*table_of(column))
+        lines.append(table(*table_of(column)))
         if column["claims"]:
-            lines += ["", *_pipes(*claims_of(column))]
+            lines += ["", table(*claims_of(column))]
     lines += ["", NOTE]
     if results["left_out"]:
         lines += ["", "Not counted:", "", *(f"- {each}" for each in results["left_out"])]
@@ -157,10 +158,6 @@ def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:
     if mean is None:
         return ""
     return f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
-def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def curves(results: dict[str, Any]) -> bytes:

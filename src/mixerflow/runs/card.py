@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mixerflow.evaluate import kind_of
+from mixerflow.markdown import table
 from mixerflow.runs.manifest import MODEL
 from mixerflow.runs.metadata import model_settings
 
@@ -30,6 +31,7 @@ def card_text(name: str, card: dict[str, Any]) -> str:
         "file": f"`{MODEL}`, {file['bytes']:,} bytes",
         "SHA-256": f"`{file['sha256']}`",
     }
+    head = ["steps", "from, to, of", "batch", "lr", "seed", "precision", "device", "began from"]
     lines = [
         f"# {name}",
         "",
@@ -38,29 +40,25 @@ def card_text(name: str, card: dict[str, Any]) -> str:
         f"before they were rounded for this file, have {_figure(card['float32'], 5)}; these have "
         f"{_figure(figure, 5)}.",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows.items()),
+        table(["", ""], [[key, str(value)] for key, value in rows.items()]),
         "",
         "## The runs that led here",
         "",
         "Each began from weights of the one before, with Adam's moments at zero.",
         "",
-        "| steps | from, to, of | batch | lr | seed | precision | device | began from |",
-        "|---|---|---|---|---|---|---|---|",
-        *map(_piece, card["pieces"]),
+        table(head, map(_piece, card["pieces"])),
         "",
     ]
     return "\n".join(lines)
 
 
-def _piece(piece: dict[str, Any]) -> str:
+def _piece(piece: dict[str, Any]) -> list[str]:
     start, steps = piece["start"], piece["steps"]
     whole = piece["whole"] or start + (piece["of"] or steps)
     begun = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
     cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
     cells += [str(piece[key]) for key in ("batch", "lr", "seed", "precision", "device")]
-    return f"| {' | '.join([*cells, begun])} |"
+    return [*cells, begun]
 
 
 def _kind(figure: dict[str, Any]) -> str:
