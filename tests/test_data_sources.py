@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixerflow.data import Images, Splits, hold_out, hold_out_indices, known, load, names
+from mixerflow.data import Images, Splits, hold_out, load, names, published_sets
+from mixerflow.data.published_sets import SETS, content_digest
 from mixerflow.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -42,7 +43,7 @@ def test_the_embedded_set_is_balanced_and_whole():
 
 
 def test_the_embedded_file_carries_its_licence_and_is_small():
-    path = Path(known.__file__).parent / "fashion_mini.npz"
+    path = Path(published_sets.__file__).parent / "fashion_mini.npz"
     assert path.stat().st_size < 2_000_000
     with np.load(path, allow_pickle=False) as packed:
         text = "\n".join(packed["licence"])
@@ -57,7 +58,7 @@ def test_the_embedded_file_can_be_made_again(tmp_path, monkeypatch):
     tool = Path(__file__).parents[1] / "tools" / "make_fashion_mini.py"
     monkeypatch.setattr(sys, "argv", [str(tool), str(source), str(tmp_path / "out.npz")])
     runpy.run_path(str(tool), run_name="__main__")
-    kept = Path(known.__file__).parent / "fashion_mini.npz"
+    kept = Path(published_sets.__file__).parent / "fashion_mini.npz"
     with np.load(tmp_path / "out.npz") as made, np.load(kept) as old:
         assert lzma.decompress(made["pixels_xz"]) == lzma.decompress(old["pixels_xz"])
         for key in ("shape", "labels", "train", "licence"):
@@ -119,16 +120,22 @@ def save_set(path: Path, train: np.ndarray, test: np.ndarray) -> str:
 
 
 def test_old_and_new_imagenet_are_told_apart_by_their_counts(tmp_path, monkeypatch):
-    assert (known.SETS["imagenet32-old"].train, known.SETS["imagenet32-old"].test) == (
+    assert (
+        SETS["imagenet32-old"].train,
+        SETS["imagenet32-old"].test,
+    ) == (
         1281149,
         49999,
     )
-    assert (known.SETS["imagenet64-new"].train, known.SETS["imagenet64-new"].test) == (
+    assert (
+        SETS["imagenet64-new"].train,
+        SETS["imagenet64-new"].test,
+    ) == (
         1281167,
         50000,
     )
     small = {"train": 7, "test": 3, "shape": (3, 4, 4)}
-    monkeypatch.setitem(known.SETS, "galaxy", replace(known.SETS["galaxy"], **small))
+    monkeypatch.setitem(SETS, "galaxy", replace(SETS["galaxy"], **small))
     right = save_set(tmp_path / "a.npz", some(7).pixels, some(3).pixels)
     assert load(f"galaxy:{right}").train.dataset_id == "galaxy"
     assert load(right).train.dataset_id == "npz:a.npz"  # counts alone prove nothing
@@ -143,11 +150,11 @@ def test_old_and_new_imagenet_are_told_apart_by_their_counts(tmp_path, monkeypat
 
 @pytest.fixture
 def published(monkeypatch):
-    """Two small splits that `known` takes for CIFAR-10."""
+    """Two small splits that `published_sets` takes for CIFAR-10."""
     train, test = some(8).pixels, some(4).pixels
-    digests = (known.content_digest(train), known.content_digest(test))
-    small = replace(known.SETS["cifar10"], shape=(3, 4, 4), train=8, test=4, digests=digests)
-    monkeypatch.setitem(known.SETS, "cifar10", small)
+    digests = (content_digest(train), content_digest(test))
+    small = replace(SETS["cifar10"], shape=(3, 4, 4), train=8, test=4, digests=digests)
+    monkeypatch.setitem(SETS, "cifar10", small)
     return train, test
 
 
@@ -297,9 +304,9 @@ def test_hold_out(count, fraction, held):
     assert sorted(both) == list(range(count))  # disjoint, and nothing lost
     assert all(np.diff(train.labels) > 0) and all(np.diff(validation.labels) > 0)
     assert np.array_equal(images.pixels[validation.labels], validation.pixels)
-    again = hold_out_indices(count, fraction, seed=3)
-    assert np.array_equal(again[1], validation.labels)
-    assert {len(hold_out_indices(count, fraction, seed=seed)[1]) for seed in range(30)} == {held}
+    again = hold_out(images, fraction, seed=3)
+    assert np.array_equal(again[1].labels, validation.labels)
+    assert {len(hold_out(images, fraction, seed=seed)[1]) for seed in range(30)} == {held}
 
 
 def test_hold_out_depends_on_the_seed_and_has_limits():
