@@ -1,4 +1,4 @@
-"""What a table of the paper is: columns of data, rows of models, and claims about the rows."""
+"""A table of the paper: columns of data, rows of models, and claims about the rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from mixerflow.train_config import TrainConfig
 Budget = Literal["tiny", "cpu", "gpu"]
 """tiny: seconds a run, tells nothing; cpu: minutes a run, a small twin; gpu: as in the paper."""
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
+RUN_TIME: dict[Budget, str] = {"tiny": "seconds", "cpu": "minutes", "gpu": "days on one GPU"}
+TEST_IMAGES: dict[Budget, int] = {"tiny": 20, "cpu": 2000, "gpu": 0}
+"""The first so many test images give the figures; 0 for all."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a budget is in a column; every row starts from it."""
+    """The base of a column at a budget, which each row changes."""
 
     model: Model
-    """The base that each row changes."""
     train: TrainConfig
-    """With its number of steps: rows are compared at equal steps. The seed is set by each run."""
-    images: int
-    """Test images that the figures are of, the first so many; 0 for all."""
-    time: str
-    """A run's time, in words."""
+    """Training settings with a number of steps: rows are compared at equal steps."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,9 @@ class Column:
     """Data that the rows are compared on."""
 
     name: str
-    data: str
-    """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
+    """The name of the data, which `mixerflow.data.load` takes unless ``--data`` names others."""
     shape: Shape
-    """Of those images."""
+    """Shape of an image."""
     setups: Mapping[Budget, Setup]
 
 
@@ -54,28 +51,28 @@ class Row:
     """A model of the table: the same change of the column's base at every budget."""
 
     name: str
-    """For the command line and for folders."""
+    """The name on the command line and in folders."""
     label: str
-    """As the paper has it."""
+    """The name in the paper."""
     change: Callable[[Model], Model] = _same
-    """What makes it of the base."""
+    """Makes the row's model from the base."""
     published: Mapping[str, PublishedResult] = field(default_factory=dict)
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
-    """What it trains otherwise; not the steps or the batch."""
+    """Changes the training settings, but neither the steps nor the batch."""
     full: Callable[[Model], Model] = _same
-    """What the paper's own model has besides, which would set rows of twins apart by more than what
-    the row is about."""
+    """A further change at the `gpu` budget only: the paper's model has it, but among the twins it
+    would add a second difference to the row's own."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a row has fewer bits/dim than another, in every column that has both."""
+    """The claim that a row has fewer bits/dim than another, in every column of both."""
 
     better: str
     worse: str
     words: str
-    """What the paper says."""
+    """The paper's statement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +92,7 @@ class Table:
         return tuple(Cell(self, row, column) for row in self.rows for column in self.columns)
 
     def choose(self, names: Iterable[str]) -> tuple[Cell, ...]:
-        """The cells of these rows, or of these names; all of them for none.
+        """The cells with these names, of a row or of a cell; all cells for no names.
 
         Raises:
             ConfigError: no such row; names the nearest.
@@ -110,7 +107,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A row in a column: what is trained, once a seed."""
+    """A row in a column, which is trained once for each seed."""
 
     table: Table
     row: Row
@@ -118,7 +115,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The row's name, and the column's where there are several."""
+        """The row's name, and the column's in a table of several columns."""
         several = len(self.table.columns) > 1
         return f"{self.row.name}-{self.column.name}" if several else self.row.name
 
@@ -128,10 +125,10 @@ class Cell:
         return self.row.published.get(self.column.name, PublishedResult(None))
 
     def model(self, budget: Budget) -> Model:
-        """The model."""
+        """The row's model at a budget."""
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 
     def train(self, budget: Budget, seed: int) -> TrainConfig:
-        """The settings that it is trained with."""
+        """The row's training settings at a budget."""
         return replace(self.row.training(self.column.setups[budget].train), seed=seed)
