@@ -74,7 +74,7 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
         with Image.open(io.BytesIO(content)) as image:
-            refuse_losses(image, path)
+            _refuse_losses(image, path)
             image.load()
             return to_array(image, path, ground)
     except DataError:
@@ -89,7 +89,7 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
         raise DataError(what, path, "fetch or write it again") from error
 
 
-def refuse_losses(image: Image.Image, where: object) -> None:
+def _refuse_losses(image: Image.Image, where: object) -> None:
     """Refuse, from the header, an image of several frames, or with 16-bit colours.
 
     Raises:

@@ -35,18 +35,6 @@ _TEST = re.compile(r"test(ing)?(_\d+x\d+)?", re.IGNORECASE)
 _VALIDATION = re.compile(r"val(id(ation)?)?(_\d+x\d+)?", re.IGNORECASE)
 
 
-class ImageFormat(NamedTuple):
-    """Shape and type, which all images of a set share."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        channels, height, width = self.shape
-        kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-        return f"{width} x {height} {kind} of {8 * np.dtype(self.dtype).itemsize} bits"
-
-
 def read_folder(
     root: Path,
     *,
@@ -78,47 +66,34 @@ def read_folder(
 def image_files(root: Path, *, leave_out: Sequence[Path] = ()) -> list[Path]:
     """All files under `root` with an image's ending, sorted by name, links followed.
 
-    Args:
-        root: the folder.
-        leave_out: folders in `root` that are not entered.
+    Folders of `leave_out` are not entered.
 
     Raises:
         DataError: a folder that cannot be listed.
     """
+    files: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     try:
-        closed = frozenset(_identity(path) for path in leave_out)
+        closed = {_identity(path) for path in leave_out}
+        for name, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
+            folder = Path(name)
+            parents = [folder, *folder.parents][: 1 + len(folder.relative_to(root).parts)]
+            closed_here = closed | {_identity(path) for path in parents}  # a link may lead there
+            visible = [folder / each for each in subfolders if not each.startswith(".")]
+            subfolders[:] = [path.name for path in visible if _identity(path) not in closed_here]
+            visible = [folder / each for each in names if not each.startswith(".")]
+            files += [path for path in visible if path.suffix.lower() in READABLE + UNREADABLE]
     except OSError as error:
-        raise unreadable(root, error) from error
-    return sorted(_walk(root, closed), key=lambda path: path.relative_to(root).as_posix())
+        raise unreadable(Path(error.filename or root), error) from error
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _walk(folder: Path, closed: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Yield image files below a folder; enter no `closed` folder, nor, by a link, a parent."""
-    try:
-        identity = _identity(folder)
-        if identity in closed:
-            return
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise unreadable(folder, error) from error
-    for entry in visible:
-        if _is_folder(entry):
-            yield from _walk(Path(entry.path), closed | {identity})
-        elif Path(entry.name).suffix.lower() in READABLE + UNREADABLE:
-            yield Path(entry.path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, which reading as a file reports
-        return False
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -185,7 +160,7 @@ class _Reader(NamedTuple):
 
 def _good_files(files: list[Path], ground: Color | None) -> tuple[list[int], tuple[str, ...]]:
     """Indices of good files of the commonest format, and a line for each other file."""
-    formats: dict[int, ImageFormat] = {}
+    formats: dict[int, str] = {}
     reasons: dict[int, str] = {}
     with bombs_refused():
         for index, path in enumerate(files):
@@ -203,8 +178,10 @@ def _good_files(files: list[Path], ground: Color | None) -> tuple[list[int], tup
     return kept, tuple(f"{files[index]}: {reasons[index]}" for index in sorted(reasons))
 
 
-def _format(image: np.ndarray) -> ImageFormat:
-    return ImageFormat(image.shape, image.dtype.name)
+def _format(image: np.ndarray) -> str:
+    channels, height, width = image.shape
+    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    return f"{width} x {height} {kind} of {8 * image.itemsize} bits"
 
 
 def _labels(
