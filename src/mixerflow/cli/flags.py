@@ -176,7 +176,7 @@ def _flat_hint(hint: Any, given: object) -> tuple[Any, object]:  # noqa: ANN401
         hint = tuples[0] if tuples else hint
     inner = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
     members = [member for each in inner for member in typing.get_args(each) or (each,)]
-    if tuple not in map(typing.get_origin, members):
+    if not any(typing.get_origin(member) is tuple for member in members):
         return hint, given
     assert isinstance(given, tuple)
     sides = [each if isinstance(each, tuple) else (each,) for each in given]

@@ -44,16 +44,7 @@ class _SampleArguments(WeightsArguments):
 def sample(arguments: list[str]) -> int:
     """Draw images, write them, and print the number of clamped values."""
     given = parse(_SampleArguments, arguments, prog="mixerflow sample")
-    if given.number < 1:
-        raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
-    if not 0 <= given.temperature < math.inf:
-        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more, finite")
-    if not 0 <= given.seed < 2**63:
-        raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
-    if given.scale < 1:
-        raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
-    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
-        raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
+    _check(given)
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
     if given.label is not None and flow.context_net is None:
         raise ConfigError("the run has no classes", "--label", "leave it out")
@@ -81,6 +72,20 @@ def sample(arguments: list[str]) -> int:
         f"{given.number} images in {out}; {clamped} of {pixels.size} values clamped ({share:.2g} %)"
     )
     return 0
+
+
+def _check(given: _SampleArguments) -> None:
+    """Refuse impossible values of flags."""
+    if given.number < 1:
+        raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
+    if not 0 <= given.temperature < math.inf:
+        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more, finite")
+    if not 0 <= given.seed < 2**63:
+        raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
+    if given.scale < 1:
+        raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
+    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
+        raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
 
 
 @dataclass(frozen=True)

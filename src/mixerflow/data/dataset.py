@@ -25,7 +25,6 @@ class Images:
         pixels: `(N, C, *spatial)`, uint8 or uint16, or float32 for data without levels;
             C-contiguous; may be a read-only memory map.
         labels: `(N,)` int64, or None where there are none.
-        levels: the number of values a pixel can take, 256 or 65536; None for floats.
         classes: names of the labels 0, 1, ...; empty where there are none.
         dataset_id: the name of the data. A bare name (`cifar10`) is the published set, image for
             image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one.
@@ -37,7 +36,6 @@ class Images:
 
     pixels: np.ndarray
     labels: np.ndarray | None
-    levels: int | None
     classes: tuple[str, ...]
     dataset_id: str
     skipped: tuple[str, ...] = ()
@@ -53,14 +51,16 @@ class Images:
             raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
         if not pixels.flags.c_contiguous:
             raise DataError("pixels are not contiguous", where, "use numpy.ascontiguousarray")
-        if self.levels != _LEVELS[dtype]:
-            what = f"{self.levels} levels with {dtype} pixels"
-            raise DataError(what, where, f"{dtype} pixels have {_LEVELS[dtype]} levels")
         if self.labels is not None:
             _check_labels(self.labels, len(pixels), self.classes, where)
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def levels(self) -> int | None:
+        """The number of values a pixel can take, 256 or 65536; None for floats."""
+        return _LEVELS[self.pixels.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,7 +113,7 @@ def make_images(
     classes: tuple[str, ...] = (),
     skipped: tuple[str, ...] = (),
 ) -> Images:
-    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides; levels by the type."""
+    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides."""
     if labels is not None and not np.issubdtype(labels.dtype, np.integer):
         what = f"labels are {labels.dtype}"
         raise DataError(what, dataset_id, "number the classes 0, 1, ... as integers")
@@ -121,7 +121,7 @@ def make_images(
     if pixels.dtype != native or not pixels.flags.c_contiguous:
         pixels = np.ascontiguousarray(pixels, dtype=native)
     labels = None if labels is None else labels.astype(np.int64)
-    return Images(pixels, labels, _LEVELS.get(pixels.dtype, 0), classes, dataset_id, skipped)
+    return Images(pixels, labels, classes, dataset_id, skipped)
 
 
 def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Images, Images]:

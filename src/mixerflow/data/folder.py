@@ -28,6 +28,7 @@ from mixerflow.data.formats import RawSplit, RawSplits, unreadable
 from mixerflow.errors import DataError
 
 OnBadImage = Literal["stop", "skip"]
+_ONE_FORMAT = "convert them to one format, or keep the commonest with --on-bad-image skip"
 
 # The downsampled ImageNet archives have train_32x32 and valid_32x32.
 _TRAIN = re.compile(r"train(ing)?(_\d+x\d+)?", re.IGNORECASE)
@@ -147,12 +148,9 @@ class _Reader(NamedTuple):
                 for index in kept:
                     image = read_image(files[index], ground)
                     if (image.shape, image.dtype) != (first.shape, first.dtype):
-                        raise DataError(
-                            f"images differ: {_format(first)} and {_format(image)}",
-                            f"{files[kept[0]]} and {files[index]}",
-                            "convert them to one form, or keep the commonest with --on-bad-image"
-                            " skip",
-                        )
+                        what = f"images differ: {_format(first)} and {_format(image)}"
+                        where = f"{files[kept[0]]} and {files[index]}"
+                        raise DataError(what, where, _ONE_FORMAT)
                     yield image
 
         return pixel_cache.ImageStream(images(), first.shape, first.dtype, kept, skipped)
@@ -198,4 +196,5 @@ def _labels(
     if unknown := sorted(set(own) - set(names)):
         what = f"class {unknown[0]!r} is not among the training classes"
         raise DataError(what, folder / unknown[0], f"name it as one of {', '.join(names)}")
-    return names, np.array([names.index(name) for name in own], dtype=np.int64)
+    number = {name: index for index, name in enumerate(names)}
+    return names, np.array([number[name] for name in own], dtype=np.int64)

@@ -1,7 +1,7 @@
 """The paper's tables: rows as data, run at a budget, with the paper's claims tested."""
 
-from mixerflow.experiments.results import Outcome, outcome
-from mixerflow.experiments.table import BUDGETS, RUN_TIME, Budget, Cell, Claim, Row, Table
+from mixerflow.experiments.results import outcome
+from mixerflow.experiments.table import BUDGETS, RUN_TIME, Budget, Cell, Claim
 from mixerflow.experiments.tables import TABLES, table
 
 __all__ = [
@@ -11,9 +11,6 @@ __all__ = [
     "Budget",
     "Cell",
     "Claim",
-    "Outcome",
-    "Row",
-    "Table",
     "outcome",
     "table",
 ]

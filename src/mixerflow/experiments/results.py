@@ -140,21 +140,18 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
-    steps, seconds = header["steps"], header["seconds"]
+    images = header["steps"] * header["train"]["batch"]
     curve = [[r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
+    keys = ("parameters", "steps", "seconds", "machine", "versions")
     return {
         **figures,
         "seed": run.seed,
         "noise_seed": figures["seed"],
-        "parameters": header["parameters"],
-        "images_per_second": steps * header["train"]["batch"] / seconds,
-        "steps": steps,
-        "seconds": seconds,
+        "images_per_second": images / header["seconds"],
         "training_sha256": header["data"]["training_sha256"],
         "curve": curve,
-        "machine": header["machine"],
-        "versions": header["versions"],
         "command": header.get("command"),
+        **{key: header[key] for key in keys},
     }
 
 

@@ -80,10 +80,6 @@ class Run:
     def _figures_path(self) -> Path:
         return self.path / "evaluations" / "reproduce.json"
 
-    @property
-    def _config(self) -> TrainConfig:
-        return self.cell.train(self.budget, self.seed)
-
     def header(self) -> dict[str, Any] | None:
         """The content of ``run.json``, or None where the run has not begun."""
         folder = RunFolder(self.path)
@@ -101,7 +97,7 @@ class Run:
             return "its settings are another version's"
         for part, old, new in (
             ("model", model, self.cell.model(self.budget)),
-            ("train", config, self._config),
+            ("train", config, self.cell.train(self.budget, self.seed)),
         ):
             if type(old) is not type(new):
                 return f"its {part} is another kind"
@@ -144,7 +140,7 @@ class Run:
                 images.train,
                 validation=images.validation,
                 out=self.path,
-                config=self._config,
+                config=self.cell.train(self.budget, self.seed),
                 about=about,
             )
             if result.exit_code:
