@@ -1,22 +1,27 @@
-"""Writing so that a crash leaves the old or the new content whole, and errors say what to do.
+"""Writes that a crash cannot leave half done, and the lock that lets one process write a folder.
 
 Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import shutil
+import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mixerflow.errors import ResourceError
+from mixerflow.errors import InUseError, ResourceError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _TEMPORARY = re.compile(r"\.tmp-.+-(\d+)")
+_TRIES = 100
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def writing(folder: Path, needed: Callable[[], int] | None = None) -> Iterator[N
 
     Args:
         folder: the folder to name.
-        needed: the bytes that the write takes; called only when the disk is full.
+        needed: returns the bytes that the write takes; called only when the disk is full.
 
     Raises:
         ResourceError: for any `OSError`.
@@ -37,7 +42,7 @@ def writing(folder: Path, needed: Callable[[], int] | None = None) -> Iterator[N
             remedy = "make it writable, or choose another folder"
             raise ResourceError(f"cannot write ({error.strerror})", folder, remedy) from error
         size = "" if needed is None else f", {needed():,} bytes needed"
-        remedy = "free some space and resume: what was saved before is untouched"
+        remedy = "free some space and resume: earlier files are untouched"
         raise ResourceError(f"disk full{size}", folder, remedy) from error
 
 
@@ -62,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a crash, meets the old or the new content whole."""
+    """Replace a file so that a reader, or a crash, sees the whole old or the whole new content."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         write_synced(temporary, data)
@@ -77,17 +82,17 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files and folders that killed writers left."""
     for path in folder.glob(".tmp-*"):
         match = _TEMPORARY.fullmatch(path.name)
-        # This process's own pid counts as dead: it writes one thing at a time, so what bears its
+        # This process's own pid counts as dead: it writes one file at a time, so a file with its
         # number comes from an earlier process (in containers the same pid returns every time).
-        if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]))):
+        if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine bears this number."""
+def _is_alive(pid: int) -> bool:
+    """Whether this machine has a process of this number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -95,3 +100,100 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Make this process the only writer of a folder, in a ``with`` block; reading needs no lock.
+
+    The kernel's `flock`, which ends with the process. Where the file system or the platform has
+    none: a warning, and a file ``.lock-exclusive`` that names the writer's process and host.
+
+    Args:
+        folder: created if it is missing, and then removed again if it stays empty; temporary files
+            of dead writers in it are removed.
+
+    Raises:
+        InUseError: another process writes to the folder; names that process.
+        ResourceError: the folder cannot be written.
+    """
+    with writing(folder):
+        created = not folder.exists()
+        release = _acquire(folder)
+    owner = os.getpid()
+    try:
+        with writing(folder):
+            sweep(folder)
+        yield
+    finally:
+        if os.getpid() == owner:  # a forked child that leaves this block holds no lock
+            if created:
+                _remove_unused(folder)
+            release()
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but its lock."""
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+
+
+def _acquire(folder: Path) -> Callable[[], object]:
+    """Lock a folder, which another process may remove meanwhile; return what unlocks it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no fcntl: the marker's own warning says more
+        from filelock import FileLock, SoftFileLock, Timeout
+
+    path = folder / ".lock"
+    for _ in range(_TRIES):
+        held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if FileLock is SoftFileLock:
+                return _acquire_marker(folder)
+            held.acquire()
+        except Timeout:
+            holder = _read(path)
+            if holder is not None:
+                remedy = "wait for it or stop it, or choose another folder"
+                raise InUseError(f"{_name(holder)} is writing here", folder, remedy) from None
+        except OSError as error:
+            if error.errno in _NO_FLOCK:
+                return _acquire_marker(folder)
+            if not isinstance(error, FileNotFoundError) or folder.exists():
+                raise
+        else:
+            path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+            return held.release
+    raise InUseError("another process creates and removes it", folder, "try again")
+
+
+def _acquire_marker(folder: Path) -> Callable[[], object]:
+    """The same by a file's existence; the file of a dead process is taken over."""
+    from filelock import SoftFileLock, Timeout
+
+    path = folder / ".lock-exclusive"
+    warnings.warn(f"no flock on this file system: {path} marks the writer", stacklevel=5)
+    held = SoftFileLock(path, timeout=0, thread_local=False)
+    try:
+        held.acquire()
+    except Timeout:
+        remedy = "wait for it or stop it; if it is gone, delete this file"
+        raise InUseError(f"{_name(_read(path) or '')} is writing here", path, remedy) from None
+    return held.release
+
+
+def _read(path: Path) -> str | None:
+    """The content of a lock file; None where there is no such file any more."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _name(content: str) -> str:
+    """The process that a lock file names by its first lines, pid and host."""
+    pid, host, *_ = [*content.split("\n"), "", ""]
+    return f"process {pid} on {host}" if pid and host else "an unknown process"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.runs.files import write_atomically, writing
-from mixerflow.runs.lock import lock
+from mixerflow.runs.files import lock, write_atomically, writing
 
 FORMAT = 2
 """Of ``run.json``; 2 has models and parts as values. Whatever changes it adds a fixture."""
