@@ -29,7 +29,6 @@ from mixerflow.data import Splits, load
 from mixerflow.evaluate import bits
 from mixerflow.recipes import recipe
 from mixerflow.registry import evolve
-from mixerflow.runs import begin_from
 from mixerflow.runs.publish import Evaluator, is_large, publish, rounded
 from mixerflow.runs.weights import load as restore
 from mixerflow.training import TrainConfig, train
@@ -113,14 +112,14 @@ def _trained(
     with tempfile.TemporaryDirectory() as folder:
         for number in range(pieces):
             run, published = Path(folder) / f"run-{number}", Path(folder) / f"weights-{number}"
-            part = replace(config, steps=each, start=number * each, whole=config.steps)
+            part = replace(
+                config, steps=each, schedule_start=number * each, schedule_steps=config.steps
+            )
             if number and warmup is not None:
                 part = replace(part, warmup=warmup)
-            about: dict[str, Any] = {}
-            if number:
-                flow = model.build(splits.train.shape)
-                about = {"origin": begin_from(flow, published.with_name(f"weights-{number - 1}"))}
-            train(flow, splits.train, out=run, config=part, about=about, quiet=True)
+            flow = model.build(splits.train.shape) if number else flow
+            begin = published.with_name(f"weights-{number - 1}") if number else None
+            train(flow, splits.train, out=run, config=part, begin=begin, quiet=True)
             if number + 1 < pieces:
                 publish(
                     run, published, Evaluator(splits.test, "test"), which="last", average=average

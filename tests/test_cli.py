@@ -312,7 +312,7 @@ def test_classes_are_matched_by_name(clothes, tmp_path, capsys):
     assert run("sample", out, "-n", 2, "--label", 3) == 2
     assert run("sample", out, "-n", 2, "--label", 2) == 0
     assert (out / "samples" / "n2-t1-seed0-label2.png").exists()
-    labels = labels_of(RunFolder(out).read_config(), load_data(str(tmp_path / "two")).train)
+    labels = labels_of(RunFolder(out).read_metadata(), load_data(str(tmp_path / "two")).train)
     assert sorted(set(labels.tolist())) == [1, 2]
 
 

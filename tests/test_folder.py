@@ -39,37 +39,37 @@ def test_needs_no_torch():
 
 def test_config_round_trip_and_update(tmp_path):
     run = RunFolder(tmp_path / "new" / "run")
-    run.write_config({"format": FORMAT, "seed": 1, "status": "running"})
+    run.write_metadata({"format": FORMAT, "seed": 1, "status": "running"})
     run.update({"status": "done", "minutes": 2.5})
-    assert run.read_config() == {"format": FORMAT, "seed": 1, "status": "done", "minutes": 2.5}
-    assert run.config_path.read_text().startswith('{\n  "format": 2,\n')
+    assert run.read_metadata() == {"format": FORMAT, "seed": 1, "status": "done", "minutes": 2.5}
+    assert run.metadata_path.read_text().startswith('{\n  "format": 3,\n')
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
 def test_a_folder_without_config_is_no_run(tmp_path):
     with pytest.raises(ConfigError, match=r"no run.json.*name a folder"):
-        RunFolder(tmp_path).read_config()
+        RunFolder(tmp_path).read_metadata()
 
 
 @pytest.mark.parametrize("text", [b"", b'{"seed": 1', b"[1]", b"\xff{}"])
 def test_a_damaged_config_is_named(run, text):
-    run.config_path.write_bytes(text)
+    run.metadata_path.write_bytes(text)
     with pytest.raises(CheckpointError, match=r"damaged.*put a copy back") as caught:
         run.update({"status": "done"})
-    assert caught.value.where == str(run.config_path)
-    assert run.config_path.read_bytes() == text
+    assert caught.value.where == str(run.metadata_path)
+    assert run.metadata_path.read_bytes() == text
 
 
 def test_a_full_disk_leaves_the_config(run, monkeypatch):
-    run.write_config({"format": FORMAT, "seed": 1})
+    run.write_metadata({"format": FORMAT, "seed": 1})
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ResourceError, match="disk full, 31 bytes needed"):
-        run.write_config({"format": FORMAT, "seed": 2})
-    assert run.read_config() == {"format": FORMAT, "seed": 1}
+        run.write_metadata({"format": FORMAT, "seed": 2})
+    assert run.read_metadata() == {"format": FORMAT, "seed": 1}
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     run = RunFolder(tmp_path / "file" / "run")
     with pytest.raises(ResourceError, match=r"cannot write \(Not a directory\)"):
-        run.write_config({})
+        run.write_metadata({})
     with pytest.raises(ResourceError, match="cannot write"), run.lock():
         pass
 
@@ -114,9 +114,9 @@ def test_a_damaged_line_in_the_middle_is_named(run):
 
 
 def test_files_that_cannot_be_read(run):
-    run.config_path.mkdir()
+    run.metadata_path.mkdir()
     run.metrics_path.mkdir()
-    for read in (run.read_config, run.read_metrics):
+    for read in (run.read_metadata, run.read_metrics):
         with pytest.raises(CheckpointError, match=r"cannot read \(.*make it readable"):
             read()
 

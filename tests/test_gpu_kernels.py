@@ -237,7 +237,7 @@ def test_a_mixer_says_why_it_goes_step_by_step():
     mixing, back = Along(-1, rows(4)), Inverse(cut, (1, 4, 4))
     assert MixerLayer(cut, mixing, back).path(x) == "kernel"
     assert "another order" in MixerLayer(cut, mixing).path(x)
-    assert "neither a cut nor a row flow" in MixerLayer(cut, ActNorm(4), back).path(x)
+    assert "neither a patchify step nor a row flow" in MixerLayer(cut, ActNorm(4), back).path(x)
     assert "batch norm" in MixerLayer(cut, Along(-1, rows(4, norm="batch")), back).path(x)
     hooked = MixerLayer(cut, mixing, back)
     handle = hooked.steps[1].register_forward_hook(lambda *_: None)

@@ -317,7 +317,7 @@ def test_either_goes_on_from_the_others_checkpoint(tmp_path, monkeypatch, kinds)
             ended = train(flow_of(), data, out=out, config=mode, quiet=True)
     assert ended.status == "finished"
     assert_near(everything(out), everything(tmp_path / "whole"), 1e-5)
-    assert RunFolder(out).read_config()["train"]["graph"] is (kinds[1] is GraphedTrainer)
+    assert RunFolder(out).read_metadata()["train"]["graph"] is (kinds[1] is GraphedTrainer)
 
 
 def test_one_step_from_either_state_is_the_same():

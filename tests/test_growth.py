@@ -1,19 +1,17 @@
-"""Learning rates by layer, and depth that grows."""
+"""Learning rates by layer, and depth that grows from run to run."""
 
-import math
+import dataclasses
 
 import pytest
 import torch
 
-from mixerflow.core import Chain, Flow, Noise
 from mixerflow.errors import ConfigError
-from mixerflow.processes import Processes
-from mixerflow.runs import RunFolder, load
+from mixerflow.models import Glow
+from mixerflow.parts import GlowConv, LUMap
+from mixerflow.runs import Checkpoints, RunFolder, load
 from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
-from mixerflow.training.budget import steps_of
-from mixerflow.training.growth import Growth, active, check, layers_of, wake
-from mixerflow.transforms import ActNorm
+from mixerflow.transforms import Affine
 from mixers import mixer, vary
 from test_training import MODEL, everything, flow_of, images, settings, stop_after, timeless
 
@@ -74,9 +72,9 @@ def test_runs_older_than_the_setting_go_on(tmp_path, monkeypatch):
         stop_after(patch, 5)
         train(flow_of(), images(), out=tmp_path / "run", config=settings(), quiet=True)
     folder = RunFolder(tmp_path / "run")
-    header = folder.read_config()
+    header = folder.read_metadata()
     del header["train"]["layer_lr"]
-    folder.write_config(header)
+    folder.write_metadata(header)
     with pytest.raises(ConfigError, match=r"layer_lr is 1\.0, not 0\.5"):
         train(flow_of(), images(), out=folder.path, config=settings(layer_lr=0.5), quiet=True)
     assert train(flow_of(), images(), out=folder.path, config=settings(), quiet=True).step == 12
@@ -87,207 +85,142 @@ def test_a_rate_that_cannot_be_is_named():
         settings(layer_lr=0.0)
 
 
-GROWN = mixer(layers=4, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none")
-"""With the colour transform five layers: of three stages the first has two, the second four."""
-NORMED = vary(GROWN, norm="batch")
-BOTH = pytest.mark.parametrize("model", [GROWN, NORMED], ids=["plain", "batch-norm"])
-
-
-def growing(model=GROWN, **changes):
-    """A trainer whose flow grows at steps 4 and 8 of 12."""
-    config = settings(grow=3, **changes)
-    flow = flow_of(model)
-    Growth(flow, config.grow).at(0, 1)
-    return trainer_of(config, flow)
+SHALLOW = mixer(layers=2, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none")
+DEEP = vary(SHALLOW, layers=4)
+NORMED = vary(SHALLOW, norm="batch")
+PAIRS = {
+    "plain": (SHALLOW, DEEP),
+    "batch norm in conditioners": (NORMED, vary(NORMED, layers=5)),
+    "scales": (vary(SHALLOW, scales=2, patch=1, shift=0), vary(DEEP, scales=2, patch=1, shift=0)),
+    "splines": (vary(SHALLOW, law="spline"), vary(DEEP, law="spline")),
+    "learned base": (vary(SHALLOW, base="spike-and-slab"), vary(DEEP, base="spike-and-slab")),
+    "classes": (vary(SHALLOW, classes=3), vary(DEEP, classes=3)),
+}
 
 
 def pixels():
     return torch.from_numpy(images().pixels)
 
 
-def state_of(layer):
-    return {name: value.clone() for name, value in layer.state_dict().items()}
+def trained(model, out, data=None, begin=None, **changes):
+    given = images() if data is None else data
+    config = settings(**changes)
+    return train(flow_of(model), given, out=out, begin=begin, config=config, quiet=True)
 
 
-def same(layer, before):
-    return all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_deeper_flow_begins_as_the_shallower_one_ended(tmp_path, name):
+    shallow, deep = PAIRS[name]
+    data = images(classes=3 if name == "classes" else 0)
+    trained(shallow, tmp_path / "a", data, schedule_steps=24)
+    trained(deep, tmp_path / "b", data, begin=tmp_path / "a", keep=9)
+    labels = None if data.labels is None else torch.from_numpy(data.labels)
+    for average in (True, False):
+        ended = load(tmp_path / "a", which="last", average=average)
+        began = load(tmp_path / "b", which=0, average=average)
+        assert len(began.layers()) > len(ended.layers())
+        before, after = (flow.bits_per_dim(data.pixels, labels) for flow in (ended, began))
+        # batch norm's running statistics of the averaged weights are taken anew
+        torch.testing.assert_close(after, before, rtol=0, atol=0.02 if "batch" in name else 2e-6)
 
 
-@pytest.mark.parametrize("steps", [3, 4, 7, 100])
-@pytest.mark.parametrize("layers", [3, 5, 31])
-def test_stages_are_equal_in_steps_and_in_layers(steps, layers):
-    depths = [active(step, steps, stages=3, layers=layers) for step in range(steps)]
-    shares = [math.ceil(k * layers / 3) for k in (1, 2, 3)]
-    assert depths == sorted(depths) and sorted(set(depths)) == shares
-    counts = [depths.count(share) for share in shares]
-    assert max(counts) - min(counts) <= 1
-    assert active(steps, steps, stages=3, layers=layers) == layers
+def test_moments_and_the_place_in_the_schedule_come_along(tmp_path):
+    trained(SHALLOW, tmp_path / "a", schedule_steps=40)
+    trained(DEEP, tmp_path / "b", begin=tmp_path / "a", keep=9)
+    old = Checkpoints(tmp_path / "a" / "checkpoints").load("last").state["trainer"]["optimizer"]
+    new = Checkpoints(tmp_path / "b" / "checkpoints").load(0).state["trainer"]["optimizer"]
+    names = [[n for n, _ in flow_of(model).named_parameters()] for model in (SHALLOW, DEEP)]
+    mine = {names[1][i]: state for i, state in new["state"].items() if state}
+    theirs = {names[0][i]: state for i, state in old["state"].items()}
+    assert mine.keys() == theirs.keys() and len(names[1]) > len(names[0])
+    for name, state in mine.items():
+        assert all(torch.equal(state[key], theirs[name][key]) for key in state)
+    header = RunFolder(tmp_path / "b").read_metadata()
+    assert header["train"]["schedule_start"] == 12 and header["train"]["schedule_steps"] == 40
+    assert header["origin"]["moments"] and header["origin"]["steps"] == 12
+    rates = [r["lr"] for r in RunFolder(tmp_path / "b").read_metrics() if r["kind"] == "train"]
+    whole = settings(schedule_steps=40)
+    assert rates == [whole.lr_at(12 + step, 28) for step in range(12)]  # no second rise
 
 
-def test_one_stage_is_all_layers():
-    assert {active(s, 5, stages=1, layers=4) for s in range(6)} == {4}
-    for grow in (0, 1):
-        flow = flow_of(GROWN)
-        trainer_of(settings(grow=grow), flow)
-        assert len(flow.transform.awake()) == len(flow.transform)
+def test_a_third_stage_begins_from_the_second(tmp_path):
+    trained(SHALLOW, tmp_path / "a", schedule_steps=36)
+    trained(vary(SHALLOW, layers=3), tmp_path / "b", begin=tmp_path / "a")
+    trained(DEEP, tmp_path / "c", begin=tmp_path / "b")
+    header = RunFolder(tmp_path / "c").read_metadata()
+    assert header["train"]["schedule_start"] == 24
+    assert [piece["steps"] for piece in header["origin"]["pieces"]] == [12, 12]
 
 
-def test_layers_are_the_colour_transform_and_the_mixer_layers():
-    flow = flow_of(GROWN)
-    assert layers_of(flow) == list(flow.transform)[2:]
-    scaled = flow_of(vary(GROWN, scales=2, patch=1, shift=0))
-    assert len(layers_of(scaled)) == 5  # and not what halves the event between
-    assert len(scaled.layers()) == 2 + 5 + 1
-
-
-@BOTH
-def test_waking_changes_no_figure(model):
-    trainer = growing(model)
-    for wakes in (4, 8):
-        while trainer.step < wakes:
-            trainer.advance()
-        averaged = trainer.settle()
-        before = [flow.bits_per_dim(pixels()) for flow in (trainer.flow, averaged)]
-        depth = 2 if wakes == 4 else 4  # and the two steps without parameters
-        assert len(trainer.flow.transform.awake()) == len(averaged.transform.awake()) == 2 + depth
-        trainer._grow()
-        deeper = 4 if wakes == 4 else 5
-        assert len(trainer.flow.transform.awake()) == len(averaged.transform.awake()) == 2 + deeper
-        after = [flow.bits_per_dim(pixels()) for flow in (trainer.flow, averaged)]
-        for old, new in zip(before, after, strict=True):
-            assert torch.allclose(old, new, rtol=0, atol=1e-6)
-
-
-@BOTH
-@pytest.mark.parametrize("memory", ["store", "checkpoint", "invert"])
-def test_a_sleeping_layer_is_not_touched_until_it_wakes(model, memory):
-    trainer = growing(model, memory=memory)
-    layers = layers_of(trainer.flow)
-    averaged = layers_of(trainer.average.flow)
-    starts = [state_of(layer) for layer in layers]
-    calls = [0] * len(layers)
-    for number, layer in enumerate(layers):
-        layer.register_forward_hook(lambda *_, number=number: calls.__setitem__(number, 1))
-    for depth in (2, 4, 5):
-        calls[:] = [0] * len(layers)
-        for _ in range(4):
-            trainer.advance()
-        assert calls == [1] * depth + [0] * (5 - depth)
-        for number, (layer, start) in enumerate(zip(layers, starts, strict=True)):
-            states = [p in trainer.optimizer.state for p in layer.parameters()]
-            asleep = number >= depth
-            assert same(layer, start) is asleep and same(averaged[number], start) is asleep
-            assert states == [not asleep] * len(states)
-
-
-@pytest.mark.parametrize("memory", ["checkpoint", "invert"])
-def test_memory_makes_no_difference(memory):
-    flows = []
-    for kind in ("store", memory):
-        trainer = growing(memory=kind)
-        for _ in range(12):
-            trainer.advance()
-        flows.append(trainer.flow)
-    for kept, again in zip(*(flow.parameters() for flow in flows), strict=True):
-        assert torch.allclose(kept, again, rtol=1e-3, atol=1e-4)
-
-
-@BOTH
-@pytest.mark.parametrize("stop", [3, 4, 5, 8, 9])
-def test_resumed_across_a_growth_is_bit_identical(tmp_path, monkeypatch, model, stop):
-    config = settings(grow=3, evaluate_every=5)
-    train(flow_of(model), images(), out=tmp_path / "whole", config=config, quiet=True)
+@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("layer_lr", [1.0, 0.5])
+def test_a_stage_resumes_bit_for_bit(tmp_path, monkeypatch, stop, layer_lr):
+    trained(SHALLOW, tmp_path / "a", schedule_steps=24, layer_lr=layer_lr)
+    more = {"begin": tmp_path / "a", "layer_lr": layer_lr}
+    trained(DEEP, tmp_path / "whole", **more)
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
-        ended = train(flow_of(model), images(), out=tmp_path / "run", config=config, quiet=True)
-        assert ended.step == stop
-    train(flow_of(model), images(), out=tmp_path / "run", config=config, quiet=True)
+        assert trained(DEEP, tmp_path / "run", **more).step == stop
+    (tmp_path / "a").rename(tmp_path / "elsewhere")  # not needed any more
+    trained(DEEP, tmp_path / "run", **more)
     whole, resumed = everything(tmp_path / "whole"), everything(tmp_path / "run")
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
 
 
-@BOTH
-def test_a_finished_run_taken_up_again_has_the_same_figure(tmp_path, model):
-    config = settings(grow=3)
-    first = train(flow_of(model), images(), out=tmp_path, config=config, quiet=True)
-    again = train(flow_of(model), images(), out=tmp_path, config=config, quiet=True)
-    assert again.step == first.step == 12
-    assert again.validation.bits_per_dim == first.validation.bits_per_dim
+def test_an_objectives_own_weights_come_along(tmp_path):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, flow, images, labels):
+            return -flow.log_prob(images) * self.scale.square(), {}
+
+    objective = Scaled()
+    config = settings(schedule_steps=24, keep=9)
+    common = {"objective": objective, "config": config, "quiet": True}
+    train(flow_of(SHALLOW), images(), out=tmp_path / "a", **common)
+    scale = objective.scale.item()
+    common["objective"] = Scaled()
+    train(flow_of(DEEP), images(), out=tmp_path / "b", begin=tmp_path / "a", **common)
+    first = Checkpoints(tmp_path / "b" / "checkpoints").load(0).state["trainer"]
+    assert first["objective"]["scale"].item() == scale != 1
 
 
-def test_sampling_passes_the_sleeping_over(monkeypatch):
-    flow = growing().flow
-    for layer in layers_of(flow)[2:]:
-        monkeypatch.setattr(layer, "inverse", None)
-    assert flow.sample(3).shape == (3, *flow.shape)
-    wake(flow)
-    with pytest.raises(TypeError):
-        flow.sample(3)
+def test_glow_grows_at_every_scale(tmp_path):
+    """With linear maps and couplings that start as the identity."""
+    shallow = Glow(scales=2, steps=1, linear=LUMap(), elementwise=Affine(), net=GlowConv(4))
+    config = settings(schedule_steps=24, keep=9)
+    train(shallow.build((1, 4, 4)), images(), out=tmp_path / "a", config=config, quiet=True)
+    flow = dataclasses.replace(shallow, steps=2).build((1, 4, 4))
+    more = {"out": tmp_path / "b", "begin": tmp_path / "a", "config": settings(keep=9)}
+    train(flow, images(), quiet=True, **more)
+    ended, began = load(tmp_path / "a", which="last"), load(tmp_path / "b", which=0)
+    before, after = (each.bits_per_dim(images().pixels) for each in (ended, began))
+    torch.testing.assert_close(after, before, rtol=0, atol=2e-6)
 
 
-@BOTH
-def test_a_checkpoint_in_between_loads_as_the_averaged_flow(tmp_path, monkeypatch, model):
-    flow = flow_of(model)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 6)
-        train(flow, images(), out=tmp_path / "run", config=settings(grow=3), quiet=True)
-    assert len(flow.transform.awake()) == len(flow.transform)
-    loaded = load(tmp_path / "run", which="last")
-    noise = Noise(0, torch.arange(23))
-    assert torch.equal(loaded.log_prob(pixels(), noise=noise), flow.log_prob(pixels(), noise=noise))
-    Growth(loaded, 3).at(5, 12)
-    assert len(loaded.transform.awake()) == 2 + 4
-    shallow = loaded.log_prob(pixels(), noise=noise)
-    assert torch.allclose(shallow, flow.log_prob(pixels(), noise=noise), rtol=1e-6)
-    z = torch.randn(3, flow.dims)
-    assert torch.allclose(
-        loaded.transform.inverse(z.view(3, *flow.shape))[0],
-        flow.transform.inverse(z.view(3, *flow.shape))[0],
-        atol=1e-5,
-    )
-    assert len(loaded.fused().transform.steps) < len(flow.fused().transform.steps)
-    assert torch.allclose(loaded.fused().log_prob(pixels(), noise=noise), shallow, rtol=1e-5)
-
-
-def test_a_run_that_fails_leaves_no_layer_asleep(monkeypatch):
-    flow = flow_of(GROWN)
-    monkeypatch.setattr(Trainer, "advance", lambda self: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train(flow, images(), config=settings(grow=3), quiet=True)
-    assert len(flow.transform.awake()) == len(flow.transform)
-
-
-def test_initialisation_leaves_the_sleeping_at_the_identity():
-    flow = growing().flow
-    first, last = (
-        next(m for m in layers_of(flow)[i].modules() if isinstance(m, ActNorm)) for i in (1, 4)
-    )
-    assert first.shift.abs().max() > 0 and last.shift.abs().max() == 0
-    wake(flow)
-    check(flow, 3, pixels()[:2])
-
-
-def test_minutes_are_timed_at_full_depth(monkeypatch):
-    depths, advance = [], Trainer.advance
-
-    def look(self):
-        depths.append(len(self.flow.transform.awake()))
-        return advance(self)
-
-    monkeypatch.setattr(Trainer, "advance", look)
-    flow = flow_of(GROWN)
-    batches = Batches(images(), 5, seed=0, device=flow.device, conditional=False)
-    config = settings(steps=None, minutes=0.001, grow=3)
-    steps_of(config, flow, batches, images())
-    assert set(depths) == {2 + 5}
-
-
-def refused(model, match, **changes):
+def refused(model, match, path):
     with pytest.raises(ConfigError, match=match) as caught:
-        train(flow_of(model), images(), config=settings(**{"grow": 3} | changes), quiet=True)
-    assert "--train.grow" in str(caught.value)
+        train(flow_of(model), images(), config=settings(), begin=path, quiet=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def shallow_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shallow") / "run"
+    trained(SHALLOW, out)
+    return out
+
+
+def test_flows_that_are_not_deeper_are_refused(shallow_run):
+    refused(vary(SHALLOW, layers=1), r"its model\.layers is 2, not 1", shallow_run)
+    wider = vary(DEEP, hidden=9)
+    refused(wider, r"its model\.\S+ is \S+, not", shallow_run)
+    refused(vary(SHALLOW, hidden=9), r"its model\.flow\.net\.width is 8, not 9", shallow_run)
+    refused(vary(DEEP, law="spline"), r"its model\.\S+ is \S+, not", shallow_run)
 
 
 @pytest.mark.parametrize(
@@ -295,63 +228,6 @@ def refused(model, match, **changes):
     [{"actnorm": "batch"}, {"linear": "RLU", "flow_layers": 1, "shift": 0}],
     ids=["batch-norm", "reversal"],
 )
-def test_layers_that_do_not_start_as_the_identity_are_refused(changes):
-    refused(vary(GROWN, **changes), r"layer 3 of 5 is not the identity")
-
-
-class Dishonest(ActNorm):
-    """The identity, by whose account volumes change."""
-
-    def forward(self, x, context=None, noise=None):
-        return x, super().forward(x)[1] + 1e-3
-
-
-def test_the_log_det_is_looked_at_too():
-    steps = [ActNorm((1, 4, 4)), ActNorm((1, 4, 4)), Dishonest((1, 4, 4))]
-    check(Flow(Chain(*steps[:2]), (1, 4, 4)), 2, pixels()[:2])
-    with pytest.raises(ConfigError, match="layer 3 of 3"):
-        check(Flow(Chain(*steps), (1, 4, 4)), 3, pixels()[:2])
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"linear": "RLU"},
-        {"linear": "Woodbury"},
-        {"law": "spline"},
-        {"net": "kan"},
-        {"actnorm": "activation"},
-        {"scales": 2, "patch": 1, "shift": 0},
-    ],
-    ids=str,
-)
-def test_layers_that_do_are_taken(changes):
-    check(flow_of(vary(GROWN, **changes)), 3, pixels()[:2])
-
-
-def test_a_flow_that_was_trained_is_refused():
-    flow = flow_of(GROWN)
-    train(flow, images(), config=settings(), quiet=True)
-    with pytest.raises(ConfigError, match=r"is not the identity.*fresh flow"):
-        train(flow, images(), config=settings(grow=3), quiet=True)
-
-
-def test_stages_that_cannot_be_are_refused():
-    refused(GROWN, "6 stages are more than the flow's 5 layers", grow=6)
-    refused(GROWN, "3 stages in 2 steps", steps=2)
-    with pytest.raises(ConfigError, match=r"--train\.grow"):
-        settings(grow=-1)
-
-
-def test_several_processes_are_refused():
-    with pytest.raises(ConfigError, match=r"--train\.grow: train in one process"):
-        Growth(flow_of(GROWN), 3, Processes(together=True))
-
-
-def test_layers_that_share_parameters_are_refused():
-    flow = flow_of(GROWN)
-    steps = list(flow.transform)
-    shared = Flow(Chain(*steps, steps[-1]), flow.shape, levels=flow.levels)
-    with pytest.raises(ConfigError, match="share parameters"):
-        Growth(shared, 3)
-    Growth(flow, 3)
+def test_layers_that_do_not_start_as_the_identity_are_refused(tmp_path, changes):
+    trained(vary(SHALLOW, **changes), tmp_path / "a")
+    refused(vary(DEEP, **changes), r"layer \d of \d is not the identity", tmp_path / "a")

@@ -295,7 +295,7 @@ def glow(steps, shape=(2, 8, 8), *, width=8, context=0):
     scales, inner = [], shape
     for _ in range(2):
         squeeze = Squeeze(inner)
-        channels, *spatial = squeeze.given
+        channels, *spatial = squeeze.latent_shape
         scales.append(Chain(squeeze, *(step(channels) for _ in range(steps))))
         inner = (channels // 2, *spatial)
     torch.manual_seed(0)

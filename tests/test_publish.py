@@ -16,8 +16,9 @@ from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import from_spec
 from mixerflow.recipes import build, recipe
 from mixerflow.runs import Checkpoints, Evaluator, RunFolder, begin_from, load, publish
+from mixerflow.runs.folder import FORMAT
 from mixerflow.runs.publish import is_large, rounded
-from mixerflow.runs.weights import stored
+from mixerflow.runs.weights import read_weights
 from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU
@@ -256,13 +257,12 @@ def test_published_weights_are_of_one_step_and_kind(run, tmp_path):
 def test_a_run_begins_as_good_as_what_it_begins_from(run, tmp_path, source):
     publish(run, tmp_path / "w", judge())
     path = tmp_path / "w" if source == "published" else run
-    flow = flow_of(LARGE, seed=7)
-    origin = begin_from(flow, path)
-    assert flow.initialized
-    before = {name: value.clone() for name, value in flow.state_dict().items()}
-    about = {"origin": origin}
+    known = flow_of(LARGE, seed=7)
+    origin = begin_from(known, path)
+    assert known.initialized
+    before = known.state_dict()
     out, config = tmp_path / "next", settings(keep=9)
-    train(flow, images(200), out=out, config=config, about=about, quiet=True)
+    train(flow_of(LARGE), images(200), out=out, config=config, begin=path, quiet=True)
     checkpoint = Checkpoints(out / "checkpoints").load(0)
     for weights in (checkpoint.model, checkpoint.ema):
         assert all(torch.equal(weights[k], before[k]) for k in before if "running" not in k)
@@ -272,10 +272,10 @@ def test_a_run_begins_as_good_as_what_it_begins_from(run, tmp_path, source):
     for average in (True, False):
         mine = load(out, which=0, average=average).bits_per_dim(pixels).mean()
         assert abs(mine - theirs) < 0.02  # batch norm's statistics are taken anew
-    assert RunFolder(out).read_config()["origin"] == json.loads(json.dumps(origin))
+    assert RunFolder(out).read_metadata()["origin"] == json.loads(json.dumps(origin))
     file = path / "model.safetensors"
     if source == "run":
-        file = stored(run).path / "ema.safetensors"
+        file = read_weights(run).path / "ema.safetensors"
     assert origin["sha256"] == sha256_of(file)
     assert (origin["path"], origin["steps"]) == (str(path), 40)
 
@@ -299,15 +299,20 @@ def test_restarts_are_told_one_after_the_other(run, tmp_path):
     for number in (1, 2):
         card = publish(path, tmp_path / f"w{number}", judge(), force=True)
         hashes.append(card["files"]["model.safetensors"]["sha256"])
-        flow = flow_of(LARGE)
-        origin = begin_from(flow, tmp_path / f"w{number}")
-        path, config = tmp_path / f"run{number}", settings(start=origin["steps"], whole=99)
-        about = {"origin": origin, "recipe": f"number {number}"}
-        train(flow, images(200), out=path, config=config, about=about, quiet=True)
+        path, start = tmp_path / f"run{number}", 40 + 12 * (number - 1)
+        train(
+            flow_of(LARGE),
+            images(200),
+            out=path,
+            config=settings(schedule_start=start, schedule_steps=99),
+            begin=tmp_path / f"w{number}",
+            metadata={"recipe": f"number {number}"},
+            quiet=True,
+        )
     card = publish(path, tmp_path / "w3", judge(), which="last")
     assert card["steps"] == 40 + 12 + 12
     assert card["restarts"] == 2
-    told = [(p["steps"], p["start"], p["from_sha256"]) for p in card["pieces"]]
+    told = [(p["steps"], p["schedule_start"], p["from_sha256"]) for p in card["pieces"]]
     assert told == [(40, 0, hashes[0]), (12, 40, hashes[1]), (12, 52, hashes[2])]
     assert "| 12 | 52, 64, 99 |" in (tmp_path / "w3" / "card.md").read_text()
 
@@ -348,10 +353,11 @@ def test_pieces_have_the_rates_the_averaging_and_the_images_of_the_whole(monkeyp
         return list(zip(rates, seen[::2], seen[1::2], strict=True))
 
     def at(start, steps, **changes):
-        return taken(trainer_of(settings(warmup=5, start=start, **changes), steps))
+        return taken(trainer_of(settings(warmup=5, schedule_start=start, **changes), steps))
 
     whole = at(0, 60)
-    pieces = [at(0, 20, whole=60), at(20, 3, whole=60), at(23, 37, whole=60)]
+    end = {"schedule_steps": 60}
+    pieces = [at(0, 20, **end), at(20, 3, **end), at(23, 37, **end)]
     assert at(23, 37) == pieces[2]  # a schedule that ends with the run
     rises = (0, 0, 3)  # Adam begins anew; a tenth of the run at most
     for (start, end), piece, rise in zip(((0, 20), (20, 23), (23, 60)), pieces, rises, strict=True):
@@ -363,14 +369,16 @@ def test_pieces_have_the_rates_the_averaging_and_the_images_of_the_whole(monkeyp
 
 
 def test_schedules_that_cannot_be_are_named():
-    with pytest.raises(ConfigError, match=r"--train\.start"):
-        settings(start=-1)
-    with pytest.raises(ConfigError, match=r"--train\.whole: it must be more than --train\.start"):
-        settings(start=10, whole=10)
-    with pytest.raises(ConfigError, match=r"--train\.grow"):
-        settings(start=10, grow=2)
-    with pytest.raises(ConfigError, match=r"steps 10 to 22 of 20: --train\.whole: .* 22"):
-        train(flow_of(), images(), config=settings(start=10, whole=20), quiet=True)
+    with pytest.raises(ConfigError, match=r"--train\.schedule-start"):
+        settings(schedule_start=-1)
+    with pytest.raises(ConfigError, match=r"schedule-steps: it must be more than --train\."):
+        settings(schedule_start=10, schedule_steps=10)
+    flow = flow_of()
+    flow.initialize(torch.from_numpy(images().pixels))
+    with pytest.raises(ConfigError, match=r"steps 10 to 22 of 20: --train\.schedule-steps: .* 22"):
+        train(flow, images(), config=settings(schedule_start=10, schedule_steps=20), quiet=True)
+    with pytest.raises(ConfigError, match="step 10 of a schedule, and new weights"):
+        train(flow_of(), images(), config=settings(schedule_start=10), quiet=True)
 
 
 def test_runs_older_than_the_schedule_go_on(tmp_path, monkeypatch):
@@ -379,9 +387,9 @@ def test_runs_older_than_the_schedule_go_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         train(flow_of(), images(), out=out, config=settings(), quiet=True)
-    header = RunFolder(out).read_config()
-    del header["train"]["start"], header["train"]["whole"]
-    RunFolder(out).write_config(header)
+    header = RunFolder(out).read_metadata()
+    del header["train"]["schedule_start"], header["train"]["schedule_steps"]
+    RunFolder(out).write_metadata(header)
     train(flow_of(), images(), out=out, config=settings(), quiet=True)
     unbroken = everything(whole)
     assert all(torch.equal(tensor, unbroken[name]) for name, tensor in everything(out).items())
@@ -395,13 +403,13 @@ def test_the_papers_model_fits_the_limit(tmp_path):
     data = {"classes": [], "training_images": 0, "dataset_id": "none"}
     count = sum(p.numel() for p in flow.parameters())
     header = {
-        "format": 2,
+        "format": FORMAT,
         "model": flow.spec,
         "train": vars(TrainConfig()),
         "data": data,
         "parameters": count,
     }
-    folder.write_config(header | {"machine": {}, "versions": {}})
+    folder.write_metadata(header | {"machine": {}, "versions": {}})
     weights = flow.state_dict()
     Checkpoints(folder.path / "checkpoints").save(0, weights, weights, {}, best=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *named.shape)).astype(np.uint8)
@@ -442,15 +450,15 @@ def test_from_the_command_line_end_to_end(first, tmp_path, capsys, monkeypatch):
     assert command("info", weights) == 0
     assert "published, 6 steps on fashion-mini" in capsys.readouterr().out
     again = [*anew, "--from", weights, "--out", second]
-    piece = ["--train.start", 6, "--train.whole", 12]
+    piece = ["--train.schedule-start", 6, "--train.schedule-steps", 12]
     assert command(*anew, *piece, "--out", second) == 2
-    assert "say with --from what went before" in capsys.readouterr().err
+    assert "name the weights that were trained so far with --from" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         stop_after(patch, 3, signal.SIGTERM)
         assert command(*again, *piece) == 143
     shutil.move(weights, tmp_path / "elsewhere")  # what has begun needs it no more
     assert command(*again, *piece) == 0
-    header = RunFolder(second).read_config()
+    header = RunFolder(second).read_metadata()
     assert (header["origin"]["path"], header["origin"]["steps"]) == (str(weights), 6)
     assert header["status"] == "finished"
     capsys.readouterr()

@@ -25,8 +25,7 @@ from mixerflow.nets import (
     SinusoidalPositionalEncoding,
 )
 from mixerflow.recipes import build
-from mixerflow.training.growth import layers_of
-from mixerflow.training.trainer import _by_layer
+from mixerflow.training.optimizer import parameter_groups
 from mixerflow.transforms import (
     LU,
     ActNorm,
@@ -75,7 +74,7 @@ def test_sides_that_do_not_divide_are_named(make):
 def steps(shape, *, context=0):
     """Squeezes, then two layers and a coupling that leaves what goes on as it is."""
     squeeze = Squeeze(shape)
-    n, axes = squeeze.given[0], len(shape) - 1
+    n, axes = squeeze.latent_shape[0], len(shape) - 1
     layers = [
         Layer(ActNorm((n, *(1,) * axes)), Along(0, LU(n)), image_coupling(n, axes, flip, context))
         for flip in (False, True)
@@ -317,31 +316,10 @@ def test_layers_without_scales_are_the_steps_of_the_outer_chain():
 
 def test_rates_run_from_data_to_latent_through_scales():
     flow = nested()
-    groups, rates = _by_layer(flow, list(flow.parameters()), 1 / 8)
+    groups, rates = parameter_groups(flow, 1 / 8)
     trained = [list(layer.parameters()) for layer in flow.layers()[2:]]
     assert [group["params"] for group in groups] == trained
     assert rates == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8])
-
-
-def test_layers_of_all_scales_can_sleep():
-    flow = nested().double()
-    perturb(flow)
-    x, noise = torch.randint(0, 256, (3, 4, 4, 4)), Noise(0, torch.arange(3))
-    layers = layers_of(flow)
-    assert layers == flow.layers()[2:]
-    whole = flow(x, noise=noise).z
-    for layer in layers[2:]:
-        layer.dormant = True
-    z = flow(x, noise=noise).z
-    done = 2 * 16
-    assert torch.equal(z[:, :done], whole[:, :done]) and not torch.equal(z, whole)
-    back = flow.transform.inverse(z)[0]
-    torch.testing.assert_close(back.floor(), x.double())
-    for layer in layers[2:]:
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.fill_(math.nan)
-    assert torch.equal(flow(x, noise=noise).z, z)
 
 
 def rows_of(positions, context=0):

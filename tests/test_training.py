@@ -21,8 +21,8 @@ from mixerflow.parts import GlowConv, ResidualConv
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder, load
 from mixerflow.training import TrainConfig, Trainer, train
-from mixerflow.training.average import Average, batch_norms, recalibrate
 from mixerflow.training.batches import Batches
+from mixerflow.training.optimizer import Average, batch_norms, recalibrate
 from mixers import mixer, vary
 
 SHAPE = (1, 4, 4)
@@ -143,7 +143,7 @@ def test_a_signal_leaves_a_run_folder_that_says_so(tmp_path, monkeypatch):
         stop_after(patch, 3, signal.SIGINT)
         ended = train(flow_of(), images(), out=tmp_path / "run", config=settings(), quiet=True)
     assert ended.exit_code == 130
-    assert RunFolder(tmp_path / "run").read_config()["status"] == "interrupted"
+    assert RunFolder(tmp_path / "run").read_metadata()["status"] == "interrupted"
     assert load(tmp_path / "run", which="last").bits_per_dim(images().pixels).isfinite().all()
 
 
@@ -240,7 +240,7 @@ def test_non_finite_steps_change_nothing_then_end_the_run(tmp_path, monkeypatch)
     sixth, eighth = checkpoints.load(6), checkpoints.load(8)
     assert all(torch.equal(sixth.model[k], eighth.model[k]) for k in sixth.model)
     assert all(v.isfinite().all() for v in eighth.model.values() if v.is_floating_point())
-    header = RunFolder(tmp_path / "run").read_config()
+    header = RunFolder(tmp_path / "run").read_metadata()
     assert header["status"] == "failed"
     assert "NonFiniteError" in header["error"]
 
@@ -248,7 +248,7 @@ def test_non_finite_steps_change_nothing_then_end_the_run(tmp_path, monkeypatch)
 def test_a_budget_in_minutes_becomes_steps_once(tmp_path):
     flow, data = flow_of(), images(200)
     ended = train(flow, data, out=tmp_path / "run", config=settings(steps=None), minutes=0.2)
-    header = RunFolder(tmp_path / "run").read_config()
+    header = RunFolder(tmp_path / "run").read_metadata()
     assert header["steps"] == ended.step > 3
     assert header["train"]["minutes"] == 0.2
     with pytest.raises(ConfigError, match="no budget"):

@@ -34,7 +34,7 @@ def write_report(run: Path, images: Images) -> Path:
         ResourceError: the page cannot be written.
     """
     folder = RunFolder(run)
-    header, records = folder.read_config(), folder.read_metrics()
+    header, records = folder.read_metadata(), folder.read_metrics()
     flow = load(run)
     scored = images.first(_SCORED)
     if flow.context_net is not None:

@@ -31,28 +31,26 @@ class TrainConfig:
     """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
-    grow: int = 0
-    """Stages, equally long, in which the flow grows to its depth: the later layers stand as the
-    identity until theirs begins; 0 for all layers from the start."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     warmup: int = 500
-    """Steps over which the learning rate rises from 0, and in a run that begins at `start` to its
-    rate there; at most a tenth of the budget."""
-    start: int = 0
-    """Step of a longer schedule at which this run begins, up to which others trained before."""
-    whole: int | None = None
-    """Steps of that longer schedule; it ends with this run unless given."""
+    """Steps over which the learning rate rises from 0, or to its value at `schedule_start`; at most
+    a tenth of the budget."""
+    schedule_start: int = 0
+    """Step of a longer schedule at which this run begins; earlier runs trained up to it."""
+    schedule_steps: int | None = None
+    """Steps of that longer schedule; None ends it with this run."""
     clip: float = 5.0
-    """Largest norm of the gradient of the mean bits/dim; longer ones are shortened to it."""
+    """Largest norm of the gradient of the mean bits/dim; a longer gradient is shortened to it."""
     ema: float = 0.999
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the conditioner nets in training; transforms and log-dets stay float32."""
+    """Precision of the conditioner nets in training; transforms and log-dets stay float32."""
     memory: Memory = "store"
-    """What a step keeps for its backward pass: all, each layer's input, or nothing ("invert")."""
+    """Tensors that a step keeps for its backward pass: all, each layer's input, or none
+    ("invert")."""
     seed: int = 0
-    """Of the weights, the order of images, the noise and the held-out part."""
+    """Seed of the weights, the order of images, the noise and the held-out part."""
     validation: Literal["held-out", "test"] = "held-out"
     """Images to validate on: 4 % held out from the training images, or the test images."""
     initial: int = 512
@@ -70,17 +68,16 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes share the flow: whole in each, or a part of every layer in each."""
     graph: bool = False
-    """One CUDA graph a step, captured once and replayed, for a GPU that waits for the host. What
-    steps came to, NaN too, is then seen with each line of metrics rather than at once."""
+    """Experimental: capture a step as one CUDA graph and replay it, for a GPU that waits for the
+    host. Figures, NaN among them, then show with each line of metrics rather than at once."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "accumulate", "initial", "keep", "give_up_after"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("grow", "warmup", "start", "evaluate_every", "save_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("evaluate_images", "seed"):
+        least_0 = ("warmup", "schedule_start", "evaluate_every", "save_every", "evaluate_images")
+        for name in (*least_0, "seed"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _require("seed", self.seed, self.seed < 2**63, "less than 2^63")
         for name in ("steps", "epochs", "minutes"):
@@ -91,30 +88,35 @@ class TrainConfig:
             _require(name, value, value > 0 and math.isfinite(value), "positive")
         _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")
         _require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
-        later = self.whole is None or self.whole > self.start
-        _require("whole", self.whole, later, f"more than --train.start, {self.start}")
-        pieces = self.start > 0 or self.whole is not None
-        _require("grow", self.grow, self.grow < 2 or not pieces, "0 in a piece of a schedule")
+        start, end = self.schedule_start, self.schedule_steps
+        later = end is None or end > start
+        _require("schedule_steps", end, later, f"more than --train.schedule-start, {start}")
         known = get_args(Memory)
         _require("memory", self.memory, self.memory in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
-    def lr_at(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` (from 0) of `steps`: linear up, then a cosine to 0.
+    def lr_at(self, step: int, steps: int, *, moments: bool = False) -> float:
+        """Return the learning rate of step `step` (from 0) of `steps`: linear up, a cosine to 0.
 
-        Both count this run's own steps; `start` and `whole` say where in a schedule they lie. A run
-        that begins later than its schedule rises to the rate there first: Adam knows no gradients
-        yet, and at the full rate its first steps would undo what hundreds before have learned.
+        Both count the steps of this run. A run that begins late in its schedule with Adam's moments
+        at zero first rises to the rate there: at the full rate its first steps would undo what
+        hundreds of steps have learned.
+
+        Args:
+            step: the step.
+            steps: the steps of this run.
+            moments: whether Adam's moments came with the weights that the run began from.
         """
-        place, whole = self.start + step, self.whole or self.start + steps
+        place = self.schedule_start + step
+        whole = self.schedule_steps or self.schedule_start + steps
         warmup = min(self.warmup, whole // 10)
         if place < warmup:
             rate = self.lr * (place + 1) / warmup
         else:
             part = (place - warmup) / max(1, whole - warmup)
             rate = self.lr * 0.5 * (1 + math.cos(math.pi * part))
-        rise = min(self.warmup, steps // 10) if self.start else 0
+        rise = min(self.warmup, steps // 10) if self.schedule_start and not moments else 0
         return rate * (step + 1) / rise if step < rise else rate
 
 

@@ -126,7 +126,7 @@ def evaluate(arguments: list[str]) -> int:
 def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     device = processes.place(runs.device_of(given.device))
     flow = runs.load(given.run, which=given.checkpoint, average=not given.raw, device=device)
-    header = runs.read_header(given.run)
+    header = runs.read_metadata(given.run)
     images, split = given.load_images(header)
     with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
         draws = given.importance_samples
@@ -206,7 +206,7 @@ def publish(arguments: list[str]) -> int:
         raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
     if runs.is_published(given.run):
         raise ConfigError("these weights are published already", given.run, "name a run folder")
-    images, split = given.load_images(runs.RunFolder(given.run).read_config())
+    images, split = given.load_images(runs.RunFolder(given.run).read_metadata())
     with ProgressBar("image", 2 * len(images)) as bar:
         card = runs.publish(
             given.run,

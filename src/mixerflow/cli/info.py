@@ -20,7 +20,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
-from mixerflow.runs import is_published, read_header
+from mixerflow.runs import is_published, read_metadata
 from mixerflow.transforms import Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     published = None
     if (Path(name) / "run.json").is_file() or is_published(Path(name)):
-        header = read_header(Path(name))
+        header = read_metadata(Path(name))
         if not header.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
         model, shape = from_spec(header["model"])

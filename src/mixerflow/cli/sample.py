@@ -101,7 +101,7 @@ class _ReportArguments:
 def report(arguments: list[str]) -> int:
     """Write the page of a run and print its path."""
     given = parse(_ReportArguments, arguments, prog="mixerflow report")
-    header = RunFolder(given.run).read_config()
+    header = RunFolder(given.run).read_metadata()
     from mixerflow.report import write_report  # matplotlib takes a second, which --help saves
 
     splits = load_run_data(header, given.data)

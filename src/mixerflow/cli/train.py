@@ -1,4 +1,4 @@
-"""``mixerflow train RECIPE``: train on images, or go on with what was begun."""
+"""``mixerflow train RECIPE``: train on images, or resume a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
 from mixerflow import recipes
 from mixerflow.cli.parse import parse
-from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
@@ -21,11 +20,11 @@ from mixerflow.models import from_spec
 from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
-from mixerflow.runs import RunFolder, begin_from, begun, device_of, is_published
+from mixerflow.runs import RunFolder, device_of, is_published
 from mixerflow.training import TrainConfig, Trained, train
 
-_USAGE = """usage: mixerflow train RECIPE [flags]     train; the same words again go on with it
-       mixerflow train RUN [flags]        go on with the run in that folder
+_USAGE = """usage: mixerflow train RECIPE [flags]     train; the same command again resumes
+       mixerflow train RUN [flags]        resume the run in that folder
 
 The flags below show the values of RECIPE ({name}); `mixerflow info` lists the recipes.
 """
@@ -33,7 +32,7 @@ The flags below show the values of RECIPE ({name}); `mixerflow info` lists the r
 
 @dataclass(frozen=True)
 class Arguments:
-    """Train a recipe, or go on with a run."""
+    """Train a recipe, or resume a run."""
 
     data: str
     """Images: a folder, an .npz, idx or CIFAR file, or a set's name."""
@@ -48,15 +47,16 @@ class Arguments:
     minutes: float | None = None
     """Budget in time on this machine, in place of the recipe's."""
     weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Begin with published weights, or with the averaged ones of a run folder."""
+    """Begin from published weights or a run folder: averaged weights of the same model, or a run of
+    fewer layers, whose schedule and Adam moments continue."""
     from_step: int | None = None
-    """Go on from this checkpoint rather than the last."""
+    """Resume from the checkpoint of this step rather than the last."""
     device: str = "auto"
-    """Where to train: auto, cpu or cuda."""
+    """Device: auto, cpu or cuda (experimental)."""
     threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
-    """CPU threads of each process; 0 for all. Runs are repeatable to the last bit with one."""
+    """CPU threads of each process; 0 for all. A run with one thread repeats to the last bit."""
     cache: Path | None = None
-    """Where large folders are kept decoded; by default the user's cache folder."""
+    """Folder that keeps large image folders decoded; by default the user's cache folder."""
     transparency: str = "refuse"
     """Transparent images: refuse, or the colour to put them on, such as '#ffffff'."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -74,18 +74,19 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(_USAGE.format(name=name))
     if (Path(name) / "run.json").is_file():
-        about, given = _again(Path(name), rest)
+        recipe, given = _resumed(Path(name), rest)
     else:
-        about, given = _anew(name, rest)
+        recipe, given = name, _new(name, rest)
     if not 0 <= given.threads <= 1024:
         raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
     if given.threads:
         torch.set_num_threads(given.threads)
     with joined() as processes:
-        return _train(about, given, arguments, processes)
+        return _train(recipe, given, arguments, processes)
 
 
-def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
+def _new(name: str, rest: list[str]) -> Arguments:
+    """Return the arguments of a recipe, with the flags given."""
     if is_published(Path(name)):
         raise ConfigError("weights, not a recipe", name, f"mixerflow train RECIPE --from {name}")
     named = recipes.recipe(name)
@@ -93,20 +94,20 @@ def _anew(name: str, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
     if given.out is None:
         given = replace(given, out=Path("runs") / name)
-    return {"recipe": name}, given
+    return given
 
 
-def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
-    """The arguments that a run was begun with, and what is changed now."""
-    header = RunFolder(run).read_config()
-    source, origin = header.get("source"), header.get("origin")
+def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
+    """Return a run's recipe and arguments, with the flags given now."""
+    metadata = RunFolder(run).read_metadata()
+    source, origin = metadata.get("source"), metadata.get("origin")
     if source is None:
-        raise ConfigError("not begun on the command line", run, "call mixerflow.train again")
-    model, _ = from_spec(header["model"])
+        raise ConfigError("not started on the command line", run, "call mixerflow.train again")
+    model, _ = from_spec(metadata["model"])
     default = Arguments(
         data=source["data"],
         model=model,
-        train=restore(TrainConfig, header["train"]),
+        train=restore(TrainConfig, metadata["train"]),
         out=run,
         transparency=source["transparency"],
         on_bad_image=source["on_bad_image"],
@@ -114,11 +115,11 @@ def _again(run: Path, rest: list[str]) -> tuple[dict[str, Any], Arguments]:
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:
-        raise ConfigError("a run goes on in its own folder", "--out", "leave it out")
-    return {"recipe": header.get("recipe")}, given
+        raise ConfigError("a run resumes in its own folder", "--out", "leave it out")
+    return metadata.get("recipe"), given
 
 
-def _train(about: dict[str, Any], given: Arguments, words: list[str], processes: Processes) -> int:
+def _train(recipe: str | None, given: Arguments, words: list[str], processes: Processes) -> int:
     assert given.out is not None
     data, out = Path(given.data).resolve(), given.out.resolve()
     if data.is_dir() and (out == data or data in out.parents):
@@ -136,7 +137,6 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
-    origin = _begin(flow, given, processes)
     source = {
         "data": given.data,
         "transparency": given.transparency,
@@ -151,42 +151,22 @@ def _train(about: dict[str, Any], given: Arguments, words: list[str], processes:
         steps=given.steps,
         epochs=given.epochs,
         minutes=given.minutes,
+        begin=given.weights,
         from_step=given.from_step,
-        about=about
-        | {"command": shlex.join(["mixerflow", "train", *words]), "source": source}
-        | origin,
+        metadata={
+            "recipe": recipe,
+            "command": shlex.join(["mixerflow", "train", *words]),
+            "source": source,
+        },
     )
     if processes.main:
         _tell(result, given.out, splits)
     return result.exit_code
 
 
-def _begin(flow: Flow, given: Arguments, processes: Processes) -> dict[str, Any]:
-    """Give a new run's flow the weights that it starts from; what ``run.json`` says of them.
-
-    A run that has begun has its own, and needs that file no more.
-    """
-    assert given.out is not None
-    folder = RunFolder(given.out)
-    old = processes.from_main(processes.on_main(lambda: begun(folder)))
-    if given.weights is None:
-        if given.train.start and old is None:
-            what = f"step {given.train.start} of a schedule, and weights that know nothing"
-            raise ConfigError(what, "--train.start", "say with --from what went before")
-        return {}
-    if old is None:
-        return {"origin": begin_from(flow, given.weights)}
-    path = (old.get("origin") or {}).get("path")
-    if path != str(given.weights):
-        what = f"another run is here: it began from {path or 'weights of its own'}"
-        remedy = "leave --from out to go on with it, or use another --out"
-        raise ConfigError(what, given.out, remedy)
-    return {}
-
-
 def _tell(result: Trained, out: Path, splits: Splits) -> None:
     if result.validation is None:
-        print(f"stopped at step {result.step}; go on with: mixerflow train {out}")
+        print(f"stopped at step {result.step}; resume with: mixerflow train {out}")
         return
     from mixerflow.report import write_report  # matplotlib takes a second that --help need not
 

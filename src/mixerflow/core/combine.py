@@ -13,13 +13,13 @@ from mixerflow.core.noise import Noise
 from mixerflow.core.transform import (
     Context,
     Density,
+    FixedShape,
     Mapped,
     PlacedLayer,
     Run,
     Shape,
     Transform,
     constant,
-    expect,
 )
 from mixerflow.registry import register
 
@@ -141,7 +141,7 @@ class _Around(Transform):
 
 
 @register
-class Inverse(_Around):
+class Inverse(_Around, FixedShape):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A transform run backwards: data to latent is the other's latent to data.
 
     Args:
@@ -150,24 +150,18 @@ class Inverse(_Around):
     """
 
     def __init__(self, transform: Transform, shape: Shape) -> None:
-        super().__init__()
+        super().__init__(transform.out_shape(shape), shape)
         if transform.density != "exact":
             raise ValueError("Inverse: a stochastic transform has no inverse density")
         self.transform = transform
-        self.shape = tuple(shape)
-        self.taken = tuple(transform.out_shape(self.shape))
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(x.shape[1:]), self.taken)
+        self.check_data(x)
         return self.transform.inverse(x, context, noise)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), self.shape)
+        self.check_latent(z)
         return self.transform(z, context, noise)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, self.taken)
-        return self.shape
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
         """Nothing at all, where the other is the transform that this one turns round."""

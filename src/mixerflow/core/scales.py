@@ -13,6 +13,7 @@ from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import (
     Context,
+    FixedShape,
     Mapped,
     PlacedLayer,
     Run,
@@ -25,7 +26,7 @@ from mixerflow.registry import register
 
 
 @register
-class MultiScale(Composite):
+class MultiScale(FixedShape, Composite):
     """Transforms one after another, between which some channels go on and the others are done.
 
     ``(y_s, h_s) = split(t_s(h_{s-1}))`` with ``h_0 = x``; what is done, y, passes no other
@@ -57,10 +58,10 @@ class MultiScale(Composite):
         kept: Sequence[int] | None = None,
         keep: Literal["first", "last"] = "first",
     ) -> None:
-        super().__init__()
+        super().__init__(shape)
         if not scales or (kept is not None and len(kept) != len(scales) - 1):
             raise ValueError(f"MultiScale: {len(scales)} scales of events {shape}, kept={kept}")
-        self.shape, self.keep = tuple(shape), keep
+        self.keep = keep
         self.scales = nn.ModuleList(scales)
         self.kept: list[int] = []
         self._taken, self._done = [self.shape], []
@@ -76,6 +77,7 @@ class MultiScale(Composite):
             self._done.append((n - going_on, *spatial))
             self._taken.append((going_on, *spatial))
         self._lengths = [math.prod(done) for done in self._done]
+        self.latent_shape = (sum(self._lengths),)
 
     def parts(self) -> Iterator[Transform]:
         """The scales' transforms."""
@@ -84,7 +86,7 @@ class MultiScale(Composite):
     def compose(
         self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
     ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(x.shape[1:]), self.shape)
+        self.check_data(x)
         log_det, parts = constant(0.0, x), []
         for scale, kept in zip(self.parts(), self.kept, strict=True):
             if not scale.dormant:
@@ -99,7 +101,7 @@ class MultiScale(Composite):
         return torch.cat(parts, 1), log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (sum(self._lengths),))
+        self.check_latent(z)
         log_det, x = constant(0.0, z), None
         parts = list(zip(self.parts(), z.split(self._lengths, 1), self._done, strict=True))
         for scale, part, shape in reversed(parts):
@@ -113,10 +115,6 @@ class MultiScale(Composite):
                 log_det = log_det + scale_log_det
         assert x is not None
         return x, log_det
-
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, self.shape)
-        return (sum(self._lengths),)
 
     def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         expect(self, shape, self.shape)

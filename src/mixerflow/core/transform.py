@@ -179,3 +179,32 @@ class Transform(nn.Module):
     def same_as(self, other: Transform) -> bool:
         """Whether both are known to be the same map."""
         return self is other
+
+
+class FixedShape(Transform):
+    """A transform of events of one shape.
+
+    A subclass begins `forward` with ``self.check_data(x)`` and `inverse` with
+    ``self.check_latent(z)``; one that computes its latent's shape may set ``latent_shape`` later.
+
+    Args:
+        shape: of the data's events; an integer n stands for vectors ``(n,)``.
+        latent_shape: of the latent's events; None for the data's shape.
+    """
+
+    def __init__(self, shape: Shape | int, latent_shape: Shape | None = None) -> None:
+        super().__init__()
+        self.shape: Shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.latent_shape: Shape = self.shape if latent_shape is None else tuple(latent_shape)
+
+    def check_data(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` is a batch ``(B, *shape)``."""
+        expect(self, tuple(x.shape[1:]), self.shape)
+
+    def check_latent(self, z: Tensor) -> None:
+        """Raise a ValueError unless `z` is a batch ``(B, *latent_shape)``."""
+        expect(self, tuple(z.shape[1:]), self.latent_shape)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        expect(self, shape, self.shape)
+        return self.latent_shape

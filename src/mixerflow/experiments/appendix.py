@@ -59,7 +59,7 @@ APPENDIX_D = Table(
         Row("growing-patches", "Patches of 2, then 4 pixels", changed(patching__size=(2, 4))),
         Row("shrinking-patches", "Patches of 4, then 2 pixels", changed(patching__size=(4, 2))),
         Row("squeeze", "Squeezed first", changed(squeeze=2)),
-        Row("grown", "Depth grown in two stages", training=_train_with(grow=2)),
+        Row("grown", "Depth grown in two stages", stages=2),
         Row("falling-rates", "The last layer at half the rate", training=_train_with(layer_lr=0.5)),
         Row("rising-rates", "The last layer at twice the rate", training=_train_with(layer_lr=2.0)),
         Row("floored", "Scales bounded away from 0", changed(flow__elementwise=FlooredAffine())),

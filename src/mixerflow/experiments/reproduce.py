@@ -58,13 +58,15 @@ def reproduce(
             images[column, run.seed] = SeedImages.of(splits[column], run.seed, budget)
         name, stopped = f"{run.cell.name}, seed {run.seed}", 0
         print(f"{name} ({number} of {len(queue)})", file=sys.stderr)
-        about = {
+        metadata = {
             "recipe": f"{table.name}/{budget}/{run.cell.name}",
             "command": command,
             "source": {"data": data[column], "transparency": "refuse", "on_bad_image": "stop"},
         }
         try:
-            stopped = run.train_and_score(images[column, run.seed], device=device, about=about)
+            stopped = run.train_and_score(
+                images[column, run.seed], device=device, metadata=metadata
+            )
         except NonFiniteError as error:  # one row failed, the other rows go on
             print(f"{name}: {error}", file=sys.stderr)
             exit_code = error.exit_code

@@ -19,6 +19,7 @@ from mixerflow.experiments.table import Budget, Cell, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
+from mixerflow.runs.weights import pieces_of
 
 Verdict = Literal["holds", "fails", "undecided"]
 
@@ -140,18 +141,21 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
-    images = header["steps"] * header["train"]["batch"]
-    curve = [[r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
-    keys = ("parameters", "steps", "seconds", "machine", "versions")
+    pieces = pieces_of(header, header["steps"])  # one for each stage of a run that grew
+    steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))
+    start = steps - header["steps"]
+    curve = [[start + r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
     return {
         **figures,
         "seed": run.seed,
         "noise_seed": figures["seed"],
-        "images_per_second": images / header["seconds"],
+        "images_per_second": steps * header["train"]["batch"] / seconds,
+        "steps": steps,
+        "seconds": seconds,
         "training_sha256": header["data"]["training_sha256"],
         "curve": curve,
         "command": header.get("command"),
-        **{key: header[key] for key in keys},
+        **{key: header[key] for key in ("parameters", "machine", "versions")},
     }
 
 

@@ -83,7 +83,7 @@ class Run:
     def header(self) -> dict[str, Any] | None:
         """The content of ``run.json``, or None where the run has not begun."""
         folder = RunFolder(self.path)
-        return folder.read_config() if folder.config_path.exists() else None
+        return folder.read_metadata() if folder.metadata_path.exists() else None
 
     def difference(self, header: Mapping[str, Any], images: Images | None = None) -> str:
         """The first difference of the run in the folder from this one; empty without any.
@@ -117,7 +117,7 @@ class Run:
             return None
 
     def train_and_score(
-        self, images: SeedImages, *, device: torch.device, about: dict[str, Any]
+        self, images: SeedImages, device: torch.device, metadata: dict[str, Any]
     ) -> int:
         """Train, or go on with training, and score the flow; finished work is not repeated.
 
@@ -132,16 +132,21 @@ class Run:
         if header is not None and (difference := self.difference(header, images.train)):
             remedy = "delete or move that folder, or give another --runs"
             raise ConfigError(f"another run is here: {difference}", self.path, remedy)
-        if header is None or header.get("status") != "finished":
+        stages = self.cell.stages(self.budget, self.seed)
+        paths = [self.path / f"stage-{k}" for k in range(1, len(stages))] + [self.path]
+        for number, (path, (model, config)) in enumerate(zip(paths, stages, strict=True)):
+            if _is_finished(path):
+                continue
             torch.manual_seed(self.seed)
-            flow = self.cell.model(self.budget).build(images.train.shape).to(device)
+            flow = model.build(images.train.shape).to(device)
             result = train(
                 flow,
                 images.train,
                 validation=images.validation,
-                out=self.path,
-                config=self.cell.train(self.budget, self.seed),
-                about=about,
+                out=path,
+                config=config,
+                begin=paths[number - 1] if number else None,
+                metadata=metadata,
             )
             if result.exit_code:
                 return result.exit_code
@@ -169,3 +174,8 @@ class Run:
         with writing(self.path):
             self._figures_path.parent.mkdir(exist_ok=True)
             write_atomically(self._figures_path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _is_finished(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.metadata_path.exists() and folder.read_metadata().get("status") == "finished"

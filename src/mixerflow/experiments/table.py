@@ -10,6 +10,7 @@ from mixerflow.core import Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
+from mixerflow.registry import evolve, settings_of
 from mixerflow.train_config import TrainConfig
 
 Budget = Literal["tiny", "cpu", "gpu"]
@@ -60,6 +61,8 @@ class Row:
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
     """Changes the training settings, but neither the steps nor the batch."""
+    stages: int = 1
+    """Equal shares of the steps in which a model's layers grow to their number."""
     full: Callable[[Model], Model] = _same
     """A further change at the `gpu` budget only: the paper's model has it, but among the twins it
     would add a second difference to the row's own."""
@@ -129,6 +132,23 @@ class Cell:
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 
+    def stages(self, budget: Budget, seed: int) -> list[tuple[Model, TrainConfig]]:
+        """Return the models of growing depth that are trained in turn, each with its settings.
+
+        Stage k of n has the first ``ceil(k L / n)`` of L layers and the k-th share of the steps.
+        """
+        config = replace(self.row.training(self.column.setups[budget].train), seed=seed)
+        model, n, steps = self.model(budget), self.row.stages, config.steps
+        if n == 1 or steps is None:
+            return [(model, config)]
+        stages = []
+        for k in range(1, n + 1):
+            start, end = (k - 1) * steps // n, k * steps // n
+            layers = -(-k * settings_of(model)["layers"] // n)
+            share = replace(config, steps=end - start, schedule_start=start, schedule_steps=steps)
+            stages.append((evolve(model, {"layers": layers}), share))
+        return stages
+
     def train(self, budget: Budget, seed: int) -> TrainConfig:
-        """The row's training settings at a budget."""
-        return replace(self.row.training(self.column.setups[budget].train), seed=seed)
+        """Return the training settings of the last stage, or of the only one."""
+        return self.stages(budget, seed)[-1][1]

@@ -63,7 +63,7 @@ class Glow(PositiveCounts, Model):
         at, scales = shape, []
         for number in range(self.scales):
             squeeze = Squeeze(at)
-            at = squeeze.given
+            at = squeeze.latent_shape
             steps = [squeeze, *(self.step(at) for _ in range(self.steps))]
             if number == self.scales - 1:
                 steps += [self.prior.build(at, context=self.context)] if self.prior else []

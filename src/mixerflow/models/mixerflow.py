@@ -93,7 +93,7 @@ class MixerFlow(PositiveCounts, Model):
         if self.squeeze > 1:
             squeeze = Squeeze(shape, self.squeeze)
             steps.append(squeeze)
-            inner = squeeze.given
+            inner = squeeze.latent_shape
         if self.glow is not None:
             steps += self.glow.on_image(inner, self.context)
         if self.scales is None:

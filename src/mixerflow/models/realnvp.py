@@ -56,11 +56,11 @@ class RealNVP(PositiveCounts, Model):
                 squeeze, wide = Squeeze(at), replace(net, width=2 * net.width)
                 steps.append(squeeze)
                 steps += [
-                    self.coupling(Halves(0, flip), squeeze.given, wide)
+                    self.coupling(Halves(0, flip), squeeze.latent_shape, wide)
                     for flip in (True, False, True)
                 ]
                 steps += [Inverse(squeeze, at), CheckerboardSqueeze(at)]
-                channels, *spatial = squeeze.given
+                channels, *spatial = squeeze.latent_shape
                 at = (channels // 2, *spatial)
             scales.append(Chain(*steps))
         return Chain(*self.pixels.steps(), MultiScale(shape, scales))

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.processes import SINGLE, Processes
+from mixerflow.moments import RunningMoments, shared_moments
+from mixerflow.processes import Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
 
@@ -82,20 +83,11 @@ class Scale(nn.Module):
         return torch.addcmul(self.bias[units], input, self.weight[units])
 
 
-class SyncedBatchNorm(nn.BatchNorm1d):
+class SyncedBatchNorm(RunningMoments):
     """``gamma (h - mean) / sqrt(var + eps) + beta`` per feature of ``(rows, width)``.
 
     Mean and variance are the batch's in training mode, running averages in eval mode.
-
-    Attributes:
-        update: whether a forward pass in training mode moves the running averages. Whoever runs a
-            batch a second time (recomputation in the backward pass) sets it to False meanwhile, so
-            that each batch counts once.
-        processes: between which a batch is shared: mean and variance are those of the whole.
     """
-
-    update: bool = True
-    processes: Processes = SINGLE
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, width)`` to the same."""
@@ -103,7 +95,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             shared = _Shared.apply(input, self.weight, self.bias, self.eps, self.processes)
             normal, mean, variance, rows = shared  # pyright: ignore[reportGeneralTypeIssues]
             if self.update:
-                self._move(mean, variance * (rows / (rows - 1)))
+                self.move(mean, variance, rows)
             return normal
         if self.training and not self.update:
             return nn.functional.batch_norm(
@@ -124,16 +116,6 @@ class SyncedBatchNorm(nn.BatchNorm1d):
         mean, variance = self.running_mean[units], self.running_var[units]
         return nn.functional.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
 
-    @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor) -> None:
-        """Take a batch's mean and unbiased variance into the running averages, as torch does."""
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), share)
-        self.running_var.lerp_(variance.to(self.running_var), share)
-
     def folded(self) -> nn.Module:
         """Its affine map in eval mode; itself where it has no statistics of its own to use."""
         if not self.track_running_stats or not self.affine:
@@ -144,11 +126,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
 
 
 class _Shared(torch.autograd.Function):
-    """Normalise rows by the mean and variance over all processes' rows; one message each way.
-
-    Means and variances of parts are combined as in Chan, Golub, LeVeque (1979): no difference of
-    large squares.
-    """
+    """Normalise rows by the mean and variance over all processes' rows; one message each way."""
 
     @staticmethod
     def forward(
@@ -160,12 +138,7 @@ class _Shared(torch.autograd.Function):
         processes: Processes,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, 0, correction=0)
-        own = torch.stack([torch.full_like(mean, len(x)), mean, variance])
-        counts, means, variances = processes.gather(own).unbind(1)
-        rows = counts.sum(0)
-        mean = (counts * means).sum(0) / rows
-        variance = (counts * (variances + (means - mean).square())).sum(0) / rows
+        mean, variance, rows = shared_moments(wide, processes)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, scale, rows)
         ctx.processes = processes

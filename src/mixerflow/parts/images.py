@@ -138,7 +138,7 @@ class GlowSteps(PositiveCounts, Beside):
             steps += glow_step(
                 self.net,
                 self.elementwise,
-                squeeze.given,
+                squeeze.latent_shape,
                 linear=self.linear,
                 flip=flip,
                 context=context,
@@ -232,6 +232,6 @@ class Scales(PositiveCounts):
         """The last layer of a scale of events `shape`, before its first channels are done."""
         squeeze = Squeeze(shape)
         coupling = image_coupling(
-            self.net, self.elementwise, squeeze.given, flip=True, context=context
+            self.net, self.elementwise, squeeze.latent_shape, flip=True, context=context
         )
         return Layer(squeeze, coupling)

@@ -2,7 +2,7 @@
 
 from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
 from mixerflow.runs.folder import RunFolder
-from mixerflow.runs.metadata import begun
+from mixerflow.runs.metadata import existing_run
 from mixerflow.runs.publish import Evaluator, publish
 from mixerflow.runs.weights import (
     begin_from,
@@ -10,7 +10,8 @@ from mixerflow.runs.weights import (
     is_published,
     labels_of,
     load,
-    read_header,
+    read_metadata,
+    read_weights,
 )
 
 __all__ = [
@@ -19,11 +20,12 @@ __all__ = [
     "Evaluator",
     "RunFolder",
     "begin_from",
-    "begun",
     "device_of",
+    "existing_run",
     "is_published",
     "labels_of",
     "load",
     "publish",
-    "read_header",
+    "read_metadata",
+    "read_weights",
 ]

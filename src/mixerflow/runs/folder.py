@@ -1,4 +1,4 @@
-"""The run folder: its configuration, its metrics, and the lock that lets one process write.
+"""The run folder: ``run.json``, the metrics, and the lock that lets one process write.
 
 Nothing here imports torch, so that a table of a hundred runs reads quickly.
 """
@@ -14,8 +14,8 @@ from typing import Any
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.runs.files import lock, write_atomically, writing
 
-FORMAT = 2
-"""Of ``run.json``; 2 has models and parts as values. Whatever changes it adds a fixture."""
+FORMAT = 3
+"""Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
 
 
 class RunFolder:
@@ -27,24 +27,24 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.config_path = self.path / "run.json"
+        self.metadata_path = self.path / "run.json"
         self.metrics_path = self.path / "metrics.jsonl"
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write ``run.json`` whole.
 
         Args:
-            config: what JSON can hold.
+            metadata: values that JSON can hold.
 
         Raises:
             ResourceError: the folder cannot be written.
         """
-        data = (json.dumps(config, indent=2) + "\n").encode()
+        data = (json.dumps(metadata, indent=2) + "\n").encode()
         with writing(self.path, lambda: len(data)):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config_path, data)
+            write_atomically(self.metadata_path, data)
 
-    def read_config(self) -> dict[str, Any]:
+    def read_metadata(self) -> dict[str, Any]:
         """Read ``run.json``.
 
         Raises:
@@ -52,27 +52,27 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            config = json.loads(self.config_path.read_bytes())
+            metadata = json.loads(self.metadata_path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             remedy = "name a folder that training has made"
             raise ConfigError("no run.json, so no run", self.path, remedy) from None
         except OSError as error:
-            raise _unreadable(self.config_path, error) from error
+            raise _unreadable(self.metadata_path, error) from error
         except ValueError as error:
-            raise self._damaged_config(str(error)) from error
-        if not isinstance(config, dict):
-            raise self._damaged_config("not a JSON object")
-        written = config.get("format")
+            raise self._damaged(str(error)) from error
+        if not isinstance(metadata, dict):
+            raise self._damaged("not a JSON object")
+        written = metadata.get("format")
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
             remedy = "update mixerflow" if newer else "use the mixerflow that wrote it"
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
-            raise CheckpointError(what, self.config_path, remedy)
-        return config
+            raise CheckpointError(what, self.metadata_path, remedy)
+        return metadata
 
-    def _damaged_config(self, why: str) -> CheckpointError:
+    def _damaged(self, why: str) -> CheckpointError:
         remedy = "put a copy back, or train again in a new folder"
-        return CheckpointError(f"run.json is damaged ({why})", self.config_path, remedy)
+        return CheckpointError(f"run.json is damaged ({why})", self.metadata_path, remedy)
 
     def update(self, changes: dict[str, Any]) -> None:
         """Change some entries of ``run.json``, the status for one, and keep the others.
@@ -82,7 +82,7 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
             ResourceError: the folder cannot be written.
         """
-        self.write_config(self.read_config() | changes)
+        self.write_metadata(self.read_metadata() | changes)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``.
@@ -103,10 +103,10 @@ class RunFolder:
         return [record for _, record in self._lines()]
 
     def cut_back(self, step: int) -> None:
-        """Drop what was recorded after ``step``, and a half-written last line.
+        """Remove the records after ``step``, and a half-written last line.
 
         Args:
-            step: records whose ``"step"`` is greater go; those without one stay.
+            step: records with a greater ``"step"`` are removed; those without one stay.
 
         Raises:
             CheckpointError: a line other than the last is damaged.
@@ -125,7 +125,7 @@ class RunFolder:
             return
         except OSError as error:
             raise _unreadable(self.metrics_path, error) from error
-        # A record ends with its newline: what follows the last one is torn, or empty.
+        # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
                 record = json.loads(line)
@@ -139,7 +139,7 @@ class RunFolder:
             yield line + b"\n", record
 
     def lock(self) -> AbstractContextManager[None]:
-        """Be the one process that writes here, in a ``with`` block; reading needs no lock.
+        """Make this process the only writer, in a ``with`` block; reading needs no lock.
 
         Raises:
             InUseError: another process holds the folder.

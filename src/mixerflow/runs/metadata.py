@@ -1,4 +1,4 @@
-"""What ``run.json`` says of a run, and whether the one in a folder is the same."""
+"""The metadata of a run: the content of ``run.json``, and of the card of published weights."""
 
 from __future__ import annotations
 
@@ -26,36 +26,40 @@ _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
     *("memory", "parallel", "graph"),
 )
-"""Settings that may change when a run goes on: the weights do not depend on them ("invert", graphs
-and another number of processes move them by rounding)."""
+"""Training settings that may change when a run resumes: the weights do not depend on them.
+
+Rounding does, under "invert", graphs and another number of processes.
+"""
 
 
-def header_of(
+def make_metadata(
     flow: Flow,
     images: Images,
     validation: Images,
     objective: str,
     config: TrainConfig,
-    about: dict[str, Any],
     processes: Processes,
 ) -> dict[str, Any]:
-    """What ``run.json`` says from the start."""
-    prints = (images.fingerprint(), validation.fingerprint())
-    if len(set(processes.collect(prints))) > 1:
+    """Return the entries of ``run.json`` that are known before the first step.
+
+    Raises:
+        DataError: processes were given different images.
+    """
+    hashes = (images.fingerprint(), validation.fingerprint())
+    if len(set(processes.collect(hashes))) > 1:
         remedy = "give every machine the same images"
         raise DataError("processes were given different images", images.dataset_id, remedy)
     return {
         "format": FORMAT,
-        **about,
         "model": _spec(flow),
         "objective": objective,
         "train": dataclasses.asdict(config),
         "data": {
             "dataset_id": images.dataset_id,
             "training_images": len(images),
-            "training_sha256": prints[0],
+            "training_sha256": hashes[0],
             "validation_images": len(validation),
-            "validation_sha256": prints[1],
+            "validation_sha256": hashes[1],
             "shape": list(images.shape),
             "levels": images.levels,
             "classes": list(images.classes),
@@ -74,79 +78,69 @@ def header_of(
 
 
 def _spec(flow: Flow) -> dict[str, Any] | None:
-    """What a flow is rebuilt from; None, with a warning, where a file cannot say it."""
+    """The spec that `mixerflow.load` rebuilds a flow from; None, with a warning, without one."""
+    why = "it was changed after it was made"
     try:
         spec = spec_of_flow(flow)
         with torch.device("meta"):
-            again = {key: t.shape for key, t in flow_from(spec).state_dict().items()}
+            rebuilt = {key: t.shape for key, t in flow_from(spec).state_dict().items()}
+        if rebuilt == {key: t.shape for key, t in flow.state_dict().items()}:
+            return spec
     except Unregistered as error:
-        warnings.warn(
-            f"mixerflow.load will not rebuild this flow from its folder: {error}", stacklevel=4
-        )
-        return None
-    if again != {key: t.shape for key, t in flow.state_dict().items()}:
-        warnings.warn(
-            "mixerflow.load will not rebuild this flow from its folder: it was changed after it "
-            "was made",
-            stacklevel=4,
-        )
-        return None
-    return spec
+        why = str(error)
+    message = f"mixerflow.load will not rebuild this flow from its folder: {why}"
+    warnings.warn(message, stacklevel=4)
+    return None
 
 
 def model_settings(spec: dict[str, Any] | None) -> dict[str, Any]:
-    """What a spec says of a model, by the paths that flags have; of a flow made by hand, all."""
+    """Return a model's settings by their flags' paths; of a flow made by hand, its whole spec."""
     if spec is None or spec.get("type") == "Flow":
-        return flat(spec, "model")
+        return _flatten(spec, "model")
     model, shape = from_spec(spec)
     paths = {f"model.{path}": value for path, value in settings_of(model).items()}
     return {"model": word_of(type(model)), "model.shape": shape} | paths
 
 
-def begun(folder: RunFolder) -> dict[str, Any] | None:
-    """The header of the run that `folder` holds with a checkpoint; None if it is free."""
-    if not folder.config_path.exists() or not Checkpoints(folder.path / "checkpoints").steps():
+def existing_run(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the metadata of the run with a checkpoint that a folder holds; None without one."""
+    if not folder.metadata_path.exists() or not Checkpoints(folder.path / "checkpoints").steps():
         return None
-    return folder.read_config()
+    return folder.read_metadata()
 
 
-def begun_alike(folder: RunFolder, header: dict[str, Any]) -> dict[str, Any] | None:
-    """The header of the same run, if `folder` holds it with a checkpoint; None if it is free.
+def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder: RunFolder) -> None:
+    """Check that an existing run may resume with new metadata.
 
     Raises:
-        ConfigError: it holds a run that differs.
+        ConfigError: the folder holds another run; names the first setting that differs.
     """
-    old = begun(folder)
-    if old is None:
-        return None
-    known = dict(old)  # a setting that is younger than the run stands at its default
-    known["train"] = dataclasses.asdict(restore(TrainConfig, old.get("train") or {}))
-    known.setdefault("objective", "likelihood")
+    # a setting that is younger than the run has its default
+    train = dataclasses.asdict(restore(TrainConfig, existing.get("train") or {}))
+    theirs_all = {"objective": "likelihood", **existing, "train": train}
     for part in ("model", "objective", "train", "data"):
-        read = model_settings if part == "model" else functools.partial(flat, name=part)
-        mine, theirs = read(header[part]), read(known.get(part))
+        read = model_settings if part == "model" else functools.partial(_flatten, name=part)
+        mine, theirs = read(metadata[part]), read(theirs_all.get(part))
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
             if not free and mine.get(key) != theirs.get(key):
                 raise ConfigError(
                     f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}",
                     folder.path,
-                    "use its settings to go on with it, or another --out",
+                    "use its settings to resume it, or another --out",
                 )
-    return old
 
 
-def flat(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
-    """Nested settings as ``{"part.field": value}``, lists as JSON has them."""
+def _flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+    """Return nested settings as ``{"part.field": value}``, with lists for tuples as in JSON."""
     if isinstance(value, dict):
-        return {
-            k: v for key, inner in value.items() for k, v in flat(inner, f"{name}.{key}").items()
-        }
+        parts = [_flatten(inner, f"{name}.{key}") for key, inner in value.items()]
+        return {key: inner for part in parts for key, inner in part.items()}
     return {name: list(value) if isinstance(value, tuple) else value}
 
 
 def versions() -> dict[str, str]:
-    """Of what computes here."""
+    """Return the versions of mixerflow, torch and Python."""
     return {
         "mixerflow": __version__,
         "torch": torch.__version__,
@@ -155,7 +149,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What is written of the hardware."""
+    """Return the name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Published weights: those of a run as one small file, and a card that tells of them.
+"""Published weights: the weights of a run as one small file, with a card for programs and people.
 
 Matrices are kept in 16 bits, all else as it is. Conditioners' matrices, most of the file, are
 bfloat16. Those that a flow multiplies its data with are float16, which takes as many bytes and
@@ -13,29 +13,30 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mixerflow import markdown
 from mixerflow.core import Flow, Transform
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.evaluate import Bits, bits
+from mixerflow.evaluate import Bits, bits, kind_of
 from mixerflow.processes import SINGLE, Processes
-from mixerflow.runs.card import card_text
 from mixerflow.runs.files import sweep, write_atomically, writing
 from mixerflow.runs.folder import FORMAT
 from mixerflow.runs.manifest import MODEL, entry, pack_tensors, seal
-from mixerflow.runs.metadata import device_name, versions
+from mixerflow.runs.metadata import device_name, model_settings, versions
 from mixerflow.runs.weights import (
     CARD,
-    Stored,
+    Weights,
+    Which,
     device_of,
     is_published,
     labels_of,
-    read_header,
-    stored,
+    read_metadata,
+    read_weights,
 )
 
 _SMALL = 1024
@@ -68,17 +69,17 @@ def rounded(flow: Flow) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The images that weights are judged by, and how.
+    """Images to score weights on, and how.
 
     Attributes:
-        images: of the model's shape.
-        split: which part of their data they are.
-        seed: of the dequantisation noise.
+        images: images of the model's shape.
+        split: name of the part of their data.
+        seed: seed of the dequantization noise.
         batch: images at a time.
-        device: where to compute.
+        device: name of the device.
         importance_samples: draws of noise an image.
         on_batch: called with the number of images done.
-        processes: among which the images are shared.
+        processes: processes that share the images.
     """
 
     images: Images
@@ -90,11 +91,11 @@ class Evaluator:
     on_batch: Callable[[int], None] | None = None
     processes: Processes = SINGLE
 
-    def score(self, flow: Flow, header: dict[str, Any]) -> Bits:
-        """Bits/dim of a flow whose run's ``run.json`` is `header`.
+    def score(self, flow: Flow, metadata: dict[str, Any]) -> Bits:
+        """Return the bits/dim of a flow whose run has this metadata.
 
         Raises:
-            DataError: images of another shape, or without the labels that it needs.
+            DataError: images of another shape, or without the labels that the flow needs.
         """
         images = self.images
         if images.shape != flow.shape:
@@ -103,7 +104,7 @@ class Evaluator:
         return bits(
             flow,
             images.pixels,
-            labels=None if flow.context_net is None else labels_of(header, images),
+            labels=None if flow.context_net is None else labels_of(metadata, images),
             batch=self.batch,
             importance_samples=self.importance_samples,
             seed=self.seed,
@@ -117,73 +118,73 @@ class Evaluator:
 def publish(
     run: Path,
     to: Path,
-    judge: Evaluator,
+    evaluator: Evaluator,
     *,
-    which: Literal["best", "last"] | int = "best",
+    which: Which = "best",
     average: bool = True,
     limit_mb: float = 25.0,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write a run's weights to a folder: `MODEL`, `CARD`, and the card for people.
 
-    Each file is there whole or not at all, the card last: a kill in between leaves weights that
-    their card does not verify, and the same call again mends that.
+    A kill leaves each file whole or absent; the card is written last. Weights that their card does
+    not verify are replaced by the same call again.
 
     Args:
         run: the run folder.
-        to: the folder to write; what is published there is replaced only by what is better.
-        judge: scores the weights, rounded and as they were.
+        to: the folder to write; published weights there are replaced only by better ones.
+        evaluator: scores the weights, rounded and in float32.
         which: the checkpoint.
-        average: the averaged weights, not the raw ones.
-        limit_mb: the most that the file may have, in millions of bytes.
-        force: replace what is published there, whatever its figure.
+        average: publish the averaged weights, not the raw ones.
+        limit_mb: largest size of the file, in millions of bytes.
+        force: replace published weights whatever their bits/dim.
 
     Returns:
         The card.
 
     Raises:
-        ConfigError: no run folder, too large a file, or what is published there is better.
-        CheckpointError: the run's checkpoint, or what is published there, is damaged.
+        ConfigError: no run folder, too large a file, or the published weights are better.
+        CheckpointError: the run's checkpoint, or the published weights, are damaged.
         DataError: images that do not fit.
         ResourceError: the folder cannot be written.
     """
     if is_published(run):
         raise ConfigError("these weights are published already", run, "name a run folder")
-    held = stored(run, which=which, average=average)
+    held = read_weights(run, which=which, average=average)
     before = _published(to, force=force)
-    flow = held.flow(device_of(judge.device))
-    weights = rounded(flow)
-    data = pack_tensors(weights)
+    flow = held.flow(device_of(evaluator.device))
+    half = rounded(flow)
+    data = pack_tensors(half)
     if len(data) > 1e6 * limit_mb:
         what = f"{len(data) / 1e6:.1f} MB of weights are more than {limit_mb:g}"
         raise ConfigError(what, run, "publish a smaller model, or raise --limit-mb")
-    flow.load_state_dict(weights)
-    figure = judge.score(flow, held.header)
+    flow.load_state_dict(half)
+    figure = evaluator.score(flow, held.metadata)
     if not math.isfinite(figure.bits_per_dim):
         what = f"{figure.bits_per_dim} bits/dim on {figure.dataset_id}"
         raise CheckpointError(what, held.path, "publish another checkpoint")
     scored = figure.as_dict() | {
-        "images_sha256": judge.images.fingerprint(),
+        "images_sha256": evaluator.images.fingerprint(),
         "device": device_name(flow.device),
         "versions": versions(),
     }
     _compare(before, scored, to)
-    flow.load_state_dict(held.weights)
-    exact = judge.score(flow, held.header)
+    flow.load_state_dict(held.tensors)
+    exact = evaluator.score(flow, held.metadata)
     card = _card(held, scored, exact, data) | {"averaged": average}
     _write(to, card, data)
     return card
 
 
 def _published(to: Path, *, force: bool) -> dict[str, Any] | None:
-    """The card of what is to be outdone."""
+    """Return the card of the weights to replace; None where any weights may be written."""
     if (to / "run.json").exists():
         raise ConfigError("a run is there", to, "publish to a folder of its own")
-    return None if force or not is_published(to) else read_header(to)
+    return None if force or not is_published(to) else read_metadata(to)
 
 
 def _compare(before: dict[str, Any] | None, scored: dict[str, Any], to: Path) -> None:
-    """Raise a ConfigError unless what is published is worse."""
+    """Raise a ConfigError unless the published weights are worse."""
     if before is None:
         return
     old = before["figure"]
@@ -202,14 +203,14 @@ def _compare(before: dict[str, Any] | None, scored: dict[str, Any], to: Path) ->
         raise ConfigError(what, to, "train further, or replace it with --force")
 
 
-def _card(held: Stored, scored: dict[str, Any], exact: Bits, data: bytes) -> dict[str, Any]:
+def _card(weights: Weights, scored: dict[str, Any], exact: Bits, data: bytes) -> dict[str, Any]:
     kept = ("recipe", "command", "source", "model", "train", "data", "parameters", "versions")
-    pieces = held.pieces
+    pieces = weights.pieces
     return {
         "format": FORMAT,
         "status": "published",
-        **{key: held.header.get(key) for key in (*kept, "machine")},
-        "objective": held.header.get("objective") or "likelihood",
+        **{key: weights.metadata.get(key) for key in (*kept, "machine")},
+        "objective": weights.metadata.get("objective") or "likelihood",
         "steps": sum(piece["steps"] for piece in pieces),
         "seconds": sum(piece["seconds"] or 0 for piece in pieces),
         "restarts": len(pieces) - 1,
@@ -228,5 +229,75 @@ def _write(to: Path, card: dict[str, Any], data: bytes) -> None:
         to.mkdir(parents=True, exist_ok=True)
         sweep(to)
         write_atomically(to / MODEL, data)
-        write_atomically(to / "card.md", card_text(to.name, card).encode())
+        write_atomically(to / "card.md", _card_text(to.name, card).encode())
         write_atomically(to / CARD, seal(card))
+
+
+def _card_text(name: str, card: dict[str, Any]) -> str:
+    """Return the card as Markdown, under the weights' name."""
+    figure, model, file = card["figure"], card["model"], card["files"][MODEL]
+    settings = model_settings(model)
+    named = (f"{key.removeprefix('model.')} {_plain(value)}" for key, value in settings.items())
+    rows = {
+        "recipe": card["recipe"] or "none",
+        "model": ", ".join(named),
+        "images": " x ".join(map(str, model["shape"])),
+        "parameters": f"{card['parameters']:,}",
+        "trained on": f"{card['data']['training_images']:,} images of {card['data']['dataset_id']}",
+        "objective": card["objective"],
+        "weights": "their moving average" if card["averaged"] else "raw, not averaged",
+        "steps": f"{card['steps']:,}",
+        "restarts": card["restarts"],
+        "command": f"`{card['command']}`" if card["command"] else "mixerflow.train",
+        "hardware": card["pieces"][-1]["device"],
+        "versions": _versions(card["versions"]),
+        "file": f"`{MODEL}`, {file['bytes']:,} bytes",
+        "SHA-256": f"`{file['sha256']}`",
+    }
+    head = ["steps", "from, to, of", "batch", "lr", "seed", "precision", "device", "began from"]
+    lines = [
+        f"# {name}",
+        "",
+        f"**{_figure(figure)} bits/dim** on {figure['images']:,} images of "
+        f"{figure['dataset_id']}, {figure['split']}: {_kind(figure)}. The weights in float32, "
+        f"before they were rounded for this file, have {_figure(card['float32'], 5)}; these have "
+        f"{_figure(figure, 5)}.",
+        "",
+        markdown.table(["", ""], [[key, str(value)] for key, value in rows.items()]),
+        "",
+        "## The runs that led here",
+        "",
+        "Each began from weights of the one before, with Adam's moments at zero.",
+        "",
+        markdown.table(head, map(_piece, card["pieces"])),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _piece(piece: dict[str, Any]) -> list[str]:
+    start, steps = piece["schedule_start"], piece["steps"]
+    whole = piece["schedule_steps"] or start + (piece["of"] or steps)
+    begun = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
+    cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
+    cells += [str(piece[key]) for key in ("batch", "lr", "seed", "precision", "device")]
+    return [*cells, begun]
+
+
+def _kind(figure: dict[str, Any]) -> str:
+    seed = "" if figure["dequantization"] == "none" else f" of seed {figure['seed']}"
+    return kind_of(figure) + seed
+
+
+def _figure(figure: dict[str, Any], digits: int = 3) -> str:
+    error = figure["standard_error"]
+    shown = f"{figure['bits_per_dim']:.{digits}f}"
+    return shown if error is None else f"{shown} ± {error:.3f}"
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _plain(value: object) -> str:
+    return "/".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)

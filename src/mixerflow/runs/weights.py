@@ -1,4 +1,4 @@
-"""Weights that a run folder keeps or that were published, and the flow that they make."""
+"""Weights of a run folder or published ones, with their metadata, and the flow that they make."""
 
 from __future__ import annotations
 
@@ -30,87 +30,94 @@ from mixerflow.runs.metadata import model_settings
 from mixerflow.train_config import TrainConfig
 
 CARD = "card.json"
-"""What makes a folder one of published weights: it names the file `MODEL` beside it."""
+"""The file that marks a folder of published weights: it holds the metadata of `MODEL` beside it."""
+Which = Literal["best", "last"] | int
+"""The checkpoint of fewest validation bits/dim, the last one, or that of a step."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """Weights and their provenance.
+class Weights:
+    """A state dict and its metadata.
 
     Attributes:
-        header: ``run.json``, or ``card.json``, which has the same entries and more.
-        path: the folder that holds their file.
-        weights: their state dict, on the CPU, as the file has it.
-        steps: that the run took to them; of published ones, that all their runs took.
-        published: whether `header` is a card.
+        metadata: the content of ``run.json``, or of ``card.json``, which has its entries and more.
+        path: the folder that holds the weights' file.
+        tensors: the state dict, on the CPU, in the file's dtypes.
+        steps: steps that the run took to the weights; for published ones, the steps of all runs.
+        published: whether `metadata` is a card.
     """
 
-    header: dict[str, Any]
+    metadata: dict[str, Any]
     path: Path
-    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     steps: int
     published: bool = False
 
     @property
     def sha256(self) -> str:
-        """Of the safetensors file that holds just these weights."""
+        """SHA-256 of the safetensors file that holds just these weights."""
         if self.published:
-            return self.header["files"][MODEL]["sha256"]
-        return entry(pack_tensors(self.weights))["sha256"]
+            return self.metadata["files"][MODEL]["sha256"]
+        return entry(pack_tensors(self.tensors))["sha256"]
 
     @property
     def pieces(self) -> list[dict[str, Any]]:
-        """The runs that led to these weights, the first first, each begun from the one before."""
+        """The runs that led to these weights, in order; each began from the weights before."""
         if self.published:
-            return self.header["pieces"]
-        header, origin = self.header, self.header.get("origin") or {}
-        config = restore(TrainConfig, header["train"])
-        kept = ("start", "whole", "batch", "lr", "betas", "ema", "clip", "precision", "seed")
-        piece = {
-            "steps": self.steps,
-            "of": header.get("steps"),
-            "from_sha256": origin.get("sha256"),
-            **{name: getattr(config, name) for name in kept},
-            **{name: header.get(name) for name in ("recipe", "command", "seconds", "versions")},
-            "device": (header.get("machine") or {}).get("device"),
-        }
-        return [*origin.get("pieces", []), piece]
+            return self.metadata["pieces"]
+        return pieces_of(self.metadata, self.steps)
 
     def flow(self, device: torch.device) -> Flow:
-        """The flow, in eval mode, its weights in float32.
+        """Build the flow, in eval mode, with these weights in float32.
 
         Raises:
-            CheckpointError: a flow of somebody's own code, or weights of another.
+            CheckpointError: a flow of somebody's own code, or weights that do not fit the model.
         """
-        where = "card.json" if self.published else "run.json"
-        spec = self.header["model"]
+        file = CARD if self.published else "run.json"
+        spec = self.metadata["model"]
         if spec is None:
             remedy = "build the flow yourself and load model.safetensors into it"
             raise CheckpointError("a flow of classes not registered", self.path, remedy)
         with torch.device("cpu"):
-            flow = flow_from(spec, self.path / where)
+            flow = flow_from(spec, self.path / file)
         try:
-            flow.load_state_dict(self.weights)
+            flow.load_state_dict(self.tensors)
         except RuntimeError as error:
-            what, remedy = f"the weights do not fit {where}'s model", f"restore {where} from a copy"
+            what, remedy = f"the weights do not fit {file}'s model", f"restore {file} from a copy"
             raise CheckpointError(what, self.path, remedy) from error
         return flow.to(device).eval()
 
 
+def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Return the runs that led to a run's weights after `steps` of its own steps, in order."""
+    origin = metadata.get("origin") or {}
+    config = restore(TrainConfig, metadata["train"])
+    kept = ("schedule_start", "schedule_steps", "batch", "lr", "betas", "ema", "clip", "precision")
+    piece = {
+        "steps": steps,
+        "of": metadata.get("steps"),
+        "from_sha256": origin.get("sha256"),
+        **{name: getattr(config, name) for name in (*kept, "seed")},
+        **{name: metadata.get(name) for name in ("recipe", "command", "seconds", "versions")},
+        "device": (metadata.get("machine") or {}).get("device"),
+    }
+    return [*origin.get("pieces", []), piece]
+
+
 def is_published(path: Path) -> bool:
-    """Whether that is a folder of published weights."""
+    """Whether a folder holds published weights."""
     return (path / CARD).is_file()
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """What ``run.json`` says, or the card of published weights.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``, or of the card of published weights.
 
     Raises:
         ConfigError: neither is there.
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or of another format.
     """
     if not is_published(path):
-        return RunFolder(path).read_config()
+        return RunFolder(path).read_metadata()
     try:
         card = unseal(path / CARD)
     except Damage as damage:
@@ -121,49 +128,47 @@ def read_header(path: Path) -> dict[str, Any]:
     return card
 
 
-def stored(
-    path: Path, *, which: Literal["best", "last"] | int = "best", average: bool = True
-) -> Stored:
-    """The weights of a run folder or published ones; no file is parsed before it is verified.
+def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> Weights:
+    """Read the weights of a run folder, or published ones; a file is verified before it is parsed.
 
     Args:
         path: the folder.
-        which: of a run, the step with the lowest validation bits/dim, the last, or a step.
-        average: of a run, the averaged weights rather than the raw ones.
+        which: the checkpoint of a run.
+        average: for a run, take the averaged weights rather than the raw ones.
 
     Raises:
-        CheckpointError: nothing there, or damaged; names the file and what to do.
-        ConfigError: other weights than those that are published.
+        CheckpointError: no weights there, or damaged ones; names the file and the remedy.
+        ConfigError: a checkpoint, or raw weights, that published weights do not have.
     """
     if is_published(path):
         if not average or isinstance(which, int):
             remedy = "name the run folder that they are from"
             raise ConfigError("published weights are of one kind and step", path, remedy)
-        return _published(path)
+        return _read_published(path)
     folder = RunFolder(path)
-    if not folder.config_path.exists():
+    if not folder.metadata_path.exists():
         remedy = "name a folder that `mixerflow train` or `mixerflow publish` made"
         raise CheckpointError("no run here", path, remedy)
-    header = folder.read_config()
-    if "model" not in header:
+    metadata = folder.read_metadata()
+    if "model" not in metadata:
         remedy = "restore it from a copy; the weights are in the checkpoints"
-        raise CheckpointError("damaged, it names no model", folder.config_path, remedy)
+        raise CheckpointError("damaged, it names no model", folder.metadata_path, remedy)
     checkpoints = Checkpoints(path / "checkpoints")
     if which == "best" and not (checkpoints.root / "best").exists():
-        which = "last"  # nothing was validated before the run stopped
+        which = "last"  # the run stopped before its first validation
     checkpoint = checkpoints.load(which, weights_only=True)
-    weights = checkpoint.ema if average and checkpoint.ema is not None else checkpoint.model
-    return Stored(header, checkpoint.path, weights, checkpoint.step)
+    tensors = checkpoint.ema if average and checkpoint.ema is not None else checkpoint.model
+    return Weights(metadata, checkpoint.path, tensors, checkpoint.step)
 
 
-def _published(path: Path) -> Stored:
-    card = read_header(path)
+def _read_published(path: Path) -> Weights:
+    card = read_metadata(path)
     try:
         data = read_verified(path / MODEL, card["files"][MODEL])
-        weights = parse(path / MODEL, data)
+        tensors = parse(path / MODEL, data)
     except Damage as damage:
         raise _damaged(damage) from damage
-    return Stored(card, path, weights, card["steps"], published=True)
+    return Weights(card, path, tensors, card["steps"], published=True)
 
 
 def _damaged(damage: Damage) -> CheckpointError:
@@ -171,8 +176,33 @@ def _damaged(damage: Damage) -> CheckpointError:
     return CheckpointError(f"published weights damaged ({damage.what})", damage.path, remedy)
 
 
+def load(
+    run: Path | str,
+    *,
+    which: Which = "best",
+    average: bool = True,
+    device: torch.device | str = "cpu",
+) -> Flow:
+    """Return the flow of a run folder or of published weights, in eval mode.
+
+    Args:
+        run: the folder.
+        which: the step with the lowest validation bits/dim, the last, or a step's number.
+        average: take the averaged weights, of which the published figures are, not the raw ones.
+        device: the flow's device.
+
+    Raises:
+        CheckpointError: no run there, or a damaged one; names the file and the remedy.
+        ConfigError: no such device or checkpoint.
+    """
+    if which not in ("best", "last") and not isinstance(which, int):
+        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
+    place = device_of(device)
+    return read_weights(Path(run), which=which, average=average).flow(place)
+
+
 def device_of(name: torch.device | str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
+    """Return the device of a name; "auto" is a GPU where there is one (experimental), or the CPU.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -189,40 +219,15 @@ def device_of(name: torch.device | str) -> torch.device:
     return device
 
 
-def load(
-    run: Path | str,
-    *,
-    which: Literal["best", "last"] | int = "best",
-    average: bool = True,
-    device: torch.device | str = "cpu",
-) -> Flow:
-    """The flow of a run folder or of published weights, in eval mode.
-
-    Args:
-        run: the folder.
-        which: the step with the lowest validation bits/dim, the last, or a step's number.
-        average: the averaged weights, with which the published figures are made, not the raw ones.
-        device: where to put it.
-
-    Raises:
-        CheckpointError: no run there, or a damaged one; names the file and what to do.
-        ConfigError: a device or checkpoint that there is not.
-    """
-    if which not in ("best", "last") and not isinstance(which, int):
-        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
-    place = device_of(device)
-    return stored(Path(run), which=which, average=average).flow(place)
-
-
-def labels_of(header: dict[str, Any], images: Images) -> np.ndarray:
-    """The labels of `images` in the numbering of the run whose ``run.json``, or card, is `header`.
+def labels_of(metadata: dict[str, Any], images: Images) -> np.ndarray:
+    """Return the labels of `images` in the numbering of a run's classes.
 
     Raises:
         DataError: images without labels, or with classes that the run does not know.
     """
     if images.labels is None:
         raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
-    known = list(header["data"]["classes"])
+    known = list(metadata["data"]["classes"])
     if list(images.classes) == known:
         return images.labels
     unknown = sorted(set(images.classes) - set(known))
@@ -233,35 +238,34 @@ def labels_of(header: dict[str, Any], images: Images) -> np.ndarray:
 
 
 def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
-    """Give a flow the averaged weights of a run folder, or published ones.
-
-    They are initialised, so training goes on with them as they are.
+    """Load the averaged weights of a run folder, or published ones, into a flow of the same model.
 
     Returns:
-        What ``run.json`` says of it under "origin": the path as given, the file's SHA-256, the
-        steps that all runs before took, and those runs.
+        The entry "origin" of ``run.json``: the path as given, the file's SHA-256, the steps that
+        all runs before took, and those runs.
 
     Raises:
-        ConfigError: the flow is not such as theirs; names the first setting that differs.
+        ConfigError: the flow is of another model; names the first setting that differs.
         CheckpointError: no weights there, or damaged ones.
     """
-    held = stored(path)
-    _check(flow, held.header["model"], path)
+    weights = read_weights(path)
+    require_same_model(flow, weights.metadata["model"], path)
     try:
-        flow.load_state_dict(held.weights)
+        flow.load_state_dict(weights.tensors)
     except RuntimeError as error:
         what, remedy = "the weights do not fit their own model", "get the folder anew"
-        raise CheckpointError(what, held.path, remedy) from error
-    pieces = held.pieces
-    return {
-        "path": str(path),
-        "sha256": held.sha256,
-        "steps": sum(piece["steps"] for piece in pieces),
-        "pieces": pieces,
-    }
+        raise CheckpointError(what, weights.path, remedy) from error
+    return origin_of(path, weights.sha256, weights.pieces)
 
 
-def _check(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:
+def origin_of(path: Path, sha256: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry "origin" of a run that begins from weights with this SHA-256."""
+    steps = sum(piece["steps"] for piece in pieces)
+    return {"path": str(path), "sha256": sha256, "steps": steps, "pieces": pieces}
+
+
+def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:
+    """Raise a ConfigError that names the first setting in which a flow differs from a spec."""
     if spec is None or flow.spec is None:
         remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
         raise ConfigError("a flow made by hand", path, remedy)

@@ -2,8 +2,8 @@
 
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.fit import Trained, train
-from mixerflow.training.loop import Session
+from mixerflow.training.loop import Loop
 from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.trainer import Trainer
 
-__all__ = ["Objective", "Session", "TrainConfig", "Trained", "Trainer", "likelihood", "train"]
+__all__ = ["Loop", "Objective", "TrainConfig", "Trained", "Trainer", "likelihood", "train"]

@@ -48,10 +48,10 @@ def steps_of(
     if config.minutes is None:
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
     budget = 60 * config.minutes
-    # full depth, as a growing flow takes less; and no schedule that could be too short
-    whole = dataclasses.replace(config, grow=0, start=0, whole=None)
+    # no schedule that could be too short
+    unplaced = dataclasses.replace(config, schedule_start=0, schedule_steps=None)
     tried = copy.deepcopy(objective)
-    trainer = trainer_of(copy.deepcopy(flow), batches, whole, steps=10**6, objective=tried)
+    trainer = trainer_of(copy.deepcopy(flow), batches, unplaced, steps=10**6, objective=tried)
     processes = batches.processes
 
     def now() -> float:

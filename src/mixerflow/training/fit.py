@@ -1,11 +1,10 @@
-"""`train`: a flow, images and a budget in; a run folder and a trained flow out."""
+"""`train`: trains a flow on images for a budget, in a run folder."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,21 +17,21 @@ from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
-from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
-from mixerflow.runs.folder import RunFolder
-from mixerflow.runs.metadata import begun_alike, header_of
+from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, begin_from, existing_run
+from mixerflow.runs.metadata import make_metadata, require_same_run
+from mixerflow.runs.weights import is_published
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.graphed import trainer_of
-from mixerflow.training.growth import Growth, check, wake
-from mixerflow.training.loop import Session
+from mixerflow.training.growth import Stage, grow_from, is_deeper
+from mixerflow.training.loop import Loop
 from mixerflow.training.objective import Objective, likelihood, name_of
 
 
 @dataclass(frozen=True)
 class Trained:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         status: "finished", or "interrupted" by a signal.
@@ -58,70 +57,177 @@ def train(
     validation: Images | None = None,
     out: Path | str | None = None,
     config: TrainConfig | None = None,
+    begin: Path | str | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     minutes: float | None = None,
     from_step: int | None = None,
-    about: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Train a flow on images, in place; it ends with the averaged weights, in eval mode.
 
-    A flow that is initialised, such as `mixerflow.load` gives, trains on from the weights it has.
-
-    A folder that holds the same run unfinished is gone on with, from its last checkpoint. Started
-    by ``torchrun``, in every process alike, the processes share the work: docs/processes.md.
+    An initialised flow, such as `mixerflow.load` returns, trains on from its weights. A folder that
+    holds the same run unfinished is resumed from its last checkpoint. Started by ``torchrun``, in
+    every process alike, the processes share the work: docs/processes.md.
 
     Args:
         flow: from `mixerflow.build`, or any other `Flow`.
         images: ``(N, C, *spatial)`` uint8 or uint16, floats for a flow without levels, or an
             `Images`.
         labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
-        objective: what to make smaller, a function of flow, images and labels, or a module that
-            learns too: docs/objectives.md; None is `mixerflow.training.likelihood`.
-        validation: images to validate on; without them 4 % of `images` are held out.
+        objective: the loss, a function of flow, images and labels, or a module that learns too:
+            docs/objectives.md; None is `mixerflow.training.likelihood`.
+        validation: validation images; without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
         config: settings.
+        begin: a run folder or published weights to begin from: averaged weights of the same model,
+            or a run of a model with fewer layers, which continues with Adam's moments and its place
+            in the schedule, the new layers at the identity.
         steps: budget in optimiser steps; overrides that of `config`, as the next two do.
         epochs: budget in passes over the images.
         minutes: budget in time on this machine.
-        from_step: go on from this checkpoint rather than the last.
-        about: recorded in ``run.json`` as it is; "origin" is what `begin_from` returned.
+        from_step: resume from the checkpoint of this step rather than the last.
+        metadata: more entries of ``run.json``, such as the command.
         quiet: show no progress.
 
     Raises:
-        ConfigError: settings that cannot be, or a folder that holds another run.
+        ConfigError: settings that do not fit, or a folder that holds another run.
         CheckpointError: the folder's checkpoint is damaged.
         ResourceError: the folder is in use or cannot be written, or another process was lost.
         NonFiniteError: training reached NaN or infinity and did not recover.
     """
-    config = _with_budget(config or TrainConfig(), steps, epochs, minutes)
+    config = config or TrainConfig()
+    if not steps is epochs is minutes is None:
+        config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
     given = _as_images(images, labels)
     _check_fit(flow, given)
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
     with joined() as processes, ExitStack() as held:
         folder = RunFolder(Path(out)) if out is not None and processes.main else None
-        held.enter_context(_own_generators(flow, config))
-        held.callback(wake, flow)
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
-        objective = likelihood if objective is None else objective
-        return _run(
-            flow,
+        existing = processes.from_main(processes.on_main(lambda: folder and existing_run(folder)))
+        if existing is None:
+            origin, stage = _begin(flow, begin, config)
+        else:
+            origin, stage = _known_origin(existing, begin, folder), None
+        config = _placed(config, origin)
+        held.enter_context(_seeded(flow, config))
+        objective = objective or likelihood
+        batches = Batches(
             given,
-            validation,
-            objective,
-            folder,
-            config,
-            from_step,
-            about or {},
-            quiet,
-            processes,
+            config.batch,
+            seed=config.seed,
+            device=flow.device,
+            conditional=flow.context_net is not None,
+            parts=config.accumulate,
+            processes=processes,
         )
+        made = make_metadata(flow, given, validation, name_of(objective), config, processes)
+        made = {**(metadata or {}), **made} | ({} if origin is None else {"origin": origin})
+        if existing is None and not flow.initialized:
+            flow.initialize(*batches.first(config.initial))
+        if existing is not None:
+            processes.on_main(lambda: folder and require_same_run(existing, made, folder))
+            number = existing["steps"]
+        else:
+            with _seeded(flow, config):
+                number = steps_of(config, flow, batches, validation, objective)
+        number = processes.from_main(number)
+        trainer = trainer_of(flow, batches, config, steps=number, objective=objective)
+        trainer.moments = bool(origin and origin.get("moments"))
+        loop = Loop(trainer, validation, folder, quiet=quiet)
+        if existing is not None:
+            loop.restore(_checkpoint(folder, from_step, processes))
+        elif stage is not None:
+            trainer.begin(stage)
+        with _status(folder, made | {"steps": number}, processes, fresh=existing is None):
+            exit_code = loop.run()
+        status = "finished" if exit_code == 0 else "interrupted"
+        if folder is not None:
+            result = None if loop.result is None else loop.result.as_dict()
+            seconds = loop.metrics.counters.seconds
+            folder.update({"status": status, "seconds": seconds, "result": result})
+        trainer.leave()
+        flow.load_state_dict(trainer.average.flow.state_dict())
+        trainer.task.eval()
+        return Trained(status, trainer.step, loop.result, loop.path, exit_code)
+
+
+@contextmanager
+def _status(
+    folder: RunFolder | None, metadata: dict[str, Any], processes: Processes, *, fresh: bool
+) -> Iterator[None]:
+    """Write ``run.json`` with the status "running"; record an error, or a second Ctrl-C, in it."""
+
+    def write() -> None:
+        if folder is not None:
+            if fresh:
+                folder.cut_back(0)  # records of a run that was killed before its first checkpoint
+            folder.write_metadata(metadata | {"status": "running"})
+
+    processes.on_main(write)
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None:
+            failed = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            stopped = isinstance(error, KeyboardInterrupt)
+            folder.update({"status": "interrupted"} if stopped else failed)
+        raise
+
+
+def _begin(
+    flow: Flow, begin: Path | str | None, config: TrainConfig
+) -> tuple[dict[str, Any] | None, Stage | None]:
+    """Load the weights that a new run begins from; return its origin, and a shallower run's state.
+
+    Raises:
+        ConfigError: no such weights, or a place in a schedule without weights.
+    """
+    if begin is None:
+        if config.schedule_start and not flow.initialized:
+            what = f"step {config.schedule_start} of a schedule, and new weights"
+            remedy = "name the weights that were trained so far with --from"
+            raise ConfigError(what, "--train.schedule-start", remedy)
+        return None, None
+    path = Path(begin)
+    if not is_published(path) and RunFolder(path).metadata_path.exists():
+        spec = RunFolder(path).read_metadata().get("model")
+        if is_deeper(flow, spec):
+            stage = grow_from(flow, path)
+            return stage.origin, stage
+    return begin_from(flow, path), None
+
+
+def _known_origin(
+    existing: dict[str, Any], begin: Path | str | None, folder: RunFolder | None
+) -> dict[str, Any] | None:
+    """Return the origin of a run that resumes; its weights need not be there any more.
+
+    Raises:
+        ConfigError: the run began from other weights than `begin`.
+    """
+    origin = existing.get("origin")
+    path = None if origin is None else origin["path"]
+    if begin is not None and str(begin) != path:
+        what = f"another run is here: it began from {path or 'weights of its own'}"
+        remedy = "leave --from out to resume it, or use another --out"
+        raise ConfigError(what, "--out" if folder is None else folder.path, remedy)
+    return origin
+
+
+def _placed(config: TrainConfig, origin: dict[str, Any] | None) -> TrainConfig:
+    """Return the settings with the place in the schedule that a shallower run left off at."""
+    if origin is None or "schedule_start" not in origin:
+        return config
+    start, steps = origin["schedule_start"], config.schedule_steps or origin["schedule_steps"]
+    return replace(config, schedule_start=start, schedule_steps=steps)
 
 
 def _check_fit(flow: Flow, images: Images) -> None:
-    """Raise a ConfigError unless the images are such as the flow was built for."""
+    """Raise a ConfigError unless the images fit the flow."""
     if flow.inference:
         raise ConfigError("an inference copy cannot train", "flow.fused()", "train the flow itself")
     where = images.dataset_id
@@ -144,78 +250,10 @@ def _check_fit(flow: Flow, images: Images) -> None:
             raise ConfigError(what, where, "build it with more classes")
 
 
-def _run(
-    flow: Flow,
-    images: Images,
-    validation: Images,
-    objective: Objective,
-    folder: RunFolder | None,
-    config: TrainConfig,
-    from_step: int | None,
-    about: dict[str, Any],
-    quiet: bool,
-    processes: Processes,
-) -> Trained:
-    batches = Batches(
-        images,
-        config.batch,
-        seed=config.seed,
-        device=flow.device,
-        conditional=flow.context_net is not None,
-        parts=config.accumulate,
-        processes=processes,
-    )
-    header = header_of(flow, images, validation, name_of(objective), config, about, processes)
-    old = processes.from_main(processes.on_main(lambda: folder and begun_alike(folder, header)))
-    if old is not None and "origin" in old:  # where a run began does not change as it goes on
-        header["origin"] = old["origin"]
-
-    growth = Growth(flow, config.grow, processes)
-    if old is None and not flow.initialized:
-        growth.at(0, 1)  # what sleeps stays the identity
-        flow.initialize(*batches.first(config.initial))
-        wake(flow)
-    if old is None and config.grow > 1:
-        check(flow, config.grow, *batches.first(2))
-    with _own_generators(flow, config):
-        steps = old["steps"] if old else steps_of(config, flow, batches, validation, objective)
-        steps = processes.from_main(steps)
-    trainer = trainer_of(flow, batches, config, steps=steps, objective=objective)
-    session = Session(trainer, validation, folder, quiet=quiet)
-    if old is not None:
-        session.restore(_last(folder, from_step, processes))
-
-    def begin() -> None:
-        if folder is not None:
-            if old is None:
-                folder.cut_back(0)  # of a run that was killed before its first checkpoint
-            folder.write_config(header | {"steps": steps, "status": "running"})
-
-    processes.on_main(begin)
-    try:
-        exit_code = session.run()
-    except KeyboardInterrupt:  # the second Ctrl-C: at once, without saving
-        if folder is not None:
-            folder.update({"status": "interrupted"})
-        raise
-    except BaseException as error:
-        if folder is not None:
-            folder.update({"status": "failed", "error": f"{type(error).__name__}: {error}"})
-        raise
-    status = "finished" if exit_code == 0 else "interrupted"
-    if folder is not None:
-        result = None if session.result is None else session.result.as_dict()
-        folder.update({"status": status, "seconds": session.tally.seconds, "result": result})
-    trainer.leave()
-    flow.load_state_dict(trainer.average.flow.state_dict())
-    trainer.task.eval()
-    return Trained(status, trainer.step, session.result, session.path, exit_code)
-
-
-def _last(
+def _checkpoint(
     folder: RunFolder | None, from_step: int | None, processes: Processes
 ) -> Checkpoint | None:
-    """The checkpoint to go on from, in process 0."""
+    """Load, in process 0 only, the checkpoint to resume from."""
     loaded = []
 
     def load() -> None:
@@ -225,14 +263,6 @@ def _last(
 
     processes.on_main(load)
     return loaded[0] if loaded else None
-
-
-def _with_budget(
-    config: TrainConfig, steps: int | None, epochs: float | None, minutes: float | None
-) -> TrainConfig:
-    if steps is epochs is minutes is None:
-        return config
-    return dataclasses.replace(config, steps=steps, epochs=epochs, minutes=minutes)
 
 
 def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> Images:
@@ -246,9 +276,10 @@ def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor
 
 
 @contextmanager
-def _own_generators(flow: Flow, config: TrainConfig) -> Iterator[None]:
-    """Torch's generators seeded for the run, and given back as they were."""
+def _seeded(flow: Flow, config: TrainConfig) -> Iterator[None]:
+    """Seed torch's generators for the run, and restore them afterwards."""
     devices = [flow.device] if flow.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(config.seed + config.start)  # no piece sees the noise of another
+        # pieces of one schedule draw different noise
+        torch.manual_seed(config.seed + config.schedule_start)
         yield

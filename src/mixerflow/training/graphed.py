@@ -258,7 +258,6 @@ def _check(flow: Flow, batches: Batches, config: TrainConfig, objective: Objecti
     cannot = {
         "an objective other than the likelihood": objective is not likelihood,
         "several processes": batches.processes.together,
-        f"--train.grow {config.grow}": config.grow > 1,
         f"--train.memory {config.memory}": config.memory != "store",
         "parameters other than float32": any(p.dtype != torch.float32 for p in flow.parameters()),
         # or dequantisation looks whether they lie within its levels

@@ -1,131 +1,196 @@
-"""Depth that grows during training: layers that sleep as the identity and wake stage by stage."""
+"""Growth in depth: a deeper flow that begins from a run of a shallower one.
+
+Appendix D of the MixerFlow paper trains in stages of growing depth. Here a stage is a run of its
+own: the shallower model's layers, averaged weights and Adam moments go over into the deeper model,
+whose new layers start as the identity, and the schedule continues at its place.
+
+References:
+    English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), appendix D,
+    "Iterative growing of flows". https://arxiv.org/abs/2310.16777
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow, Noise, Transform
+from mixerflow.core import Flow, Noise
 from mixerflow.errors import ConfigError
-from mixerflow.processes import SINGLE, Processes
+from mixerflow.models import flow_from
+from mixerflow.registry import restore
+from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
+from mixerflow.runs.manifest import entry, pack_tensors
+from mixerflow.runs.metadata import model_settings
+from mixerflow.runs.weights import origin_of, pieces_of, require_same_model
+from mixerflow.train_config import TrainConfig
+from mixerflow.training.optimizer import parameter_groups
 
-_FLAG = "--train.grow"
+_FLAG = "--from"
 _ROUNDING = 1e-7
-"""In float64; a batch norm's epsilon, which moves values by 5e-6, is not rounding."""
+"""Largest error of the identity, in float64; a batch norm's epsilon moves values by 5e-6."""
 
 
-def layers_of(flow: Flow) -> list[Transform]:
-    """What can sleep: layers of the flow with parameters that keep the event's shape.
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """The state that a deeper flow's training begins with.
 
-    Of a MixerFlow the colour transform, which is the first and never sleeps, and the mixer layers.
+    Attributes:
+        origin: the entry "origin" of ``run.json``, with the place in the schedule.
+        model: the state dict.
+        ema: the averaged weights' state dict.
+        moments: Adam's state by parameter name; new layers have none.
+        objective: the state dict of an objective that learns, or None.
     """
-    return [
-        layer
-        for layer, taken, given in flow.layer_shapes()
-        if taken == given and next(layer.parameters(), None) is not None
-    ]
+
+    origin: dict[str, Any]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    objective: dict[str, Tensor] | None
 
 
-def active(step: int, steps: int, *, stages: int, layers: int) -> int:
-    """How many layers are awake in step `step` (from 0) of `steps`.
+def grow_from(flow: Flow, path: Path) -> Stage:
+    """Map the last checkpoint of a run of a shallower model to a flow of the deeper model.
 
-    In stage k of n, from 1, the first ``ceil(k L / n)`` of L; stages are equally long.
-    """
-    stage = min(stages, step * stages // steps + 1)
-    return -(-stage * layers // stages)
-
-
-class Growth:
-    """Puts a flow's later layers to sleep, and wakes them as a pure function of the step.
-
-    A sleeping layer stands at its identity start and is skipped: nothing in it changes.
-
-    Args:
-        flow: whose layers grow in number.
-        stages: the number of stages; with less than 2, nothing ever sleeps.
-        processes: that train the flow.
+    Layers correspond in order; what follows the layers corresponds too. The flow gets the mapped
+    weights, and counts as initialised.
 
     Raises:
-        ConfigError: several processes, more stages than layers, or layers that share parameters.
-
-    References:
-        English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), appendix D,
-        "Iterative growing of flows". https://arxiv.org/abs/2310.16777
+        ConfigError: the models differ in more than depth, or a new layer is not the identity.
+        CheckpointError: the run is damaged.
     """
+    metadata = RunFolder(path).read_metadata()
+    spec = metadata["model"]
+    assert spec is not None
+    with torch.device("meta"):
+        shallow = flow_from(spec, path / "run.json")
+    pairs = {name: name for name in shallow.state_dict() if not name.startswith("transform.")}
+    try:
+        pairs |= _aligned(shallow.transform, flow.transform, "transform.", "transform.")
+    except ValueError:
+        require_same_model(flow, spec, path)  # names the setting
+        raise
+    checkpoint = Checkpoints(path / "checkpoints").load("last")
+    _check_identity(flow, set(pairs.values()))
+    config = restore(TrainConfig, metadata["train"])
+    place = config.schedule_start + checkpoint.step
+    later = config.schedule_steps if (config.schedule_steps or 0) > place else None
+    digest = entry(pack_tensors(checkpoint.model))["sha256"]
+    origin = origin_of(path, digest, pieces_of(metadata, checkpoint.step)) | {
+        "moments": True,
+        "schedule_start": place,
+        "schedule_steps": later,
+    }
+    fresh = flow.state_dict()
+    model, ema = (
+        fresh | {pairs[name]: tensor for name, tensor in tensors.items()}
+        for tensors in (checkpoint.model, checkpoint.ema or checkpoint.model)
+    )
+    flow.load_state_dict(model)
+    return Stage(origin, model, ema, *_adam(checkpoint, shallow, config, pairs))
 
-    def __init__(self, flow: Flow, stages: int, processes: Processes = SINGLE) -> None:
-        self.stages = stages
-        self.layers = layers_of(flow) if stages > 1 else []
-        if stages < 2:
-            return
-        if processes.together:  # DDP waits for the gradients of those that sleep
-            raise ConfigError("several processes", _FLAG, "train in one process, or use 0")
-        if stages > len(self.layers):
-            what = f"{stages} stages are more than the flow's {len(self.layers)} layers"
-            raise ConfigError(what, _FLAG, "use fewer, or 0")
-        held: set[int] = set()
-        rest = [part for part in (flow.base, flow.context_net) if part is not None]
-        for part in (*flow.layers(), *rest):
-            mine = {id(p) for p in part.parameters()}
-            if held & mine:  # one would train while the other sleeps
-                raise ConfigError("layers that share parameters cannot grow", _FLAG, "use 0")
-            held |= mine
 
-    def at(self, step: int, steps: int) -> None:
-        """Let those sleep that are not yet due in step `step` (from 0) of `steps`."""
-        if not self.layers:
-            return
-        awake = active(step, steps, stages=self.stages, layers=len(self.layers))
-        for number, layer in enumerate(self.layers):
-            layer.dormant = number >= awake
+def _adam(
+    checkpoint: Checkpoint, shallow: Flow, config: TrainConfig, pairs: dict[str, str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor] | None]:
+    """Adam's moments by the deeper flow's parameter names, and the objective's own weights."""
+    names = {id(p): name for name, p in shallow.named_parameters()}
+    groups, _ = parameter_groups(shallow, config.layer_lr)
+    order = [names[id(p)] for group in groups for p in group["params"]]
+    state = checkpoint.state["trainer"]
+    moments = {
+        pairs[order[number]]: values
+        for number, values in state["optimizer"]["state"].items()
+        if number < len(order)  # an objective's own parameters come last
+    }
+    return moments, state.get("objective")
 
 
-def wake(flow: Flow) -> None:
-    """Let no layer of `flow` sleep."""
-    for module in flow.modules():
-        if isinstance(module, Transform):
-            module.dormant = False
+def is_deeper(flow: Flow, spec: dict[str, Any] | None) -> bool:
+    """Whether a flow has the settings of a spec but for larger numbers: more layers, say."""
+    if spec is None or flow.spec is None or spec.get("type") == "Flow":
+        return False
+    mine, theirs = model_settings(flow.spec), model_settings(spec)
+    pairs = [(mine.get(n), theirs.get(n)) for n in mine.keys() | theirs.keys()]
+    changed = [(a, b) for a, b in pairs if a != b]
+    return bool(changed) and all(
+        type(a) is type(b) is int and a > b  # pyright: ignore[reportOptionalOperand]
+        for a, b in changed
+    )
+
+
+def _aligned(shallow: nn.Module, deep: nn.Module, a: str, b: str) -> Iterator[tuple[str, str]]:
+    """Yield pairs of names of the tensors that correspond, in the shallower and the deeper module.
+
+    Raises:
+        ValueError: the modules differ in more than the length of their lists.
+    """
+    if _signature(shallow) == _signature(deep):
+        yield from ((a + name, b + name) for name in shallow.state_dict())
+        return
+    mine, theirs = dict(shallow.named_children()), dict(deep.named_children())
+    own, others = ({n: t.shape for n, t in m.state_dict().items()} for m in (shallow, deep))
+    own = {name: shape for name, shape in own.items() if name.partition(".")[0] not in mine}
+    if type(shallow) is not type(deep) or any(others.get(n) != own[n] for n in own):
+        raise ValueError("modules of two kinds")
+    yield from ((a + name, b + name) for name in own)
+    names: list[tuple[str, str]] = [(name, name) for name in mine]
+    if isinstance(shallow, nn.ModuleList) and isinstance(deep, nn.ModuleList):
+        names = _matched(shallow, deep)
+    elif mine.keys() != theirs.keys():
+        raise ValueError("modules of other parts")
+    for x, y in names:
+        yield from _aligned(mine[x], theirs[y], f"{a}{x}.", f"{b}{y}.")
+
+
+def _matched(shallow: nn.ModuleList, deep: nn.ModuleList) -> list[tuple[str, str]]:
+    """Match two lists: a common beginning, and the rest of the shorter list at the end."""
+    if len(shallow) == len(deep):
+        return [(str(i), str(i)) for i in range(len(deep))]
+    mine, theirs = ([_signature(m) for m in each] for each in (shallow, deep))
+    same = [x == y for x, y in zip(mine, theirs, strict=False)]
+    first = same.index(False) if False in same else len(same)
+    rest = len(shallow) - first
+    if len(shallow) > len(deep) or (rest and mine[first:] != theirs[-rest:]):
+        raise ValueError("layers that do not correspond")
+    numbers = [*range(first), *range(len(deep) - rest, len(deep))]
+    return [(str(i), str(j)) for i, j in enumerate(numbers)]
+
+
+def _signature(module: nn.Module) -> object:
+    """What two modules must agree in to correspond: settings, and the shapes of their tensors."""
+    return repr(module), [(name, t.shape) for name, t in module.state_dict().items()]
 
 
 @torch.no_grad()
-def check(flow: Flow, stages: int, x: Tensor, context: Tensor | None = None) -> None:
-    """Raise a ConfigError unless the layers that will sleep are the identity on images `x`.
-
-    Args:
-        flow: with all its layers awake.
-        stages: the number of stages.
-        x: a few images, ``(B, *shape)``.
-        context: what the flow takes with them.
-    """
-    layers = layers_of(flow)
-    asleep = layers[active(0, 1, stages=stages, layers=len(layers)) :]
-    calls: list[tuple[nn.Module, Any]] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, given, _: calls.append((layer, given)))
-        for layer in asleep
-    ]
-    training = flow.training
-    try:
-        flow.eval()(x, context, Noise.of(0, x))
-    finally:
-        flow.train(training)
-        for handle in handles:
-            handle.remove()
-    for layer, (given, seen, noise) in calls:
-        exact = copy.deepcopy(layer).double().eval()
-        given = given.double()
-        z, log_det = exact(given, None if seen is None else seen.double(), noise)
-        off = (z - given).abs() / (1 + given.abs())
-        if not (
-            bool((off <= _ROUNDING).all())  # and NaN is not the identity either
-            and bool((log_det.abs() <= _ROUNDING * given[0].numel()).all())
+def _check_identity(flow: Flow, mapped: set[str]) -> None:
+    """Raise a ConfigError unless each layer without a mapped tensor is the identity."""
+    held = {id(t) for name, t in flow.state_dict(keep_vars=True).items() if name in mapped}
+    context = None
+    if flow.context_net is not None:
+        width = flow.context_net(torch.zeros(2, dtype=torch.int64, device=flow.device)).shape[1:]
+        context = torch.randn(2, *width, dtype=torch.float64, device=flow.device)
+    layers = flow.layer_shapes()
+    for number, (layer, taken, given) in enumerate(layers, 1):
+        if not layer.state_dict() or any(
+            id(t) in held for t in layer.state_dict(keep_vars=True).values()
         ):
-            what = f"layer {layers.index(layer) + 1} of {len(layers)} is not the identity"  # pyright: ignore[reportArgumentType]
+            continue
+        exact = copy.deepcopy(layer).double().eval()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, *taken, dtype=torch.float64, generator=generator).to(flow.device)
+        z, log_det = exact(x, context, Noise.of(0, x))
+        same = taken == given and bool(((z - x).abs() <= _ROUNDING * (1 + x.abs())).all())
+        if not (same and bool((log_det.abs() <= _ROUNDING * x[0].numel()).all())):
+            what = f"layer {number} of {len(layers)} is not the identity at its start"
             remedy = (
-                "grow a fresh flow, not initialised, whose layers start as the identity (an even "
-                "--model.flow-layers with RLU, no batch norm between layers), or use 0"
+                "grow models whose layers start as the identity (an even --model.flow-layers with "
+                "RLU, no batch norm between layers)"
             )
             raise ConfigError(what, _FLAG, remedy)

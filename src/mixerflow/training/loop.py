@@ -1,13 +1,15 @@
-"""A training run from its first step to its last, begun or taken up again."""
+"""The training loop: steps, evaluations, samples, checkpoints, metrics, signals."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from mixerflow import pictures
@@ -17,42 +19,23 @@ from mixerflow.errors import CheckpointError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Bits, bits, draw_pixels
 from mixerflow.processes import cause, is_lost_process
 from mixerflow.progress import ProgressBar
-from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
-from mixerflow.runs.folder import RunFolder
+from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
 from mixerflow.training.budget import EVALUATIONS, GRID
-from mixerflow.training.objective import likelihood, name_of
-from mixerflow.training.scalars import Scalars
-from mixerflow.training.signals import Interrupt
+from mixerflow.training.metrics import Counters, Metrics
+from mixerflow.training.objective import name_of
 from mixerflow.training.trainer import Step, Trainer
 
 _LINES = 200
 """Training records in metrics.jsonl, about."""
 
 
-@dataclass
-class Tally:
-    """What a session counts, saved with every checkpoint."""
-
-    best: float = math.inf
-    seconds: float = 0.0
-    objectives: float = 0.0
-    gradient_norms: float = 0.0
-    steps: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    """Sums of the objective's own, over `steps`."""
-
-    def means(self) -> dict[str, float]:
-        """The objective's own figures since the last line of metrics."""
-        return {name: value / self.steps for name, value in self.figures.items()}
-
-
-class Session:
-    """Runs a `Trainer` to its end: evaluations, samples, checkpoints, metrics, signals.
+class Loop:
+    """Runs a `Trainer` to its end, or to a signal.
 
     Args:
         trainer: at its first step.
-        validation: the images to validate on.
-        folder: where everything goes; None keeps nothing. Only process 0's counts.
+        validation: the validation images.
+        folder: the run folder, of which process 0's counts; None keeps nothing.
         quiet: show no progress.
     """
 
@@ -67,78 +50,59 @@ class Session:
         config, steps = trainer.config, trainer.steps
         self.evaluate_every = config.evaluate_every or max(1, math.ceil(steps / EVALUATIONS))
         self.save_every = config.save_every or self.evaluate_every
-        self.log_every = max(1, min(steps // _LINES, self.evaluate_every))
-        trainer.read_every = self.log_every
-        self.tally = Tally()
+        record_every = max(1, min(steps // _LINES, self.evaluate_every))
+        trainer.read_every = record_every
+        self.metrics = Metrics(trainer, self.folder, record_every)
         self.result: Bits | None = None
         self._checkpoints = None
         if self.folder is not None:
             self._checkpoints = Checkpoints(self.folder.path / "checkpoints", keep=config.keep)
 
-    def restore(self, checkpoint: Checkpoint | None) -> None:
-        """Go on from a checkpoint: weights, average, optimiser, generators, counts, metrics.
-
-        Process 0 gives it, and every process has it afterwards.
-        """
-        self.processes.on_main(lambda: self._check(checkpoint))
-        model = ema = state = tally = None
-        if checkpoint is not None:
-            model, ema = checkpoint.model, checkpoint.ema or checkpoint.model
-            state, tally = checkpoint.state["trainer"], checkpoint.state["tally"]
-        self.trainer.load_weights(model, ema)
-        self.trainer.load_state(state)
-        self.tally = Tally(**(self.processes.from_main(tally) or {}))
-        self.processes.on_main(self._cut_back)
-
-    def _cut_back(self) -> None:
-        """Drop the metrics after the step that the run goes on from, set checkpoints aside."""
-        if self.folder is not None and self._checkpoints is not None:
-            self.folder.cut_back(self.trainer.step)
-            if self._checkpoints.steps()[-1] > self.trainer.step:
-                self._checkpoints.set_aside(self.trainer.step)
-
-    def _check(self, checkpoint: Checkpoint | None) -> None:
-        """Raise a CheckpointError unless the checkpoint is of such a flow and objective."""
-        assert checkpoint is not None
-        own = self.trainer.task.own
-        mine = {} if own is None else own.state_dict()
-        theirs = checkpoint.state["trainer"].get("objective", {})
-        if _shapes(mine) != _shapes(theirs):
-            what = f"the checkpoint does not fit {name_of(self.trainer.task.objective)}"
-            remedy = "give the objective that it was saved with"
-            raise CheckpointError(what, checkpoint.path, remedy)
-        names = {name: value.shape for name, value in self.trainer.flow.state_dict().items()}
-        shapes = [tuple(parameter.shape) for parameter in self.trainer.parameters]
-        try:
-            for weights in (checkpoint.model, checkpoint.ema or checkpoint.model):
-                if {name: value.shape for name, value in weights.items()} != names:
-                    raise ValueError("other weights")
-            for i, values in checkpoint.state["trainer"]["optimizer"]["state"].items():
-                if any(value.dim() and value.shape != shapes[i] for value in values.values()):
-                    raise ValueError("another optimiser")
-            Tally(**checkpoint.state["tally"])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            what = "the checkpoint does not fit run.json's model"
-            raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
-
     def run(self) -> int:
-        """Train to the end or to a signal; returns 0, 143 (SIGTERM) or 130 (SIGINT).
+        """Train to the end or to a signal; return 0, 143 (SIGTERM) or 130 (SIGINT).
 
         Raises:
-            NonFiniteError: too many steps in a row were not finite; the last checkpoint stands.
+            NonFiniteError: too many steps in a row were not finite; the last checkpoint is intact.
             ResourceError: the folder cannot be written, or another process was lost.
         """
-        with Interrupt() as interrupt:
-            try:
-                return self._run(interrupt)
-            except Exception as error:
-                if not (self.processes.together and is_lost_process(error)):
-                    raise
-                interrupt.keep()  # launchers send SIGTERM to what is left, at just this time
-                raise self._abandoned(error) from error
+        trainer, stop = self.trainer, 0
+        bar = ProgressBar("step", trainer.steps, done=trainer.step, quiet=self.quiet)
+        with Interrupt() as interrupt, self._losses_reported(interrupt), bar:
+            self.metrics.open()
+            if trainer.step == 0:
+                self._save(best=False)  # an early stop, or NaN, leaves a model to look at
+            while trainer.step < trainer.steps and not stop:
+                started = time.monotonic()
+                step = trainer.advance()
+                self.metrics.counters.seconds += time.monotonic() - started
+                if step.bad_part is not None:
+                    self._report_skipped(step, bar)
+                self.metrics.add(step)
+                bar.update(trainer.step, self.metrics.summary(step))
+                stop = self.processes.largest(interrupt.requested or 0)  # all at the same step
+                if trainer.step == trainer.steps or trainer.step % self.evaluate_every == 0:
+                    self._evaluate(bar)
+                elif trainer.step % self.save_every == 0 or stop:
+                    self._save(best=False)
+            if self.result is None and trainer.step == trainer.steps:  # resumed at its end
+                self.result = self._score(len(self.validation))
+        return 128 + stop if stop and trainer.step < trainer.steps else 0
 
-    def _abandoned(self, error: Exception) -> ResourceError:
-        """What to say when another process is gone; what is whole in this one is saved first."""
+    @contextlib.contextmanager
+    def _losses_reported(self, interrupt: Interrupt) -> Iterator[None]:
+        """Save, and raise an error for people, when another process is lost; close the metrics."""
+        try:
+            yield
+        except Exception as error:
+            if not (self.processes.together and is_lost_process(error)):
+                raise
+            interrupt.keep()  # launchers send SIGTERM to the remaining processes at this time
+            raise self._lost(error) from error
+        finally:
+            self.metrics.close()
+
+    def _lost(self, error: Exception) -> ResourceError:
+        """Save this process's state, if it is whole; return the error that says what to do."""
         trainer = self.trainer
         if self._checkpoints is not None and not trainer.sharded:
             trainer.leave()
@@ -149,117 +113,39 @@ class Session:
             which = "last checkpoint"
             if self._checkpoints is not None:
                 which = f"checkpoint of step {self._checkpoints.steps()[-1]}"
-            remedy = f"the {which} stands: go on from it with the same command"
+            remedy = f"the {which} is intact: resume with the same command"
         what = f"another process was lost in step {trainer.step + 1} ({cause(error)})"
         return ResourceError(what, self.path or "in memory", remedy)
 
-    def _run(self, interrupt: Interrupt) -> int:
-        trainer, processes = self.trainer, self.processes
-        config, total = trainer.config, trainer.steps
-        scalars = Scalars(self.folder, trainer.step, enabled=config.tensorboard)
-        bar = ProgressBar("step", total, done=trainer.step, quiet=self.quiet)
-        with bar, contextlib.closing(scalars):
-            if trainer.step == 0:
-                self._save(best=False)  # an early stop, or NaN, leaves a model to look at
-            stop = 0
-            while trainer.step < total:
-                with self._timed():
-                    step = trainer.advance()
-                if step.bad_part is not None:
-                    self._skipped(step, bar)
-                self._record(step, scalars)
-                bar.update(trainer.step, self._figures(step))
-                stop = processes.largest(interrupt.requested or 0)  # all at the same step
-                at_end = trainer.step == total
-                if at_end or trainer.step % self.evaluate_every == 0:
-                    self._look(bar, scalars)
-                elif trainer.step % self.save_every == 0 or stop:
-                    self._save(best=False)
-                if stop:
-                    break
-            if self.result is None and trainer.step == total:  # a finished run, taken up again
-                self.result = self._score(len(self.validation))
-            return 128 + stop if stop and trainer.step < total else 0
-
-    @contextlib.contextmanager
-    def _timed(self) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self.tally.seconds += time.monotonic() - begun
-
-    def _skipped(self, step: Step, bar: ProgressBar) -> None:
+    def _report_skipped(self, step: Step, bar: ProgressBar) -> None:
         trainer = self.trainer
         bar.say(f"step {step.number} skipped: {step.bad_part} is not finite")
         if trainer.bad_in_a_row >= trainer.config.give_up_after:
             self.processes.on_main(lambda: self._give_up(step))
 
     def _give_up(self, step: Step) -> NoReturn:
-        trainer = self.trainer
         where = "in memory" if self.folder is None else self.folder.path
         remedy = "lower --train.lr, or set --model.scale-bound 2"
         if self._checkpoints is not None:
             remedy += f"; the checkpoint of step {self._checkpoints.steps()[-1]} is untouched"
         raise NonFiniteError(
-            f"{trainer.bad_in_a_row} steps in a row not finite, the last at step {step.number} "
-            f"in {step.bad_part}",
+            f"{self.trainer.bad_in_a_row} steps in a row not finite, the last at step "
+            f"{step.number} in {step.bad_part}",
             where,
             remedy,
         )
 
-    def _figures(self, step: Step) -> str:
-        tally, trainer = self.tally, self.trainer
-        mean = tally.objectives / tally.steps if tally.steps else step.objective
-        coupled = trainer.task.objective is likelihood  # by batch norm, or it would be bits/dim
-        other = "objective (batch norm)" if coupled else "objective"
-        name = "bits/dim" if trainer.is_likelihood else other
-        unknown = math.isnan(mean) and step.bad_part is None  # the first figures are on their way
-        shown = [f"{name} {'...' if unknown else f'{mean:.3f}'}"]
-        means = tally.means() if tally.steps else step.figures
-        shown += [f"{name} {value:.3g}" for name, value in means.items()]
-        speed = trainer.config.batch * max(1, trainer.step) / max(tally.seconds, 1e-9)
-        return "  ".join([*shown, f"{speed:.0f} images/s"])
-
-    def _record(self, step: Step, scalars: Scalars) -> None:
-        tally, trainer = self.tally, self.trainer
-        if step.counted:
-            tally.objectives += step.objective * step.counted
-            tally.gradient_norms += step.gradient_norm * step.counted
-            tally.steps += step.counted
-            for name, value in step.figures.items():
-                tally.figures[name] = tally.figures.get(name, 0.0) + value * step.counted
-        if trainer.step % self.log_every or not tally.steps:
-            return
-        name = "bits_per_dim" if trainer.is_likelihood else "objective"
-        record = {
-            "kind": "train",
-            "step": trainer.step,
-            name: tally.objectives / tally.steps,
-            "gradient_norm": tally.gradient_norms / tally.steps,
-            "lr": step.lr,
-            "skipped": trainer.skipped,
-            "seconds": tally.seconds,
-            "images_per_second": trainer.config.batch * trainer.step / tally.seconds,
-            **tally.means(),
-        }
-        tally.objectives, tally.gradient_norms, tally.steps, tally.figures = 0.0, 0.0, 0, {}
-        self._write(record, scalars)
-
-    def _write(self, record: dict[str, Any], scalars: Scalars) -> None:
-        if self.folder is not None:
-            self.folder.append(record)
-        scalars.write(record)
-
-    def _look(self, bar: ProgressBar, scalars: Scalars) -> None:
-        """Evaluate the averaged weights, draw from them, and save."""
-        trainer = self.trainer
+    def _evaluate(self, bar: ProgressBar) -> None:
+        """Score the averaged weights, draw samples, and save."""
+        trainer, counters = self.trainer, self.metrics.counters
         at_end = trainer.step == trainer.steps
         few = trainer.config.evaluate_images or len(self.validation)
         figure = self._score(len(self.validation) if at_end else few)
         # the same images every time, or the best would be the one that saw the easiest
         comparable = float(figure.per_image[:few].mean())
-        best = comparable < self.tally.best
-        self.tally.best = min(comparable, self.tally.best)
-        self._write({"kind": "validation", "step": trainer.step, **figure.as_dict()}, scalars)
+        best = comparable < counters.best
+        counters.best = min(comparable, counters.best)
+        self.metrics.write({"kind": "validation", "step": trainer.step, **figure.as_dict()})
         if at_end:
             self.result = figure
         if self.path is not None:
@@ -268,7 +154,7 @@ class Session:
         bar.say(f"step {trainer.step}: validation {figure}")
 
     def _score(self, count: int) -> Bits:
-        """Bits/dim of the averaged weights on the first `count` validation images."""
+        """Return the bits/dim of the averaged weights on the first `count` validation images."""
         flow, labels = self.trainer.settle(), self.validation.labels
         return bits(
             flow,
@@ -292,9 +178,10 @@ class Session:
     def _save(self, *, best: bool, settled: bool = False) -> None:
         if self.path is None:
             return
-        if not settled:  # whoever loads it gets statistics that are the averaged weights' own
+        if not settled:  # the averaged weights get batch-norm statistics of their own
             self.trainer.settle()
-        state = {"trainer": self.trainer.state(), "tally": dataclasses.asdict(self.tally)}
+        counters = dataclasses.asdict(self.metrics.counters)
+        state = {"trainer": self.trainer.state(), "counters": counters}
         model, averaged = self.trainer.weights()
 
         def write() -> None:
@@ -303,7 +190,97 @@ class Session:
 
         self.processes.on_main(write)
 
+    def restore(self, checkpoint: Checkpoint | None) -> None:
+        """Resume from a checkpoint, which process 0 gives to all processes.
+
+        Weights, average, optimiser, random generators and counters are restored; later metrics are
+        removed, and later checkpoints set aside.
+
+        Raises:
+            CheckpointError: the checkpoint is of another flow or objective.
+        """
+        self.processes.on_main(lambda: self._require_fit(checkpoint))
+        model = ema = state = counters = None
+        if checkpoint is not None:
+            model, ema = checkpoint.model, checkpoint.ema or checkpoint.model
+            state, counters = checkpoint.state["trainer"], checkpoint.state["counters"]
+        self.trainer.load_weights(model, ema)
+        self.trainer.load_state(state)
+        self.metrics.counters = Counters(**(self.processes.from_main(counters) or {}))
+        self.processes.on_main(self._cut_back)
+
+    def _cut_back(self) -> None:
+        if self.folder is not None and self._checkpoints is not None:
+            self.folder.cut_back(self.trainer.step)
+            if self._checkpoints.steps()[-1] > self.trainer.step:
+                self._checkpoints.set_aside(self.trainer.step)
+
+    def _require_fit(self, checkpoint: Checkpoint | None) -> None:
+        assert checkpoint is not None
+        own = self.trainer.task.own
+        mine = {} if own is None else own.state_dict()
+        theirs = checkpoint.state["trainer"].get("objective", {})
+        if _shapes(mine) != _shapes(theirs):
+            what = f"the checkpoint does not fit {name_of(self.trainer.task.objective)}"
+            remedy = "give the objective that it was saved with"
+            raise CheckpointError(what, checkpoint.path, remedy)
+        names = _shapes(self.trainer.flow.state_dict())
+        shapes = [tuple(parameter.shape) for parameter in self.trainer.parameters]
+        try:
+            for weights in (checkpoint.model, checkpoint.ema or checkpoint.model):
+                if _shapes(weights) != names:
+                    raise ValueError("other weights")
+            for i, values in checkpoint.state["trainer"]["optimizer"]["state"].items():
+                if any(value.dim() and value.shape != shapes[i] for value in values.values()):
+                    raise ValueError("another optimiser")
+            Counters(**checkpoint.state["counters"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            what = "the checkpoint does not fit run.json's model"
+            raise CheckpointError(what, checkpoint.path, "restore run.json from a copy") from error
+
 
 def _shapes(state: dict[str, Any]) -> dict[str, Any]:
-    """What must agree between a module and a state for it."""
     return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+_DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+
+class Interrupt:
+    """Note SIGTERM and SIGINT instead of ending the process, in a ``with`` block.
+
+    The first signal sets `requested`, which the loop reads between steps, and puts Python's own
+    handlers back: a second SIGTERM ends the process, a second SIGINT raises `KeyboardInterrupt`. In
+    a thread other than the main one Python takes no signals, and nothing is ever requested.
+    """
+
+    requested: int | None = None
+    """The signal's number, or None."""
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in _DEFAULTS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            if handler is not None:  # None: not Python's, so Python cannot put it back
+                signal.signal(number, handler)
+        self._previous = {}
+
+    def keep(self) -> None:
+        """Leave the present handlers in place after the block: the process is about to end."""
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        for each, handler in _DEFAULTS.items():
+            signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""What training makes smaller: minus the log-likelihood, or a loss of your own, which may learn."""
+"""The objective of training: minus the log-likelihood, or a loss of your own, which may learn."""
 
 from __future__ import annotations
 
@@ -6,39 +6,44 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow, Noise
+from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
+from mixerflow.processes import SINGLE, Processes
+from mixerflow.training.parallel import local
 
 Objective: TypeAlias = Callable[[Flow, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 """``(flow, images, labels) -> (loss, figures)``.
 
-Images are ``(B, *shape)`` as they are stored, labels ``(B,)`` int64 or None where there are none.
-The loss is ``(B,)``, of each image in nats; figures have names, and are ``(B,)`` or of no
-dimension. An `nn.Module` may have parameters of its own, which train with the flow's.
+Images are ``(B, *shape)`` as stored, labels ``(B,)`` int64, or None where there are none. The loss
+is ``(B,)``, in nats, one an image; figures have names and shape ``(B,)`` or ``()``. The parameters
+of an `nn.Module` train with the flow's.
 """
+
+_GRADIENT = "the gradient of"
 
 TAKEN = frozenset(
     ("kind", "step", "objective", "bits_per_dim", "gradient_norm", "lr", "skipped", "seconds")
 ) | {"images_per_second"}
-"""What a record of metrics has besides the objective's figures."""
+"""Names in a record of metrics, which figures of an objective cannot have."""
 
 
 def likelihood(
     flow: Flow, images: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The default objective, ``-log p(x)``, given the label where the flow is conditional."""
-    return -flow.log_prob(images, context_of(flow, labels)), {}
+    return -flow(images, context_of(flow, labels)).log_prob, {}
 
 
 def context_of(flow: Flow, labels: Tensor | None) -> Tensor | None:
-    """The labels as the flow's context; None for a flow that takes none."""
+    """Return the labels as the flow's context; None for a flow that takes none."""
     return None if flow.context_net is None else labels
 
 
 def name_of(objective: Objective) -> str:
-    """What ``run.json`` calls it: "likelihood", or the module and name of what it is made of."""
+    """Return an objective's name in ``run.json``: "likelihood", or its qualified name."""
     while isinstance(objective, partial):
         objective = objective.func
     if objective is likelihood:
@@ -48,11 +53,11 @@ def name_of(objective: Objective) -> str:
 
 
 class Task(nn.Module):
-    """A flow and its objective, as one module that DDP can wrap: `forward` is a part of a step.
+    """A flow and its objective as one module that DDP can wrap; `forward` computes the loss.
 
     Args:
-        flow: what trains.
-        objective: of its training; one with parameters goes to the flow's device.
+        flow: the flow to train.
+        objective: the loss; a module is moved to the flow's device.
 
     Raises:
         ConfigError: an objective that holds the flow's parameters.
@@ -71,26 +76,26 @@ class Task(nn.Module):
 
     @property
     def own(self) -> nn.Module | None:
-        """The objective, if it is a module."""
+        """The objective if it is a module, else None."""
         return self.objective if isinstance(self.objective, nn.Module) else None
 
     def forward(
         self, images: Tensor, labels: Tensor | None, noise: Noise | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each image ``(B,)``, and the means of the figures over the images.
+        """Return the loss of each image ``(B,)``, and the means of the figures over the images.
 
         Raises:
-            ConfigError: what the objective returned is not what it must.
+            ConfigError: the objective returned a wrong shape or wrong names.
         """
         if self.objective is not likelihood and labels is not None:
-            labels = labels.to(images.device)  # likelihood: the flow looks at them where they are
+            labels = labels.to(images.device)  # the flow moves them itself
         with self.flow.drawing(noise):
             loss, figures = self.objective(self.flow, images, labels)
         self._check(loss, figures, len(images))
         return loss, {name: figure.detach().float().mean() for name, figure in figures.items()}
 
     def _check(self, loss: Tensor, figures: dict[str, Tensor], batch: int) -> None:
-        """Raise a ConfigError for a loss or figures that are not such as they must be."""
+        """Raise a ConfigError for a loss or figures of wrong shapes or names."""
         where = name_of(self.objective)
         if loss.shape != (batch,):
             remedy = f"return one of each image, ({batch},)"
@@ -109,3 +114,47 @@ class Task(nn.Module):
             what = f"the objective's figures are {now}, and were {before}"
             raise ConfigError(what, where, "return the same ones each time")
         self._figures = set(figures)
+
+
+def first_nonfinite(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None,
+    noise: Noise | None = None,
+    processes: Processes = SINGLE,
+) -> str | None:
+    """Name the first module whose output, or else gradient, is not finite; None if all are finite.
+
+    The batch runs forward again: the caller restores torch's generators first. Each process runs
+    its own share to the end, as the others may wait for it; the first finding counts.
+    """
+    handles, found = [], []
+
+    def look(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, given: object, result: object) -> None:
+            outputs = result if isinstance(result, tuple) else (result,)
+            tensors = [t for t in outputs if isinstance(t, Tensor) and t.is_floating_point()]
+            if not found and not all(bool(t.isfinite().all()) for t in tensors):
+                found.append(f"{name} ({type(module).__name__})")
+
+        handles.append(module.register_forward_hook(hook))
+
+    for name, module in flow.named_modules():
+        if isinstance(module, (Transform, nn.Linear)):
+            look(name, module)
+    try:
+        with torch.no_grad():
+            flow(x, context, noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, parameter in reversed(list(flow.named_parameters())):
+        if parameter.grad is not None and not bool(local(parameter.grad).isfinite().all()):
+            found.append(f"{_GRADIENT} {name}")
+            break
+    firsts = [each[0] for each in processes.collect(found) if each]
+    return next(iter(sorted(firsts, key=_is_gradient)), None)
+
+
+def _is_gradient(part: str) -> bool:
+    return part.startswith(_GRADIENT)

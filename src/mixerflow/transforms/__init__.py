@@ -10,8 +10,7 @@ from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
-from mixerflow.transforms.householder import Householder
-from mixerflow.transforms.kernel_chain import KernelChain
+from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
     Bands,
     CheckerboardSqueeze,
@@ -22,55 +21,17 @@ from mixerflow.transforms.layout import (
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
-from mixerflow.transforms.mixer_layer import MixerLayer
-from mixerflow.transforms.monotone import Monotone
-from mixerflow.transforms.residual import Residual
+from mixerflow.transforms.low_rank import Householder, Woodbury
+from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
-from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
-    "LU",
-    "PLU",
-    "RLU",
-    "ActNorm",
-    "Affine",
-    "Autoregressive",
-    "Bands",
-    "BatchNorm",
-    "Butterfly",
-    "Checkerboard",
-    "CheckerboardSqueeze",
-    "Columns",
-    "Continuous",
-    "Coupling",
-    "Dequantize",
-    "DiagonalAffine",
-    "Dilated",
-    "Elementwise",
-    "FlooredAffine",
-    "Gaussianize",
-    "Halves",
-    "Householder",
-    "KernelChain",
-    "Linear",
-    "LogisticMixture",
-    "Logit",
-    "MapAttention",
-    "Matrix",
-    "MixerLayer",
-    "Monotone",
-    "NoSplit",
-    "Patchify",
-    "RationalQuadratic",
-    "Rescale",
-    "Residual",
-    "SigmoidAffine",
-    "Split",
-    "Squeeze",
-    "Stripes",
-    "TokenAttention",
-    "UnpackedPLU",
-    "Woodbury",
+    "LU", "PLU", "RLU", "ActNorm", "Affine", "Autoregressive", "Bands", "BatchNorm", "Butterfly",
+    "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "Dequantize",
+    "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine", "Gaussianize", "Halves",
+    "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix",
+    "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic", "Rescale", "Residual",
+    "SigmoidAffine", "Split", "Squeeze", "Stripes", "TokenAttention", "UnpackedPLU", "Woodbury",
     "halves",
-]
+]  # fmt: skip

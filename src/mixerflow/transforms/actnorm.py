@@ -32,9 +32,13 @@ class DiagonalAffine(Transform):
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
         self.shift = nn.Parameter(torch.zeros(self.shape))
 
-    def _log_det(self, x: Tensor) -> Tensor:
+    def _event_sum(self, log_scale: Tensor, x: Tensor) -> Tensor:
+        """The sum of `log_scale`, broadcast to an event of `x`; checks the event's shape."""
         self.out_shape(tuple(x.shape[1:]))
-        return self.log_scale.sum() * (math.prod(x.shape[1:]) // self.log_scale.numel())
+        return log_scale.sum() * (math.prod(x.shape[1:]) // log_scale.numel())
+
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self._event_sum(self.log_scale, x)
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = constant(self._log_det(x), x)
@@ -54,8 +58,12 @@ class DiagonalAffine(Transform):
             raise ValueError(f"{name}: parameters {self.shape} do not fit events of shape {shape}")
         return shape
 
+    def _shared_axes(self, x: Tensor) -> list[int]:
+        """The axes of a batch along which all numbers have the same parameters."""
+        trailing = (1,) * (x.dim() - len(self.shape)) + self.shape
+        return [axis for axis, n in enumerate(trailing) if n == 1]
+
     def extra_repr(self) -> str:
-        """The parameters' shape, in ``print(flow)``."""
         return f"{self.shape}"
 
 
@@ -63,15 +71,15 @@ class DiagonalAffine(Transform):
 class ActNorm(DiagonalAffine):
     """``z = x * exp(log_scale) + shift``, elementwise, with parameters per feature.
 
-    ``log|det dz/dx|`` is the sum of ``log_scale`` over the event. `initialize` sets both so that
-    a batch comes out with mean 0 and variance at most 1; until then the map is the identity.
+    `initialize` sets the parameters so that a batch comes out with mean 0 and variance at most 1;
+    until then the map is the identity.
 
     Args:
         shape: of the parameters, as a `DiagonalAffine`'s.
-        floor: smallest standard deviation that `initialize` believes. At 1 it centres and shrinks
+        floor: smallest standard deviation that `initialize` divides by. At 1 it centres and shrinks
             but never amplifies: a dimension that hardly varies in one batch (an image's empty
-            border) may in the next, and layer upon layer of even tenfold amplification makes of it
-            a value in the thousands.
+            border) may vary in the next, and layer upon layer of even tenfold amplification makes
+            a value in the thousands out of it.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), sec. 3.1.
@@ -87,8 +95,7 @@ class ActNorm(DiagonalAffine):
         self.out_shape(tuple(x.shape[1:]))
         if x.shape[0] == 0:
             raise ValueError("ActNorm: cannot be initialised from an empty batch")
-        trailing = (1,) * (x.dim() - len(self.shape)) + self.shape
-        shared = [axis for axis, n in enumerate(trailing) if n == 1]
+        shared = self._shared_axes(x)
         mean = x.mean(shared, keepdim=True)
         deviation = (x - mean).square().mean(shared, keepdim=True).sqrt()
         log_scale = -deviation.clamp(min=self.floor).log()

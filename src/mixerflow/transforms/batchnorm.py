@@ -6,26 +6,26 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant
-from mixerflow.processes import SINGLE, Processes
+from mixerflow.moments import RunningMoments, shared_moments
+from mixerflow.processes import Processes
 from mixerflow.registry import register
-from mixerflow.transforms.actnorm import ActNorm
+from mixerflow.transforms.actnorm import ActNorm, DiagonalAffine
 
 
 @register
-class BatchNorm(Transform):
+class BatchNorm(DiagonalAffine):
     """``z = (x - m) / sqrt(v + eps) * exp(log_scale) + shift``, with parameters per feature.
 
     ``log|det dz/dx|`` is the sum of ``log_scale - log(v + eps) / 2`` over the event. In training
-    mode m and v are those of the batch, so that the figure is no likelihood and the map has no
-    inverse; in eval mode, and on the way back, they are running averages, and both are exact.
-    `initialize` sets these from a batch. Folds into an `ActNorm`.
+    mode m and v are those of the batch, so that the log-det is no likelihood and the map has no
+    inverse; in eval mode, and in `inverse`, m and v are running averages, and both are exact.
+    `initialize` sets the averages from a batch. Folds into an `ActNorm`.
 
     Args:
-        shape: of the parameters. It broadcasts against the end of the event, as `ActNorm`'s:
-            ``(n,)`` for vectors, ``(C, 1, 1)`` for an image's channels.
+        shape: of the parameters, as a `DiagonalAffine`'s.
         momentum: share of a batch in the running averages.
         eps: added to the variance.
 
@@ -36,110 +36,86 @@ class BatchNorm(Transform):
         appendix B. https://arxiv.org/abs/1705.07057
     """
 
+    affine = False  # not in training mode
+
     def __init__(self, shape: Shape | int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.log_scale = nn.Parameter(torch.zeros(self.shape))
-        self.shift = nn.Parameter(torch.zeros(self.shape))
+        super().__init__(shape)
         self.moments = Moments(math.prod(self.shape), momentum=momentum, eps=eps)
 
     @property
     def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether `forward` used what `inverse` uses: not in training mode."""
+        """Whether `forward` uses the statistics that `inverse` uses: not in training mode."""
         return not self.moments.training
 
     def _rows(self, x: Tensor) -> Tensor:
-        """What shares a mean, ``(rows, features)``."""
-        trailing = (1,) * (x.dim() - len(self.shape)) + self.shape
-        shared = [axis for axis, n in enumerate(trailing) if n == 1]
-        own = [axis for axis, n in enumerate(trailing) if n != 1]
+        """The batch as ``(rows, features)``: the numbers of a column share a mean."""
+        shared = self._shared_axes(x)
+        own = [axis for axis in range(x.dim()) if axis not in shared]
         return x.permute(*shared, *own).reshape(-1, self.log_scale.numel())
 
-    def _map(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """``log dz/dx`` and ``z(0)`` of each feature."""
+    def _coefficients(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-scale and shift of the affine map, by the statistics ``(features,)``."""
         log_scale = self.log_scale - 0.5 * (variance + self.moments.eps).log().view(self.shape)
         return log_scale, self.shift - mean.view(self.shape) * log_scale.exp()
 
-    def _kept(self) -> tuple[Tensor, Tensor]:
+    def _running_coefficients(self) -> tuple[Tensor, Tensor]:
         mean, variance = self.moments.running_mean, self.moments.running_var
         assert mean is not None and variance is not None
-        return self._map(mean, variance)
-
-    def _total(self, log_scale: Tensor, x: Tensor) -> Tensor:
-        return constant(log_scale.sum() * (math.prod(x.shape[1:]) // log_scale.numel()), x)
+        return self._coefficients(mean, variance)
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(x.shape[1:]))
         if self.moments.training:
-            log_scale, shift = self._map(*self.moments(self._rows(x)))
+            log_scale, shift = self._coefficients(*self.moments(self._rows(x)))
         else:
-            log_scale, shift = self._kept()
-        return (x * log_scale.exp() + shift).to(x.dtype), self._total(log_scale, x)
+            log_scale, shift = self._running_coefficients()
+        log_det = constant(self._event_sum(log_scale, x), x)
+        return (x * log_scale.exp() + shift).to(x.dtype), log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        self.out_shape(tuple(z.shape[1:]))
-        log_scale, shift = self._kept()
-        return (z - shift) * (-log_scale).exp(), self._total(-log_scale, z)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        k = len(self.shape)
-        fits = len(shape) >= k and all(
-            p in (1, n) for p, n in zip(self.shape, shape[len(shape) - k :], strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"BatchNorm: parameters {self.shape} do not fit events of shape {shape}"
-            )
-        return shape
+        log_scale, shift = self._running_coefficients()
+        log_det = constant(-self._event_sum(log_scale, z), z)
+        return (z - shift) * (-log_scale).exp(), log_det
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.out_shape(tuple(x.shape[1:]))
         mean, variance, rows = self.moments.of(self._rows(x))
-        kept_mean, kept_variance = self.moments.running_mean, self.moments.running_var
-        assert kept_mean is not None and kept_variance is not None
-        kept_mean.copy_(mean)
-        kept_variance.copy_(variance * (rows / (rows - 1)))
-        log_scale, shift = self._kept()
+        running_mean, running_variance = self.moments.running_mean, self.moments.running_var
+        assert running_mean is not None and running_variance is not None
+        running_mean.copy_(mean)
+        running_variance.copy_(variance * (rows / (rows - 1)))
+        log_scale, shift = self._running_coefficients()
         return x * log_scale.exp() + shift
 
     def folded(self) -> Transform:
-        """The affine map that it is in eval mode, which merges with a linear map next to it."""
+        """The affine map of eval mode, which merges with a linear map next to it."""
         other = ActNorm(self.shape).to(self.log_scale)
-        log_scale, shift = self._kept()
+        log_scale, shift = self._running_coefficients()
         other.log_scale.copy_(log_scale)
         other.shift.copy_(shift)
         return other
 
-    def extra_repr(self) -> str:
-        """The parameters' shape, in ``print(flow)``."""
-        return f"{self.shape}"
 
+class Moments(RunningMoments):
+    """Mean and variance ``(width,)`` of rows in training mode, with their running averages.
 
-class Moments(nn.BatchNorm1d):
-    """Mean and variance ``(width,)`` of rows in training mode, whose running averages it keeps.
-
-    A batch norm like those of nets to whoever trains them: in training the averages move with each
-    batch unless ``update`` is False, ``processes`` share a batch, and averaged weights get averages
-    of their own.
+    Trainers treat this module as the batch norm of a net.
 
     Args:
         width: length of the rows.
         momentum: share of a batch in the running averages.
-        eps: for who divides by the deviation.
+        eps: for code that divides by the standard deviation.
     """
-
-    update: bool = True
-    processes: Processes = SINGLE
 
     def __init__(self, width: int, *, momentum: float, eps: float) -> None:
         super().__init__(width, eps=eps, momentum=momentum, affine=False)
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean and variance of rows ``(rows, width)``, over all processes, and how many they are.
+        """Mean and variance of rows ``(rows, width)`` over all processes, and their number.
 
         Raises:
-            ValueError: they are fewer than 2.
+            ValueError: fewer than 2 rows.
         """
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
         if self.processes.together:
@@ -156,21 +132,12 @@ class Moments(nn.BatchNorm1d):
         """The batch's mean and variance."""
         mean, variance, rows = self.of(input)
         if self.update:
-            self._move(mean.detach(), variance.detach() * (rows / (rows - 1)))
+            self.move(mean.detach(), variance.detach(), rows)
         return mean, variance
-
-    @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), share)
-        self.running_var.lerp_(variance.to(self.running_var), share)
 
 
 class _SharedMoments(torch.autograd.Function):
-    """Mean and variance over all processes' rows; one message each way (Chan et al., 1979)."""
+    """`shared_moments` with gradients; one message each way."""
 
     @staticmethod
     def forward(
@@ -178,12 +145,7 @@ class _SharedMoments(torch.autograd.Function):
         x: Tensor,
         processes: Processes,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        own_variance, own_mean = torch.var_mean(x, 0, correction=0)
-        own = torch.stack([torch.full_like(own_mean, len(x)), own_mean, own_variance])
-        counts, means, variances = processes.gather(own).unbind(1)
-        rows = counts.sum(0)
-        mean = (counts * means).sum(0) / rows
-        variance = (counts * (variances + (means - mean).square())).sum(0) / rows
+        mean, variance, rows = shared_moments(x, processes)
         ctx.save_for_backward(x, mean, rows)
         ctx.processes = processes
         ctx.mark_non_differentiable(rows)

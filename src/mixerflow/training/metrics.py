@@ -1,0 +1,120 @@
+"""Figures of a run: means between two records, ``metrics.jsonl``, and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixerflow.errors import ConfigError
+from mixerflow.runs import RunFolder
+from mixerflow.training.objective import likelihood
+from mixerflow.training.trainer import Step, Trainer
+
+
+@dataclass
+class Counters:
+    """Sums over the steps since the last record, and two figures of the whole run.
+
+    Every checkpoint holds them.
+    """
+
+    best: float = math.inf
+    """Fewest validation bits/dim."""
+    seconds: float = 0.0
+    """Time spent in training steps."""
+    objectives: float = 0.0
+    gradient_norms: float = 0.0
+    steps: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """Sums of the objective's own figures."""
+
+
+class Metrics:
+    """Writes a record of mean figures every few steps.
+
+    Args:
+        trainer: the trainer whose steps are recorded.
+        folder: the run folder; None keeps no records.
+        every: steps between two records.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder | None, every: int) -> None:
+        self.trainer, self.folder, self.every = trainer, folder, every
+        self.counters = Counters()
+        self._writer = None
+
+    def open(self) -> None:
+        """Open TensorBoard's file, if asked for, and remove its events after the current step.
+
+        Raises:
+            ConfigError: TensorBoard is not installed.
+        """
+        if self.folder is None or not self.trainer.config.tensorboard:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            remedy = "pip install 'mixerflow[tensorboard]'"
+            raise ConfigError("TensorBoard is missing", "--train.tensorboard", remedy) from error
+        path = str(self.folder.path / "tensorboard")
+        self._writer = SummaryWriter(path, purge_step=self.trainer.step)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record to ``metrics.jsonl``, and its numbers to TensorBoard's curves."""
+        if self.folder is not None:
+            self.folder.append(record)
+        if self._writer is not None:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def add(self, step: Step) -> None:
+        """Add the figures of a step, and write a record if one is due."""
+        counters, trainer = self.counters, self.trainer
+        if step.counted:
+            counters.objectives += step.objective * step.counted
+            counters.gradient_norms += step.gradient_norm * step.counted
+            counters.steps += step.counted
+            for name, value in step.figures.items():
+                counters.figures[name] = counters.figures.get(name, 0.0) + value * step.counted
+        if trainer.step % self.every or not counters.steps:
+            return
+        name = "bits_per_dim" if trainer.is_likelihood else "objective"
+        record = {
+            "kind": "train",
+            "step": trainer.step,
+            name: counters.objectives / counters.steps,
+            "gradient_norm": counters.gradient_norms / counters.steps,
+            "lr": step.lr,
+            "skipped": trainer.skipped,
+            "seconds": counters.seconds,
+            "images_per_second": trainer.config.batch * trainer.step / counters.seconds,
+            **self._means(),
+        }
+        self.counters = Counters(counters.best, counters.seconds)
+        self.write(record)
+
+    def summary(self, step: Step) -> str:
+        """Return the figures that the progress bar shows after a step."""
+        counters, trainer = self.counters, self.trainer
+        mean = counters.objectives / counters.steps if counters.steps else step.objective
+        coupled = trainer.task.objective is likelihood  # by batch norm, or it would be bits/dim
+        other = "objective (batch norm)" if coupled else "objective"
+        name = "bits/dim" if trainer.is_likelihood else other
+        unknown = math.isnan(mean) and step.bad_part is None  # the device has not sent them yet
+        shown = [f"{name} {'...' if unknown else f'{mean:.3f}'}"]
+        means = self._means() if counters.steps else step.figures
+        shown += [f"{name} {value:.3g}" for name, value in means.items()]
+        speed = trainer.config.batch * max(1, trainer.step) / max(counters.seconds, 1e-9)
+        return "  ".join([*shown, f"{speed:.0f} images/s"])
+
+    def _means(self) -> dict[str, float]:
+        """The means of the objective's own figures since the last record."""
+        steps = self.counters.steps
+        return {name: value / steps for name, value in self.counters.figures.items()}

@@ -1,0 +1,89 @@
+"""The optimiser's parameter groups, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core import Flow, Noise
+from mixerflow.training.parallel import local
+
+
+def parameter_groups(flow: Flow, last: float) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return the optimiser's groups of a flow's parameters, and each group's learning-rate factor.
+
+    Layer i of L, from 0, has the factor ``last^(i / (L - 1))``, counted over the layers that train.
+    Parameters outside of layers have factor 1; parameters that layers share are in the group of the
+    first of them.
+    """
+    left = {id(p): p for p in flow.parameters() if p.requires_grad}
+    if last == 1:
+        return [{"params": list(left.values())}], [1.0]
+    layers = [
+        [p for p in layer.parameters() if left.pop(id(p), None) is not None]
+        for layer in flow.layers()
+    ]
+    layers = [layer for layer in layers if layer]
+    factors = [last ** (i / max(1, len(layers) - 1)) for i in range(len(layers))]
+    if left:
+        layers, factors = [*layers, list(left.values())], [*factors, 1.0]
+    return [{"params": layer} for layer in layers], factors
+
+
+class Average:
+    """A copy of a flow whose weights are an exponential moving average of the flow's.
+
+    The decay after n updates is ``min(decay, (1 + n) / (10 + n))``: early averages forget the
+    initial weights sooner.
+
+    Args:
+        flow: the flow that trains.
+        decay: weight of the past; 0 makes the copy follow the flow.
+    """
+
+    def __init__(self, flow: Flow, decay: float) -> None:
+        self.decay = decay
+        self.flow = copy.deepcopy(flow).eval().requires_grad_(False)
+        self._source = flow
+
+    def share(self, step: int) -> float:
+        """Return the weight of the flow in the average after step `step` (from 0)."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average in the flow's weights after step `step` (from 0)."""
+        # listed at each call, as sharding replaces parameters
+        mine = [local(p) for p in self.flow.parameters()]
+        theirs = [local(p) for p in self._source.parameters()]
+        torch._foreach_lerp_(mine, theirs, self.share(step))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def batch_norms(flow: nn.Module) -> list[nn.BatchNorm1d]:
+    """Return the batch-norm modules of a flow, in its conditioners and between its layers."""
+    return [module for module in flow.modules() if isinstance(module, nn.BatchNorm1d)]
+
+
+@torch.no_grad()
+def recalibrate(flow: Flow, batches: Iterable[tuple[Tensor, Tensor | None, Noise]]) -> None:
+    """Set batch-norm statistics to their means over `batches` of images, contexts and noise.
+
+    Averaged weights need statistics of their own. No random generator moves.
+    """
+    norms = batch_norms(flow)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
+    for x, labels, noise in batches:
+        flow(x, labels, noise)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
