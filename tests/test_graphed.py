@@ -445,7 +445,6 @@ def test_a_step_that_cannot_be_captured_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"grow": 2}, "--train.grow 2"),
         ({"memory": "invert"}, "--train.memory invert"),
         ({"memory": "checkpoint"}, "--train.memory checkpoint"),
     ],
