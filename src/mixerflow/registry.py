@@ -165,13 +165,11 @@ def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
 
 def _check_kinds(kind: type, settings: dict[str, Any], where: object) -> None:
     """Raise a CheckpointError if a part of a value does not fit the type of its field."""
-    if not dataclasses.is_dataclass(kind):
-        return
-    hints = typing.get_type_hints(kind)
-    for key, value in settings.items():
-        kinds = parts_in(hints[key])
+    hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    for key, hint in hints.items():
+        value = settings.get(key)
         for each in value if isinstance(value, tuple) else (value,):
-            if is_value(each) and not isinstance(each, kinds):
+            if is_value(each) and not isinstance(each, parts_in(hint)):
                 what = f"{kind.__name__}.{key} cannot be a {type(each).__name__}"
                 raise CheckpointError(what, where, "restore the file from a copy")
 
@@ -190,11 +188,7 @@ def _nearest(word: object, known: Iterable[str] = _CLASSES) -> str:
 
 
 def restore(kind: type[T], stored: dict[str, Any]) -> T:
-    """Build the dataclass `kind` from its fields as JSON keeps them (lists for tuples).
-
-    Raises:
-        CheckpointError: this version does not know the fields.
-    """
+    """Build the dataclass `kind` from JSON; raise a CheckpointError if it has other fields."""
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
     try:
         return kind(**fields)

@@ -29,6 +29,10 @@ class Base(nn.Module):
         """Draw with the shape ``(B, D)``, dtype and device of `like`; a row for each context."""
         raise NotImplementedError
 
+    def folded(self) -> Base:
+        """Return the form for inference of this distribution, a copy that may be changed."""
+        return self
+
 
 def _uniform(like: Tensor, generator: Generator | None) -> Tensor:
     """Draw uniformly on ``(0, 1]`` in float64: float32 has only 2^24 values, so no far tails."""
@@ -102,14 +106,13 @@ class StudentT(Base):
         radius = (dof * torch.expm1(-2 / dof * u.log())).sqrt()
         return (radius * (2 * math.pi * v).cos()).to(like.dtype)
 
-    def folded(self) -> StudentT:
+    def folded(self) -> Base:
         """Return a Student's t whose degrees of freedom are fixed."""
         if type(self) is not StudentT:
             return self
         return StudentT(float(self.dof().detach()), learned=False).train(self.training)
 
     def extra_repr(self) -> str:
-        """The degrees of freedom, in ``print(flow)``."""
         return f"dof={float(self.dof().detach()):g}, learned={self.fixed is None}"
 
 
@@ -125,15 +128,13 @@ class _Mixture(Base):
     """A mixture of Gaussians with learned weights, the same for each latent."""
 
     logits: nn.Parameter
+    means: Tensor
     log_scales: nn.Parameter
-
-    def _means(self) -> Tensor:
-        raise NotImplementedError
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
         logits, means, log_scales = (
-            t.to(z.dtype) for t in (self.logits, self._means(), self.log_scales)
+            t.to(z.dtype) for t in (self.logits, self.means, self.log_scales)
         )
         peaks = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
         log_densities = peaks - 0.5 * ((z - means) * (-log_scales).exp()).square()
@@ -144,7 +145,7 @@ class _Mixture(Base):
         edges = self.logits.double().softmax(0).cumsum(0)[:-1]  # the last component has no edge
         component = torch.bucketize(_uniform(like, generator), edges)
         normal = StandardNormal().sample(like, generator)
-        means, scales = self._means().to(like.dtype), self.log_scales.exp().to(like.dtype)
+        means, scales = self.means.to(like.dtype), self.log_scales.exp().to(like.dtype)
         return means[component] + scales[component] * normal
 
 
@@ -175,11 +176,7 @@ class GaussianMixture(_Mixture):
         self.means = nn.Parameter(means.float())
         self.log_scales = nn.Parameter(torch.full((components,), math.log(scale)))
 
-    def _means(self) -> Tensor:
-        return self.means
-
     def extra_repr(self) -> str:
-        """The number of components, in ``print(flow)``."""
         return f"components={len(self.logits)}"
 
 
@@ -203,12 +200,9 @@ class SpikeAndSlab(_Mixture):
             raise ValueError(f"SpikeAndSlab: weight must lie between 0 and 1; got {weight}")
         self.logits = nn.Parameter(torch.tensor([weight, 1 - weight]).log())
         self.log_scales = nn.Parameter(torch.tensor([spike, slab]).log())
-
-    def _means(self) -> Tensor:
-        return torch.zeros_like(self.log_scales)
+        self.register_buffer("means", torch.zeros(2), persistent=False)
 
     def extra_repr(self) -> str:
-        """Present scales and weight, in ``print(flow)``."""
         spike, slab = self.log_scales.detach().exp().tolist()
         weight = self.logits.detach().softmax(0)[0].item()
         return f"spike={spike:.3g}, slab={slab:.3g}, weight={weight:.3g}"

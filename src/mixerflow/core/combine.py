@@ -44,12 +44,9 @@ class Chain(Composite):
         return len(self.steps)
 
     def parts(self) -> Iterator[Transform]:
-        """The steps."""
         return iter(self)
 
-    def compose(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         log_det = constant(0.0, x)
         for step in self:
             x, step_log_det = run(step, x, context, noise)
@@ -181,9 +178,7 @@ class Along(_Wrapper):
         self.transform = transform
         self.rows = rows
 
-    def compose(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         axis = self.dim + 1 if self.dim >= 0 else self.dim
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
@@ -215,7 +210,6 @@ class Along(_Wrapper):
         return shape
 
     def extra_repr(self) -> str:
-        """The axis, in ``print(flow)``."""
         return f"dim={self.dim}"
 
 
@@ -236,9 +230,7 @@ class Window(_Wrapper):
         self.start, self.size = tuple(start), tuple(size)
         self.transform = transform
 
-    def compose(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         crops = list(zip(range(-len(self.start), 0), self.start, self.size, strict=True))
         views = [x]
         for axis, start, size in crops:
@@ -259,5 +251,4 @@ class Window(_Wrapper):
         return shape
 
     def extra_repr(self) -> str:
-        """The box, in ``print(flow)``."""
         return f"start={self.start}, size={self.size}"

@@ -20,7 +20,6 @@ from mixerflow.core.transform import (
     Context,
     Density,
     Dequantization,
-    Foldable,
     PlacedLayer,
     Shape,
     Transform,
@@ -42,7 +41,7 @@ class Encoded(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Drawn images ``(n, *shape)`` and how many of their values lay outside the levels."""
+    """Drawn images ``(n, *shape)`` and the number of their values that were clamped."""
 
     images: Tensor
     clamped: int
@@ -54,8 +53,8 @@ class Flow(nn.Module):
 
     ``log p(x) = log p_base(transform(x)) + log|det dz/dx|``
 
-    `forward` is the density, so that DDP, sharding and compilation see one call; `log_prob`,
-    `encode` and `bits_per_dim` are views of it.
+    `forward` is the density, so that DDP, sharding and compilation see one call, which `log_prob`,
+    `encode` and `bits_per_dim` make.
 
     Args:
         transform: data to latent.
@@ -67,8 +66,7 @@ class Flow(nn.Module):
 
     Attributes:
         memory: what training stores for the backward pass, see `mixerflow.core.memory`.
-        spec: description from which `mixerflow.build` made the flow, for its run folder; None for a
-            flow that your own code made.
+        spec: description from which `mixerflow.build` made the flow; None for your own code's.
         inference: whether this is a copy that `fused` made.
 
     Raises:
@@ -109,11 +107,7 @@ class Flow(nn.Module):
         return self.transform.density
 
     def layers(self) -> list[Transform]:
-        """The layers, data to latent, that memory modes, sharding and learning rates work on.
-
-        A `Composite`, such as `Chain`, has the layers of its parts; every other transform, and a
-        `Layer`, is one layer.
-        """
+        """The layers, data to latent: the units of memory modes, sharding and learning rates."""
         return [placed.layer for placed in self.layer_shapes()]
 
     def layer_shapes(self) -> list[PlacedLayer]:
@@ -146,23 +140,15 @@ class Flow(nn.Module):
     def fused(self) -> Flow:
         """Return a copy for inference: the same density and samples to rounding, in less time.
 
-        Its transform is `Transform.fused`, it stays in eval mode, and no parameter requires a
-        gradient. ``docs/inference.md`` tells what folds and what cannot.
+        It stays in eval mode. ``docs/inference.md`` tells what folds and what cannot.
         """
         flow = copy.deepcopy(self, {id(self.transform): self.transform.fused()})
-        if isinstance(flow.base, Foldable):
-            folded = flow.base.folded()
-            assert isinstance(folded, Base)
-            flow.base = folded
+        flow.base = flow.base.folded()
         flow.inference = True
         return flow.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, or eval mode.
-
-        Raises:
-            RuntimeError: this is an inference copy.
-        """
+        """Set training or eval mode; raise a RuntimeError for training an inference copy."""
         if mode and self.inference:
             raise RuntimeError("this flow is an inference copy: train the one that it was made of")
         return super().train(mode)
@@ -199,10 +185,7 @@ class Flow(nn.Module):
 
     @contextmanager
     def drawing(self, noise: Noise | None) -> Iterator[None]:
-        """In a ``with``, let `forward` draw from `noise` if its caller gives none.
-
-        For callers that know of no noise, such as a training objective.
-        """
+        """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none."""
         before, self._noise = self._noise, noise
         try:
             yield

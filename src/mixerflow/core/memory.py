@@ -1,11 +1,9 @@
-"""What training stores for the backward pass: everything, each layer's input, or nothing.
+"""Memory modes: training stores everything for the backward pass, layers' inputs, or nothing.
 
-Backward needs what each layer of a flow computed in the forward pass. ``memory`` says how it gets
-that:
+Backward needs what each layer of a flow computed in the forward pass. With ``memory``
 
 - ``"store"``: autograd stores it all; memory grows with depth times a layer's inner width.
-- ``"checkpoint"``: a layer stores its input and runs again; memory grows with depth times the
-  image.
+- ``"checkpoint"``: a layer stores its input and runs again; memory grows with depth times image.
 - ``"invert"``: only the last output is stored; each layer's input is rebuilt from its output by
   `Transform.inverse`, and the layer runs again. Rounding errors grow from layer to layer, so one
   input in `ANCHOR_EVERY` is stored all the same; beyond those, memory does not grow with depth.
@@ -147,14 +145,9 @@ class _RowState:
     drift: Tensor | None = None
     """The largest relative error of such outputs so far, divided by the allowed one."""
 
-    def compare(self, rebuilt: Tensor, exact: Tensor, allowed: float) -> None:
-        """Record the error of a rebuilt output whose exact value has been computed again."""
-        drift = (rebuilt - exact).norm() / (exact.norm() * allowed)
-        self.drift = drift if self.drift is None else torch.maximum(self.drift, drift)
-
     def close(self) -> None:
         """Warn of inexact gradients, if any, after the row's first layer."""
-        # activations that are not finite make such gradients, which training handles itself
+        # training itself detects gradients that are not finite
         if self.drift is not None and 1 < self.drift.item() < math.inf:
             _warn_once(
                 f'memory="invert": activations rebuilt over {ANCHOR_EVERY} layers are too far off '
@@ -215,11 +208,12 @@ class _LayerCall:
             raise RuntimeError("a layer's output was modified by an inplace operation")
         return self.output
 
-    def allowed_error(self) -> float:
-        """The relative error that rebuilt activations may have."""
-        if self.autocast is None or not self.autocast["enabled"]:
-            return DRIFT
-        return max(DRIFT, 4 * torch.finfo(self.autocast["dtype"]).eps)
+    def compare(self, rebuilt: Tensor, exact: Tensor) -> None:
+        """Record the error of the layer's rebuilt output, now that the exact one is known again."""
+        assert self.autocast is not None
+        lowest = 4 * torch.finfo(self.autocast["dtype"]).eps if self.autocast["enabled"] else DRIFT
+        drift = (rebuilt - exact).norm() / (exact.norm() * max(DRIFT, lowest))
+        self.row.drift = drift if self.row.drift is None else torch.maximum(self.row.drift, drift)
 
     @contextlib.contextmanager
     def again(self, x: Tensor) -> Iterator[None]:
@@ -276,7 +270,7 @@ class _Recomputed(torch.autograd.Function):
                 results = call.layer(leaf, context, call.noise)
         if call.memory == "invert":
             if call.stores_input and rebuilt is not None:
-                call.row.compare(rebuilt, results[0].detach(), call.allowed_error())
+                call.compare(rebuilt, results[0].detach())
             call.row.output = x
         if call.position == 0:
             call.row.close()

@@ -97,7 +97,6 @@ class Noise:
         return Noise(seed, digests(images), draw=draw)
 
     def __getitem__(self, part: slice) -> Noise:
-        """Return the noise of a part of the batch."""
         return self._with(self.keys[part], self.row[part])
 
     def rows(self, n: int) -> Noise:

@@ -83,12 +83,9 @@ class MultiScale(FixedShape, Composite):
         self.latent_shape = (sum(self._lengths),)
 
     def parts(self) -> Iterator[Transform]:
-        """The scales' transforms."""
         return iter(self.scales)  # pyright: ignore[reportReturnType]
 
-    def compose(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         self.check_data(x)
         log_det, factored = constant(0.0, x), []
         for scale, kept in zip(self.parts(), self.kept, strict=True):
@@ -124,5 +121,4 @@ class MultiScale(FixedShape, Composite):
         return [placed for scale, taken in scales for placed in scale.layer_shapes(taken)]
 
     def extra_repr(self) -> str:
-        """The event shape and the channels that go on, in ``print(flow)``."""
         return f"{self.shape}, kept={self.kept[:-1]}, keep={self.keep!r}"

@@ -167,9 +167,7 @@ class Transform(nn.Module):
         """
         return [PlacedLayer(self, tuple(shape), tuple(self.out_shape(shape)))]
 
-    def walk(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         """`forward`, with each layer called by ``run(layer, x, context, noise)``."""
         return run(self, x, context, noise)
 
@@ -240,9 +238,7 @@ class Composite(Transform):
         """The transforms that this one consists of."""
         raise NotImplementedError
 
-    def compose(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         """`forward`, with each part called by ``run(part, x, context, noise)``."""
         raise NotImplementedError
 
@@ -265,9 +261,7 @@ class Composite(Transform):
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self.compose(nn.Module.__call__, x, context, noise)
 
-    def walk(
-        self, run: Runner, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Mapped:
+    def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         return self.compose(lambda part, *inputs: part.walk(run, *inputs), x, context, noise)
 
     @torch.no_grad()
@@ -275,4 +269,4 @@ class Composite(Transform):
         def run(part: Transform, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
             return part.initialize(x, context), constant(0.0, x)
 
-        return self.compose(run, x, context)[0]
+        return self.compose(run, x, context, None)[0]

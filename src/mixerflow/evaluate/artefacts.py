@@ -17,7 +17,7 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class GridArtefacts:
-    """How much more neighbouring pixels differ across patch borders than inside patches.
+    """Differences of neighbouring pixels across patch borders, relative to those inside patches.
 
     Attributes:
         ratio: of the mean squared differences; 1 if the grid is invisible.
@@ -28,7 +28,6 @@ class GridArtefacts:
     standard_error: float
 
     def __str__(self) -> str:
-        """The ratio and its standard error."""
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
         return f"{self.ratio:.3f}{error} across patch borders"
 

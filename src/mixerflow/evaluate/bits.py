@@ -61,7 +61,6 @@ class Bits:
         return kind_of(self.as_dict())
 
     def __str__(self) -> str:
-        """The value, its standard error and the number of images, in words."""
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
         plural = "" if self.images == 1 else "s"
         return f"{self.bits_per_dim:.3f}{error} bits/dim on {self.images} image{plural}"

@@ -18,21 +18,7 @@ from mixerflow.kernels.switch import (
 )
 
 __all__ = [
-    "BuildError",
-    "Keep",
-    "Net",
-    "Norm",
-    "Place",
-    "Plan",
-    "RowNorm",
-    "Step",
-    "Where",
-    "disabled",
-    "interpreted",
-    "is_low",
-    "release",
-    "rows_forward",
-    "rows_inverse",
-    "unsupported_reason",
+    "BuildError", "Keep", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where", "disabled",
+    "interpreted", "is_low", "release", "rows_forward", "rows_inverse", "unsupported_reason",
     "where",
-]
+]  # fmt: skip

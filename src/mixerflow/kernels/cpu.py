@@ -152,7 +152,7 @@ def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
 
 
 def _kept_sizes(plan: Plan, x: Tensor) -> list[list[int]]:
-    """How many numbers each step keeps, field by field."""
+    """Count the numbers that each step stores, field by field."""
     lanes = library(x.dtype).lanes()
 
     def padded(n: int) -> int:
@@ -168,7 +168,6 @@ def _kept_sizes(plan: Plan, x: Tensor) -> list[list[int]]:
 
 
 def _kept_buffer(plan: Plan, x: Tensor) -> Tensor:
-    """Memory for the numbers that backward needs of rows like `x`."""
     return empty_reused(sum(map(sum, _kept_sizes(plan, x))), x.dtype)
 
 

@@ -24,22 +24,23 @@ DENSE = ("weight", "inverse", "log_det")
 
 Where = Literal["cpu", "gpu"]
 Keep = Literal["inputs", "output"]
-"""What is stored for a GPU's backward pass: the rows that enter each step, or the last rows."""
+"""Rows stored for a GPU's backward pass: those that enter each step, or the last ones."""
 GPU_LONGEST = 64
 GPU_WIDTHS = (16, 32, 64, 128)
 """Widths that fit a multiprocessor's shared memory and are powers of two, as Triton needs."""
 
 
 class Norm(NamedTuple):
-    """State of batch norm, the same in all nets of a row flow."""
+    """State of batch norm, the same in all nets of a row flow.
+
+    Each batch in training mode changes the running values if `update`; `processes` share it.
+    """
 
     training: bool
     update: bool
-    """Whether a batch in training mode changes the running values."""
     momentum: float | None
     eps: float
     processes: Processes
-    """The processes that share a batch."""
 
 
 class RowNorm(NamedTuple):
@@ -51,18 +52,14 @@ class RowNorm(NamedTuple):
 
 @dataclass(frozen=True)
 class Net:
-    """A residual MLP's tensors and settings.
+    """A residual MLP's tensors and settings, otherwise as in `Plan`.
 
     Attributes:
         given: length of the input.
         out: length of the output.
         hidden: width.
-        squash: whether it reads sign(x) log(1 + |x|).
         parameters: in the order of `PARAMETERS`, from "enter" on.
         statistics: batch norm's running values, in the order of `STATISTICS`.
-        norm: batch norm's state; None without.
-        counts: numbers of batches in the running values.
-        by_row: the norm of each row by itself; None without.
     """
 
     given: int
@@ -126,7 +123,7 @@ class Plan:
 
     def moved(self) -> float | None:
         """Count a batch and return its weight in the running values, None for no change."""
-        if self.norm is None or not self.norm.training or not self.norm.update:
+        if self.norm is None or not self.batch or not self.norm.update:
             return None
         for count in self.counts:
             count += 1
@@ -190,10 +187,8 @@ class Plan:
     def check(self, kinds: list[tuple[torch.dtype, torch.device]]) -> None:
         """Raise a RuntimeError for a backward pass that kernels cannot compute."""
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "kernels have first derivatives only: wrap the forward pass in "
-                "mixerflow.kernels.disabled() to differentiate twice"
-            )
+            remedy = "wrap the forward pass in mixerflow.kernels.disabled() to differentiate twice"
+            raise RuntimeError(f"kernels have first derivatives only: {remedy}")
         if kinds != self.kinds():
             raise RuntimeError("parameters were moved or converted between forward and backward")
 
