@@ -68,7 +68,7 @@ class TrainConfig:
     give_up_after: int = 10
     """Non-finite steps in a row that end the run; fewer in a row are skipped and counted."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How processes share the flow: all of it in each ("ddp"), or a part of every layer ("fsdp")."""
+    """How processes share the flow: each has all of it ("ddp") or a part of each layer ("fsdp")."""
     graph: bool = False
     """Whether a step is one CUDA graph, captured once and replayed, for a GPU that waits for the
     host. Results of steps, NaN included, are then read at each line of metrics, not at once."""
