@@ -66,7 +66,7 @@ class TrainConfig:
     give_up_after: int = 10
     """Non-finite steps in a row that end the run; fewer in a row are skipped and counted."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How processes share the flow: a copy in each ("ddp"), or a part of every layer ("fsdp")."""
+    """How processes share the flow: each has all of it ("ddp") or a part of each layer ("fsdp")."""
     graph: bool = False
     """Experimental: capture a step as one CUDA graph and replay it, for a GPU that waits for the
     host. Figures, NaN among them, then show with each line of metrics rather than at once."""

@@ -20,38 +20,16 @@ from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.nets.resnet import ResNet, TanhScale
 
-__all__ = [
-    "MADE",
-    "AttentionNet",
-    "CLipSwish",
-    "ChannelAffine",
-    "Conditioner",
-    "DenseConvNet",
-    "GlowNet",
-    "ImageConditioner",
-    "Kernel",
-    "KernelNet",
-    "LearnedPositionalEncoding",
-    "LipSwish",
-    "LipschitzDense",
-    "LipschitzMLP",
-    "MaskedMLP",
-    "Norm",
-    "PlainConvNet",
-    "ResNet",
-    "ResidualConvNet",
-    "ResidualMLP",
-    "Scale",
-    "SinusoidalPositionalEncoding",
-    "SpectralLinear",
-    "SplineNet",
-    "SyncedBatchNorm",
-    "TanhScale",
-    "Velocity",
-    "ZeroConv",
-    "matern",
-    "norm_of",
-    "spectral_bound",
-    "squared_exponential",
-    "squash",
-]
+__all__ = ["AttentionNet"]
+__all__ += ["Conditioner", "squash"]
+__all__ += ["DenseConvNet", "ImageConditioner", "PlainConvNet", "ResidualConvNet"]
+__all__ += ["ChannelAffine", "GlowNet", "ZeroConv"]
+__all__ += ["SplineNet"]
+__all__ += ["Kernel", "KernelNet", "matern", "squared_exponential"]
+__all__ += ["CLipSwish", "LipSwish", "LipschitzDense", "LipschitzMLP", "SpectralLinear"]
+__all__ += ["spectral_bound"]
+__all__ += ["MADE", "MaskedMLP"]
+__all__ += ["ResidualMLP", "Velocity"]
+__all__ += ["Norm", "Scale", "SyncedBatchNorm", "norm_of"]
+__all__ += ["LearnedPositionalEncoding", "SinusoidalPositionalEncoding"]
+__all__ += ["ResNet", "TanhScale"]

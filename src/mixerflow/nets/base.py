@@ -1,4 +1,4 @@
-"""What conditioners share: checks of their inputs, contexts, the squash, a start at 0."""
+"""Base classes of conditioners: checks of inputs, contexts, the squash, a start at 0."""
 
 from __future__ import annotations
 

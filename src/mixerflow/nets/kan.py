@@ -22,7 +22,7 @@ def cubic_basis(
         6 B_f     = (1 - t)^3                  6 B_{f+1} = 3 t^3 - 6 t^2 + 4
         6 B_{f+2} = 3 t (1 + t - t^2) + 1      6 B_{f+3} = t^3
 
-    Outside the grid each B goes on with its value and slope at the end, (-1/2, 0, 1/2) / h: every
+    Outside the grid each B is a line with the value and slope of its end, (-1/2, 0, 1/2) / h: every
     combination of them is continuous with its derivative, they still add up to 1, and the gradient
     of an input far outside does not vanish.
     """
@@ -107,7 +107,7 @@ class SplineNet(ConcatenatingNet):
         networks (2024), eq. 2.10 to 2.12. https://arxiv.org/abs/2404.19756
 
     Departs from the paper:
-        - splines go on in straight lines outside the grid, see `cubic_basis`; the paper moves the
+        - splines are straight lines outside the grid, see `cubic_basis`; the paper moves the
           grid to the data now and then, which would change a flow's density during training;
         - the last layer's scale starts at 0, not at 1.
     """

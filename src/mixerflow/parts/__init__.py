@@ -79,67 +79,17 @@ from mixerflow.parts.rows import (
     RowResidual,
 )
 
-__all__ = [
-    "KAN",
-    "MLP",
-    "ActivationPrior",
-    "Attention",
-    "BaseChoice",
-    "ButterflyMap",
-    "CauchyBase",
-    "Classes",
-    "ConvNet",
-    "ConvolutionPrior",
-    "DenseLipschitzNet",
-    "DenseNet",
-    "GlowConv",
-    "GlowSteps",
-    "ImageNet",
-    "InvertibleAttention",
-    "KernelMachine",
-    "LUMap",
-    "LearnedEncoding",
-    "LinearMap",
-    "LipschitzNet",
-    "LogitPixels",
-    "MaskedNet",
-    "MatrixMap",
-    "MixerAddition",
-    "MixtureBase",
-    "Model",
-    "NoMap",
-    "NormalBase",
-    "PLUMap",
-    "Part",
-    "PatchAttention",
-    "Patching",
-    "Pixels",
-    "PlainConv",
-    "PositionalEncoding",
-    "PositiveCounts",
-    "Prior",
-    "RLUMap",
-    "ResidualConv",
-    "RowAutoregression",
-    "RowContinuous",
-    "RowCoupling",
-    "RowDenseResidual",
-    "RowFlow",
-    "RowGaussianization",
-    "RowInverseAutoregression",
-    "RowMonotone",
-    "RowNet",
-    "RowResidual",
-    "SameMap",
-    "ScaledPixels",
-    "Scales",
-    "SinusoidalEncoding",
-    "SpikeAndSlabBase",
-    "StudentTBase",
-    "UnpackedPLUMap",
-    "VelocityNet",
-    "WoodburyMap",
-    "ZeroConvolution",
-    "glow_step",
-    "image_coupling",
-]
+__all__ = ["BaseChoice", "CauchyBase", "MixtureBase", "NormalBase", "SpikeAndSlabBase"]
+__all__ += ["StudentTBase"]
+__all__ += ["KAN", "MLP", "Attention", "ConvNet", "DenseLipschitzNet", "DenseNet", "GlowConv"]
+__all__ += ["ImageNet", "KernelMachine", "LipschitzNet", "MaskedNet", "PlainConv", "ResidualConv"]
+__all__ += ["RowNet", "VelocityNet", "ZeroConvolution"]
+__all__ += ["ActivationPrior", "ConvolutionPrior", "GlowSteps", "InvertibleAttention"]
+__all__ += ["LearnedEncoding", "MixerAddition", "PatchAttention", "PositionalEncoding", "Prior"]
+__all__ += ["Scales", "SinusoidalEncoding", "glow_step", "image_coupling"]
+__all__ += ["ButterflyMap", "LUMap", "LinearMap", "MatrixMap", "NoMap", "PLUMap", "RLUMap"]
+__all__ += ["SameMap", "UnpackedPLUMap", "WoodburyMap"]
+__all__ += ["Classes", "LogitPixels", "Model", "Part", "Pixels", "PositiveCounts", "ScaledPixels"]
+__all__ += ["Patching"]
+__all__ += ["RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow"]
+__all__ += ["RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowResidual"]

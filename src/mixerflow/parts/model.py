@@ -1,4 +1,4 @@
-"""What every model has: pixels as real numbers, classes, and a flow over images of a shape."""
+"""The base of models and parts: pixels as real numbers, classes, and a flow over images."""
 
 from __future__ import annotations
 
