@@ -70,8 +70,9 @@ class TrainConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes share the flow: whole in each, or a part of every layer in each."""
     graph: bool = False
-    """One CUDA graph a step, captured once and replayed, for a GPU that waits for the host. What
-    steps came to, NaN too, is then seen with each line of metrics rather than at once."""
+    """Whether a step is one CUDA graph, captured once and replayed, for a GPU that waits for the
+    host. Figures, NaN too, then appear with each line of metrics rather than at once. Experimental:
+    it has never run on a GPU here."""
     tensorboard: bool = False
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 

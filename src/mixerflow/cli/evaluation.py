@@ -31,7 +31,7 @@ class EvaluationArguments:
     batch: int = 128
     """Images at a time, in each process."""
     device: str = "cpu"
-    """Where to compute."""
+    """Where to compute: cpu or cuda. cuda is experimental: it has never run on a GPU here."""
     transparency: str | None = None
     """Transparent images: refuse, or the colour to put them on; by default as the run does."""
     on_bad_image: Literal["stop", "skip"] | None = None

@@ -105,7 +105,8 @@ def paths(flow: Flow) -> Iterator[str]:
         return
     missing = kernels.unsupported_reason(torch.zeros(1))
     yield f"on the CPU: {_split([missing or _why_not(chain, 'cpu') for chain in chains])}"
-    yield f"on a GPU: {_split([_why_not(chain, 'gpu') for chain in chains])}"
+    gpu = _split([_why_not(chain, "gpu") for chain in chains])
+    yield f"on a GPU: {gpu} (experimental: it has never run on a GPU here)"
     if torch.cuda.is_available():
         flow = flow.to("cuda")
         found = [chain.path(torch.zeros(2, _length(chain), device="cuda")) for chain in chains]

@@ -43,7 +43,7 @@ class Arguments:
     raw: bool = False
     """The weights themselves rather than their moving average."""
     device: str = "cpu"
-    """Where to compute."""
+    """Where to compute: cpu or cuda. cuda is experimental: it has never run on a GPU here."""
 
 
 def main(arguments: list[str]) -> int:

@@ -52,7 +52,7 @@ class Arguments:
     from_step: int | None = None
     """Go on from this checkpoint rather than the last."""
     device: str = "auto"
-    """Where to train: auto, cpu or cuda."""
+    """Where to train: auto, cpu or cuda. cuda is experimental: it has never run on a GPU here."""
     threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
     """CPU threads of each process; 0 for all. Runs are repeatable to the last bit with one."""
     cache: Path | None = None
