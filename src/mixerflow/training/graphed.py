@@ -69,7 +69,10 @@ class GraphedTrainer(Trainer):
         x, labels = batches.at(0)
         context = context_of(flow, labels)
         self._x = torch.empty_like(x, device=device)
-        self._context = None if context is None else _context_buffer(flow, context)
+        self._context: Tensor | None = None
+        if context is not None:
+            dtype = torch.int64 if isinstance(flow.context_net, nn.Embedding) else context.dtype
+            self._context = torch.empty_like(context, dtype=dtype, device=device)
         self._rates = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
         self._share = torch.zeros((), device=device)
         # since the last read: sums of objectives and norms, their number, steps skipped; then the
@@ -90,7 +93,10 @@ class GraphedTrainer(Trainer):
         if self._copy_stream is None:
             self._device_step()
         else:
-            self._replay()
+            with torch.cuda.device(self.flow.device):
+                if self._graph is None:
+                    self._graph = self._capture()
+                self._graph.replay()
         self.step += 1
         if self.step % self.read_every and self.step != self.steps:
             return Step(*self._last_means, lr, self.step, counted=0)
@@ -186,12 +192,6 @@ class GraphedTrainer(Trainer):
             bad_part = self._diagnose(self._x, self._context, None, generators)
         return Step(*self._last_means, lr, self.step - int(since), int(counted), bad_part)
 
-    def _replay(self) -> None:
-        with torch.cuda.device(self.flow.device):
-            if self._graph is None:
-                self._graph = self._capture()
-            self._graph.replay()
-
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Capture the step after some warm-up steps, all of whose changes are undone."""
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -211,7 +211,7 @@ class GraphedTrainer(Trainer):
             raise ConfigError(what, _FLAG, _REMEDY) from error
         return graph
 
-    def _changing(self) -> list[Tensor]:
+    def _step_tensors(self) -> list[Tensor]:
         """Return all tensors that a step changes, but for the gradients."""
         moments = [t for values in self.optimizer.state.values() for t in values.values()]
         flows = [*self.flow.parameters(), *self.flow.buffers(), *self.average.flow.parameters()]
@@ -220,11 +220,11 @@ class GraphedTrainer(Trainer):
     @contextlib.contextmanager
     def _state_preserved(self) -> Iterator[None]:
         """Restore in place, afterwards, all that steps change; new moments become 0."""
-        saved = {id(t): t.detach().clone() for t in self._changing()}
+        saved = {id(t): t.detach().clone() for t in self._step_tensors()}
         generators = self._generators()
         yield
         with torch.no_grad():
-            for tensor in self._changing():
+            for tensor in self._step_tensors():
                 before = saved.get(id(tensor))
                 tensor.zero_() if before is None else tensor.copy_(before)
         self._restore_generators(generators)
@@ -294,12 +294,6 @@ def _refuse_ungraphable(
     for what, holds in refused.items():
         if holds:
             raise ConfigError(f"no graph with {what}", _FLAG, _REMEDY)
-
-
-def _context_buffer(flow: Flow, context: Tensor) -> Tensor:
-    """Return an empty tensor on the flow's device for contexts like `context`."""
-    dtype = torch.int64 if isinstance(flow.context_net, nn.Embedding) else context.dtype
-    return torch.empty_like(context, dtype=dtype, device=flow.device)
 
 
 @contextlib.contextmanager
