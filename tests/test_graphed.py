@@ -13,6 +13,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers import (
+    MODEL,
+    SHAPE,
+    WITH_BATCH_NORM,
+    everything,
+    flow_of,
+    images,
+    settings,
+    timeless,
+)
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, NonFiniteError
 from mixerflow.processes import Processes
@@ -23,16 +33,6 @@ from mixerflow.training import TrainConfig, Trainer, fit, loop, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.graphed import GraphedTrainer, trainer_of
 from mixers import maf, mixer, vary
-from test_training import (
-    MODEL,
-    SHAPE,
-    WITH_BATCH_NORM,
-    everything,
-    flow_of,
-    images,
-    settings,
-    timeless,
-)
 
 FLOATS = vary(MODEL, levels=None, layers=1)
 CLASSES = vary(MODEL, classes=3, class_width=4, layers=1)

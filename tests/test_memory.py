@@ -11,6 +11,7 @@ import torch
 from benchmarks.memory import peak_of
 from torch import nn
 
+from cases import CASES
 from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, memory
 from mixerflow.core.memory import through
 from mixerflow.data import make_images
@@ -22,7 +23,6 @@ from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale, Squeeze
 from mixerflow.transforms.checks import perturb
 from mixers import mixer, vary
-from test_laws import CASES
 
 SHAPE = (2, 6, 4)
 MODEL = mixer(layers=4, shift_every=2, flow_layers=2, patch=2, hidden=8, norm="batch", levels=256)
