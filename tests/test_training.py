@@ -13,6 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import (
+    MODEL,
+    SHAPE,
+    WITH_BATCH_NORM,
+    everything,
+    flow_of,
+    images,
+    settings,
+    stop_after,
+    timeless,
+)
 from mixerflow.core import Noise
 from mixerflow.data import hold_out
 from mixerflow.errors import ConfigError, NonFiniteError, ResourceError
