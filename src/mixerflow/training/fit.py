@@ -144,15 +144,20 @@ def train(
             trainer.begin(stage)
         with _status(folder, made | {"steps": number}, processes, fresh=existing is None):
             exit_code = loop.run()
-        status = "finished" if exit_code == 0 else "interrupted"
-        if folder is not None:
-            result = None if loop.result is None else loop.result.as_dict()
-            seconds = loop.metrics.counters.seconds
-            folder.update({"status": status, "seconds": seconds, "result": result})
-        trainer.leave()
-        flow.load_state_dict(trainer.average.flow.state_dict())
-        trainer.task.eval()
-        return Trained(status, trainer.step, loop.result, loop.path, exit_code)
+        return _finish(flow, loop, exit_code)
+
+
+def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
+    """Record the result in ``run.json``; give the flow the averaged weights, in eval mode."""
+    trainer, status = loop.trainer, "finished" if exit_code == 0 else "interrupted"
+    if loop.folder is not None:
+        result = None if loop.result is None else loop.result.as_dict()
+        seconds = loop.metrics.counters.seconds
+        loop.folder.update({"status": status, "seconds": seconds, "result": result})
+    trainer.leave()
+    flow.load_state_dict(trainer.average.flow.state_dict())
+    trainer.task.eval()
+    return Trained(status, trainer.step, loop.result, loop.path, exit_code)
 
 
 @contextmanager
