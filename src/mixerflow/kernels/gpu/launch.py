@@ -29,7 +29,7 @@ SUMS = (
 )  # fmt: skip
 """The gradients that a program sums, in their order in memory."""
 NORMS = {"none": 0, "layer": 1, "scale": 2, "rms": 3}
-"""Of hidden rows, as the kernels number them: "scale" is a fixed one before the first GELU."""
+"""Norms of hidden rows by the kernels' numbers: "scale" is a fixed one before the first GELU."""
 
 
 @dataclass(frozen=True)
