@@ -7,6 +7,7 @@ import torch
 
 from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
 from mixerflow.errors import ConfigError
+from mixerflow.experiments.tables import table
 from mixerflow.models import Glow
 from mixerflow.parts import GlowConv, LUMap
 from mixerflow.runs import Checkpoints, RunFolder, load
@@ -231,3 +232,16 @@ def test_flows_that_are_not_deeper_are_refused(shallow_run):
 def test_layers_that_do_not_start_as_the_identity_are_refused(tmp_path, changes):
     trained(vary(SHALLOW, **changes), tmp_path / "a")
     refused(vary(DEEP, **changes), r"layer \d of \d is not the identity", tmp_path / "a")
+
+
+@pytest.mark.parametrize("budget", ["tiny", "cpu", "gpu"])
+def test_the_paper_s_row_of_stages_costs_the_steps_of_the_others(budget):
+    cells = {cell.row.name: cell for cell in table("appendix-d").cells}
+    stages = cells["grown"].stages(budget, 0)
+    (base,) = cells["base"].stages(budget, 0)
+    assert sum(config.steps for _, config in stages) == base[1].steps
+    starts = [config.schedule_start for _, config in stages]
+    assert starts == [0, stages[0][1].steps]
+    assert {config.schedule_steps for _, config in stages} == {base[1].steps}
+    assert [model.layers for model, _ in stages] == [-(-base[0].layers // 2), base[0].layers]
+    assert stages[-1][0] == base[0]
