@@ -10,7 +10,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.experiments.tables import table
 from mixerflow.models import Glow
 from mixerflow.parts import GlowConv, LUMap
-from mixerflow.runs import Checkpoints, RunFolder, load
+from mixerflow.runs import Checkpoints, Evaluator, RunFolder, load, publish
 from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import Affine
@@ -214,6 +214,19 @@ def shallow_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("shallow") / "run"
     trained(SHALLOW, out)
     return out
+
+
+def test_published_weights_have_nothing_to_grow_with(shallow_run, tmp_path):
+    few = Evaluator(images(), "all")
+    publish(shallow_run, tmp_path / "w", few)
+    refused(DEEP, "published weights have no Adam moments.*name the run folder", tmp_path / "w")
+
+
+def test_the_card_tells_of_the_stages(shallow_run, tmp_path):
+    trained(DEEP, tmp_path / "b", begin=shallow_run)
+    card = publish(tmp_path / "b", tmp_path / "w", Evaluator(images(), "all"))
+    assert [piece["moments"] for piece in card["pieces"]] == [False, True]
+    assert ", with moments |" in (tmp_path / "w" / "card.md").read_text()
 
 
 def test_flows_that_are_not_deeper_are_refused(shallow_run):
