@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
 from mixerflow.errors import ConfigError
 from mixerflow.models import Glow
 from mixerflow.parts import GlowConv, LUMap
@@ -13,7 +14,6 @@ from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import Affine
 from mixers import mixer, vary
-from test_training import MODEL, everything, flow_of, images, settings, stop_after, timeless
 
 
 def trainer_of(config, flow, steps=12):

@@ -11,6 +11,7 @@ import torch
 from benchmarks.memory import peak_of
 from torch import nn
 
+from cases import CASES
 from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, memory
 from mixerflow.core.memory import through
 from mixerflow.data import make_images
@@ -22,7 +23,6 @@ from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale, Squeeze
 from mixerflow.transforms.checks import perturb
 from mixers import mixer, vary
-from test_laws import CASES
 
 SHAPE = (2, 6, 4)
 MODEL = mixer(layers=4, shift_every=2, flow_layers=2, patch=2, hidden=8, norm="batch", levels=256)
@@ -238,7 +238,7 @@ class Vague(LU):
 
 
 def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
-    memory._say.cache_clear()
+    memory._warn_once.cache_clear()
     torch.manual_seed(0)
     dropping = Coupling(-1, Dropping(3, 6), Affine(2.0))
     chain = Chain(Rescale(0.5), LU(6), dropping, Chain(LU(6), Vague(6)), LU(6)).double().train()
@@ -255,8 +255,8 @@ def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
     with pytest.warns(UserWarning) as said:
         inverted, state3 = gradients("invert")
     assert [str(w.message).partition(": ")[2] for w in said] == [
-        "layer 2 (Coupling) draws from torch's generator: it is kept",
-        "layer 4 (Vague) does not rebuild its input exactly: it is kept",
+        "layer 2 (Coupling) draws from torch's generator: its input is stored",
+        "layer 4 (Vague) does not rebuild its input exactly: its input is stored",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -274,7 +274,7 @@ def test_containers_are_invertible_where_their_parts_are():
 
 
 def test_rounding_that_grows_too_far_is_said(monkeypatch):
-    memory._say.cache_clear()
+    memory._warn_once.cache_clear()
     monkeypatch.setattr(memory, "ANCHOR_EVERY", 6)
     squeeze = [Layer(Rescale(1e-5, 1.0), Rescale(1e5, -1e5), LU(4)) for _ in range(7)]
     chain = Chain(*squeeze)

@@ -9,6 +9,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from helpers import (
+    SHAPE,
+    everything,
+    flow_of,
+    images,
+    settings,
+    stop_after,
+    timeless,
+    together,
+)
 from mixerflow.core import Noise
 from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, NonFiniteError
@@ -21,17 +31,6 @@ from mixerflow.training.graphed import GraphedTrainer
 from mixerflow.training.objective import TAKEN, Task, name_of
 from mixerflow.training.parallel import parallel
 from mixers import mixer
-from test_processes import together
-from test_training import (
-    SHAPE,
-    everything,
-    flow_of,
-    images,
-    one_thread,  # noqa: F401
-    settings,
-    stop_after,
-    timeless,
-)
 
 CPU = torch.device("cpu")
 

@@ -4,13 +4,10 @@ import dataclasses
 import gc
 import json
 import os
-import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ import torch
 
 from mixerflow import processes as module
 from mixerflow.core import Noise
-from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.evaluate import bits
 from mixerflow.processes import SINGLE, joined
@@ -36,13 +32,6 @@ SHAPE = (1, 4, 4)
 MODEL = mixer(layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch")
 
 
-def images(n=103, seed=0):
-    rng = np.random.default_rng(seed)
-    ramp = rng.integers(0, 180, (n, 1, 1, 1)) + 8 * np.arange(16).reshape(1, 1, 4, 4)
-    pixels = np.clip(ramp + rng.integers(0, 9, (n, *SHAPE)), 0, 255).astype(np.uint8)
-    return make_images(pixels, None, dataset_id="ramps")
-
-
 def settings(**changes):
     base = {"steps": 8, "batch": 8, "lr": 1e-2, "warmup": 2, "initial": 32, "evaluate_every": 4}
     return TrainConfig(**base | changes)
@@ -51,56 +40,6 @@ def settings(**changes):
 def flow_of(**changes):
     torch.manual_seed(0)
     return build(vary(MODEL, **changes), SHAPE)
-
-
-def start(world, work, *given):
-    """Fork `world` processes that join, call ``work(processes, *given)`` and send the result."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in range(world):
-        source, sink = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(source)
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            try:
-                with joined() as processes:
-                    result = work(processes, *given)
-            except BaseException as error:
-                result = error if isinstance(error, Exception) else repr(error)
-                if not isinstance(error, (ConfigError, DataError, ResourceError)):
-                    traceback.print_exc()
-            finally:
-                with os.fdopen(sink, "wb") as file:
-                    file.write(pickle.dumps(result))
-                os._exit(0)
-        os.close(sink)
-        started.append((pid, source))
-    return started
-
-
-def collect(started, killed=()):
-    """Each process's result; None from one of the `killed`."""
-    results, codes = [], []
-    for pid, source in started:
-        with os.fdopen(source, "rb") as file:
-            data = file.read()
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        results.append(pickle.loads(data) if data else None)
-    wanted = [-signal.SIGKILL if rank in killed else 0 for rank in range(len(started))]
-    assert codes == wanted, f"exit codes, or signals: {codes}; {results}"
-    return results
-
-
-def together(world, work, *given):
-    results = collect(start(world, work, *given))
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return results
 
 
 class Left:

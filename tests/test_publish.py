@@ -10,6 +10,15 @@ import pytest
 import safetensors.torch
 import torch
 
+from helpers import (
+    MODEL,
+    SHAPE,
+    everything,
+    flow_of,
+    images,
+    settings,
+    stop_after,
+)
 from mixerflow.cli import main
 from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
@@ -23,16 +32,6 @@ from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import LU
 from mixers import maf, mixer, vary
-from test_training import (
-    MODEL,
-    SHAPE,
-    everything,
-    flow_of,
-    images,
-    one_thread,  # noqa: F401
-    settings,
-    stop_after,
-)
 
 ROUNDING = 2e-3
 """Bits/dim that 16 bits may cost a small flow, whose figures are near 6."""

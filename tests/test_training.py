@@ -14,78 +14,16 @@ import pytest
 import torch
 
 from mixerflow.core import Noise
-from mixerflow.data import hold_out, make_images
+from mixerflow.data import hold_out
 from mixerflow.errors import ConfigError, NonFiniteError, ResourceError
 from mixerflow.models import MAF, Glow, RealNVP
 from mixerflow.parts import GlowConv, ResidualConv
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder, load
-from mixerflow.training import TrainConfig, Trainer, train
+from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.optimizer import Average, batch_norms, recalibrate
 from mixers import mixer, vary
-
-SHAPE = (1, 4, 4)
-MODEL = mixer(layers=2, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2, norm="none")
-WITH_BATCH_NORM = mixer(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def images(n=23, seed=0, classes=0):
-    rng = np.random.default_rng(seed)
-    ramp = rng.integers(0, 180, (n, 1, 1, 1)) + 8 * np.arange(16).reshape(1, 1, 4, 4)
-    pixels = np.clip(ramp + rng.integers(0, 9, (n, *SHAPE)), 0, 255).astype(np.uint8)
-    labels = rng.integers(0, classes, n) if classes else None
-    return make_images(pixels, labels, dataset_id="ramps")
-
-
-def flow_of(model=MODEL, seed=0):
-    torch.manual_seed(seed)
-    return build(model, SHAPE)
-
-
-def settings(**changes):
-    base = {"steps": 12, "batch": 5, "lr": 1e-2, "warmup": 2, "initial": 16, "evaluate_every": 4}
-    return TrainConfig(**base | changes)
-
-
-def everything(folder, which="last"):
-    """All the numbers of a checkpoint, by name."""
-    loaded = Checkpoints(folder / "checkpoints").load(which)
-    tensors = {f"model.{k}": v for k, v in loaded.model.items()}
-    tensors |= {f"ema.{k}": v for k, v in (loaded.ema or {}).items()}
-    for i, state in loaded.state["trainer"]["optimizer"]["state"].items():
-        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    tensors["generator"] = loaded.state["trainer"]["generators"]["cpu"]
-    return tensors
-
-
-def timeless(folder):
-    """The metrics without what a clock decides."""
-    clocks = ("seconds", "images_per_second")
-    return [
-        {k: v for k, v in record.items() if k not in clocks}
-        for record in RunFolder(folder).read_metrics()
-    ]
-
-
-def stop_after(monkeypatch, step, number=signal.SIGTERM):
-    """Send this process a signal while it takes the given step."""
-    advance = Trainer.advance
-
-    def advance_and_signal(self):
-        if self.step == step - 1:
-            signal.raise_signal(number)
-        return advance(self)
-
-    monkeypatch.setattr(Trainer, "advance", advance_and_signal)
 
 
 @pytest.mark.parametrize("model", [MODEL, WITH_BATCH_NORM], ids=["plain", "batch-norm"])

@@ -32,7 +32,7 @@ class WeightsArguments:
     raw: bool = False
     """The weights themselves rather than their moving average."""
     device: str = "cpu"
-    """Where to compute."""
+    """Device: cpu or cuda (experimental)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,8 @@ def _kernel_use(flow: Flow) -> Iterator[str]:
         return
     missing = kernels.unsupported_reason(torch.zeros(1))
     yield f"on the CPU: {_count_refusals([missing or _refusal(c, 'cpu') for c in chains])}"
-    yield f"on a GPU: {_count_refusals([_refusal(chain, 'gpu') for chain in chains])}"
+    gpu = _count_refusals([_refusal(chain, "gpu") for chain in chains])
+    yield f"on a GPU (experimental): {gpu}"
     if torch.cuda.is_available():
         flow, reasons = flow.to("cuda"), []
         for chain in chains:

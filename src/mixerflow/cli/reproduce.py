@@ -42,7 +42,7 @@ class Arguments:
     runs: Path = Path("runs")
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
     device: str = "auto"
-    """Where to train: auto, cpu or cuda."""
+    """Device: auto, cpu or cuda (experimental)."""
     threads: int = 0
     """CPU threads; 0 for all."""
 

@@ -1,4 +1,4 @@
-"""What nets do to their inputs and hidden rows: a squash, and batch norm that processes share."""
+"""Norms of hidden rows, and batch norm that processes share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Norm = Literal["batch", "layer", "rms", "none"]
 
 
 def norm_of(kind: Norm, width: int) -> nn.Module:
-    """A normalisation of hidden rows ``(rows, width)``, or nothing.
+    """A normalisation of hidden rows ``(rows, width)``, or the identity for "none".
 
-    "batch" is that of the paper. "layer" and "rms" take each row by itself: to mean 0 and variance
-    1, with a learned scale and shift a feature; or to mean square 1, with none.
+    "batch" is the paper's. "layer" normalises each row to mean 0 and variance 1, and learns a scale
+    and a shift for each feature; "rms" normalises each row to mean square 1, and learns nothing.
     """
     if kind == "batch":
         return SyncedBatchNorm(width)
@@ -28,57 +28,18 @@ def norm_of(kind: Norm, width: int) -> nn.Module:
     return nn.Identity()
 
 
-def squash(x: Tensor) -> Tensor:
-    """``sign(x) log(1 + |x|)``: the same near 0, logarithmic far out; how conditioners read.
-
-    A pixel that is almost always 0 comes to be scaled by hundreds; the day it is not 0, a net that
-    reads it as it is answers with a log-scale whose exponential overflows.
-    """
-    return x.sign() * x.abs().log1p()
-
-
-def read_rows(
-    net: nn.Module,
-    x: Tensor,
-    context: Tensor | None,
-    in_features: int,
-    width: int,
-    *,
-    squashed: bool,
-) -> Tensor:
-    """Rows and their contexts as one vector each: ``(rows, in_features + width)``.
-
-    Raises:
-        ValueError: rows of another length, or no context where there must be one.
-    """
-    name = type(net).__name__
-    if x.dim() != 2 or x.shape[1] != in_features:
-        raise ValueError(f"{name}: reads events {(in_features,)}; got {tuple(x.shape[1:])}")
-    x = squash(x) if squashed else x
-    if not width:
-        return x
-    if context is None:
-        raise ValueError(f"{name}: built for a context, and got none")
-    return torch.cat([x, context.to(x.dtype)], 1)
-
-
 class Scale(nn.Module):
-    """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode.
-
-    Args:
-        weight: ``(width,)``.
-        bias: ``(width,)``.
-    """
+    """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same."""
+        """``(rows, width)`` to the same shape."""
         return torch.addcmul(self.bias, input, self.weight)
 
-    def part(self, input: Tensor, units: slice) -> Tensor:
+    def forward_units(self, input: Tensor, units: slice) -> Tensor:
         """`forward` of some of the features, ``(rows, units)``."""
         return torch.addcmul(self.bias[units], input, self.weight[units])
 
@@ -90,7 +51,7 @@ class SyncedBatchNorm(RunningMoments):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same."""
+        """``(rows, width)`` to the same shape."""
         if self.training and self.processes.together:
             shared = _Shared.apply(input, self.weight, self.bias, self.eps, self.processes)
             normal, mean, variance, rows = shared  # pyright: ignore[reportGeneralTypeIssues]
@@ -103,7 +64,7 @@ class SyncedBatchNorm(RunningMoments):
             )
         return super().forward(input)
 
-    def part(self, input: Tensor, units: slice) -> Tensor:
+    def forward_units(self, input: Tensor, units: slice) -> Tensor:
         """`forward` of some of the features, ``(rows, units)``; moves no running average."""
         weight = None if self.weight is None else self.weight[units]
         bias = None if self.bias is None else self.bias[units]
@@ -117,7 +78,7 @@ class SyncedBatchNorm(RunningMoments):
         return nn.functional.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
 
     def folded(self) -> nn.Module:
-        """Its affine map in eval mode; itself where it has no statistics of its own to use."""
+        """The affine map of eval mode; self where there are no running averages or no weights."""
         if not self.track_running_stats or not self.affine:
             return self
         assert self.running_mean is not None and self.running_var is not None

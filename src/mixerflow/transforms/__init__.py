@@ -1,9 +1,7 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
-from mixerflow.transforms.actnorm import ActNorm, DiagonalAffine
 from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
-from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling
@@ -22,6 +20,7 @@ from mixerflow.transforms.layout import (
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.low_rank import Householder, Woodbury
+from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves

@@ -7,12 +7,12 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Transform, inside
+from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
-from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.elementwise import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.norms import ActNorm
 from mixerflow.transforms.splits import halves
 
 _LONGEST = 512
@@ -201,5 +201,5 @@ def hooked(chain: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or "forward" in module.__dict__  # replaced on the instance
-        for module in inside(chain)
+        for module in submodules(chain)
     )
