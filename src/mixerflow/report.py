@@ -34,17 +34,17 @@ def write_report(run: Path, images: Images) -> Path:
         ResourceError: the page cannot be written.
     """
     folder = RunFolder(run)
-    header, records = folder.read_metadata(), folder.read_metrics()
+    metadata, records = folder.read_metadata(), folder.read_metrics()
     flow = load(run)
     scored = images.first(_SCORED)
     if flow.context_net is not None:
-        scored = dataclasses.replace(scored, labels=labels_of(header, scored))
+        scored = dataclasses.replace(scored, labels=labels_of(metadata, scored))
     labels = None if flow.context_net is None else scored.labels
     figure = bits(flow, scored.pixels, labels=labels)
     order = figure.per_image.argsort()
     body = [
-        page.heading(str(header.get("recipe") or run.name), level=1),
-        _headline(header),
+        page.heading(str(metadata.get("recipe") or run.name), level=1),
+        _headline(metadata),
         page.heading("Training"),
         page.picture(_curves(records), "plot"),
         page.note("Validation uses the moving average of the weights."),
@@ -55,21 +55,21 @@ def write_report(run: Path, images: Images) -> Path:
     body += _reconstructions(flow, scored)
     body += _extremes("Fewest bits/dim", scored, figure.per_image, order[:_EXTREMES])
     body += _extremes("Most bits/dim", scored, figure.per_image, order[::-1][:_EXTREMES])
-    settings = [[key, _setting(value)] for key, value in header.items()]
+    settings = [[key, _setting(value)] for key, value in metadata.items()]
     body += [page.heading("Settings"), page.table([], settings)]
     return page.write(run / "report.html", run.name, body)
 
 
-def _headline(header: dict[str, Any]) -> str:
-    result = header.get("result")
+def _headline(metadata: dict[str, Any]) -> str:
+    result = metadata.get("result")
     if not result:
-        return page.paragraph(f"status: {header.get('status')}")
+        return page.paragraph(f"status: {metadata.get('status')}")
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
         f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
         f"{escape(result['dataset_id'])}: {kind_of(result)}, after "
-        f"{header.get('steps')} steps and {header.get('seconds', 0) / 60:.1f} minutes; "
-        f"{header.get('parameters', 0):,} parameters.</p>"
+        f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
+        f"{metadata.get('parameters', 0):,} parameters.</p>"
     )
 
 

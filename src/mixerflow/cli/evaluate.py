@@ -61,14 +61,14 @@ class EvaluationArguments(WeightsArguments):
         if self.images is not None and self.images < 1:
             raise ConfigError(f"{self.images} images", "--images", "give at least 1")
 
-    def load_images(self, header: dict[str, Any]) -> tuple[Images, str]:
+    def load_images(self, metadata: dict[str, Any]) -> tuple[Images, str]:
         """Load the images that score the run of this ``run.json``, and name their split.
 
         Raises:
             DataError: the images cannot be found, read or used.
         """
         splits = load_run_data(
-            header, self.data, transparency=self.transparency, on_bad_image=self.on_bad_image
+            metadata, self.data, transparency=self.transparency, on_bad_image=self.on_bad_image
         )
         if self.split == "test" and splits.test is not None:
             images, name = splits.test, "test"
@@ -87,13 +87,13 @@ class EvaluationArguments(WeightsArguments):
         return Evaluator(images, split, seed=self.seed, batch=self.batch, on_batch=on_batch, **more)
 
 
-def load_run_data(header: dict[str, Any], data: str | None, **options: str | None) -> Splits:
+def load_run_data(metadata: dict[str, Any], data: str | None, **options: str | None) -> Splits:
     """Load images as the run of this ``run.json`` did, unless the arguments differ.
 
     Raises:
         ConfigError: neither `data` nor ``run.json`` names images.
     """
-    source = header.get("source") or {}
+    source = metadata.get("source") or {}
     spec = data or source.get("data")
     if spec is None:
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
@@ -126,22 +126,22 @@ def evaluate(arguments: list[str]) -> int:
 def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     device = processes.place(runs.device_of(given.device))
     flow = runs.load(given.run, which=given.checkpoint, average=not given.raw, device=device)
-    header = runs.read_metadata(given.run)
-    images, split = given.load_images(header)
+    metadata = runs.read_metadata(given.run)
+    images, split = given.load_images(metadata)
     with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
         draws = given.importance_samples
         evaluator = given.evaluator(
             images, split, bar, importance_samples=draws, processes=processes
         )
-        figure = evaluator.score(flow, header)
+        figure = evaluator.score(flow, metadata)
     if not processes.main:
         return 0
     keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
-    averaged = header.get("averaged", not given.raw)
+    averaged = metadata.get("averaged", not given.raw)
     result = figure.as_dict() | {
         "codecs": _codecs(images.pixels),
         "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
-        "run": {key: header.get(key) for key in keys},
+        "run": {key: metadata.get(key) for key in keys},
     }
     _write_result(given.run, result)
     if given.json:
@@ -191,7 +191,7 @@ class _PublishArguments(EvaluationArguments):
     run: tyro.conf.Positional[Path]
     """The run folder."""
     to: Path
-    """The folder to write, such as weights/NAME; only better weights replace those there."""
+    """The folder to write, such as weights/NAME; only better weights replace older ones."""
     limit_mb: float = 25.0
     """Millions of bytes that the file may have."""
     force: bool = False

@@ -46,12 +46,12 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     published = None
     if (Path(name) / "run.json").is_file() or is_published(Path(name)):
-        header = read_metadata(Path(name))
-        if not header.get("model"):
+        metadata = read_metadata(Path(name))
+        if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
-        model, shape = from_spec(header["model"])
-        data = header.get("data", {}).get("dataset_id")
-        console.print(f"status {header.get('status')}, {header.get('steps')} steps on {data}")
+        model, shape = from_spec(metadata["model"])
+        data = metadata.get("data", {}).get("dataset_id")
+        console.print(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")
     else:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published

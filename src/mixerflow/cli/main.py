@@ -17,10 +17,7 @@ _COMMANDS = {
     "sample": ("sample.sample", "draw images from a run"),
     "report": ("sample.report", "write a run's report.html"),
     "publish": ("evaluate.publish", "write a run's weights as one small file with a card"),
-    "reproduce": (
-        "reproduce.main",
-        "run a table of the paper at a budget, and test its claims",
-    ),
+    "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
     "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),
 }
 """Command -> its module and function ``(arguments) -> exit code``, and a line of help."""

@@ -101,9 +101,9 @@ class _ReportArguments:
 def report(arguments: list[str]) -> int:
     """Write the page of a run and print its path."""
     given = parse(_ReportArguments, arguments, prog="mixerflow report")
-    header = RunFolder(given.run).read_metadata()
+    metadata = RunFolder(given.run).read_metadata()
     from mixerflow.report import write_report  # matplotlib takes a second, which --help saves
 
-    splits = load_run_data(header, given.data)
+    splits = load_run_data(metadata, given.data)
     print(write_report(given.run, splits.train if splits.test is None else splits.test))
     return 0

@@ -90,11 +90,7 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
 
 
 def _refuse_losses(image: Image.Image, where: object) -> None:
-    """Refuse, from the header, an image of several frames, or with 16-bit colours.
-
-    Raises:
-        DataError: Pillow would read one frame, or the upper 8 bits.
-    """
+    """Refuse, by its header, an image of which Pillow would read one frame, or the upper 8 bits."""
     if getattr(image, "is_animated", False):
         raise DataError("more than one frame", where, "save one frame as PNG")
     # Pillow has no 16-bit colour: it reads the upper bytes and calls the result RGB. The raw mode

@@ -31,12 +31,12 @@ COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
     "cpu": (
         "These are small twins of the paper's models after few steps: compare our rows with each "
-        "other, not with the paper's figures. Parameters are those of the full models."
+        "other, not with the paper's figures. Parameters are the full models'."
     ),
     "gpu": "These are the paper's models and settings.",
 }
 TableText = tuple[list[str], list[list[str]]]
-"""The cells of a table: those of its head, and those of each row."""
+"""The cells of a table's head, and of each row."""
 
 
 def write(table: Table, budget: Budget, root: Path, out: Path) -> None:

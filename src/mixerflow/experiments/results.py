@@ -129,33 +129,33 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
 def _run_results(run: Run) -> dict[str, Any] | str:
     """The results of a finished run, or the reason why a run is not counted."""
     try:
-        header = run.header()
-        if header is None:
+        metadata = run.read_metadata()
+        if metadata is None:
             return "not begun"
-        if difference := run.difference(header):
+        if difference := run.difference(metadata):
             return difference
         figures = run.figures()
-        if header.get("status") != "finished" or figures is None:
-            status = str(header.get("status"))
-            return header.get("error", status) if status == "failed" else "not finished"
+        if metadata.get("status") != "finished" or figures is None:
+            status = str(metadata.get("status"))
+            return metadata.get("error", status) if status == "failed" else "not finished"
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
-    pieces = pieces_of(header, header["steps"])  # one for each stage of a run that grew
+    pieces = pieces_of(metadata, metadata["steps"])  # one for each stage of a run that grew
     steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))
-    start = steps - header["steps"]
+    start = steps - metadata["steps"]
     curve = [[start + r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
     return {
         **figures,
         "seed": run.seed,
         "noise_seed": figures["seed"],
-        "images_per_second": steps * header["train"]["batch"] / seconds,
+        "images_per_second": steps * metadata["train"]["batch"] / seconds,
         "steps": steps,
         "seconds": seconds,
-        "training_sha256": header["data"]["training_sha256"],
+        "training_sha256": metadata["data"]["training_sha256"],
         "curve": curve,
-        "command": header.get("command"),
-        **{key: header[key] for key in ("parameters", "machine", "versions")},
+        "command": metadata.get("command"),
+        **{key: metadata[key] for key in ("parameters", "machine", "versions")},
     }
 
 

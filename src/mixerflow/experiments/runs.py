@@ -80,19 +80,19 @@ class Run:
     def _figures_path(self) -> Path:
         return self.path / "evaluations" / "reproduce.json"
 
-    def header(self) -> dict[str, Any] | None:
+    def read_metadata(self) -> dict[str, Any] | None:
         """The content of ``run.json``, or None where the run has not begun."""
         folder = RunFolder(self.path)
         return folder.read_metadata() if folder.metadata_path.exists() else None
 
-    def difference(self, header: Mapping[str, Any], images: Images | None = None) -> str:
+    def difference(self, recorded: Mapping[str, Any], images: Images | None = None) -> str:
         """The first difference of the run in the folder from this one; empty without any.
 
         Settings that an older version did not know have their defaults.
         """
         try:
-            model, _ = from_spec(header["model"])
-            config = restore(TrainConfig, header["train"])
+            model, _ = from_spec(recorded["model"])
+            config = restore(TrainConfig, recorded["train"])
         except (CheckpointError, KeyError, TypeError):
             return "its settings are another version's"
         for part, old, new in (
@@ -105,8 +105,8 @@ class Run:
             for name in dict.fromkeys([*now, *before]):
                 if before.get(name) != now.get(name):
                     return f"its {part}.{name} is {before.get(name)}, not {now.get(name)}"
-        if images is not None and header["data"]["training_sha256"] != images.fingerprint():
-            return f"it was trained on other images, {header['data']['dataset_id']}"
+        if images is not None and recorded["data"]["training_sha256"] != images.fingerprint():
+            return f"it was trained on other images, {recorded['data']['dataset_id']}"
         return ""
 
     def figures(self) -> dict[str, Any] | None:
@@ -128,8 +128,8 @@ class Run:
             ConfigError: the folder holds a run of other settings or images.
             NonFiniteError: training did not recover from NaN or infinity.
         """
-        header = self.header()
-        if header is not None and (difference := self.difference(header, images.train)):
+        recorded = self.read_metadata()
+        if recorded is not None and (difference := self.difference(recorded, images.train)):
             remedy = "delete or move that folder, or give another --runs"
             raise ConfigError(f"another run is here: {difference}", self.path, remedy)
         stages = self.cell.stages(self.budget, self.seed)
