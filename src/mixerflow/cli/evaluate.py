@@ -62,11 +62,7 @@ class EvaluationArguments(WeightsArguments):
             raise ConfigError(f"{self.images} images", "--images", "give at least 1")
 
     def load_images(self, header: dict[str, Any]) -> tuple[Images, str]:
-        """Load the images that score the run of this ``run.json``, and name their split.
-
-        Raises:
-            DataError: the images cannot be found, read or used.
-        """
+        """Load the images that score the run of this ``run.json``, and name their split."""
         splits = load_run_data(
             header, self.data, transparency=self.transparency, on_bad_image=self.on_bad_image
         )
@@ -88,11 +84,7 @@ class EvaluationArguments(WeightsArguments):
 
 
 def load_run_data(header: dict[str, Any], data: str | None, **options: str | None) -> Splits:
-    """Load images as the run of this ``run.json`` did, unless the arguments differ.
-
-    Raises:
-        ConfigError: neither `data` nor ``run.json`` names images.
-    """
+    """Load images as the run of this ``run.json`` did, unless the arguments differ."""
     source = header.get("source") or {}
     spec = data or source.get("data")
     if spec is None:
@@ -128,12 +120,9 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     flow = runs.load(given.run, which=given.checkpoint, average=not given.raw, device=device)
     header = runs.read_metadata(given.run)
     images, split = given.load_images(header)
+    more = {"importance_samples": given.importance_samples, "processes": processes}
     with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
-        draws = given.importance_samples
-        evaluator = given.evaluator(
-            images, split, bar, importance_samples=draws, processes=processes
-        )
-        figure = evaluator.score(flow, header)
+        figure = given.evaluator(images, split, bar, **more).score(flow, header)
     if not processes.main:
         return 0
     keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
@@ -176,8 +165,8 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
 def _print_table(figure: Bits, codecs: dict[str, float | None]) -> None:
     title = f"{figure.dataset_id}, {figure.split}: {figure.images} images"
     table = Table("", "bits/dim", "± s.e.", "what it is", title=title)
-    bits_per_dim = f"{figure.bits_per_dim:.3f}"
-    table.add_row("the flow", bits_per_dim, f"{figure.standard_error:.3f}", figure.kind)
+    score, error = f"{figure.bits_per_dim:.3f}", f"{figure.standard_error:.3f}"
+    table.add_row("the flow", score, error, figure.kind)
     for name, value in codecs.items():
         shown = "n/a" if value is None else f"{value:.3f}"
         table.add_row(name, shown, "", "lossless code, headers included")

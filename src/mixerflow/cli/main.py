@@ -17,10 +17,7 @@ _COMMANDS = {
     "sample": ("sample.sample", "draw images from a run"),
     "report": ("sample.report", "write a run's report.html"),
     "publish": ("evaluate.publish", "write a run's weights as one small file with a card"),
-    "reproduce": (
-        "reproduce.main",
-        "run a table of the paper at a budget, and test its claims",
-    ),
+    "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
     "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),
 }
 """Command -> its module and function ``(arguments) -> exit code``, and a line of help."""
@@ -42,8 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mixerflow {__version__}")
         return 0
     warnings.showwarning = _print_warning
+    command, *rest = arguments
     try:
-        return _run_command(arguments[0], arguments[1:])
+        if command not in _COMMANDS:
+            raise ConfigError("no such command", command, nearest(command, _COMMANDS))
+        module, function = _COMMANDS[command][0].split(".")
+        return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(rest)
     except MixerFlowError as error:
         problem = error
     except KeyboardInterrupt:
@@ -70,13 +71,6 @@ def _is_first_to_report(line: str) -> bool:
     if processes is None:
         return os.environ.get("RANK", "0") == "0"
     return processes.first_to_report(line)
-
-
-def _run_command(command: str, arguments: list[str]) -> int:
-    if command not in _COMMANDS:
-        raise ConfigError("no such command", command, nearest(command, _COMMANDS))
-    module, function = _COMMANDS[command][0].split(".")
-    return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(arguments)
 
 
 def _usage() -> str:
