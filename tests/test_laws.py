@@ -49,7 +49,7 @@ LONG = {
     "continuous of images, conditional",
     "continuous of images, estimate",
 }
-"""Differential equations that take many short steps, hundreds of times; others like them take few."""
+"""Differential equations that take hundreds of short steps; others like them take few."""
 
 
 def slow_where(names, slow):
