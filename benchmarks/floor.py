@@ -20,7 +20,7 @@ from benchmarks.common import Work
 from mixerflow.core import Shape
 from mixerflow.models import MixerFlow
 from mixerflow.parts import MLP, LUMap, NoMap, RLUMap, RowCoupling, SameMap
-from mixerflow.parts.patching import CUTS, box_of
+from mixerflow.parts.patching import CUTS, window_of
 from mixerflow.registry import word_of
 from mixerflow.transforms import Affine, halves
 
@@ -62,7 +62,7 @@ def products(model: MixerFlow, shape: Shape) -> list[Product]:
     found = [Product(pixels, shape[0], shape[0], "linear")] if model.colour else []
     for number in range(1, model.layers + 1):
         cut, size, shift = model.patching.of(shape, number, model.layers)
-        box = box_of(shape, cut, size, shift)
+        box = window_of(shape, cut, size, shift)
         inner = shape if box is None else (shape[0], *box[1])
         patches, channels = CUTS[cut](inner, size).matrix
         sizes = ((channels, patches), (patches, channels))

@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import JOBS, figure
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+from mixerflow.markdown import table
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
@@ -36,7 +32,7 @@ def speed(rows: list[dict[str, Any]]) -> str:
         size = [f"{row['parameters'] / 1e6:.2f}M", f"{row['gflop_per_image']:.3f}"]
         calls = f"{row['operators_per_training_step']:,}"
         lines.append([row["name"], *size, *cells, calls, "" if peak is None else f"{peak:,.0f}"])
-    return _table(["model", "par.", "GFLOP", *JOBS, "operators", "peak MiB"], lines)
+    return table(["model", "par.", "GFLOP", *JOBS, "operators", "peak MiB"], lines)
 
 
 def growth(rows: list[dict[str, Any]], axis: str) -> str:
@@ -51,7 +47,7 @@ def growth(rows: list[dict[str, Any]], axis: str) -> str:
             time, peak = found[value]["seconds_per_image"]["median"], found[value]["peak_mib"]
             cells.append(f"{1e3 * time:.3g} ms" + ("" if peak is None else f", {peak:,.0f} MiB"))
         lines.append([line, *cells])
-    return _table([axis, *map(str, values)], lines)
+    return table([axis, *map(str, values)], lines)
 
 
 def terms(rows: list[dict[str, Any]], sizes: tuple[int, ...] = (16, 32, 64, 128, 256)) -> str:
@@ -63,7 +59,7 @@ def terms(rows: list[dict[str, Any]], sizes: tuple[int, ...] = (16, 32, 64, 128,
         cells = [row["line"], f"{row['size']}", f"{row['patches']:,}"]
         lines.append([*cells, *(f"{part:.4f}" for part in parts), f"{share:.0%}"])
     names = ["block", "size", "patches", "conditioners", "linear blocks", "assembly", "share"]
-    return _table(names, lines)
+    return table(names, lines)
 
 
 def main() -> None:

@@ -103,7 +103,7 @@ def backward(flow: Flow, x: Tensor) -> None:
 @contextlib.contextmanager
 def buffers_counted() -> Iterator[None]:
     """The kernels' buffers from torch's allocator, not from numpy's, and none left over."""
-    buffers = sys.modules["mixerflow.kernels.buffers"]
+    buffers = sys.modules["mixerflow.kernels.cpu"]
 
     def empty(numbers: int, kind: np.dtype) -> np.ndarray:
         return torch.empty(numbers * kind.itemsize, dtype=torch.uint8).numpy().view(kind)

@@ -69,7 +69,7 @@ def test_every_hidden_unit_is_of_use_whatever_the_width(n, width, context):
     if n > 1 and width > 1:
         assert net.enter.mask[:, : n - 1].any(0).all(), "a feature that nothing reads"
     levels = n if context or n == 1 else n - 1
-    counts = [b - a for a, b in itertools.pairwise(net._ends)][-levels:]
+    counts = [b - a for a, b in itertools.pairwise(net._boundaries)][-levels:]
     if width >= levels:
         assert max(counts) - min(counts) <= 1
     assert net(x, given).shape == (5, 2 * n)

@@ -1,9 +1,10 @@
-"""The GPU benchmark runs, loses nothing to a part that fails, keeps its time, and says it all."""
+"""The GPU benchmark runs, keeps its time, and loses nothing to a section that fails."""
 
 import json
 import math
 import os
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,77 +12,65 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import gpu, gpu_check, gpu_kernels, gpu_micro, gpu_timing, gpu_train
-from benchmarks.gpu_flow import Way, flow_of, shallow
-from benchmarks.gpu_markdown import page
-from benchmarks.gpu_parts import Given, groups
-from benchmarks.gpu_process import Outcome, Part, attempted, said, together
-from benchmarks.gpu_timing import figures, here, paced, replayed
+from benchmarks import gpu
+from benchmarks.gpu import Options, Outcome, Section, Setup, attempt, error_line, run_group
 
 from mixerflow.transforms import kernel_check
 
-GIVEN = {
-    "recipe": "mixerflow-cifar10",
-    "batches": [2],
-    "seconds": 0.01,
-    "norm": "layer",
-    "tiny": True,
-    "results": "/nowhere/gpu.json",
-}
+QUICK = Options(batches=(2,), seconds=0.01, quick=True)
 FAKES = """
 import os, signal, subprocess, sys, time
 
-def good(given):
-    yield {"what": "copy", "tbs": given["tbs"]}
+def good(options, setup, tbs=5.0):
+    yield {"what": "copy", "tbs": tbs}
 
-def raises(given):
+def raises(options, setup):
     yield {"what": "copy", "tbs": 1.0}
     raise MemoryError("no room\\nfor more")
 
-def hangs(given):
+def hangs(options, setup, file):
     yield {"what": "copy", "tbs": 2.0}
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    open(given["file"], "w").write(str(child.pid))
+    open(file, "w").write(str(child.pid))
     time.sleep(60)
 
-def dies(given):
+def dies(options, setup):
     yield {"what": "copy", "tbs": 3.0}
     print("about to die", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-
-def sleeps(given):
-    time.sleep(given["seconds"])
-    yield {"what": "copy", "tbs": 4.0}
 """
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Parts that do as they are told."""
+    """Sections that do as they are told."""
     (tmp_path / "fakes.py").write_text(FAKES)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
 
-    def part(name, limit=20.0, **given):
-        return Part(f"ceilings {name}", f"fakes:{name}", given, limit)
+    def section(name, limit=60.0, **more):
+        return Section(f"ceilings {name}", f"fakes:{name}", limit=limit, more=more)
 
-    return part
+    return section
 
 
-def test_a_part_that_fails_loses_no_other_and_nothing_it_had(fake, tmp_path):
-    names = ("raises", "hangs", "dies", "missing", "good")
-    file = str(tmp_path / "pid")
-    parts = [fake(n, limit=3.0 if n == "hangs" else 20.0, file=file, tbs=5.0) for n in names]
-    raised, hung, died, missing, good = together(parts, 30.0)
-    statuses = [each.status for each in (raised, hung, died, missing, good)]
-    assert statuses == ["failed", "timed out", "failed", "failed", "measured"]
-    assert [each.rows[0]["tbs"] for each in (raised, hung, died, good)] == [1.0, 2.0, 3.0, 5.0]
+def test_a_section_that_fails_loses_no_other_and_nothing_it_had(fake, tmp_path):
+    raised, died, good = run_group([fake("raises"), fake("dies"), fake("good")], QUICK, 60.0)
+    assert [each.status for each in (raised, died, good)] == ["failed", "failed", "measured"]
+    assert [each.rows[0]["tbs"] for each in (raised, died, good)] == [1.0, 3.0, 5.0]
     assert raised.error == "MemoryError: no room for more"
     assert any("Traceback" in line for line in raised.log)
-    assert hung.error == "not done after 3 s" and 3 <= hung.seconds < 10
     assert died.error == "killed by SIGKILL: about to die"
-    assert "has no attribute 'missing'" in missing.error and missing.rows == []
-    assert (good.error, good.log) == (None, []) and good.machine["python"]
-    child = int((tmp_path / "pid").read_text())  # what a part started ends with it
+    assert (good.error, good.log) == (None, [])
+
+    file, written, limit = tmp_path / "pid", [], 5 + good.seconds
+    groups, begin = [[fake("hangs", file=str(file))], [fake("good")]], time.monotonic()
+    hung, late = gpu.measure(groups, QUICK, limit, written.append)  # no time is left for the second
+    assert time.monotonic() - begin < limit + 5
+    assert (hung.status, hung.rows[0]["tbs"]) == ("timed out", 2.0)
+    assert hung.error == f"not done after {limit:.0f} s"
+    assert late.status == "no time"
+    assert [each.status for each in written[0]] == ["no time"] * 2  # before any has run
+    child = int(file.read_text())  # what a section started ends with it
     for _ in range(50):
         if not _runs(child):
             break
@@ -94,216 +83,170 @@ def _runs(process):
     return status.exists() and "\nState:\tZ" not in status.read_text()
 
 
-def test_the_time_is_kept_and_what_had_none_is_listed(fake):
-    slow = [fake("sleeps", seconds=0.0), fake("sleeps", seconds=30)]
-    told = []
-    begun = time.monotonic()
-    outcomes = gpu.measure([slow, [fake("good", tbs=1.0)]], 6.0, told.append)
-    assert time.monotonic() - begun < 9
-    assert [each.status for each in outcomes] == ["measured", "timed out", "no time"]
-    assert outcomes[1].error == "not done after 6 s"
-    assert [each.status for each in told[0]] == ["no time"] * 3  # as it stood at the beginning
-    assert len(told[-1]) == 3
+def test_rows_are_written_and_decide_the_exit_code(fake, tmp_path, monkeypatch):
+    good = Outcome("ceilings good", "measured", rows=[{"what": "copy", "tbs": 7.0}])
+    failed = Outcome("ceilings raises", "failed", error="MemoryError: no room")
+    monkeypatch.setattr(gpu, "sections", lambda _: [[fake("good")]])
+    monkeypatch.setattr(gpu, "run_group", lambda *_: [good])
+    assert gpu.main(["--quick", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(gpu, "sections", lambda _: [[fake("raises")]])
+    monkeypatch.setattr(gpu, "run_group", lambda *_: [failed])
+    assert gpu.main(["--quick", "--out", str(tmp_path)]) == 1
+    result, text = (
+        json.loads((tmp_path / "gpu.json").read_text()),
+        (tmp_path / "gpu.md").read_text(),
+    )
+    assert result["torch"] == result["sections"][0]["machine"]["torch"] == torch.__version__
+    assert Outcome(**result["sections"][0]).error == "MemoryError: no room"
+    assert "| ceilings good | copy | 7 |" in text
+    assert "- ceilings raises: failed: MemoryError: no room" in text
+    names = [each["name"] for each in result["sections"]]
+    assert names == ["ceilings raises", "ceilings good"]  # a section that is not measured now stays
 
 
-def test_what_was_measured_is_written_and_decides_the_exit_code(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "groups", lambda given: [[fake("good", tbs=7.0)], [fake("raises")]])
-    out = tmp_path / "out"
-    assert gpu.main(["--tiny", "--out", str(out)]) == 0
-    result = json.loads((out / "gpu.json").read_text())
-    assert [part["status"] for part in result["parts"]] == ["measured", "failed"]
-    assert json.loads(json.dumps(result)) == result
-    assert Outcome(**result["parts"][1]).error == "MemoryError: no room for more"
-    text = (out / "gpu.md").read_text()
-    assert "| ceilings good | 7 |" in text and "| ceilings raises | 1 |" in text
-    assert "- ceilings raises: failed: MemoryError: no room for more" in text
-
-    assert gpu.main(["--tiny", "--out", str(out), "--only", "ceilings raises"]) == 0
-    names = [part["name"] for part in json.loads((out / "gpu.json").read_text())["parts"]]
-    assert names == ["ceilings raises", "ceilings good"]  # the earlier run's stay
-
-    monkeypatch.setattr(gpu, "groups", lambda given: [[fake("missing")]])
-    assert gpu.main(["--tiny", "--out", str(tmp_path / "none")]) == 1
-
-
-def test_parts_are_named_once_and_chosen_by_their_names(capsys, tmp_path):
-    given = Given("mixerflow-cifar10", (512, 256), 3.0, "layer", False, "gpu.json")
-    found = groups(given)
-    names = [part.name for group in found for part in group]
+def test_sections_are_named_once_and_chosen_by_their_names(capsys):
+    found = [section for group in gpu.sections(Options()) for section in group]
+    names = [section.name for section in found]
     assert len(set(names)) == len(names)
-    assert names.index("proof bfloat16") < names.index("train kernels bfloat16 graph")
-    for part in (part for group in found for part in group):
-        assert json.loads(json.dumps(part.given)) == json.loads(json.dumps(part.given))
-        if "way" in part.given:
-            Way(**part.given["way"])
-    chosen = gpu.chosen(found, ["train kernels"], ["train kernels float32"])
-    assert {part.name.split(",")[0] for group in chosen for part in group} == {
-        "train kernels bfloat16",
-        "train kernels bfloat16 graph",
-    }
-    assert gpu.main(["--list", "--only", "rival"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("rival nflows")
+    assert names.index("proof bfloat16 inputs 1/4") < names.index("train kernels bfloat16 graph")
+    for section in found:
+        stored = json.loads(json.dumps(asdict(section)))
+        assert Setup(**stored["setup"]) == section.setup and stored["more"] == section.more
+        assert callable(getattr(gpu, section.run.partition(":")[2]))
+    asked = ["--only", "train kernels", "--skip", "train kernels float32"]
+    assert gpu.main(["--list", *asked]) == 0
+    listed = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    graph = "train kernels bfloat16 graph"
+    assert sorted(listed) == ["train kernels bfloat16", graph, f"{graph}, keep output"]
+    with pytest.raises(SystemExit, match="no section of that name"):
+        gpu.main(["--only", "nothing"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
-def test_a_tiny_run_from_the_command_line_on(tmp_path, capsys):
-    only = ("ceilings", "train kernels bfloat16 graph", "train operators tf32")
-    skip = ("train kernels bfloat16 graph, keeping", "train operators tf32 graph")
-    asked = ["--only", *only, "--skip", *skip, "--minutes", "4"]
-    assert gpu.main(["--tiny", "--out", str(tmp_path), *asked]) == 0
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    parts = {part["name"]: part for part in result["parts"]}
-    assert parts.keys() == set(only)
-    for part in parts.values():
-        assert part["status"] == "measured" and part["machine"]["torch"] == torch.__version__
-    kernels, operators = (parts[name]["rows"][0] for name in only[1:])
-    assert kernels["finite"] and operators["finite"]
-    assert min(kernels["images_per_second"], operators["images_per_second"]) > 0
-    assert "rows: kernel" in kernels["paths"]
-    assert "rows: kernels are switched off" in operators["paths"]
-    printed = capsys.readouterr().out
-    assert "## Training" in printed and "| train operators tf32 | 4 |" in printed
+def test_a_quick_run_from_the_command_line(tmp_path, capsys):
+    asked = ["--only", "train operators tf32", "--minutes", "4"]
+    assert gpu.main(["--quick", "--out", str(tmp_path), *asked]) == 0
+    sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert [each["status"] for each in sections] == ["measured"]
+    row = sections[0]["rows"][0]
+    assert row["finite"] and row["images_per_second"] > 0
+    assert "## train" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="there is no GPU here"):
+        gpu.main(["--out", str(tmp_path)])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_everything_runs(tmp_path):
-    compiled = [f"train operators bfloat16{how}" for how in (", flows", " graph, flows", ", nets")]
-    asked = ["--skip", *compiled, "rival", "--minutes", "12"]
-    assert gpu.main(["--tiny", "--out", str(tmp_path), *asked]) == 0
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    assert {part["status"] for part in result["parts"]} == {"measured"}
-    rows = [row for part in result["parts"] for row in part["rows"]]
-    assert not [row for row in rows if row.get("error") or row.get("errors")]
+    asked = ["--skip", "train operators bfloat16, compiled", "rival", "--minutes", "25"]
+    assert gpu.main(["--quick", "--out", str(tmp_path), *asked]) == 0
+    sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    assert {section["status"] for section in sections} == {"measured"}
+    rows = [row for section in sections for row in section["rows"]]
+    assert not [row for row in rows if row.get("error")]
     assert all(row["right"] for row in rows if "right" in row)
 
 
-def test_figures_are_of_calls_and_in_their_unit():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
+def test_kernels_run_where_the_setup_has_them():
+    options, paths = replace(QUICK, batches=(1,)), []
+    for setup in (Setup(kernels=True), Setup(kernels=False)):
+        with setup.active():
+            paths.append(gpu.paths_of(gpu.flow_of(options)))
+    assert paths[0] == {"kernel": 2} and "kernel" not in paths[1]
+    with Setup().active():
+        found = gpu.row_flows(gpu.flow_of(options))
+    assert {(place.within, len(place.column_table)) for _, place in found} == {
+        (9, 4),
+        (4, 9),
+        (4, 4),
+    }
+
+
+def test_times_are_of_calls_and_in_their_unit():
     calls = []
-    seconds = paced(lambda: calls.append(time.sleep(0.002)), torch.device("cpu"), seconds=0.02)
+    seconds = gpu.time_calls(lambda: calls.append(time.sleep(0.002)), seconds=0.02)
     assert len(calls) == len(seconds) + 1 and 3 <= len(seconds) <= 12
     assert all(each >= 0.002 for each in seconds)
-    found = figures([0.001, 0.003, 0.002, 0.010])
-    assert found == {"mean": 4.0, "median": 2.5, "least": 1.0, "most": 10.0}
-    order = []
-    runs = [lambda: order.append("a"), lambda: order.append("b")]
-    replayed(runs, torch.device("cpu"), times=2)()
-    assert order == ["a", "b", "a", "b"]
+    found = gpu.summary([0.001, 0.003, 0.002, 0.010])
+    assert found == {"median": 2.5, "least": 1.0, "most": 10.0}
 
 
-def test_a_row_that_fails_says_what_it_came_from():
+def test_a_row_that_fails_tells_the_cause():
     def fails():
         try:
             raise TypeError("Return type mismatch\nby far")
         except TypeError as error:
             raise RuntimeError("at 33:22:\n    first = normed(h)\n    ^") from error
 
-    assert attempted({"batch": 3}, fails) == {
+    assert attempt({"batch": 3}, fails) == {
         "batch": 3,
         "error": "TypeError: Return type mismatch by far",
     }
-    assert said(RuntimeError("at 1:0:\ndef f():\n^\nunsupported")) == "RuntimeError: unsupported"
-    assert said(ValueError()) == "ValueError: "
+    message = "RuntimeError: unsupported"
+    assert error_line(RuntimeError("at 1:0:\ndef f():\n^\nunsupported")) == message
+    assert error_line(ValueError()) == "ValueError: "
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
 def test_a_wrong_kernel_is_not_right(monkeypatch):
-    given = GIVEN | {"way": {"precision": "float32"}}
-    monkeypatch.setattr(gpu_check, "poison", lambda: None)
-    monkeypatch.setattr(kernel_check, "worst_error", lambda chain, device, low: 3.5)
-    found = list(gpu_check.proofs(given))
-    assert [row["right"] for row in found] == [False, False]
-    assert {row["length"] for row in found} == {4, 9}
-    monkeypatch.setattr(kernel_check, "worst_error", lambda chain, device, low: math.inf)
-    assert [row["worst_error"] for row in gpu_check.proofs(given)] == [None, None]
+    for error in (3.5, math.inf, math.nan):
+        monkeypatch.setattr(kernel_check, "worst_error", lambda *_, error=error, **__: error)
+        rows = list(gpu.proof(QUICK, Setup(precision="float32")))
+        assert [row["right"] for row in rows] == [False] * 3
+        assert rows[0]["worst_error"] == (error if error == 3.5 else None)
+    torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
-def test_launches_are_caught_and_told_apart():
-    way, flow = Way(), shallow(GIVEN)
-    with way.holds(), gpu_kernels.unproved():
-        with gpu_kernels.recorded(lambda name: False) as found:
-            gpu_kernels.step_of(flow, way, 2)
-    names = {launch.name for launch in found}
-    assert {*gpu_micro.SWEPT, "assemble_kernel", "copy_kernel", "disassemble_kernel"} == names
-    unlike = gpu_kernels.unlike(found)
-    assert len(unlike) < len(found) and len({launch.key() for launch in unlike}) == len(unlike)
-    step = next(launch for launch in found if launch.name == "step_kernel")
-    other = step._replace(constants=step.constants | {"num_warps": 3})
-    assert step.key() != other.key() and step.named()["BLOCK"] >= 16
-    fresh = step.afresh().args[0]
-    assert fresh is step.args[0]  # small ones stay
-    big = torch.zeros(2**19)
-    clone = step._replace(args=(big, big)).afresh().args
-    assert clone[0] is not clone[1] and clone[0].std() > 0.9
-    assert gpu_kernels.compiled(unlike)["compiled"] == len(unlike)  # nothing in the interpreter
+def test_floors_take_the_measured_rates(tmp_path):
+    options = replace(QUICK, results=str(tmp_path / "gpu.json"))
 
+    def us(precision="bfloat16"):
+        return gpu.counted(options, 8, precision).kinds[0].kernels[0].us
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
-def test_kernels_stand_beside_their_floors(monkeypatch):
-    monkeypatch.setattr(gpu_micro, "timed", lambda given, runs: {"median": 2.0})
-    rows = list(gpu_micro.kernels(GIVEN | {"way": {}}))
-    kernels = {(row["kind"], row["kernel"]): row for row in rows if "kernel" in row}
-    parts = {(row["kind"], row["part"]): row for row in rows if "part" in row}
-    assert kernels["channels", "step_kernel"]["launches"] == 1
-    assert kernels["", "assemble_kernel"]["launches"] == 4
-    assert [parts["patches", part]["us"] for part in ("forward", "backward", "sum")] == [2, 4, 2]
-    back = parts["patches", "backward"]
-    assert back["of_matrix_peak"] == pytest.approx(back["floor_us"]["matrix"] / 4)
-    assert back["of_floor"] == pytest.approx(back["floor_us"]["overlap"] / 4)
-
-
-def test_floors_take_the_rates_that_were_measured(tmp_path):
-    file = tmp_path / "gpu.json"
-    given = GIVEN | {"results": str(file)}
-    default = gpu_micro.counted(given, 8).kinds[0].kernels[0].us
+    default = us()
     rows = [{"what": "copy", "tbs": 8.6}, {"what": "bfloat16", "tflops": 390.0}]
-    rows += [{"what": "tf32", "tflops": 390.0}, {"what": "launch", "error": "said nothing"}]
-    file.write_text(json.dumps({"parts": [{"rows": rows}]}))
-    measured = gpu_micro.counted(given, 8).kinds[0].kernels[0].us
+    rows += [{"what": "tf32", "tflops": 390.0}, {"what": "chip", "error": "unknown"}]
+    (tmp_path / "gpu.json").write_text(json.dumps({"sections": [{"rows": rows}]}))
+    measured = us()
     assert measured["memory"] == pytest.approx(default["memory"] / 2)
     assert measured["matrix"] == pytest.approx(default["matrix"] * 2)
-    three = gpu_micro.counted(given, 8, "float32").kinds[0].kernels[0].us
-    assert three["matrix"] == pytest.approx(3 * measured["matrix"])
+    assert us("float32")["matrix"] == pytest.approx(3 * measured["matrix"])
 
 
-def test_a_flow_is_far_from_the_identity_and_in_bounds():
-    flow = flow_of(GIVEN)
-    x = torch.randint(0, 256, (16, *flow.shape), dtype=torch.uint8, device=here())
-    with torch.no_grad(), Way(kernels=False).holds():
+def test_the_flow_is_far_from_the_identity_and_in_bounds():
+    flow = gpu.flow_of(QUICK)
+    x = torch.randint(0, 256, (16, *flow.shape), dtype=torch.uint8, device=gpu.current_device())
+    with torch.no_grad(), Setup(kernels=False).active():
         z = flow.eval()(x).z
     assert 0.3 < float(z.std()) < 3
     assert all(p.any() for p in flow.parameters() if p.dim() > 1)
 
 
-def test_a_page_has_every_row_even_one_it_does_not_know():
-    rows = [{"batch": 512, "error": "OutOfMemoryError: a | b"}, {"unknown": 1}]
-    parts = [
-        {"name": "train x", "status": "measured", "rows": rows, "machine": {}, "error": None},
-        {"name": "sweep", "status": "no time", "rows": [], "machine": {}, "error": None},
-    ]
-    result = {"given": {"recipe": "r"}, "command": "c", "seconds": 1.0}
-    text = page(result | {"parts": [part | {"log": []} for part in parts]})
-    assert "| train x | 512 |" in text and "OutOfMemoryError: a / b |" in text
-    assert "- sweep: no time" in text
-    assert page({}).startswith("no page: KeyError")
-
-
 def test_training_goes_on_after_a_batch_that_does_not_fit(monkeypatch):
-    def trained(given, way, batch):
+    def train_batch(options, setup, batch):
         if batch == 4:
             raise MemoryError("no room")
         return {"images_per_second": 1.0}
 
-    monkeypatch.setattr(gpu_train, "_trained", trained)
-    given = GIVEN | {"batches": [8, 4, 2], "way": {"kernels": False}}
-    found = list(gpu_train.training(given))
+    monkeypatch.setattr(gpu, "train_batch", train_batch)
+    found = list(gpu.train(replace(QUICK, batches=(8, 4, 2)), Setup(kernels=False)))
     assert [row["batch"] for row in found] == [2, 4, 8]
     assert [row.get("error") for row in found] == [None, "MemoryError: no room", None]
+    page = gpu.page(
+        {
+            "options": {"recipe": "r"},
+            "command": "c",
+            "sections": [asdict(Outcome("train x", rows=[{"error": "a | b"}, {"new": None}]))],
+        }
+    )
+    assert "| train x | a / b |" in page and "| train x | None |" in page
+    assert "- train x: no time: -" in page
 
 
-def test_ceilings_are_rates_of_what_was_done():
-    found = {row["what"]: row for row in gpu_timing.ceilings(GIVEN)}
+def test_ceilings_are_rates_of_the_work_done():
+    found = {row["what"]: row for row in gpu.ceilings(QUICK, Setup())}
     copy, product = found["copy"], found["float32"]
     assert copy["tbs"] == pytest.approx(2 * 4096 / copy["seconds"]["median"] / 1e12)
     assert product["tflops"] == pytest.approx(2 * 64**3 / product["seconds"]["median"] / 1e12)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
-from mixerflow.kernels.buffers import empty_reused
+from mixerflow.kernels.cpu import empty_reused
 from mixerflow.parts import LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
 from mixerflow.registry import evolve

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixerflow.data import load
-from mixerflow.data import store as store_module
+from mixerflow.data import load, pixel_cache
 from mixerflow.data.decode import bombs_refused, read_image
 from mixerflow.errors import ConfigError, DataError, ResourceError
 
@@ -358,7 +357,7 @@ def test_unreadable_files_and_folders(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny_memory(monkeypatch):
-    monkeypatch.setattr(store_module, "LARGE", 100)
+    monkeypatch.setattr(pixel_cache, "MEMORY_LIMIT", 100)
 
 
 def test_large_folders_are_decoded_once_and_mapped(tmp_path, tiny_memory, monkeypatch):
@@ -410,6 +409,6 @@ def test_a_cache_that_cannot_be_written(tmp_path, tiny_memory):
 
 def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store_module.default_cache() == tmp_path / "mixerflow"
+    assert pixel_cache.default_cache() == tmp_path / "mixerflow"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the standard
-    assert store_module.default_cache() == Path.home() / ".cache" / "mixerflow"
+    assert pixel_cache.default_cache() == Path.home() / ".cache" / "mixerflow"

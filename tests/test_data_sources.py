@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mixerflow.data import Images, Splits, hold_out, hold_out_indices, known, load, names
+from mixerflow.data import Images, Splits, hold_out, load, names, published_sets
+from mixerflow.data.published_sets import SETS, content_digest
 from mixerflow.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
@@ -21,8 +22,7 @@ RNG = np.random.default_rng(0)
 
 def some(count=10, shape=(3, 4, 4), dtype=np.uint8) -> Images:
     pixels = RNG.integers(0, 256, (count, *shape)).astype(dtype)
-    levels = 256 ** np.dtype(dtype).itemsize
-    return Images(pixels, np.arange(count), levels, (), "some")
+    return Images(pixels, np.arange(count), (), "some")
 
 
 # --- the embedded set
@@ -42,7 +42,7 @@ def test_the_embedded_set_is_balanced_and_whole():
 
 
 def test_the_embedded_file_carries_its_licence_and_is_small():
-    path = Path(known.__file__).parent / "fashion_mini.npz"
+    path = Path(published_sets.__file__).parent / "fashion_mini.npz"
     assert path.stat().st_size < 2_000_000
     with np.load(path, allow_pickle=False) as packed:
         text = "\n".join(packed["licence"])
@@ -57,7 +57,7 @@ def test_the_embedded_file_can_be_made_again(tmp_path, monkeypatch):
     tool = Path(__file__).parents[1] / "tools" / "make_fashion_mini.py"
     monkeypatch.setattr(sys, "argv", [str(tool), str(source), str(tmp_path / "out.npz")])
     runpy.run_path(str(tool), run_name="__main__")
-    kept = Path(known.__file__).parent / "fashion_mini.npz"
+    kept = Path(published_sets.__file__).parent / "fashion_mini.npz"
     with np.load(tmp_path / "out.npz") as made, np.load(kept) as old:
         assert lzma.decompress(made["pixels_xz"]) == lzma.decompress(old["pixels_xz"])
         for key in ("shape", "labels", "train", "licence"):
@@ -119,16 +119,10 @@ def save_set(path: Path, train: np.ndarray, test: np.ndarray) -> str:
 
 
 def test_old_and_new_imagenet_are_told_apart_by_their_counts(tmp_path, monkeypatch):
-    assert (known.SETS["imagenet32-old"].train, known.SETS["imagenet32-old"].test) == (
-        1281149,
-        49999,
-    )
-    assert (known.SETS["imagenet64-new"].train, known.SETS["imagenet64-new"].test) == (
-        1281167,
-        50000,
-    )
-    small = {"train": 7, "test": 3, "shape": (3, 4, 4)}
-    monkeypatch.setitem(known.SETS, "galaxy", replace(known.SETS["galaxy"], **small))
+    assert SETS["imagenet32-old"].counts == (1281149, 49999)
+    assert SETS["imagenet64-new"].counts == (1281167, 50000)
+    small = {"counts": (7, 3), "shape": (3, 4, 4)}
+    monkeypatch.setitem(SETS, "galaxy", replace(SETS["galaxy"], **small))
     right = save_set(tmp_path / "a.npz", some(7).pixels, some(3).pixels)
     assert load(f"galaxy:{right}").train.dataset_id == "galaxy"
     assert load(right).train.dataset_id == "npz:a.npz"  # counts alone prove nothing
@@ -143,11 +137,11 @@ def test_old_and_new_imagenet_are_told_apart_by_their_counts(tmp_path, monkeypat
 
 @pytest.fixture
 def published(monkeypatch):
-    """Two small splits that `known` takes for CIFAR-10."""
+    """Two small splits that `published_sets` takes for CIFAR-10."""
     train, test = some(8).pixels, some(4).pixels
-    digests = (known.content_digest(train), known.content_digest(test))
-    small = replace(known.SETS["cifar10"], shape=(3, 4, 4), train=8, test=4, digests=digests)
-    monkeypatch.setitem(known.SETS, "cifar10", small)
+    digests = (content_digest(train), content_digest(test))
+    small = replace(SETS["cifar10"], shape=(3, 4, 4), counts=(8, 4), digests=digests)
+    monkeypatch.setitem(SETS, "cifar10", small)
     return train, test
 
 
@@ -254,7 +248,7 @@ def test_the_fingerprint_knows_shape_and_type_and_reads_in_pieces(tmp_path, monk
     images = some(shape=(1, 4, 6))
     whole = images.fingerprint()
     other = replace(images, pixels=images.pixels.reshape(10, 1, 6, 4)).fingerprint()
-    deep = replace(images, pixels=images.pixels.astype(np.uint16), levels=65536).fingerprint()
+    deep = replace(images, pixels=images.pixels.astype(np.uint16)).fingerprint()
     assert len({whole, other, deep}) == 3
     np.save(tmp_path / "a.npy", images.pixels)
     mapped = replace(images, pixels=np.load(tmp_path / "a.npy", mmap_mode="r"))
@@ -269,7 +263,6 @@ def test_the_fingerprint_knows_shape_and_type_and_reads_in_pieces(tmp_path, monk
         {"pixels": np.zeros((2, 1, 4, 4))},
         {"pixels": np.zeros((0, 1, 4, 4), np.uint8)},
         {"pixels": np.zeros((10, 3, 4, 8), np.uint8)[..., ::2]},
-        {"levels": 65536},
         {"labels": np.arange(9)},
         {"labels": np.arange(10, dtype=np.uint8)},
         {"labels": np.arange(10) - 1},
@@ -297,9 +290,9 @@ def test_hold_out(count, fraction, held):
     assert sorted(both) == list(range(count))  # disjoint, and nothing lost
     assert all(np.diff(train.labels) > 0) and all(np.diff(validation.labels) > 0)
     assert np.array_equal(images.pixels[validation.labels], validation.pixels)
-    again = hold_out_indices(count, fraction, seed=3)
-    assert np.array_equal(again[1], validation.labels)
-    assert {len(hold_out_indices(count, fraction, seed=seed)[1]) for seed in range(30)} == {held}
+    again = hold_out(images, fraction, seed=3)
+    assert np.array_equal(again[1].labels, validation.labels)
+    assert {len(hold_out(images, fraction, seed=seed)[1]) for seed in range(30)} == {held}
 
 
 def test_hold_out_depends_on_the_seed_and_has_limits():

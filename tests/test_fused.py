@@ -116,7 +116,7 @@ def test_what_folds():
     steps = list(flow.transform)
     # three plain layers share one cut; the shift layer has its own; the last one cuts again
     assert [type(s).__name__ for s in steps[:3]] == ["Dequantize", "Rescale", "Along"]
-    plain = ["Patches", *["Along"] * 6, "Inverse"]
+    plain = ["Patchify", *["Along"] * 6, "Inverse"]
     assert [type(s).__name__ for s in steps[3:11]] == plain
     mixing = steps[4].transform
     assert isinstance(mixing, KernelChain)

@@ -238,7 +238,7 @@ class Vague(LU):
 
 
 def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
-    memory._say.cache_clear()
+    memory._warn_once.cache_clear()
     torch.manual_seed(0)
     dropping = Coupling(-1, Dropping(3, 6), Affine(2.0))
     chain = Chain(Rescale(0.5), LU(6), dropping, Chain(LU(6), Vague(6)), LU(6)).double().train()
@@ -255,8 +255,8 @@ def test_steps_that_cannot_invert_keep_their_input_and_say_so_once():
     with pytest.warns(UserWarning) as said:
         inverted, state3 = gradients("invert")
     assert [str(w.message).partition(": ")[2] for w in said] == [
-        "layer 2 (Coupling) draws from torch's generator: it is kept",
-        "layer 4 (Vague) does not rebuild its input exactly: it is kept",
+        "layer 2 (Coupling) draws from torch's generator: its input is stored",
+        "layer 4 (Vague) does not rebuild its input exactly: its input is stored",
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -274,7 +274,7 @@ def test_containers_are_invertible_where_their_parts_are():
 
 
 def test_rounding_that_grows_too_far_is_said(monkeypatch):
-    memory._say.cache_clear()
+    memory._warn_once.cache_clear()
     monkeypatch.setattr(memory, "ANCHOR_EVERY", 6)
     squeeze = [Layer(Rescale(1e-5, 1.0), Rescale(1e5, -1e5), LU(4)) for _ in range(7)]
     chain = Chain(*squeeze)
@@ -295,7 +295,7 @@ def glow(steps, shape=(2, 8, 8), *, width=8, context=0):
     scales, inner = [], shape
     for _ in range(2):
         squeeze = Squeeze(inner)
-        channels, *spatial = squeeze.given
+        channels, *spatial = squeeze.latent_shape
         scales.append(Chain(squeeze, *(step(channels) for _ in range(steps))))
         inner = (channels // 2, *spatial)
     torch.manual_seed(0)

@@ -253,7 +253,7 @@ def test_points_are_placed_on_rows_of_the_data():
     net = KernelNet(2, 3, width=5, context=1)
     x, c = torch.randn(9, 2) * 30, torch.randn(9, 1)
     net.place(x, c, generator=torch.Generator().manual_seed(0))
-    near = net.kernel(net._squares(net._read(x, c)))
+    near = net.kernel(net.squared_distances(net.norm(net.concatenate(x, c))))
     assert ((near > 1 - 1e-4).sum(0) == 1).all() and ((near > 1 - 1e-4).sum(1) <= 1).all()
     with pytest.raises(ValueError, match=r"5 points.*4"):
         net.place(x[:4], c[:4])

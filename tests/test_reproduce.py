@@ -14,7 +14,7 @@ import pytest
 
 from mixerflow.cli import main
 from mixerflow.experiments import TABLES, Claim, outcome
-from mixerflow.experiments.outputs import markdown
+from mixerflow.experiments.outputs import markdown_text
 from mixerflow.experiments.results import collect, parameters
 from mixerflow.runs import RunFolder
 
@@ -267,7 +267,7 @@ def test_help_needs_no_plots():
 
 
 def test_an_empty_table_is_a_table(tmp_path):
-    said = markdown(collect(TABLES["table-10"], "cpu", tmp_path))
+    said = markdown_text(collect(TABLES["table-10"], "cpu", tmp_path))
     assert "| Basic | 3.81 |  | 0 | 10.71M |" in said
     assert "undecided (seeds: 0)" in said
 

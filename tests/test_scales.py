@@ -74,7 +74,7 @@ def test_sides_that_do_not_divide_are_named(make):
 def steps(shape, *, context=0):
     """Squeezes, then two layers and a coupling that leaves what goes on as it is."""
     squeeze = Squeeze(shape)
-    n, axes = squeeze.given[0], len(shape) - 1
+    n, axes = squeeze.latent_shape[0], len(shape) - 1
     layers = [
         Layer(ActNorm((n, *(1,) * axes)), Along(0, LU(n)), image_coupling(n, axes, flip, context))
         for flip in (False, True)

@@ -1,4 +1,4 @@
-"""Errors for people: one line that says what is wrong, where, and what to do about it.
+"""Errors for people: one line with the fault, its place, and the remedy.
 
 The command line prints ``error: what: where: remedy`` and ends with the class's exit code; a
 program that uses the library catches `MixerFlowError` or one of its kinds.
@@ -12,12 +12,12 @@ from typing import ClassVar
 
 
 class MixerFlowError(Exception):
-    """Something a person can mend.
+    """An error that a person can correct.
 
     Args:
-        what: what is wrong, in a few words.
-        where: the file, folder or flag it is about.
-        remedy: what to do about it.
+        what: the fault, in a few words.
+        where: the file, folder or flag with the fault.
+        remedy: the way to correct it.
     """
 
     exit_code: ClassVar[int] = 1
@@ -48,7 +48,7 @@ class CheckpointError(MixerFlowError):
 
 
 class ResourceError(MixerFlowError):
-    """Memory, disk, a run folder that another process is writing to, or a process that is gone."""
+    """Memory or disk is short, a run folder is in use, or another process has died."""
 
     exit_code = 5
 
@@ -64,12 +64,12 @@ class NonFiniteError(MixerFlowError):
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """A remedy for a name that is not known: the one that is most like it, or all of them."""
+    """Return the remedy for an unknown name: the most similar known name, or all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """Return the first line of an error's text, or its type if it has no text."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,11 +1,11 @@
-"""A flow as two plain functions of tensors, for `torch.export` and ONNX.
+"""A flow as two functions of tensors, for `torch.export` and ONNX.
 
     density = mixerflow.export.density(flow)    # images, uniform noise -> log-probabilities
     decoder = mixerflow.export.decoder(flow)    # latents -> images
     program = mixerflow.export.program(density) # torch.export, any batch size
     mixerflow.export.onnx(decoder, "decoder.onnx")
 
-Both are made of the flow's inference copy. Noise is an input: nothing in them is random.
+Both use the flow's inference copy. Noise is an input, so that nothing in them is random.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ from torch import Tensor, nn
 from mixerflow.core import Flow, Noise
 from mixerflow.errors import ConfigError
 
+_OTHER_NOISE = "export: takes flows that draw one uniform number a pixel; this draws others"
 
-class _Given(Noise):
-    """Noise that was drawn outside: the one draw that a dequantisation makes."""
+
+class _InputNoise(Noise):
+    """Noise given as an input: the one draw that a dequantization makes."""
 
     def __init__(self, uniform: Tensor) -> None:
         super().__init__(0, torch.zeros(0, dtype=torch.int64))
         self._uniform: Tensor | None = uniform
 
     def uniform(self, like: Tensor, stream: int) -> Tensor:
-        drawn, self._uniform = self._uniform, None
-        if drawn is None or drawn.shape != like.shape:
-            raise ValueError(
-                "export: takes flows that draw one uniform number a pixel; this draws others"
-            )
-        return drawn.to(like.dtype)
+        noise, self._uniform = self._uniform, None
+        if noise is None or noise.shape != like.shape:
+            raise ValueError(_OTHER_NOISE)
+        return noise.to(like.dtype)
 
     def normal(self, like: Tensor, stream: int) -> Tensor:
-        raise ValueError(
-            "export: takes flows that draw one uniform number a pixel; this draws others"
-        )
+        raise ValueError(_OTHER_NOISE)
 
 
 class Density(nn.Module):
@@ -52,26 +50,23 @@ class Density(nn.Module):
     def forward(
         self, images: Tensor, noise: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
-        """``(B, *shape)`` to ``(B,)``.
+        """Map images ``(B, *shape)`` to log-probabilities ``(B,)``.
 
         Args:
             images: integers for a flow with levels, else floats.
             noise: of the images' shape, uniform on ``[0, 1)``; None for float data.
-            context: class labels ``(B,)``, or what the flow's ``context_net`` takes.
+            context: class labels ``(B,)``, or other input of the flow's ``context_net``.
         """
-        return self.flow(images, context, None if noise is None else _Given(noise)).log_prob
+        return self.flow(images, context, None if noise is None else _InputNoise(noise)).log_prob
 
     def example(self, batch: int = 2) -> dict[str, Tensor]:
-        """Inputs that this flow's density takes, by name."""
+        """Return inputs that this flow's density takes, by name."""
         shape, levels = (batch, *self.flow.shape), self.flow.levels
+        images = torch.zeros(shape, dtype=self.flow.dtype)
         if levels is None:
-            return {
-                "images": torch.zeros(shape, dtype=self.flow.dtype),
-                **_labels(self.flow, batch),
-            }
-        images = torch.zeros(shape, dtype=torch.uint8 if levels <= 256 else torch.int32)
-        noise = torch.full(shape, 0.5, dtype=self.flow.dtype)
-        return {"images": images, "noise": noise, **_labels(self.flow, batch)}
+            return {"images": images, **_labels(self.flow, batch)}
+        integers = images.to(torch.uint8 if levels <= 256 else torch.int32)
+        return {"images": integers, "noise": images + 0.5, **_labels(self.flow, batch)}
 
 
 class Decoder(nn.Module):
@@ -82,27 +77,27 @@ class Decoder(nn.Module):
         self.flow = flow
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """``(B, D)`` to images ``(B, *shape)``, as `Flow.decode`; draws of the base are samples."""
-        return self.flow._to_images(self.flow._inverse(z, context))
+        """Map latents ``(B, D)`` to images ``(B, *shape)``, as `Flow.decode` does."""
+        return self.flow.decode(z, context)
 
     def example(self, batch: int = 2) -> dict[str, Tensor]:
-        """Inputs that this flow's decoder takes, by name."""
+        """Return inputs that this flow's decoder takes, by name."""
         z = torch.zeros(batch, math.prod(self.flow.latent_shape), dtype=self.flow.dtype)
         return {"z": z, **_labels(self.flow, batch)}
 
 
 def density(flow: Flow) -> Density:
-    """The density of a flow's inference copy as a function of images and noise."""
+    """Return the density of a flow's inference copy as a function of images and noise."""
     return Density(flow.fused())
 
 
 def decoder(flow: Flow) -> Decoder:
-    """The way from latents to images of a flow's inference copy."""
+    """Return the map from latents to images of a flow's inference copy."""
     return Decoder(flow.fused())
 
 
 def program(module: Density | Decoder) -> torch.export.ExportedProgram:
-    """`torch.export` of a density or decoder, for batches of any size from 1 up."""
+    """Export a density or decoder with `torch.export`, for batches of any size from 1 up."""
     example = module.example()
     batch = torch.export.Dim("batch", min=1)
     shapes: dict[str, Any] = {name: {0: batch} for name in example}
@@ -113,7 +108,7 @@ def program(module: Density | Decoder) -> torch.export.ExportedProgram:
 def onnx(module: Density | Decoder, path: str | Path) -> None:
     """Write a density or decoder as an ONNX model, for batches of any size from 1 up.
 
-    Its inputs have the names that `example` gives; its output is called ``log_prob`` or ``images``.
+    Its inputs have the names that `example` gives; its output is named ``log_prob`` or ``images``.
 
     Raises:
         ConfigError: the extra ``onnx`` is not installed.
@@ -121,9 +116,8 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise ConfigError(
-            "ONNX needs onnx and onnxscript", "export.onnx", "pip install 'mixerflow[onnx]'"
-        ) from None
+        what, remedy = "ONNX needs onnx and onnxscript", "pip install 'mixerflow[onnx]'"
+        raise ConfigError(what, "export.onnx", remedy) from None
     torch.onnx.export(
         program(module),
         (),
@@ -140,7 +134,6 @@ def _labels(flow: Flow, batch: int) -> dict[str, Tensor]:
     if flow.context_net is None:
         return {}
     if not isinstance(flow.context_net, nn.Embedding):
-        raise ConfigError(
-            "only class labels have an example", "export", "call torch.export with your own context"
-        )
+        remedy = "call torch.export with your own context"
+        raise ConfigError("only class labels have an example", "export", remedy)
     return {"context": torch.zeros(batch, dtype=torch.int64)}

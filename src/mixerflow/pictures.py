@@ -1,4 +1,4 @@
-"""Pictures of images: grids, PNG files, and what ordinary lossless codecs need for them."""
+"""Pictures of images: grids, PNG files, and the size of images in ordinary lossless codecs."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def grid(
     Args:
         pixels: `(N, C, H, W)` uint8 or uint16 (shown by its upper eight bits). One channel is
             shown as grey, two as the first one, three or more as the first three as RGB.
-        columns: images a row; by default as many as make the grid about square.
+        columns: images in a row; by default the grid is about square.
         pad: white pixels around each image, before scaling.
         scale: side of the square that stands for one pixel.
 
     Raises:
         ValueError: not a stack of images, or a layout that cannot be drawn.
     """
-    cells = _as_bytes(pixels)
+    if pixels.ndim != 4 or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
+        shape = tuple(pixels.shape)
+        raise ValueError(f"expected images (N, C, H, W) uint8/uint16, got {shape} {pixels.dtype}")
     if pad < 0 or scale < 1 or (columns is not None and columns < 1):
         raise ValueError(f"grid with columns={columns}, pad={pad}, scale={scale}")
-    cells = cells[..., :3] if cells.shape[-1] >= 3 else cells[..., :1]
+    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]
+    cells = np.moveaxis(pixels if pixels.dtype == np.uint8 else pixels >> 8, 1, -1).astype(np.uint8)
     border = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     cells = np.pad(cells, border, constant_values=255)
     sheet = _tile(cells, columns or _square(cells), fill=255)
@@ -45,11 +48,11 @@ def grid(
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write an image file whole or not at all; the ending of `path` names the format.
+    """Write an image file, completely or not at all; the ending of `path` names the format.
 
     Raises:
         ValueError: an ending that no format has.
-        OSError: the file cannot be written; what was there before is still there.
+        OSError: the file cannot be written; an older file is unchanged.
     """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -60,7 +63,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:
-    """One image `(C, H, W)` as a lossless PNG file, as small as the library makes it.
+    """Encode one image `(C, H, W)` as PNG, at the strongest compression.
 
     Raises:
         ValueError: PNG has no such image (channels other than 1 or 3, or 16 bits in colour).
@@ -69,16 +72,13 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
-    """Bits per dimension of a lossless codec at its strongest setting.
+    """Bits per dimension of a lossless codec at its strongest setting, headers included.
 
     Args:
         pixels: `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only).
         codec: `png` (level 9, optimised) or `webp` (lossless, quality 100, method 6).
-        sheet: all images in one picture (about square; several where a side would pass 16,383
-            pixels), so that headers and tables are paid once; otherwise a file for each image.
-
-    Returns:
-        Bits of the files over `N * C * H * W`, headers included.
+        sheet: put all images into one picture (about square; several where a side would pass
+            16,383 pixels), with one header for all; otherwise each image is a file.
 
     Raises:
         ValueError: the codec has no such images.
@@ -91,7 +91,7 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
 
 
 def _encode(picture: np.ndarray, codec: Codec) -> bytes:
-    """The file of one picture `(H, W, C)`."""
+    """Encode one picture `(H, W, C)`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
     if channels not in (1, 3) or not (dtype == np.uint8 or deep):
@@ -106,7 +106,7 @@ def _encode(picture: np.ndarray, codec: Codec) -> bytes:
 
 
 def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Pictures `(rows H, columns W, C)` of all the cells `(N, H, W, C)`, none too long a side."""
+    """Tile all cells `(N, H, W, C)` into pictures whose sides the codecs can write."""
     height, width = cells.shape[1:3]
     rows, columns = _LONGEST_SIDE // height, _LONGEST_SIDE // width
     if not (rows and columns):
@@ -114,31 +114,22 @@ def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
     most = rows * columns
     for start in range(0, len(cells), most):
         part = cells[start : start + most]
-        # Between "about square" and what the other side's limit demands.
+        # about square, unless the limit of a side needs more or fewer columns
         across = max(math.ceil(len(part) / rows), min(_square(part), columns))
         yield _tile(part, across, fill=0)
 
 
 def _square(cells: np.ndarray) -> int:
-    """Columns that make a sheet of the cells `(N, H, W, C)` about square."""
+    """The number of columns of an about square sheet of cells `(N, H, W, C)`."""
     count, height, width = cells.shape[:3]
     return min(count, max(1, round(math.sqrt(count * height / width))))
 
 
 def _tile(cells: np.ndarray, columns: int, *, fill: int) -> np.ndarray:
-    """One picture `(rows H, columns W, C)`, row by row; cells that are left over are `fill`."""
+    """Tile cells row by row into `(rows H, columns W, C)`; empty cells are `fill`."""
     count, height, width, channels = cells.shape
     rows = math.ceil(count / columns)
     board = np.full((rows * columns, height, width, channels), fill, dtype=cells.dtype)
     board[:count] = cells
     board = board.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return board.reshape(rows * height, columns * width, channels)
-
-
-def _as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """`(N, C, H, W)` pixels as `(N, H, W, C)` uint8."""
-    if pixels.ndim != 4 or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
-        shape = tuple(pixels.shape)
-        raise ValueError(f"expected images (N, C, H, W) uint8/uint16, got {shape} {pixels.dtype}")
-    shallow = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-    return np.moveaxis(shallow, 1, -1)

@@ -1,8 +1,8 @@
-"""One program in several processes: which one this is, what they agree on, and who is lost.
+"""One program in several processes: their numbers, collectives, and the loss of a process.
 
-``torchrun`` starts the processes and says in the environment who is who; `joined` reads it. Outside
-of it there is one process, `SINGLE`, for which everything here is the identity, so that the rest of
-the code is written once.
+``torchrun`` starts the processes and numbers them in the environment, which `joined` reads. Without
+it there is one process, `SINGLE`, for which every collective is the identity: the rest of the code
+is written once.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from mixerflow.errors import ConfigError, ResourceError, first_line
 T = TypeVar("T")
 
 START = datetime.timedelta(minutes=5)
-"""How long processes wait for each other to start."""
+"""Longest wait of the processes for each other at the start."""
 PATIENCE = datetime.timedelta(hours=2)
-"""How long one waits for a living one: a save or an evaluation may take long."""
+"""Longest wait for a process that is alive: a save or an evaluation may take long."""
 BEAT, SILENCE, GRACE = 2.0, 25.0, 10.0
-"""Seconds between signs of life; without one before a process counts as lost; and from then until
-a process that is stuck waiting for the lost one ends: in all less than a minute."""
+"""Seconds between two heartbeats; without one until a process counts as lost; and from then until a
+process that waits for it ends: less than a minute in all."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run; all must call the methods below together.
+    """This process among the processes of the run; all must call the methods below together.
 
     Attributes:
-        rank: its number.
-        world: how many there are.
-        local: its number on this machine, and so that of its GPU.
-        together: whether a launcher started them; False only for `SINGLE`.
+        rank: number of this process.
+        world: number of processes.
+        local: number of this process, and so of its GPU, on this machine.
+        together: whether a launcher started the processes; False only for `SINGLE`.
     """
 
     rank: int = 0
@@ -55,11 +55,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
-        """The device for this process: each has a GPU of its own.
+        """Return the device for this process: each has a GPU of its own.
 
         Raises:
             ConfigError: there are more processes on this machine than GPUs.
@@ -74,18 +74,18 @@ class Processes:
         return own
 
     def share(self, n: int) -> slice:
-        """This process's part of `n` things in a row; parts differ by one at most."""
+        """Return this process's part of `n` items in a row; parts differ in size by one at most."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's tensor."""
+        """Return the sum of all processes' tensors."""
         if self.together:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Every process's tensor, all of one shape, as ``(world, ...)``."""
+        """Return all processes' tensors, of one shape, as ``(world, ...)``."""
         if not self.together:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -93,7 +93,7 @@ class Processes:
         return torch.stack(parts)
 
     def collect(self, value: T) -> list[T]:
-        """Every process's value, small and of any kind."""
+        """Return all processes' values, small and of any type."""
         if not self.together:
             return [value]
         values: list[Any] = [None] * self.world
@@ -101,7 +101,7 @@ class Processes:
         return values
 
     def largest(self, number: int) -> int:
-        """The largest of every process's number: cheap enough for every step."""
+        """Return the largest of all processes' numbers; cheap enough for every step."""
         if not self.together:
             return number
         each = torch.tensor([number])
@@ -109,7 +109,7 @@ class Processes:
         return int(each)
 
     def from_main(self, value: T) -> T:
-        """Process 0's value, small and of any kind, for all."""
+        """Return process 0's value, small and of any type, in every process."""
         if not self.together:
             return value
         values = [value]
@@ -117,7 +117,7 @@ class Processes:
         return values[0]
 
     def on_main(self, work: Callable[[], T]) -> T | None:
-        """Process 0's own work: the others wait for it, get None, and raise what it raises."""
+        """Run `work` in process 0; the others wait, return None, or raise its error."""
         if not self.together:
             return work()
         result, error = None, None
@@ -132,14 +132,14 @@ class Processes:
         return result
 
     def align(self, tensors: Iterator[Tensor]) -> None:
-        """Overwrite `tensors` with process 0's."""
+        """Overwrite `tensors` with process 0's tensors."""
         if self.together:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
 
 SINGLE = Processes()
-"""One process that nobody launched among others."""
+"""The process of a program that no launcher started."""
 
 _current = SINGLE
 _watch: _Watch | None = None
@@ -147,10 +147,10 @@ _watch: _Watch | None = None
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that were launched with this one, or `SINGLE`.
+    """Join the processes that were launched with this one; yield them, or `SINGLE`.
 
-    Collectives on CPU tensors go over gloo, on CUDA tensors over NCCL. Inside another `joined`, or
-    a process group of your own, this gives those processes.
+    Collectives on CPU tensors use gloo, on CUDA tensors NCCL. Inside another `joined`, or a process
+    group of your own, those processes are yielded.
 
     Raises:
         ResourceError: another process was lost; raised in place of the collective's own error.
@@ -176,7 +176,7 @@ def joined() -> Iterator[Processes]:
         raise ResourceError(what, where, "start all of them, with free and equal ports") from error
     _current = Processes(rank, world, int(os.environ.get("LOCAL_RANK", rank)), True)
     _watch = _Watch(store.clone(), rank, world)  # pyright: ignore[reportAttributeAccessIssue]
-    dist.barrier()  # from here on every process has shown a first sign of life
+    dist.barrier()  # from here on every process has sent a first heartbeat
     _watch.start()
     try:
         yield _current
@@ -190,13 +190,13 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-_REMEDY = "start the same command again: it goes on from the last checkpoint"
+_REMEDY = "start the same command again: it resumes from the last checkpoint"
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error is that of a collective whose other end is gone.
+    """Whether a collective raised this error because another process is gone.
 
-    Whoever gets True deals with it from then on: the watch no longer ends this process.
+    After True the caller handles the error: the watch no longer ends this process.
     """
     text = str(error).lower()
     lost = isinstance(error, dist.DistError) or (
@@ -208,13 +208,13 @@ def is_lost_process(error: BaseException) -> bool:
 
 
 def cause(error: BaseException) -> str:
-    """What a collective's error says, without where in its source and good wishes."""
+    """Return the cause in a collective's error message, without source lines and advice."""
     text = first_line(error).rpartition("] ")[2] if "/gloo/" in str(error) else first_line(error)
     return text.split(". This is typically")[0].strip()
 
 
 def first_to_report(line: str) -> bool:
-    """Whether no other process has said this line: what ends all of them is told once."""
+    """Whether no other process has reported this line: an error of all is reported once."""
     if _watch is None:
         return os.environ.get("RANK", "0") == "0"
     return _watch.first(f"said/{line}")
@@ -226,10 +226,10 @@ def _name() -> str:
 
 
 class _Watch(threading.Thread):
-    """Signs of life, so that a process that is gone, or stopped, is not waited for.
+    """Exchanges heartbeats, and ends this process if another one has stopped.
 
-    A killed process usually shows at once, as an error of the collective that waits for it. One
-    that is stopped, or whose machine is, does not: then the others end themselves.
+    The collective that waits for a killed process usually raises an error at once. For a process
+    that is stopped, or whose machine is, it does not.
     """
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
@@ -240,7 +240,7 @@ class _Watch(threading.Thread):
         self.store.set(f"alive/{rank}", "0")
 
     def leave(self) -> None:
-        """Say that this process is not to be waited for, and watch no more."""
+        """Announce that this process leaves, and stop watching."""
         if not self.over.is_set():
             self.over.set()
             self._try(lambda: self.store.set(f"alive/{self.rank}", "left"))
@@ -274,7 +274,7 @@ class _Watch(threading.Thread):
         os._exit(error.exit_code)
 
     def _try(self, request: Callable[[], T]) -> T | None:
-        """The store's answer, or None where its keeper is gone: silence like any other."""
+        """Return the store's answer, or None where the process that holds it is gone."""
         try:
             return request()
         except RuntimeError:

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ProgressBar:
     """Progress of `total` units on stderr, with a line of figures.
 
     Args:
-        what: what is counted, in a word.
-        total: units in all.
+        what: name of the unit.
+        total: number of units.
         done: units done before.
         quiet: show nothing.
     """
@@ -62,7 +62,7 @@ class ProgressBar:
             self._bar.stop()
 
     def update(self, done: int, figures: str) -> None:
-        """Show that `done` units are done."""
+        """Show the number of units done, and figures."""
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=figures)
@@ -71,7 +71,7 @@ class ProgressBar:
             self.say(f"{self.what} {done}/{self.total}  {figures}  {self._left()} left")
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Print a line above the bar."""
         if self.quiet:
             return
         if self._bar is not None:

@@ -1,39 +1,27 @@
 """Named runs, each a model with settings and data: what ``mixerflow train NAME`` runs.
 
-The recipes themselves stand beside their models, in ``models/NAME_recipes.py``; the full ones want
-a GPU, and each has a ``-tiny`` twin that says something true on two CPU cores in minutes.
+The recipes are in ``models/mixerflow_recipes.py`` and ``models/baseline_recipes.py``. Full recipes
+need a GPU; each has a ``-tiny`` twin that gives a meaningful result on two CPU cores in minutes.
 """
 
 from __future__ import annotations
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.models import (
-    glow_recipes,
-    maf_recipes,
-    mixerflow_recipes,
-    nsf_recipes,
-    realnvp_recipes,
-)
+from mixerflow.models import baseline_recipes, mixerflow_recipes
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
 
 __all__ = ["RECIPES", "PublishedResult", "Recipe", "build", "recipe"]
 
-RECIPES: dict[str, Recipe] = {
-    **mixerflow_recipes.RECIPES,
-    **maf_recipes.RECIPES,
-    **realnvp_recipes.RECIPES,
-    **glow_recipes.RECIPES,
-    **nsf_recipes.RECIPES,
-}
+RECIPES: dict[str, Recipe] = {**mixerflow_recipes.RECIPES, **baseline_recipes.RECIPES}
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of that name.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: there is no such recipe; names the nearest.
     """
     if name in RECIPES:
         return RECIPES[name]
@@ -41,11 +29,11 @@ def recipe(name: str) -> Recipe:
 
 
 def build(model: str | Model, shape: Shape | None = None) -> Flow:
-    """A flow, untrained, over images of `shape`.
+    """Return an untrained flow over images of `shape`.
 
     Args:
         model: a recipe's name, or a model.
-        shape: ``(C, *spatial)``; by default that of the recipe's own data.
+        shape: ``(C, *spatial)``; by default the shape of the recipe's own data.
 
     Raises:
         ConfigError: no such recipe, or settings that do not fit the images.

@@ -1,9 +1,9 @@
-"""Classes by name: what files and flags may build, and objects to JSON and back.
+"""Classes by name, which files and flags may build, and objects to JSON and back.
 
 A registered class is either a *value*, a frozen dataclass whose fields are its settings, or a
-module, whose constructor's arguments are remembered. `describe` writes an object that consists of
-such down as JSON can keep it, ``{"type": "MLP", "width": 128, ...}``; `construct` builds it again.
-A file names registered classes only: nothing is imported or run because a file says so.
+module, whose constructor's arguments are recorded. `describe` turns an object that consists of such
+classes into JSON, ``{"type": "MLP", "width": 128, ...}``; `construct` builds it again. A file can
+name registered classes only: it cannot make the program import or run anything else.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from mixerflow.errors import CheckpointError, ConfigError
 T = TypeVar("T")
 
 _CLASSES: dict[str, type] = {}
-"""Registered classes by their own names, as files have them."""
+"""Registered classes by their own names, which files use."""
 _WORDS: dict[type, str] = {}
-"""What the command line calls a value's class."""
-_GIVEN = "_made_with"
-"""Attribute that keeps the arguments which a module was made with."""
+"""The command line's words for registered classes."""
+_ARGUMENTS = "_made_with"
+"""Attribute that keeps the constructor arguments of a module."""
 
 
 class Unregistered(TypeError):
-    """An object that `describe` cannot write down; says which, and the remedy."""
+    """An object that `describe` cannot turn into JSON; the message names it and the remedy."""
 
 
 @overload
@@ -43,7 +43,7 @@ def register(word: str, /) -> Callable[[type[T]], type[T]]: ...
 def register(kind: type | str, /) -> Any:
     """Let files and flags name a class: a decorator, with a word for flags or without.
 
-    A module's constructor is wrapped, so that objects made from now on remember their arguments.
+    A module's constructor is wrapped, so that objects made from now on record their arguments.
 
     Raises:
         ValueError: another class has that name.
@@ -55,42 +55,35 @@ def register(kind: type | str, /) -> Any:
 
 def _register(kind: type[T], word: str) -> type[T]:
     name = kind.__name__
-    other = _CLASSES.get(name)
-    if other is not None and (other.__module__, other.__qualname__) != (
-        kind.__module__,
-        kind.__qualname__,
-    ):
+    other = _CLASSES.get(name, kind)
+    if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(f"register: {other.__module__}.{name} has that name: choose another")
     _CLASSES[name], _WORDS[kind] = kind, word
     if not dataclasses.is_dataclass(kind) and "__init__" in kind.__dict__:
-        _remember_arguments(kind)
+        init = kind.__init__
+
+        @functools.wraps(init)
+        def wrapped(self: Any, *args: Any, **settings: Any) -> None:  # noqa: ANN401
+            self.__dict__.setdefault(_ARGUMENTS, (args, settings))  # the outermost class is first
+            init(self, *args, **settings)
+
+        kind.__init__ = wrapped
     return kind
 
 
-def _remember_arguments(kind: type) -> None:
-    init = kind.__init__
-
-    @functools.wraps(init)
-    def wrapped(self: Any, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-        self.__dict__.setdefault(_GIVEN, (args, settings))  # the outermost class's come first
-        init(self, *args, **settings)
-
-    kind.__init__ = wrapped
-
-
 def forget_arguments(module: nn.Module) -> None:
-    """For copies that are taken apart: let go of the parts that modules were made of."""
+    """Delete the recorded arguments of a copy, and with them the parts that it was made of."""
     for part in module.modules():
-        part.__dict__.pop(_GIVEN, None)
+        part.__dict__.pop(_ARGUMENTS, None)
 
 
 def word_of(kind: type) -> str:
-    """What the command line calls the class of a value."""
+    """The command line's word for the class of a value."""
     return _WORDS[kind]
 
 
 def choices(kind: type) -> dict[str, type]:
-    """The registered values that are a `kind`, by their words."""
+    """The registered dataclasses that derive from `kind`, by their words."""
     return {
         word: each
         for each, word in _WORDS.items()
@@ -99,15 +92,15 @@ def choices(kind: type) -> dict[str, type]:
 
 
 def is_value(thing: object) -> bool:
-    """Whether that is an object of a registered dataclass."""
+    """Whether `thing` is an object of a registered dataclass."""
     return dataclasses.is_dataclass(thing) and type(thing) in _WORDS
 
 
 def describe(thing: object) -> Any:  # noqa: ANN401
-    """What `construct` builds `thing` from, for JSON.
+    """Turn an object into the JSON from which `construct` builds it.
 
     Raises:
-        Unregistered: it has a part that is of no registered class, or is no setting; names it.
+        Unregistered: a part of it is of no registered class and is no setting; names the part.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -122,30 +115,27 @@ def describe(thing: object) -> Any:  # noqa: ANN401
     if dataclasses.is_dataclass(thing):
         settings = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
     elif isinstance(thing, nn.Embedding):
-        settings = {
-            "num_embeddings": thing.num_embeddings,
-            "embedding_dim": thing.embedding_dim,
-        }
+        settings = {k: getattr(thing, k) for k in ("num_embeddings", "embedding_dim")}
     else:
         settings = _arguments(thing)
     return {"type": name} | {key: describe(value) for key, value in settings.items()}
 
 
 def _arguments(module: object) -> dict[str, Any]:
-    """What a module's constructor was given, by name; generators, which are spent, left out."""
-    if _GIVEN not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
+    """The constructor arguments of a module by name, without generators, which cannot be reused."""
+    if _ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
         name = type(module).__name__
         raise Unregistered(f"this {name} was made before {name} was registered: make it after")
-    args, settings = module.__dict__.get(_GIVEN, ((), {}))
+    args, settings = module.__dict__.get(_ARGUMENTS, ((), {}))
     bound = inspect.signature(type(module)).bind(*args, **settings)
     return {k: v for k, v in bound.arguments.items() if not isinstance(v, torch.Generator)}
 
 
 def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
-    """What `describe` wrote, built; lists become tuples.
+    """Build the object that `describe` turned into JSON; lists become tuples.
 
     Raises:
-        CheckpointError: a class that is not registered, or settings that it does not take.
+        CheckpointError: a class is not registered, or does not take its settings.
     """
     if isinstance(spec, list):
         return tuple(construct(each, where) for each in spec)
@@ -174,20 +164,18 @@ def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
 
 
 def _check_kinds(kind: type, settings: dict[str, Any], where: object) -> None:
-    """Raise a CheckpointError where a part of a value is of another kind than its field."""
-    if not dataclasses.is_dataclass(kind):
-        return
-    hints = typing.get_type_hints(kind)
-    for key, value in settings.items():
-        kinds = parts_in(hints[key])
+    """Raise a CheckpointError if a part of a value does not fit the type of its field."""
+    hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    for key, hint in hints.items():
+        value = settings.get(key)
         for each in value if isinstance(value, tuple) else (value,):
-            if is_value(each) and not isinstance(each, kinds):
+            if is_value(each) and not isinstance(each, parts_in(hint)):
                 what = f"{kind.__name__}.{key} cannot be a {type(each).__name__}"
                 raise CheckpointError(what, where, "restore the file from a copy")
 
 
 def parts_in(hint: Any) -> tuple[type, ...]:  # noqa: ANN401
-    """The dataclasses, and bases of such, that a field's type names."""
+    """The dataclasses, and base classes of dataclasses, in a field's type."""
     if isinstance(hint, type):
         basic = hint.__module__ == "builtins" or issubclass(hint, (nn.Module, torch.Tensor))
         return () if basic else (hint,)
@@ -200,11 +188,7 @@ def _nearest(word: object, known: Iterable[str] = _CLASSES) -> str:
 
 
 def restore(kind: type[T], stored: dict[str, Any]) -> T:
-    """An instance of the dataclass `kind` from its fields as JSON keeps them (lists for tuples).
-
-    Raises:
-        CheckpointError: fields that this version does not know.
-    """
+    """Build the dataclass `kind` from JSON; raise a CheckpointError if it has other fields."""
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
     try:
         return kind(**fields)
@@ -214,12 +198,12 @@ def restore(kind: type[T], stored: dict[str, Any]) -> T:
 
 
 def evolve(value: T, changes: dict[str, Any]) -> T:
-    """A value with some of its settings changed, of its parts too: ``{"flow.net.width": 64}``.
+    """Change settings of a value and of its parts: ``{"flow.net.width": 64}``.
 
-    A class in a part's place takes over the settings that both have, as `swap` does.
+    A class given for a part replaces it and keeps the settings that both have, as `swap` does.
 
     Raises:
-        ConfigError: a setting that is not there; names the nearest.
+        ConfigError: there is no such setting; names the nearest.
     """
     for path, new in changes.items():
         name, _, rest = path.partition(".")
@@ -238,13 +222,15 @@ def evolve(value: T, changes: dict[str, Any]) -> T:
 
 
 def swap(old: object, kind: type[T]) -> T:
-    """A value of another kind, with the settings of the old one that it has too.
+    """Make a value of another kind, with the settings of the old one that both have.
 
-    Of a part that does not fit there, those settings that the part in its place has.
+    A part that does not fit in the new value is swapped for the new value's own kind of part.
     """
+    if type(old) is kind:
+        return old
     new = kind()
-    if not is_value(old) or isinstance(old, kind):
-        return new if not isinstance(old, kind) else old
+    if not is_value(old):
+        return new
     hints = typing.get_type_hints(kind)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
@@ -258,7 +244,7 @@ def swap(old: object, kind: type[T]) -> T:
 
 
 def settings_of(value: object, prefix: str = "") -> dict[str, Any]:
-    """Every setting of a value by its path; of a part, under its own path, the class's word."""
+    """List every setting of a value by its path; a part's own path has the word of its class."""
     found: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
         path, inner = f"{prefix}{field.name}", getattr(value, field.name)

@@ -1,4 +1,4 @@
-"""How a flow is trained: the settings, and the learning rate they make of a step."""
+"""Settings of a training run, and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixerflow.errors import ConfigError
 class TrainConfig:
     """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
 
-    The budget is the first that is set of `steps`, `epochs` and `minutes`.
+    The budget is the first of `steps`, `epochs` and `minutes` that is set.
     """
 
     steps: int | None = None
@@ -22,13 +22,13 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training images."""
     minutes: float | None = None
-    """Time on this machine; becomes a number of steps once, after a timed trial."""
+    """Time on this machine; a timed trial at the start turns it into a number of steps."""
     batch: int = 512
-    """Images a step, over all processes."""
+    """Images of a step, over all processes."""
     accumulate: int = 1
-    """Parts in which a batch goes through the model, for less memory; gradients are added."""
+    """Parts in which a batch goes through the model, to save memory; gradients are added."""
     lr: float = 1e-3
-    """Adam's learning rate at its highest; a cosine takes it to 0 over the budget."""
+    """Adam's highest learning rate; a cosine takes the rate to 0 over the budget."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -54,19 +54,19 @@ class TrainConfig:
     validation: Literal["held-out", "test"] = "held-out"
     """Images to validate on: 4 % held out from the training images, or the test images."""
     initial: int = 512
-    """Training images that data-dependent initialisation sees."""
+    """Training images for the data-dependent initialisation."""
     evaluate_every: int = 0
     """Steps between evaluations, sample grids and checkpoints; 0 for a tenth of the run."""
     save_every: int = 0
     """Steps between checkpoints; 0 for one at each evaluation."""
     evaluate_images: int = 1000
-    """Images that the evaluations on the way look at; the last one looks at all; 0 for all."""
+    """Images of an evaluation during training; 0 for all. The last evaluation uses all images."""
     keep: int = 2
-    """Latest checkpoints that stay, besides the best."""
+    """Number of latest checkpoints to keep, besides the best one."""
     give_up_after: int = 10
-    """Non-finite steps in a row that end the run; single ones are skipped and counted."""
+    """Non-finite steps in a row that end the run; fewer in a row are skipped and counted."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """How several processes share the flow: whole in each, or a part of every layer in each."""
+    """How processes share the flow: each has all of it ("ddp") or a part of each layer ("fsdp")."""
     graph: bool = False
     """Experimental: capture a step as one CUDA graph and replay it, for a GPU that waits for the
     host. Figures, NaN among them, then show with each line of metrics rather than at once."""

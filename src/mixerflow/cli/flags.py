@@ -1,7 +1,7 @@
-"""Flags for parts: a flag chooses a part's class, further ones set what that class has.
+"""Flags for parts: a flag chooses a part's class, further flags set the settings of that class.
 
-``--model.flow maf --model.flow.net.width 64``: what is chosen keeps the settings that the part in
-its place had too. An optional part is chosen away with ``none``.
+``--model.flow maf --model.flow.net.width 64``: a chosen part takes over the settings of the part
+that it replaces. The word ``none`` removes an optional part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import itertools
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -24,18 +23,17 @@ from mixerflow.registry import choices, evolve, is_value, parts_in, word_of
 T = TypeVar("T")
 
 
-def choose(default: T, arguments: list[str]) -> tuple[T, list[str]]:
-    """Defaults with the parts that `arguments` choose, and the arguments that are left.
+def choose_parts(default: T, arguments: list[str]) -> tuple[T, list[str]]:
+    """Change the parts that `arguments` choose; return the new value and the other arguments.
 
-    Raises:
-        ConfigError: a word that is no part of that kind; names the nearest.
+    A word that is no part of that kind is a ConfigError, which names the nearest part.
     """
     rest, chosen, index = [], {}, 0
     while index < len(arguments):
         flag, equals, word = arguments[index].partition("=")
         path = flag.removeprefix("--").replace("-", "_")
         index += 1
-        if not flag.startswith("--") or not _may_choose(default, path):
+        if not flag.startswith("--") or not _may_be_part(default, path):
             rest.append(arguments[index - 1])
             continue
         if not equals:
@@ -43,69 +41,64 @@ def choose(default: T, arguments: list[str]) -> tuple[T, list[str]]:
                 raise ConfigError("no value", flag, "name the part to use")
             word, index = arguments[index], index + 1
         chosen[path] = (flag, word)
-    for path in sorted(chosen, key=lambda path: path.count(".")):  # a part before what it holds
+    for path in sorted(chosen, key=lambda path: path.count(".")):  # outer parts first
         flag, word = chosen[path]
-        above, _, name = path.rpartition(".")
-        hint = _hints(_at(default, above)).get(name)
-        if hint is not None and not _words(hint):  # a setting here, a part of another class's
+        parent, _, name = path.rpartition(".")
+        hint = _hints(_part_at(default, parent)).get(name)
+        if hint is not None and not _classes(hint):  # a setting of the class chosen now
             rest += [flag, word]
             continue
         default = evolve(default, {path: _class_of(default, path, flag, word)})
-    return _switched_on(default, rest), rest
+    return _add_optional_parts(default, rest), rest
 
 
-def _may_choose(default: object, path: str) -> bool:
-    """Whether a path is that of a part, now or once another is chosen above it."""
+def _may_be_part(default: object, path: str) -> bool:
+    """Whether a path is a part's, now or once another part is chosen for one of its parents."""
     name, _, rest = path.partition(".")
     hint = _hints(default).get(name)
-    if hint is None:
-        return False
-    if not rest:
-        return bool(_words(hint))
-    inner = getattr(default, name, None)
-    held = [inner] if inner is not None else []
-    held += [kind() for kind in _words(hint).values()]
-    return any(_may_choose(each, rest) for each in held if dataclasses.is_dataclass(each))
+    if hint is None or not rest:
+        return bool(_classes(hint))
+    parts = [getattr(default, name, None), *(kind() for kind in _classes(hint).values())]
+    return any(_may_be_part(part, rest) for part in parts)
 
 
 def _class_of(default: object, path: str, flag: str, word: str) -> type | None:
-    above, _, name = path.rpartition(".")
-    holder = _at(default, above)
+    """The class that a word chooses for the part at a path; None for `none`."""
+    parent, _, name = path.rpartition(".")
+    holder = _part_at(default, parent)
     hint = _hints(holder).get(name)
     if hint is None:
         what = f"{word_of(type(holder))} has no part of that name"
-        raise ConfigError(what, flag, f"choose another for --{above.replace('_', '-')} first")
-    known: dict[str, type | None] = dict(_words(hint))
+        raise ConfigError(what, flag, f"choose another for --{parent.replace('_', '-')} first")
+    known: dict[str, type | None] = dict(_classes(hint))
     if type(None) in typing.get_args(hint):
         known.setdefault("none", None)
-    asked = _plain(word)
     for each, kind in known.items():
-        if _plain(each) == asked:
+        if _normalized(each) == _normalized(word):
             return kind
     raise ConfigError(f"no such part {word!r}", flag, nearest(word.lower(), known, cutoff=0.5))
 
 
-def _switched_on(default: T, arguments: list[str]) -> T:
-    """With those optional parts there of which a setting is given, where there is just one kind."""
+def _add_optional_parts(default: T, arguments: list[str]) -> T:
+    """Add each absent part that `arguments` set something of, where it has one possible class."""
     for argument in arguments:
         path = argument.removeprefix("--").partition("=")[0].replace("-", "_")
         names = path.split(".") if argument.startswith("--") else []
         for depth in range(1, len(names)):
-            above, name = ".".join(names[: depth - 1]), names[depth - 1]
-            holder = _at(default, above)
-            hint = _hints(holder).get(name) if holder is not None else None
-            if hint is None or getattr(holder, name) is not None or not _words(hint):
+            path, name = ".".join(names[:depth]), names[depth - 1]
+            holder = _part_at(default, ".".join(names[: depth - 1]))
+            classes = _classes(_hints(holder).get(name))
+            if not classes or getattr(holder, name) is not None:
                 continue
-            kinds = _words(hint)
-            if len(kinds) > 1:
-                flag = f"--{'.'.join(names[:depth])}".replace("_", "-")
+            if len(classes) > 1:
                 what = "no part there to set anything of"
-                raise ConfigError(what, flag, f"choose one of {', '.join(kinds)} with it first")
-            default = evolve(default, {".".join(names[:depth]): next(iter(kinds.values()))})
+                remedy = f"choose one of {', '.join(classes)} with it first"
+                raise ConfigError(what, f"--{path}".replace("_", "-"), remedy)
+            default = evolve(default, {path: next(iter(classes.values()))})
     return default
 
 
-def _at(value: object, path: str) -> object:
+def _part_at(value: object, path: str) -> object:
     for name in filter(None, path.split(".")):
         value = getattr(value, name, None)
     return value
@@ -115,109 +108,90 @@ def _hints(value: object) -> dict[str, Any]:
     return typing.get_type_hints(type(value)) if dataclasses.is_dataclass(value) else {}
 
 
-def _words(hint: Any) -> dict[str, type]:  # noqa: ANN401
-    """The parts that a field may hold, by their words."""
+def _classes(hint: Any) -> dict[str, type]:  # noqa: ANN401
+    """Return the classes of parts that a field may hold, by their words."""
     return {word: each for kind in parts_in(hint) for word, each in choices(kind).items()}
 
 
-def _plain(word: str) -> str:
+def _normalized(word: str) -> str:
     return word.lower().replace("-", "").replace("_", "")
 
 
-def concrete(value: Any) -> tuple[type, Any]:  # noqa: ANN401
-    """A dataclass that tyro can make flags of, for a value with the parts it has; and that value.
+def for_tyro(value: Any) -> tuple[type, Any]:  # noqa: ANN401
+    """Make a dataclass that tyro makes flags of, and its instance with the settings of `value`.
 
-    Each part is a nested dataclass of its own class, and a field beside it, of which the help tells
-    the words; `real` undoes this.
+    Each part is a nested dataclass of its own class, and has a field beside it whose help lists the
+    words of the part; `from_tyro` is the inverse.
     """
     kind, hints = type(value), typing.get_type_hints(type(value), include_extras=True)
     annotations: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for field in dataclasses.fields(value):
-        hint, given = hints[field.name], getattr(value, field.name)
-        words = _words(hint)
-        if len(words) > 1 or (words and type(None) in typing.get_args(hint)):
-            annotations[f"{field.name}_"], settings[f"{field.name}_"] = _choice(
-                kind, field.name, hint, given
-            )
+        name, hint, given = field.name, hints[field.name], getattr(value, field.name)
+        words, optional = [*_classes(hint)], type(None) in typing.get_args(hint)
+        if len(words) > 1 or (words and optional):
+            word = "none" if given is None else word_of(type(given))
+            listed = dict.fromkeys([*words, *(["none"] if optional else []), word])
+            one: Any = Literal[tuple(listed)]  # pyright: ignore[reportInvalidTypeForm]
+            flag = tyro.conf.arg(name=name, help=_docstring(kind, name))
+            annotations[f"{name}_"], settings[f"{name}_"] = Annotated[one, flag], word
         if words and given is None:
-            hint, shown = tyro.conf.Suppress[None], None
+            hint = tyro.conf.Suppress[None]
         elif is_value(given):
-            hint, shown = concrete(given)
+            hint, given = for_tyro(given)
         else:
-            hint, shown = _flat(hint, given)
-        annotations[field.name], settings[field.name] = hint, shown
-    fields = {name: dataclasses.field(kw_only=True) for name in annotations}
-    body = {"__annotations__": annotations, "__doc__": kind.__doc__, "__post_init__": _nothing}
-    made: Any = dataclasses.dataclass(frozen=True)(
-        type(kind.__name__, (kind,), {**body, **fields, "__module__": kind.__module__})
-    )
+            hint, given = _flat_hint(hint, given)
+        annotations[name], settings[name] = hint, given
+    body = {name: dataclasses.field(kw_only=True) for name in annotations} | {
+        "__annotations__": annotations,
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__post_init__": lambda self: None,  # `from_tyro` checks the settings
+    }
+    made: Any = dataclasses.dataclass(frozen=True)(type(kind.__name__, (kind,), body))
     return made, made(**settings)
 
 
-def _nothing(self: object) -> None:
-    """What is wrong with settings is said when the real value is made."""
-
-
-def _choice(kind: type, name: str, hint: Any, given: object) -> tuple[Any, str]:  # noqa: ANN401
-    """The field that tells of a part's words, and the word of the one that is there."""
-    words = [*_words(hint), *(["none"] if type(None) in typing.get_args(hint) else [])]
-    word = "none" if given is None else word_of(type(given))
-    one: Any = Literal[tuple(dict.fromkeys([*words, word]))]  # pyright: ignore[reportInvalidTypeForm]
-    return Annotated[one, tyro.conf.arg(name=name, help=_said_of(kind, name))], word
-
-
-def _said_of(kind: type, name: str) -> str:
-    """The docstring below a field."""
+def _docstring(kind: type, name: str) -> str:
+    """Return the docstring below a field."""
     for each in kind.__mro__:
         if name not in inspect.get_annotations(each):
             continue
         body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, after in itertools.pairwise(body.body):
-            named = isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name
-            if named and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            is_field = isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name
+            if is_field and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 return inspect.cleandoc(str(after.value.value))
     return ""
 
 
-def _flat(hint: Any, given: object) -> tuple[Any, object]:  # noqa: ANN401
-    """A hint as tyro takes it: of one or several, several; of sides for each axis, words as 2x4."""
+def _flat_hint(hint: Any, given: object) -> tuple[Any, object]:  # noqa: ANN401
+    """A field's type and value for tyro: a tuple in place of a union, `2x4` for a tuple in it."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        several = [each for each in typing.get_args(hint) if typing.get_origin(each) is tuple]
-        if several:
-            hint = several[0]
-    inner = typing.get_args(hint)[:1]
-    if typing.get_origin(hint) is tuple and inner and tuple in map(_origin, _members(inner[0])):
-        assert isinstance(given, tuple)
-        return tuple[str, ...], tuple("x".join(map(str, _tuple(each))) for each in given)
-    return hint, given
+        tuples = [each for each in typing.get_args(hint) if typing.get_origin(each) is tuple]
+        hint = tuples[0] if tuples else hint
+    inner = typing.get_args(hint)[:1] if typing.get_origin(hint) is tuple else ()
+    members = [member for each in inner for member in typing.get_args(each) or (each,)]
+    if not any(typing.get_origin(member) is tuple for member in members):
+        return hint, given
+    assert isinstance(given, tuple)
+    sides = [each if isinstance(each, tuple) else (each,) for each in given]
+    return tuple[str, ...], tuple("x".join(map(str, axes)) for axes in sides)
 
 
-def _members(hint: Any) -> Iterator[Any]:  # noqa: ANN401
-    yield from typing.get_args(hint) or (hint,)
+def from_tyro(parsed: Any, value: T, prefix: str = "--") -> T:  # noqa: ANN401
+    """Turn an instance of the class of `for_tyro` into one of the class of `value`.
 
-
-def _origin(hint: Any) -> Any:  # noqa: ANN401
-    return typing.get_origin(hint)
-
-
-def _tuple(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def real(parsed: Any, value: T, prefix: str = "--") -> T:  # noqa: ANN401
-    """What tyro made of `concrete`, as a value of the class that `value` has.
-
-    Raises:
-        ConfigError: settings that cannot be; names the flags' part.
+    Impossible settings are a ConfigError, which names their flags.
     """
     settings: dict[str, Any] = {}
-    for field in dataclasses.fields(value):  # pyright: ignore[reportArgumentType]
+    fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]
+    for field in fields:
         given, old = getattr(parsed, field.name), getattr(value, field.name)
         path = f"{prefix}{field.name.replace('_', '-')}"
         if is_value(old):
-            given = real(given, old, f"{path}.")
+            given = from_tyro(given, old, f"{path}.")
         elif isinstance(old, tuple) and isinstance(given, tuple) and given:
             if isinstance(given[0], str) and not isinstance(old[0], str):
                 given = tuple(_sides(word, path) for word in given)
@@ -225,7 +199,7 @@ def real(parsed: Any, value: T, prefix: str = "--") -> T:  # noqa: ANN401
     try:
         return type(value)(**settings)
     except ValueError as error:
-        names = [f.name for f in dataclasses.fields(value) if f.name in str(error).split()]  # pyright: ignore[reportArgumentType]
+        names = [field.name for field in fields if field.name in str(error).split()]
         where = f"{prefix}{names[0].replace('_', '-')}" if names else prefix.rstrip(".-")
         raise ConfigError(str(error), where or "flags", "choose another value") from error
 

@@ -1,4 +1,4 @@
-"""Which command, which exit code, and one line when something is wrong."""
+"""The entry point: it finds the command, and turns an error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import warnings
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
 from mixerflow.version import __version__
 
-COMMANDS = {
-    "train": "train a recipe on images, or go on with a run",
-    "evaluate": "bits/dim of a run on images, beside PNG and WebP",
-    "sample": "draw images from a run",
-    "report": "write a run's report.html",
-    "publish": "write a run's weights as one small file with a card",
-    "reproduce": "run a table of the paper at a budget, and test its claims",
-    "info": "list the recipes, or show one as a chain with shapes and parameters",
+_COMMANDS = {
+    "train": ("train.main", "train a recipe on images, or go on with a run"),
+    "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
+    "sample": ("sample.sample", "draw images from a run"),
+    "report": ("sample.report", "write a run's report.html"),
+    "publish": ("evaluate.publish", "write a run's weights as one small file with a card"),
+    "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
+    "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),
 }
-"""Command -> what it does; each is a module here with a function ``main(arguments) -> int``."""
+"""Command -> its module and function ``(arguments) -> exit code``, and a line of help."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +38,18 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"mixerflow {__version__}")
         return 0
-    warnings.showwarning = _one_line_warning
+    warnings.showwarning = _print_warning
+    command, *rest = arguments
     try:
-        return _run(arguments[0], arguments[1:])
+        if command not in _COMMANDS:
+            raise ConfigError("no such command", command, nearest(command, _COMMANDS))
+        module, function = _COMMANDS[command][0].split(".")
+        return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(rest)
     except MixerFlowError as error:
         problem = error
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         sys.stderr.close()
         return 0
     except MemoryError:
@@ -53,46 +57,36 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        problem = _unexpected(error)
+        problem = _as_one_line(error)
     if debug:
         traceback.print_exception(problem)
-    if _says(f"error: {problem}"):
+    if _is_first_to_report(f"error: {problem}"):
         print(f"error: {problem}", file=sys.stderr)
     return problem.exit_code
 
 
-def _says(line: str) -> bool:
-    """Whether this process is to say a line that others of the same run may have to say too."""
-    processes = sys.modules.get("mixerflow.processes")  # not there: nothing needed torch so far
+def _is_first_to_report(line: str) -> bool:
+    """Whether this process prints a line that other processes of the run may want to print too."""
+    processes = sys.modules.get("mixerflow.processes")  # absent while nothing has needed torch
     if processes is None:
         return os.environ.get("RANK", "0") == "0"
     return processes.first_to_report(line)
 
 
-def _run(command: str, arguments: list[str]) -> int:
-    if command not in COMMANDS:
-        raise ConfigError("no such command", command, nearest(command, COMMANDS))
-    return importlib.import_module(f"mixerflow.cli.{command}").main(arguments)
-
-
 def _usage() -> str:
-    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: mixerflow COMMAND ... [--debug]",
-            "",
-            "Image models with exact likelihood: train, score, sample and look.",
-            "",
-            *lines,
-            "",
-            "mixerflow COMMAND --help says more; --debug shows where an error comes from.",
-            "A first run:  mixerflow train mixerflow-tiny --minutes 3",
-        ]
-    )
+    lines = "\n".join(f"  {name:<10} {words}" for name, (_, words) in _COMMANDS.items())
+    return f"""usage: mixerflow COMMAND ... [--debug]
+
+Image models with exact likelihood: train, score, sample and look.
+
+{lines}
+
+mixerflow COMMAND --help says more; --debug shows where an error comes from.
+A first run:  mixerflow train mixerflow-tiny --minutes 3"""
 
 
-def _unexpected(error: Exception) -> MixerFlowError:
-    """An error nobody foresaw, still in one line."""
+def _as_one_line(error: Exception) -> MixerFlowError:
+    """Wrap an unforeseen error in one that prints as a single line."""
     text = first_line(error)
     if "out of memory" in text or "can't allocate memory" in text:
         return ResourceError("out of memory", "", "use a smaller --train.batch or --batch")
@@ -100,13 +94,6 @@ def _unexpected(error: Exception) -> MixerFlowError:
     return MixerFlowError("something unforeseen", where, "run again with --debug and report it")
 
 
-def _one_line_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: object = None,
-    line: str | None = None,
-) -> None:
+def _print_warning(message: Warning | str, *_place: object, **_file: object) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {message}", file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
-from mixerflow.cli.flags import choose, concrete, real
+from mixerflow.cli.flags import choose_parts, for_tyro, from_tyro
 from mixerflow.errors import ConfigError
 
 T = TypeVar("T")
@@ -25,22 +25,18 @@ def parse(
     prog: str,
     default: T | Any = tyro.MISSING_NONPROP,  # noqa: ANN401
 ) -> T:
-    """An instance of the dataclass `kind` from command-line flags.
+    """Make an instance of the dataclass `kind` from the words after the command `prog`.
 
-    Args:
-        kind: whose fields are the flags; nested dataclasses give ``--part.field``, parts as
-            `mixerflow.cli.flags` has them.
-        arguments: what follows the command.
-        prog: the command, for the help text.
-        default: where values that are not given come from.
+    The fields of `kind` are the flags, and `default` gives the values of absent flags. Nested
+    dataclasses give ``--part.field``; parts have the flags of `mixerflow.cli.flags`.
 
     Raises:
         ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.
     """
     shown: Any = default
     if default is not tyro.MISSING_NONPROP:
-        default, arguments = choose(default, arguments)
-        kind, shown = concrete(default)
+        default, arguments = choose_parts(default, arguments)
+        kind, shown = for_tyro(default)
     known = ["--help", *_flags(kind)]
     for argument in arguments:
         flag = argument.split("=", 1)[0]
@@ -48,23 +44,23 @@ def parse(
             near = _nearest(flag.replace("_", "-"), known)
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
             raise ConfigError("no such flag", flag, remedy)
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             parsed = tyro.cli(kind, args=arguments, prog=prog, default=shown)
     except SystemExit as end:
         if not end.code:
             raise
-        raise ConfigError(_plain(said.getvalue()), prog, f"see {prog} --help") from None
-    return parsed if default is tyro.MISSING_NONPROP else real(parsed, default)
+        raise ConfigError(_one_line(printed.getvalue()), prog, f"see {prog} --help") from None
+    return parsed if default is tyro.MISSING_NONPROP else from_tyro(parsed, default)
 
 
 def _nearest(flag: str, known: list[str]) -> list[str]:
-    """Known flags that may be meant: by the last word, so that none is near for its part alone."""
-    leaves = {each: each.rpartition(".")[2] for each in known}
-    leaf = flag.rpartition(".")[2]
-    like = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.6)
-    return [each for each in known if like and leaves[each] == like[0]]
+    """Known flags whose last word is like that of an unknown one."""
+    last_words = {each: each.rpartition(".")[2] for each in known}
+    last_word = flag.rpartition(".")[2]
+    like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.6)
+    return [each for each in known if last_words[each] in like]
 
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
@@ -81,8 +77,8 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
             yield f"{prefix}no-{name}"
 
 
-def _plain(boxed: str) -> str:
-    """Tyro's boxed message as words in a row: of a wrong value, its flag and what was given."""
+def _one_line(boxed: str) -> str:
+    """Tyro's boxed message in one line; for a wrong value, the flag and the value."""
     lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
     words = " ".join(line for line in lines if line and "help" not in line)
     choice = re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?\((.*?)\)", words)
@@ -93,15 +89,3 @@ def _plain(boxed: str) -> str:
     if wrong:
         return f"{wrong[2]!r} does not fit {wrong[1]}"
     return words.removeprefix("Parsing error ") or "a flag has a value that does not fit"
-
-
-def data_of(header: dict[str, Any], named: str | None) -> str:
-    """What `mixerflow.data.load` takes: as named, or what the run of this ``run.json`` was given.
-
-    Raises:
-        ConfigError: neither says.
-    """
-    spec = named or (header.get("source") or {}).get("data")
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
-    return spec

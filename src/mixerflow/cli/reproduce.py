@@ -18,13 +18,13 @@ from mixerflow import experiments
 from mixerflow.cli.parse import parse
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
-from mixerflow.experiments import BUDGETS, Budget, Cell
+from mixerflow.experiments import BUDGETS, RUN_TIME, Budget, Cell
 from mixerflow.runs import device_of
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a table of the paper; the same words again go on with it. Without TABLE: list them."""
+    """Run a table of the paper; the same command goes on with it. Without TABLE: list them."""
 
     table: tyro.conf.Positional[str]
     """A table's name, or `report` to write the page of all tables."""
@@ -42,25 +42,25 @@ class Arguments:
     runs: Path = Path("runs")
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
     device: str = "auto"
-    """Where to train: auto, cpu or cuda."""
+    """Device: auto, cpu or cuda (experimental)."""
     threads: int = 0
     """CPU threads; 0 for all."""
 
 
 def main(arguments: list[str]) -> int:
-    """List, or run; the exit code is 0, or 130 / 143 after a signal."""
+    """List the tables, or run one; the exit code is 0, or 130 / 143 after a signal."""
     if not arguments or arguments[0] in ("--list", "list"):
-        _list(Console())
+        _print_tables(Console())
         return 0
     given = parse(Arguments, arguments, prog="mixerflow reproduce")
     if given.table == "report":
-        from mixerflow.experiments.page import write_page  # matplotlib takes a second
+        from mixerflow.experiments.outputs import write_page  # matplotlib takes a second
 
         print(write_page(given.out or Path("results")))
         return 0
     table = experiments.table(given.table)
     names = [name.strip() for name in given.rows.split(",")] if given.rows else []
-    cells = table.choose(names)  # an empty name is a wrong one, not all rows
+    cells = table.choose(names)  # refuses an empty name
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
     if not 0 <= given.threads <= 1024:
@@ -68,15 +68,14 @@ def main(arguments: list[str]) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
     device = device_of(given.device)
-    data = _data(given.data, cells)
     out = given.out or Path("results") / table.name
-    from mixerflow.experiments.page import write_page
+    from mixerflow.experiments.outputs import write_page
     from mixerflow.experiments.reproduce import reproduce  # matplotlib takes a second
 
     exit_code = reproduce(
         table,
         cells,
-        data,
+        _data_of_columns(given.data, cells),
         budget=given.budget,
         seeds=given.seeds,
         runs=given.runs,
@@ -85,18 +84,18 @@ def main(arguments: list[str]) -> int:
         load=load_data,
         command=shlex.join(["mixerflow", "reproduce", *arguments]),
     )
-    said = "stopped; the same command goes on; so far: " if exit_code else ""
-    print(f"{said}{out / f'{given.budget}.md'} and {write_page(out.parent)}")
+    stopped = "stopped; the same command goes on; so far: " if exit_code else ""
+    print(f"{stopped}{out / f'{given.budget}.md'} and {write_page(out.parent)}")
     return exit_code
 
 
-def _data(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
-    """Column -> what `mixerflow.data.load` takes."""
-    chosen = {cell.column.name: cell.column.data for cell in cells}
+def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
+    """Column -> the argument of `mixerflow.data.load`."""
+    chosen = {cell.column.name: cell.column.name for cell in cells}
     for each in given:
         name, equals, spec = each.partition("=")
         if equals and any(name == column.name for column in cells[0].table.columns):
-            chosen |= {name: spec} if name in chosen else {}  # of a column that is not run: nothing
+            chosen |= {name: spec} if name in chosen else {}  # a column that is not run has no data
         elif len(chosen) == 1:
             chosen = dict.fromkeys(chosen, each)
         else:
@@ -105,18 +104,18 @@ def _data(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
     return chosen
 
 
-def _list(console: Console) -> None:
-    shown = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
+def _print_tables(console: Console) -> None:
+    tables = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
     for name, each in experiments.TABLES.items():
         data = ", ".join(column.name for column in each.columns)
         rows = ", ".join(row.name for row in each.rows)
-        shown.add_row(name, each.title, data, rows, str(len(each.claims)))
-    console.print(shown)
+        tables.add_row(name, each.title, data, rows, str(len(each.claims)))
+    console.print(tables)
     budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)
     for name, each in experiments.TABLES.items():
         setups = each.columns[0].setups
         cells = (
-            f"{setups[b].train.steps:,} steps of {setups[b].train.batch}: {setups[b].time}"
+            f"{setups[b].train.steps:,} steps of {setups[b].train.batch}: {RUN_TIME[b]}"
             for b in BUDGETS
         )
         budgets.add_row(name, *cells)

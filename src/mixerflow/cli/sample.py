@@ -1,25 +1,26 @@
-"""``mixerflow sample RUN``: draw images."""
+"""``mixerflow sample`` and ``report``: look at a run, by images drawn from it or by its page."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
 from mixerflow import pictures
+from mixerflow.cli.evaluate import WeightsArguments, load_run_data
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import draw_pixels
-from mixerflow.runs import load
+from mixerflow.runs import RunFolder, load
 from mixerflow.runs.files import write_atomically, writing
 
 
-@dataclass(frozen=True)
-class Arguments:
+@dataclass(frozen=True, kw_only=True)
+class _SampleArguments(WeightsArguments):
     """Draw images from a run: a PNG grid, and single files on request."""
 
     run: tyro.conf.Positional[Path]
@@ -29,36 +30,21 @@ class Arguments:
     temperature: float = 1.0
     """Scales the latents: below 1 gives likelier, less varied images."""
     label: int | None = None
-    """Class to draw, of a class-conditional run; by default all in turn."""
+    """Class to draw from a class-conditional run; by default all in turn."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     out: Path | None = None
     """The grid's file; by default in the run folder's samples."""
     files: Path | None = None
     """A folder for the single images, as PNG files."""
     scale: int = 2
     """Side of the square that stands for one pixel of the grid."""
-    checkpoint: Literal["best", "last"] = "best"
-    """Which weights."""
-    raw: bool = False
-    """The weights themselves rather than their moving average."""
-    device: str = "cpu"
-    """Where to compute."""
 
 
-def main(arguments: list[str]) -> int:
-    """Draw, save, and say how many values had to be clamped."""
-    given = parse(Arguments, arguments, prog="mixerflow sample")
-    if given.number < 1:
-        raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
-    if not 0 <= given.temperature < math.inf:
-        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more, finite")
-    if not 0 <= given.seed < 2**63:
-        raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
-    if given.scale < 1:
-        raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
-    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
-        raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
+def sample(arguments: list[str]) -> int:
+    """Draw images, write them, and print the number of clamped values."""
+    given = parse(_SampleArguments, arguments, prog="mixerflow sample")
+    _check(given)
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
     if given.label is not None and flow.context_net is None:
         raise ConfigError("the run has no classes", "--label", "leave it out")
@@ -85,4 +71,39 @@ def main(arguments: list[str]) -> int:
     print(
         f"{given.number} images in {out}; {clamped} of {pixels.size} values clamped ({share:.2g} %)"
     )
+    return 0
+
+
+def _check(given: _SampleArguments) -> None:
+    """Refuse impossible values of flags."""
+    if given.number < 1:
+        raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
+    if not 0 <= given.temperature < math.inf:
+        raise ConfigError(f"{given.temperature}", "--temperature", "give 0 or more, finite")
+    if not 0 <= given.seed < 2**63:
+        raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
+    if given.scale < 1:
+        raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
+    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
+        raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
+
+
+@dataclass(frozen=True)
+class _ReportArguments:
+    """Write report.html into a run folder."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Images to show; by default the run's own."""
+
+
+def report(arguments: list[str]) -> int:
+    """Write the page of a run and print its path."""
+    given = parse(_ReportArguments, arguments, prog="mixerflow report")
+    metadata = RunFolder(given.run).read_metadata()
+    from mixerflow.report import write_report  # matplotlib takes a second, which --help saves
+
+    splits = load_run_data(metadata, given.data)
+    print(write_report(given.run, splits.train if splits.test is None else splits.test))
     return 0

@@ -1,4 +1,4 @@
-"""Base distributions: what the latents of a flow are compared with, each number by itself."""
+"""Base distributions of the latents of a flow, independent for each latent number."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from mixerflow.core.transform import total
+from mixerflow.core.transform import Context, total
 from mixerflow.registry import register
 
 
@@ -16,31 +16,26 @@ class Base(nn.Module):
     """A distribution of latent vectors ``(D,)``, independent of the data's shape.
 
     A conditional one reads the context that the flow's transforms see, ``(B, K)`` of
-    ``context_net``, one an image; the others leave it alone.
+    ``context_net``, one row an image; the others ignore it.
     """
 
     def log_prob(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
+        self, z: Float[Tensor, "batch dim"], context: Context = None
     ) -> Float[Tensor, " batch"]:
-        """Log-density of each row in nats, ``(B,)``, float32 or wider."""
+        """Return the log-density of each row in nats, ``(B,)``, float32 or wider."""
         raise NotImplementedError
 
-    def sample(
-        self,
-        like: Float[Tensor, "batch dim"],
-        generator: torch.Generator | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """Draws of the shape, dtype and device of `like`, each row for its own context."""
+    def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
+        """Draw with the shape ``(B, D)``, dtype and device of `like`; a row for each context."""
         raise NotImplementedError
 
+    def folded(self) -> Base:
+        """Return the form for inference of this distribution, a copy that may be changed."""
+        return self
 
-def _wide(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform on ``(0, 1]``, in float64: in float32 the farthest of 2^24 draws is the last."""
+def _uniform(like: Tensor, generator: Generator | None) -> Tensor:
+    """Draw uniformly on ``(0, 1]`` in float64: float32 has only 2^24 values, so no far tails."""
     drawn = torch.rand(like.shape, dtype=torch.float64, device=like.device, generator=generator)
     return 1 - drawn
 
@@ -49,22 +44,15 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
 class StandardNormal(Base):
     """``N(0, I)``."""
 
-    def log_prob(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         return -0.5 * total(z.square() + math.log(2 * math.pi))
 
-    def sample(
-        self,
-        like: Float[Tensor, "batch dim"],
-        generator: torch.Generator | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
+    def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 LEAST_DOF = 0.5
-"""Draws of fewer degrees of freedom would leave float32's range."""
+"""Draws with fewer degrees of freedom would exceed float32's range."""
 
 
 @register
@@ -74,7 +62,7 @@ class StudentT(Base):
     Location and scale are left to the flow, whose last transform can learn them.
 
     Args:
-        dof: degrees of freedom, more than `LEAST_DOF`; where they start, if learned.
+        dof: degrees of freedom, more than `LEAST_DOF`; their initial value, if learned.
         learned: whether they are learned, one number for all latents, as
             ``LEAST_DOF + exp(raw_dof)``.
 
@@ -94,45 +82,37 @@ class StudentT(Base):
         self.raw_dof = nn.Parameter(raw) if learned else None
 
     def dof(self) -> Float[Tensor, "1"]:
-        """Degrees of freedom ``(1,)`` in float64: of many, the peak is a small difference."""
+        """Degrees of freedom ``(1,)``, in float64 because the peak is a small difference."""
         if self.raw_dof is None:
             return torch.tensor([self.fixed], dtype=torch.float64)
         return LEAST_DOF + self.raw_dof.double().exp()
 
-    def log_prob(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
-        z = _wide(z)
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.fixed is not None:
             dof, half = self.fixed, (self.fixed + 1) / 2
             peak = math.lgamma(half) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi * dof)
-            return total(peak - half * (z.square() / dof).log1p())
-        dof = self.dof()
-        half = (dof + 1) / 2
-        peak = torch.lgamma(half) - torch.lgamma(dof / 2) - 0.5 * (math.pi * dof).log()
-        dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
+        else:
+            dof = self.dof()
+            half = (dof + 1) / 2
+            peak = torch.lgamma(half) - torch.lgamma(dof / 2) - 0.5 * (math.pi * dof).log()
+            dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
         return total(peak - half * (z.square() / dof).log1p())
 
-    def sample(
-        self,
-        like: Float[Tensor, "batch dim"],
-        generator: torch.Generator | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
+    def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
         # Box and Muller's radius with another tail: sqrt(dof (u^(-2 / dof) - 1)) cos(2 pi v)
         dof = self.dof().detach().to(like.device)
         u, v = _uniform(like, generator), _uniform(like, generator)
         radius = (dof * torch.expm1(-2 / dof * u.log())).sqrt()
         return (radius * (2 * math.pi * v).cos()).to(like.dtype)
 
-    def folded(self) -> StudentT:
-        """With degrees of freedom that stay what they are."""
+    def folded(self) -> Base:
+        """Return a Student's t whose degrees of freedom are fixed."""
         if type(self) is not StudentT:
             return self
         return StudentT(float(self.dof().detach()), learned=False).train(self.training)
 
     def extra_repr(self) -> str:
-        """The degrees of freedom, in ``print(flow)``."""
         return f"dof={float(self.dof().detach()):g}, learned={self.fixed is None}"
 
 
@@ -145,52 +125,43 @@ class Cauchy(StudentT):
 
 
 class _Mixture(Base):
-    """Gaussians with learned weights, each latent drawn from one of them."""
+    """A mixture of Gaussians with learned weights, the same for each latent."""
 
     logits: nn.Parameter
+    means: Tensor
     log_scales: nn.Parameter
 
-    def _means(self) -> Tensor:
-        raise NotImplementedError
-
-    def log_prob(
-        self, z: Float[Tensor, "batch dim"], context: Tensor | None = None
-    ) -> Float[Tensor, " batch"]:
-        z = _wide(z).unsqueeze(-1)
+    def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
+        z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
         logits, means, log_scales = (
-            t.to(z.dtype) for t in (self.logits, self._means(), self.log_scales)
+            t.to(z.dtype) for t in (self.logits, self.means, self.log_scales)
         )
-        height = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
-        each = height - 0.5 * ((z - means) * (-log_scales).exp()).square()
-        return total(each.logsumexp(-1))
+        peaks = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
+        log_densities = peaks - 0.5 * ((z - means) * (-log_scales).exp()).square()
+        return total(log_densities.logsumexp(-1))
 
     @torch.no_grad()
-    def sample(
-        self,
-        like: Float[Tensor, "batch dim"],
-        generator: torch.Generator | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        below = self.logits.double().softmax(0).cumsum(0)[:-1]  # 1 comes last, and has no end
-        which = torch.bucketize(_uniform(like, generator), below)
+    def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
+        edges = self.logits.double().softmax(0).cumsum(0)[:-1]  # the last component has no edge
+        component = torch.bucketize(_uniform(like, generator), edges)
         normal = StandardNormal().sample(like, generator)
-        means, scales = self._means().to(like.dtype), self.log_scales.exp().to(like.dtype)
-        return means[which] + scales[which] * normal
+        means, scales = self.means.to(like.dtype), self.log_scales.exp().to(like.dtype)
+        return means[component] + scales[component] * normal
 
 
 @register
 class GaussianMixture(_Mixture):
     """``p(z) = sum_k w_k N(z; m_k, s_k^2)`` for each latent, learned, and the same for all of them.
 
-    It starts as nearly the standard normal, of mean 0 and variance 1, its components apart: their
-    means at the normal's quantiles, so that they can learn different things.
+    It starts near the standard normal, with mean 0 and variance 1. The components' means start at
+    the normal's quantiles, so that the components can learn different things.
 
     Args:
-        components: how many.
+        components: number of Gaussians.
 
     References:
-        Izmailov, Kirichenko, Finzi, Wilson: Semi-supervised learning with normalizing flows (2020):
-        there the components are classes. https://arxiv.org/abs/1912.13025
+        Izmailov, Kirichenko, Finzi, Wilson: Semi-supervised learning with normalizing flows (2020),
+        with classes as components. https://arxiv.org/abs/1912.13025
     """
 
     def __init__(self, components: int = 8) -> None:
@@ -205,11 +176,7 @@ class GaussianMixture(_Mixture):
         self.means = nn.Parameter(means.float())
         self.log_scales = nn.Parameter(torch.full((components,), math.log(scale)))
 
-    def _means(self) -> Tensor:
-        return self.means
-
     def extra_repr(self) -> str:
-        """The number of components, in ``print(flow)``."""
         return f"components={len(self.logits)}"
 
 
@@ -220,9 +187,9 @@ class SpikeAndSlab(_Mixture):
     Weight and both scales are learned, and the same for all latents.
 
     Args:
-        spike: the narrow one's scale at the start.
-        slab: the wide one's.
-        weight: of the spike at the start, between 0 and 1.
+        spike: initial scale of the narrow Gaussian.
+        slab: initial scale of the wide Gaussian.
+        weight: initial weight of the spike, between 0 and 1.
     """
 
     def __init__(self, spike: float = 0.25, slab: float = 1.25, weight: float = 0.4) -> None:
@@ -233,12 +200,9 @@ class SpikeAndSlab(_Mixture):
             raise ValueError(f"SpikeAndSlab: weight must lie between 0 and 1; got {weight}")
         self.logits = nn.Parameter(torch.tensor([weight, 1 - weight]).log())
         self.log_scales = nn.Parameter(torch.tensor([spike, slab]).log())
-
-    def _means(self) -> Tensor:
-        return torch.zeros_like(self.log_scales)
+        self.register_buffer("means", torch.zeros(2), persistent=False)
 
     def extra_repr(self) -> str:
-        """What it is by now, in ``print(flow)``."""
         spike, slab = self.log_scales.detach().exp().tolist()
         weight = self.logits.detach().softmax(0)[0].item()
         return f"spike={spike:.3g}, slab={slab:.3g}, weight={weight:.3g}"

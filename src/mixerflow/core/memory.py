@@ -1,18 +1,18 @@
-"""What training keeps of a forward pass: everything, each layer's input, or nothing.
+"""Memory modes: training stores everything for the backward pass, layers' inputs, or nothing.
 
-Backward needs what each layer of a flow computed on the way. ``memory`` says where it comes from:
+Backward needs what each layer of a flow computed in the forward pass. With ``memory``
 
-- ``"store"``: autograd keeps it all; memory grows with depth times a layer's inner width.
-- ``"checkpoint"``: a layer keeps its input and runs again; memory grows with depth times the image.
-- ``"invert"``: only the last output is kept; each layer's input is rebuilt from its output by
+- ``"store"``: autograd stores it all; memory grows with depth times a layer's inner width.
+- ``"checkpoint"``: a layer stores its input and runs again; memory grows with depth times image.
+- ``"invert"``: only the last output is stored; each layer's input is rebuilt from its output by
   `Transform.inverse`, and the layer runs again. Rounding errors grow from layer to layer, so one
-  input in `ANCHOR_EVERY` is kept all the same; beyond those, memory does not grow with depth.
+  input in `ANCHOR_EVERY` is stored all the same; beyond those, memory does not grow with depth.
 
 A layer is one of `Flow.layers`. It is an ordinary node of autograd with the parameters among its
 inputs, so accumulation, DDP, shared parameters and gradients with respect to images and contexts
-see what they always see. Layers make a row where each takes what the one before gave; "invert"
-keeps the first input and the last output of each row. A `MultiScale` has a row for each scale; what
-a `Composite` does between rows, autograd stores.
+work as they always do. Layers make a row if each takes the output of the one before; "invert"
+stores the first input and the last output of each row. A `MultiScale` has a row for each scale;
+autograd stores what a `Composite` computes between rows.
 
 References:
     Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost (2016).
@@ -28,57 +28,51 @@ import functools
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mixerflow.core.noise import Noise
-from mixerflow.core.transform import Transform
+from mixerflow.core.transform import Context, Mapped, Transform
 from mixerflow.errors import ConfigError
 
 Memory = Literal["store", "checkpoint", "invert"]
 
 ANCHOR_EVERY = 20
-"""Layers from one kept input to the next under "invert"; a row's first input is always kept."""
+"""Layers from one stored input to the next under "invert"."""
 DRIFT = 1e-3
 """Relative error of rebuilt activations above which "invert" warns; under autocast at least four
 times its dtype's epsilon (3 % in bfloat16)."""
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _untraced(function: _F) -> _F:
-    """Compilation steps around it; `torch.compiler.disable` would take seconds to import."""
-    return torch._disable_dynamo(function)  # pyright: ignore
-
-
+@torch._disable_dynamo  # pyright: ignore  # `torch.compiler.disable` takes seconds to import
 def through(
     transform: Transform,
     x: Tensor,
-    context: Tensor | None = None,
+    context: Context = None,
     noise: Noise | None = None,
     *,
-    memory: Memory = "store",
-) -> tuple[Tensor, Tensor]:
-    """``transform(x, context, noise)``, whose backward pass keeps what `memory` says.
+    memory: Memory,
+) -> Mapped:
+    """``transform(x, context, noise)``, whose backward pass stores what `memory` says.
 
     Values, batch-norm statistics and draws from torch's generator are those of "store" to the bit;
     so are the gradients of "checkpoint" where sums have one order. Those of "invert" carry the
     rounding of the inverses. Where autograd is off, all three are the same.
 
     Args:
-        transform: taken layer by layer, as `Transform.walk` goes.
+        transform: taken layer by layer, see `Transform.walk`.
         x: ``(B, *event)``.
         context: ``(B, K)``, or None.
         noise: as `Transform.forward` takes it.
-        memory: a layer that cannot rebuild its input in training, because it is not ``invertible``
-            or draws from torch's generator, keeps it under "invert"; a warning says so once. So
-            does one where rebuilt activations, met at a kept one, are off by more than `DRIFT`.
+        memory: under "invert" a layer stores its input if it cannot rebuild it in training, because
+            it is not ``invertible`` or draws from torch's generator; a warning says so once.
+            Another warning says if rebuilt activations differ from stored ones by more than
+            `DRIFT`.
 
     Raises:
         ConfigError: parameters have hooks that would run twice.
@@ -87,21 +81,19 @@ def through(
         return transform(x, context, noise)
     if memory not in get_args(Memory):
         raise ValueError(f"memory must be one of {', '.join(get_args(Memory))}; got {memory!r}")
-    return _layerwise(transform, x, context, noise, memory)
+    return transform.walk(_LayerRunner(memory), x, context, noise)
 
 
-@_untraced
+@torch._disable_dynamo  # pyright: ignore
 def refuse_sharded(module: nn.Module, memory: Memory) -> None:
     """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
-    FSDP2 gathers parameters around a forward pass and only there: a layer that runs again in
-    backward, or backwards, would meet shards, or weights that autograd knows by another name.
+    FSDP2 gathers parameters for a forward pass only. A layer that runs again in backward, or
+    backwards, would meet shards, or weights that autograd knows by another name.
     """
-    if memory == "store":
-        return
     tensors = sys.modules.get("torch.distributed.tensor")
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if tensors is None or fsdp is None:  # nothing can be sharded without them
+    if memory == "store" or tensors is None or fsdp is None:  # without them nothing is sharded
         return
     wrapped = any(isinstance(m, fsdp.FSDPModule) for m in module.modules())
     if wrapped or any(isinstance(p, tensors.DTensor) for p in module.parameters()):
@@ -109,26 +101,19 @@ def refuse_sharded(module: nn.Module, memory: Memory) -> None:
         raise ConfigError(what, "--train.memory", 'use "store", or DDP')
 
 
-@_untraced
-def _layerwise(
-    transform: Transform, x: Tensor, context: Tensor | None, noise: Noise | None, memory: Memory
-) -> tuple[Tensor, Tensor]:
-    return transform.walk(_Walk(memory), x, context, noise)
-
-
-class _Walk:
-    """Runs layers one after another, each as a node of autograd, and tells where a row begins."""
+class _LayerRunner:
+    """Runs layers one after another, each as a node of autograd, and groups them in rows."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory: Memory = memory
         self.number = 0
-        self.before: _Run | None = None
+        self.before: _LayerCall | None = None
         self.output: Tensor | None = None
-        """What the layer before gave; not in `_Run`, which its own graph would then never free."""
+        """Output of the layer before. In `_LayerCall` its own graph would never be freed."""
 
     def __call__(
-        self, layer: Transform, x: Tensor, context: Tensor | None, noise: Noise | None
-    ) -> tuple[Tensor, Tensor]:
+        self, layer: Transform, x: Tensor, context: Context, noise: Noise | None
+    ) -> Mapped:
         number, self.number = self.number, self.number + 1
         parameters = [p for p in layer.parameters() if p.requires_grad]
         if any(p._backward_hooks for p in parameters):
@@ -136,40 +121,35 @@ class _Walk:
             remedy = "use register_post_accumulate_grad_hook"
             raise ConfigError(what, "Tensor.register_hook", remedy)
         if not (x.requires_grad or parameters):
-            # what comes before the first weight (dequantisation, say) keeps nothing anyhow
+            # autograd stores nothing before the first weight (for dequantization, say)
             return layer(x, context, noise)
         before = self.before
         if before is not None and x is self.output and x._version == before.version:
-            handed, position = before.handed, before.position + 1
+            row, position = before.row, before.position + 1
             before.output = None  # this layer will rebuild it
         else:
-            handed, position = _Handed(), 0
-        run = _Run(layer, noise, self.memory, handed, number, position)
-        z, log_det = _Recomputed.apply(run, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
-        run.output, run.version = None if run.keeps_input else z.detach(), z._version
-        self.before, self.output = run, z
+            row, position = _RowState(), 0
+        call = _LayerCall(layer, noise, self.memory, row, number, position)
+        z, log_det = _Recomputed.apply(call, x, context, *parameters)  # pyright: ignore[reportGeneralTypeIssues]
+        call.output, call.version = None if call.stores_input else z.detach(), z._version
+        self.before, self.output = call, z
         return z, log_det
 
 
 @dataclass
-class _Handed:
-    """What backward takes from layer to layer of a row."""
+class _RowState:
+    """State that the backward pass carries from layer to layer of a row."""
 
     output: Tensor | None = None
-    """Of the layer whose turn is next: the input of the one that was last, rebuilt or kept."""
+    """Output of the next layer in backward order: the input, rebuilt or stored, of the last one."""
     drift: Tensor | None = None
-    """The largest relative error found in such an output, divided by what is allowed."""
-
-    def compare(self, rebuilt: Tensor, exact: Tensor, allowed: float) -> None:
-        """Take note of the rebuilt output of a layer whose exact one is known again."""
-        drift = (rebuilt - exact).norm() / (exact.norm() * allowed)
-        self.drift = drift if self.drift is None else torch.maximum(self.drift, drift)
+    """The largest relative error of such outputs so far, divided by the allowed one."""
 
     def close(self) -> None:
-        """The row's first layer is done: say so if gradients are not what they should be."""
-        # what is not finite makes gradients that are not, which training sees for itself
+        """Warn of inexact gradients, if any, after the row's first layer."""
+        # training itself detects gradients that are not finite
         if self.drift is not None and 1 < self.drift.item() < math.inf:
-            _say(
+            _warn_once(
                 f'memory="invert": activations rebuilt over {ANCHOR_EVERY} layers are too far off '
                 'for exact gradients: use "checkpoint" (--train.memory)'
             )
@@ -177,82 +157,77 @@ class _Handed:
 
 
 @dataclass
-class _Run:
-    """One layer of one forward pass, and what it takes to run it again."""
+class _LayerCall:
+    """One layer's call in one forward pass, with all that is needed to run it again."""
 
     layer: Transform
     noise: Noise | None
     memory: Memory
-    handed: _Handed
+    row: _RowState
     number: int
     position: int
-    """In its row."""
+    """Position of the layer in its row."""
     training: bool = True
-    keeps_input: bool = True
+    stores_input: bool = True
     output: Tensor | None = None
-    """Of a row's last layer that does not keep its input."""
+    """Output of a row's last layer, if that layer does not store its input."""
     version: int = 0
-    """Of its output: changing it before backward is an error, as with any tensor that is kept."""
-    drew_from: list[Tensor] | None = None
+    """Version of the output: to change it before backward is an error, as for any stored tensor."""
+    rng_states: list[Tensor] | None = None
     """States of torch's generators before the layer, if it moved them."""
     autocast: dict[str, Any] | None = None
 
-    def first(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def first(self, x: Tensor, context: Context) -> Mapped:
+        """Run the layer in the forward pass."""
         device = x.device.type
         self.autocast = {
             "device_type": device,
             "dtype": torch.get_autocast_dtype(device),
             "enabled": torch.is_autocast_enabled(device),
-            # or weights that were cast here, without autograd, would be taken for those to train
+            # weights cast here, without autograd, must not be reused where gradients are computed
             "cache_enabled": False,
         }
         self.training = self.layer.training
-        before = _generators(x)
+        before = _generator_states(x)
         with torch.autocast(**self.autocast):
             result = self.layer(x, context, self.noise)
-        moved = not all(map(torch.equal, before, _generators(x)))
-        self.drew_from = before if moved else None
+        moved = not all(map(torch.equal, before, _generator_states(x)))
+        self.rng_states = before if moved else None
         unable = moved or not self.layer.invertible
         anchor = self.position % ANCHOR_EVERY == 0
-        self.keeps_input = self.memory == "checkpoint" or anchor or unable
+        self.stores_input = self.memory == "checkpoint" or anchor or unable
         if unable and self.memory == "invert":
             why = "draws from torch's generator" if moved else "does not rebuild its input exactly"
-            _say(f'memory="invert": layer {self.number} ({_names(self.layer)}) {why}: it is kept')
+            layer = f"layer {self.number} ({_not_invertible(self.layer)})"
+            _warn_once(f'memory="invert": {layer} {why}: its input is stored')
         return result
 
     def last_output(self) -> Tensor | None:
-        """The row's last output; None where it is for the next layer to rebuild this one's."""
+        """Return the row's last output; None if the next layer rebuilds this layer's output."""
         if self.output is not None and self.output._version != self.version:
             raise RuntimeError("a layer's output was modified by an inplace operation")
         return self.output
 
-    def allowed(self) -> float:
-        """The relative error that rebuilt activations may have."""
-        if self.autocast is None or not self.autocast["enabled"]:
-            return DRIFT
-        return max(DRIFT, 4 * torch.finfo(self.autocast["dtype"]).eps)
+    def compare(self, rebuilt: Tensor, exact: Tensor) -> None:
+        """Record the error of the layer's rebuilt output, now that the exact one is known again."""
+        assert self.autocast is not None
+        lowest = 4 * torch.finfo(self.autocast["dtype"]).eps if self.autocast["enabled"] else DRIFT
+        drift = (rebuilt - exact).norm() / (exact.norm() * max(DRIFT, lowest))
+        self.row.drift = drift if self.row.drift is None else torch.maximum(self.row.drift, drift)
 
     @contextlib.contextmanager
     def again(self, x: Tensor) -> Iterator[None]:
-        """As it was the first time, and without a trace."""
+        """Restore the conditions of the first run; afterwards no state has changed."""
         if self.layer.training != self.training:
             raise RuntimeError("train() or eval() came between a forward and its backward pass")
         assert self.autocast is not None
-        with uncounted(self.layer), torch.autocast(**self.autocast), _drawing(x, self.drew_from):
+        fork = torch.random.fork_rng([x.device] if x.is_cuda else [], self.rng_states is not None)
+        with uncounted(self.layer), torch.autocast(**self.autocast), fork:
+            if self.rng_states is not None:
+                torch.set_rng_state(self.rng_states[0])
+                if x.is_cuda:
+                    torch.cuda.set_rng_state(self.rng_states[1], x.device)
             yield
-
-
-@contextlib.contextmanager
-def _drawing(x: Tensor, states: list[Tensor] | None) -> Iterator[None]:
-    """Draw from torch's generators as from `states`; afterwards they are where they were."""
-    if states is None:
-        yield
-        return
-    with torch.random.fork_rng([x.device] if x.is_cuda else []):
-        torch.set_rng_state(states[0])
-        if x.is_cuda:
-            torch.cuda.set_rng_state(states[1], x.device)
-        yield
 
 
 class _Recomputed(torch.autograd.Function):
@@ -261,15 +236,15 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401
-        run: _Run,
+        call: _LayerCall,
         x: Tensor,
-        context: Tensor | None,
+        context: Context,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        z, log_det = run.first(x, context)
-        ctx.run = run
+    ) -> Mapped:
+        z, log_det = call.first(x, context)
+        ctx.call = call
         # parameters are saved so that changing them before backward is an error, as it always is
-        ctx.save_for_backward(x if run.keeps_input else None, context, *parameters)
+        ctx.save_for_backward(x if call.stores_input else None, context, *parameters)
         return z, log_det
 
     @staticmethod
@@ -278,49 +253,43 @@ class _Recomputed(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401
         *grads: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        run: _Run = ctx.run
-        held, context, *parameters = ctx.saved_tensors
-        rebuilt, run.handed.output = run.handed.output, None
-        known = held if run.keeps_input else run.last_output()
+        call: _LayerCall = ctx.call
+        stored, context, *parameters = ctx.saved_tensors
+        rebuilt, call.row.output = call.row.output, None
+        known = stored if call.stores_input else call.last_output()
         known = rebuilt if known is None else known
         assert known is not None
-        with run.again(known):
-            x = known if run.keeps_input else run.layer.inverse(known, context)[0]
-            del held, known
+        with call.again(known):
+            x = known if call.stores_input else call.layer.inverse(known, context)[0]
+            del stored, known
             needed = ctx.needs_input_grad[1:]
             leaf = x.detach().requires_grad_(needed[0])
             if context is not None:
                 context = context.detach().requires_grad_(needed[1])
             with torch.enable_grad():
-                results = run.layer(leaf, context, run.noise)
-        if run.memory == "invert":
-            if run.keeps_input and rebuilt is not None:
-                run.handed.compare(rebuilt, results[0].detach(), run.allowed())
-            run.handed.output = x
-        if run.position == 0:
-            run.handed.close()
+                results = call.layer(leaf, context, call.noise)
+        if call.memory == "invert":
+            if call.stores_input and rebuilt is not None:
+                call.compare(rebuilt, results[0].detach())
+            call.row.output = x
+        if call.position == 0:
+            call.row.close()
         pairs = [pair for pair in zip(results, grads, strict=True) if pair[0].requires_grad]
         del results
         inputs = (leaf, context, *parameters)
         wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-        found = iter(_gradients(pairs, wanted))
+        found = iter([None] * len(wanted))
+        if pairs:
+            outputs, grads = zip(*pairs, strict=True)
+            found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
         return None, *(next(found) if need else None for need in needed)
-
-
-def _gradients(
-    pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor]
-) -> tuple[Tensor | None, ...]:
-    if not pairs:
-        return (None,) * len(inputs)
-    outputs, grads = zip(*pairs, strict=True)
-    return torch.autograd.grad(outputs, inputs, grads, allow_unused=True)
 
 
 @contextlib.contextmanager
 def uncounted(module: nn.Module) -> Iterator[None]:
-    """No batch norm in `module` moves its running statistics meanwhile."""
+    """Keep the running statistics of all batch norms in `module` unchanged in a ``with``."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    # ours has a switch of its own; torch's, in a user's net, normalises in the same way without
+    # mixerflow's own has the switch `update`; torch's, in a user's net, normalises alike without it
     switches = ["update" if hasattr(m, "update") else "track_running_stats" for m in norms]
     before = [getattr(m, name) for m, name in zip(norms, switches, strict=True)]
     try:
@@ -332,20 +301,20 @@ def uncounted(module: nn.Module) -> Iterator[None]:
             setattr(norm, name, value)
 
 
-def _generators(x: Tensor) -> list[Tensor]:
+def _generator_states(x: Tensor) -> list[Tensor]:
     """States of the generators that a layer on x's device can draw from."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(x.device)] if x.is_cuda else states
 
 
-def _names(layer: Transform) -> str:
-    """The innermost transforms that are to blame, or else the layer."""
+def _not_invertible(layer: Transform) -> str:
+    """Name the innermost transforms that are not invertible, or else the layer."""
     parts = [m for m in layer.modules() if isinstance(m, Transform) and not m.invertible]
     inner = [m for m in parts if not any(c is not m and c in parts for c in m.modules())]
     return ", ".join(dict.fromkeys(type(m).__name__ for m in inner or [layer]))
 
 
 @functools.cache
-def _say(text: str) -> None:
+def _warn_once(text: str) -> None:
     """Warn, once a process for each text."""
     warnings.warn(text, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Randomness as an argument: noise that depends on the seed and the image, not on its company.
+"""Randomness as an argument: noise that depends on the seed and the image, not on the batch.
 
 Reference:
     Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (2011), Philox4x32-10.
@@ -19,16 +19,24 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
-
 _KINDS = ("<u1", "<i4", "<f8")
-"""What an image's values are written in for its digest: the first that holds all of them."""
+"""Types in which a digest may read an image's values; the first that holds them is used."""
+
+
+def as_tensor(array: np.ndarray | Tensor) -> Tensor:
+    """Copy an array to a tensor; uint16 becomes int32, which torch can compute with."""
+    if isinstance(array, Tensor):
+        return array
+    array = np.asarray(array)
+    kind = np.int32 if array.dtype.newbyteorder("=") == np.uint16 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(array.astype(kind))
 
 
 def philox(counter: list[Tensor], key0: Tensor | int, key1: Tensor | int) -> list[Tensor]:
-    """Philox4x32-10: four int64 tensors of 32-bit words to four such, under two words of key."""
+    """Philox4x32-10: map four int64 tensors of 32-bit words to four others, under two key words."""
     c0, c1, c2, c3 = counter
     for _ in range(10):
-        # int64 products wrap, but their 64 bits are the right ones: both halves can be cut out
+        # int64 products wrap, but their 64 bits are right, so both halves can be extracted
         a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1 = (b >> 32 & _MASK) ^ c1 ^ key0, b & _MASK
         c2, c3 = (a >> 32 & _MASK) ^ c3 ^ key1, a & _MASK
@@ -37,7 +45,7 @@ def philox(counter: list[Tensor], key0: Tensor | int, key1: Tensor | int) -> lis
 
 
 def mixed(word: int) -> int:
-    """A 32-bit word as another, one to one, 0 as 0 and neighbours far apart (MurmurHash3's end)."""
+    """Map 32-bit words one to one, 0 to 0 and neighbours far apart (MurmurHash3's finalizer)."""
     word &= _MASK
     word = (word ^ word >> 16) * 0x85EBCA6B & _MASK
     word = (word ^ word >> 13) * 0xC2B2AE35 & _MASK
@@ -45,23 +53,23 @@ def mixed(word: int) -> int:
 
 
 def digests(images: Shaped[Tensor, "batch *event"]) -> Int[Tensor, " batch"]:
-    """64 bits of each image's shape and values, ``(B,)`` int64; its dtype does not count."""
+    """Hash each image's shape and values, not its dtype, to 64 bits: ``(B,)`` int64."""
     shape = tuple(images.shape[1:])
     values = images.detach().cpu().reshape(len(images), math.prod(shape)).contiguous()
-    halves = values.dtype in (torch.bfloat16, torch.float16)
-    rows = (values.float() if halves else values).numpy()
+    if values.dtype in (torch.bfloat16, torch.float16):
+        values = values.float()
+    rows = values.numpy()
     kinds = np.zeros(len(rows), np.int64)
     if rows.dtype != np.uint8:
         low, high = rows.min(1, initial=0), rows.max(1, initial=0)
-        whole = (rows == np.floor(rows)).all(1) if rows.dtype.kind == "f" else True
-        byte = whole & (low >= 0) & (high < 2**8)
-        word = whole & (low >= -(2**31)) & (high < 2**31)
-        kinds = 2 - word.astype(np.int64) - byte
-    begun = [hashlib.blake2b(f"{kind} {shape}".encode(), digest_size=8) for kind in _KINDS]
+        integer = (rows == np.floor(rows)).all(1) if rows.dtype.kind == "f" else True
+        is_uint8 = integer & (low >= 0) & (high < 2**8)
+        is_int32 = integer & (low >= -(2**31)) & (high < 2**31)
+        kinds = 2 - is_int32.astype(np.int64) - is_uint8
     keys = []
     for row, kind in zip(rows, kinds.tolist(), strict=True):
         written = row.astype(_KINDS[kind], copy=False)
-        digest = begun[kind].copy()
+        digest = hashlib.blake2b(f"{_KINDS[kind]} {shape}".encode(), digest_size=8)
         digest.update(written if kind < 2 else written + 0.0)  # -0.0 becomes 0.0
         keys.append(int.from_bytes(digest.digest(), "little", signed=True))
     return torch.tensor(keys, dtype=torch.int64, device=images.device)
@@ -70,13 +78,13 @@ def digests(images: Shaped[Tensor, "batch *event"]) -> Int[Tensor, " batch"]:
 class Noise:
     """Draws that are a pure function of seed, key, draw, stream and position.
 
-    Evaluation with it depends on no batch size, order, process or recomputation, and with the keys
-    of `of` not on what else is evaluated: equal images have equal scores.
+    A score with such noise depends on no batch size, order, process or recomputation. With the keys
+    of `of` it depends on no other image either: equal images have equal scores.
 
     Args:
         seed: any integer; its low 64 bits count.
         keys: ``(B,)`` int64, one an image; images with the same key have the same noise.
-        draw: which of the draws under that seed, from 0; 32 bits count.
+        draw: number of the draw under that seed, from 0; 32 bits count.
     """
 
     def __init__(self, seed: int, keys: Int[Tensor, " batch"], *, draw: int = 0) -> None:
@@ -85,21 +93,14 @@ class Noise:
 
     @classmethod
     def of(cls, seed: int, images: Shaped[Tensor, "batch *event"], *, draw: int = 0) -> Noise:
-        """The noise of these images, wherever they come: their keys are digests of their values.
-
-        Args:
-            seed: any integer.
-            images: ``(B, *event)``, of any dtype and device; the same values are the same image.
-            draw: which of the draws under that seed, from 0.
-        """
+        """Return the noise of images ``(B, *event)``, whose keys are digests of their values."""
         return Noise(seed, digests(images), draw=draw)
 
     def __getitem__(self, part: slice) -> Noise:
-        """The noise of a part of the batch."""
         return self._with(self.keys[part], self.row[part])
 
     def rows(self, n: int) -> Noise:
-        """The noise of a batch in which each image became `n` consecutive rows."""
+        """Return the noise of a batch in which each image became `n` consecutive rows."""
         row = torch.arange(n, device=self.keys.device).repeat(len(self.keys))
         return self._with(self.keys.repeat_interleave(n), self.row.repeat_interleave(n) * n + row)
 
@@ -109,13 +110,13 @@ class Noise:
         return noise
 
     def uniform(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:
-        """Values in ``[0, 1)``, multiples of 2^-24, of the shape, dtype and device of `like`."""
+        """Draw multiples of 2^-24 in ``[0, 1)`` with the shape, dtype and device of `like`."""
         if like.shape[0] != len(self.keys):
             raise ValueError(f"noise for {len(self.keys)} images, a batch of {like.shape[0]}")
         numbers = like[0].numel() if len(like) else 0
         blocks = torch.arange((numbers + 3) // 4, device=like.device)
         row, keys = (t.to(like.device)[:, None] for t in (self.row, self.keys))
-        # a key of 32 bits and draw 0 leave Philox's own key the seed
+        # for a 32-bit key and draw 0, the key of Philox is the seed
         key0 = self.seed & _MASK ^ keys >> 32 & _MASK
         key1 = self.seed >> 32 & _MASK ^ mixed(self.draw)
         blocks, row, keys = torch.broadcast_tensors(blocks, row & _MASK, keys & _MASK)
@@ -124,13 +125,13 @@ class Noise:
         return (bits.to(torch.float32) * 2.0**-24).to(like.dtype).reshape(like.shape)
 
     def normal(self, like: Float[Tensor, "batch *event"], stream: int) -> Tensor:
-        """Standard normal values of the shape, dtype and device of `like`."""
+        """Draw standard normal values with the shape, dtype and device of `like`."""
         middle = self.uniform(like.to(torch.float64), stream) + 2.0**-25
         return torch.special.ndtri(middle).to(like.dtype)
 
 
 class Centre(Noise):
-    """No noise at all: uniform draws are 1/2, normal draws 0. `Flow.encode` uses it."""
+    """No noise: uniform draws are 1/2, normal draws 0. `Flow.encode` uses it."""
 
     def __init__(self) -> None:
         super().__init__(0, torch.zeros(0, dtype=torch.int64))

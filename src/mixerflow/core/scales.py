@@ -1,4 +1,4 @@
-"""Multi-scale flows: some channels are done early, the others go on."""
+"""Multi-scale flows: after each scale some channels are factored out, the others go on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core.composite import Composite
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import (
+    Composite,
     Context,
+    FixedShape,
     Mapped,
     PlacedLayer,
-    Run,
+    Runner,
     Shape,
     Transform,
     constant,
@@ -25,24 +26,25 @@ from mixerflow.registry import register
 
 
 @register
-class MultiScale(Composite):
-    """Transforms one after another, between which some channels go on and the others are done.
+class MultiScale(FixedShape, Composite):
+    """Transforms one after another; after each of them some channels are factored out.
 
-    ``(y_s, h_s) = split(t_s(h_{s-1}))`` with ``h_0 = x``; what is done, y, passes no other
+    ``(y_s, h_s) = split(t_s(h_{s-1}))`` with ``h_0 = x``; what is factored out, y, passes no other
     transform. The latent is one vector ``z = (y_1, ..., y_S)``, each y flattened with the first
-    channel first; nothing of the last scale goes on. The log-det is the sum of the transforms'.
+    channel first; the last scale factors out all channels. The log-det is the sum of the
+    transforms'.
 
     The conditional Gaussian under which Glow scores what it factors out is an affine coupling at
     the end of a scale's transform, which changes that part given the rest.
 
     Args:
         shape: of the events, ``(C, *spatial)``.
-        scales: a transform each, the first of events of `shape`.
+        scales: the transform of each scale, the first of events of `shape`.
         kept: how many channels go on after each scale but the last; None is half, ``n // 2`` of n.
-        keep: which go on, the first channels or the last.
+        keep: which channels go on, the first or the last.
 
     Raises:
-        ValueError: no scales, or nothing that could go on or be done; names the events.
+        ValueError: no scales, or a scale that keeps none or all of its channels; names the events.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
@@ -57,15 +59,16 @@ class MultiScale(Composite):
         kept: Sequence[int] | None = None,
         keep: Literal["first", "last"] = "first",
     ) -> None:
-        super().__init__()
+        super().__init__(shape)
         if not scales or (kept is not None and len(kept) != len(scales) - 1):
             raise ValueError(f"MultiScale: {len(scales)} scales of events {shape}, kept={kept}")
-        self.shape, self.keep = tuple(shape), keep
+        self.keep = keep
         self.scales = nn.ModuleList(scales)
         self.kept: list[int] = []
-        self._taken, self._done = [self.shape], []
+        self._scale_shapes, self._factored_shapes = [], []
+        scale_shape = self.shape
         for number, scale in enumerate(self.parts(), 1):
-            n, *spatial = scale.out_shape(self._taken[-1])
+            n, *spatial = scale.out_shape(scale_shape)
             going_on = 0
             if number < len(scales):
                 going_on = n // 2 if kept is None else kept[number - 1]
@@ -73,56 +76,49 @@ class MultiScale(Composite):
                     what = f"{going_on} channels cannot go on of events {(n, *spatial)}"
                     raise ValueError(f"MultiScale: after scale {number} {what}")
             self.kept.append(going_on)
-            self._done.append((n - going_on, *spatial))
-            self._taken.append((going_on, *spatial))
-        self._lengths = [math.prod(done) for done in self._done]
+            self._scale_shapes.append(scale_shape)
+            self._factored_shapes.append((n - going_on, *spatial))
+            scale_shape = (going_on, *spatial)
+        self._lengths = [math.prod(factored) for factored in self._factored_shapes]
+        self.latent_shape = (sum(self._lengths),)
 
     def parts(self) -> Iterator[Transform]:
-        """The scales' transforms."""
         return iter(self.scales)  # pyright: ignore[reportReturnType]
 
-    def compose(
-        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        expect(self, tuple(x.shape[1:]), self.shape)
-        log_det, parts = constant(0.0, x), []
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        self.check_data(x)
+        log_det, factored = constant(0.0, x), []
         for scale, kept in zip(self.parts(), self.kept, strict=True):
-            if not scale.dormant:
-                x, scale_log_det = run(scale, x, context, noise)
-                log_det = log_det + scale_log_det
+            x, scale_log_det = run(scale, x, context, noise)
+            log_det = log_det + scale_log_det
             sizes = [kept, x.shape[1] - kept]
             if self.keep == "first":
-                x, done = x.split(sizes, 1)
+                x, y = x.split(sizes, 1)
             else:
-                done, x = x.split(sizes[::-1], 1)
-            parts.append(done.flatten(1))
-        return torch.cat(parts, 1), log_det
+                y, x = x.split(sizes[::-1], 1)
+            factored.append(y.flatten(1))
+        return torch.cat(factored, 1), log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (sum(self._lengths),))
+        self.check_latent(z)
         log_det, x = constant(0.0, z), None
-        parts = list(zip(self.parts(), z.split(self._lengths, 1), self._done, strict=True))
-        for scale, part, shape in reversed(parts):
-            done = part.unflatten(1, shape)
+        factored = z.split(self._lengths, 1)
+        scales = list(zip(self.parts(), factored, self._factored_shapes, strict=True))
+        for scale, flat, shape in reversed(scales):
+            y = flat.unflatten(1, shape)
             if x is None:
-                x = done
+                x = y
             else:
-                x = torch.cat((x, done) if self.keep == "first" else (done, x), 1)
-            if not scale.dormant:
-                x, scale_log_det = scale.inverse(x, context, noise)
-                log_det = log_det + scale_log_det
+                x = torch.cat((x, y) if self.keep == "first" else (y, x), 1)
+            x, scale_log_det = scale.inverse(x, context, noise)
+            log_det = log_det + scale_log_det
         assert x is not None
         return x, log_det
 
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, self.shape)
-        return (sum(self._lengths),)
-
     def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         expect(self, shape, self.shape)
-        scales = zip(self.parts(), self._taken[:-1], strict=True)
+        scales = zip(self.parts(), self._scale_shapes, strict=True)
         return [placed for scale, taken in scales for placed in scale.layer_shapes(taken)]
 
     def extra_repr(self) -> str:
-        """The events, and what of them goes on, in ``print(flow)``."""
         return f"{self.shape}, kept={self.kept[:-1]}, keep={self.keep!r}"

@@ -1,4 +1,4 @@
-"""Inverses by iteration: each row stops by itself, and one that does not converge is reported."""
+"""Inverses by iteration: each row stops by itself, and a warning names rows that fail."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixerflow.core.transform import Shape
-
 
 class ConvergenceWarning(UserWarning):
-    """Rows of an iterative inverse that are not as exact as they should be."""
+    """Some rows of an iterative inverse did not converge."""
 
 
 def fixed_point(
     step: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float, most: int
 ) -> tuple[Tensor, Tensor]:
-    """``x = step(x)`` by iteration from `start` ``(B, *event)``, for a contraction `step`.
+    """Solve ``x = step(x)`` for a contraction `step` by iteration from `start` ``(B, *event)``.
 
-    A row stays as it is once no value of it moves by more than ``tolerance (1 + |value|)``: what
-    becomes of it does not depend on the other rows.
+    A row is final once none of its values moves by more than ``tolerance (1 + |value|)``, so that
+    it does not depend on the other rows.
 
     Returns:
-        x, and each row's last relative move ``(B,)``; NaN or more than `tolerance` where it had not
-        converged after `most` steps.
+        x, and each row's last relative move ``(B,)``; NaN or more than `tolerance` for a row that
+        has not converged after `most` steps.
     """
     x, error = start, start.new_full((start.shape[0],), torch.inf)
     for _ in range(most):
@@ -48,21 +46,21 @@ def monotone_root(
     tolerance: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """``function(x) = target`` for an increasing elementwise function, between `low` and `high`.
+    """Solve ``function(x) = target`` for an increasing elementwise function in a bracket.
 
-    Newton's steps, each kept inside the bracket, which shrinks; halving it where they leave it. An
-    element stays as it is once it moves by at most ``tolerance (1 + |x|)``.
+    The bracket shrinks with each step. A Newton step that leaves it is replaced by its middle. An
+    element is final once it moves by at most ``tolerance (1 + |x|)``.
 
     Args:
-        function: x to its value and log-derivative, elementwise.
+        function: maps x to its value and log-derivative, elementwise.
         target: any shape.
         low: of target's shape, with ``function(low) <= target``.
         high: of target's shape, with ``function(high) >= target``.
         tolerance: of x.
-        most: steps; 200 halvings exhaust a float64.
+        most: number of steps; 200 halvings exhaust a float64.
 
     Returns:
-        x, and each element's last relative move; more than `tolerance` where it had not converged.
+        x, and each element's last relative move; more than `tolerance` if it has not converged.
     """
     x, error = (low + high) / 2, torch.full_like(target, torch.inf)
     for _ in range(most):
@@ -80,11 +78,10 @@ def monotone_root(
     return x, error
 
 
-def report(what: object, error: Tensor, tolerance: float, remedy: str) -> None:
-    """Warn of the rows whose `error` ``(B, ...)`` is not within `tolerance`, if there are any.
+def report(module: object, error: Tensor, tolerance: float, remedy: str) -> None:
+    """Warn (`ConvergenceWarning`) of rows whose `error` ``(B, ...)`` exceeds `tolerance`, if any.
 
-    Warns:
-        ConvergenceWarning: says how many rows, which, how far off, and the remedy.
+    The warning gives their number, the first of them, the largest error and the remedy.
     """
     if not error.numel():
         return
@@ -92,11 +89,10 @@ def report(what: object, error: Tensor, tolerance: float, remedy: str) -> None:
     wrong = torch.nonzero(~(worst <= tolerance)).flatten()
     if not len(wrong):
         return
-    rows: Shape = tuple(wrong[:8].tolist())
-    named = ", ".join(map(str, rows)) + (", ..." if len(wrong) > len(rows) else "")
+    rows = ", ".join(map(str, wrong[:8].tolist())) + (", ..." if len(wrong) > 8 else "")
     warnings.warn(
-        f"{type(what).__name__}: {len(wrong)} of {len(worst)} rows did not converge (rows {named}; "
-        f"error {worst[wrong].max().item():.1e}, wanted {tolerance:.0e}): {remedy}",
+        f"{type(module).__name__}: {len(wrong)} of {len(worst)} rows did not converge "
+        f"(rows {rows}; error {worst[wrong].max().item():.1e}, wanted {tolerance:.0e}): {remedy}",
         ConvergenceWarning,
         stacklevel=3,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from mixerflow.registry import forget_arguments
 
 Shape = tuple[int, ...]
 Context = Tensor | None
-"""``(B, K)``: what each event of a batch is transformed given; None for nothing."""
+"""The condition of each event ``(B, K)``; None for an unconditional transform."""
 Mapped = tuple[Tensor, Tensor]
 """A batch of events ``(B, *event)`` and their log-dets ``(B,)``."""
 Density = Literal["exact", "bound", "estimate"]
@@ -32,7 +33,7 @@ def total(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
 
 
 def constant(log_det: Float[Tensor, ""] | float, x: Shaped[Tensor, "batch *event"]) -> Tensor:
-    """The same log-det for each row of `x`, as ``(B,)`` in float32 or wider."""
+    """Repeat one log-det for each row of `x`: ``(B,)`` in float32 or wider."""
     dtype = torch.float32
     if x.is_floating_point():
         dtype = torch.promote_types(x.dtype, dtype)
@@ -41,15 +42,15 @@ def constant(log_det: Float[Tensor, ""] | float, x: Shaped[Tensor, "batch *event
     return torch.full((x.shape[0],), log_det, dtype=dtype, device=x.device)
 
 
-def expect(what: object, shape: Shape, wanted: Shape) -> None:
-    """Raise a ValueError that names both shapes unless events of `shape` are the `wanted` ones."""
+def expect(module: object, shape: Shape, wanted: Shape) -> None:
+    """Raise a ValueError that names both shapes unless `shape` is the `wanted` event shape."""
     if tuple(shape) != tuple(wanted):
-        name = type(what).__name__
+        name = type(module).__name__
         raise ValueError(f"{name}: takes events {tuple(wanted)}; got shape {tuple(shape)}")
 
 
 def floating(module: nn.Module) -> Tensor:
-    """The first floating tensor of a module: its dtype and device are the module's."""
+    """Return the first floating tensor of a module, whose dtype and device are the module's."""
     held = chain(module.parameters(), module.buffers())
     return next((t for t in held if t.is_floating_point()), torch.zeros(()))
 
@@ -59,12 +60,12 @@ class Foldable(Protocol):
     """A part of a model with a shorter form for inference."""
 
     def folded(self) -> nn.Module:
-        """That form; may take this one apart, which is a copy in eval mode and float64."""
+        """Return that form. This part is a copy, in eval mode and float64, and may change."""
         ...
 
 
 def fold_parts(module: nn.Module) -> None:
-    """Put each part's folded form in its place; looks inside parts that have none."""
+    """Replace each part by its folded form; search the parts that have none."""
     for name, part in module._modules.items():
         if isinstance(part, Foldable):
             setattr(module, name, part.folded())
@@ -72,8 +73,11 @@ def fold_parts(module: nn.Module) -> None:
             fold_parts(part)
 
 
-def inside(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and all in it; ten times as quick as `modules`, and shared ones come repeatedly."""
+def submodules(module: nn.Module) -> Iterator[nn.Module]:
+    """Iterate over a module and all modules in it.
+
+    This is ten times as fast as `nn.Module.modules`, but a shared module comes more than once.
+    """
     left: list[nn.Module] = [module]
     while left:
         module = left.pop()
@@ -81,31 +85,47 @@ def inside(module: nn.Module) -> Iterator[nn.Module]:
         left.extend(part for part in module._modules.values() if part is not None)
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Set eval mode in a ``with``, and restore each module's own mode after it."""
+    training = [part for part in submodules(module) if part.training]
+    try:
+        for part in training:
+            part.__dict__["training"] = False  # `__setattr__` is slow for thousands of modules
+        yield
+    finally:
+        for part in training:
+            part.__dict__["training"] = True
+
+
 class PlacedLayer(NamedTuple):
-    """A layer, and the shapes of the events that it takes and gives where it stands."""
+    """A layer with the event shapes that it takes and gives at its place in a flow."""
 
     layer: Transform
     taken: Shape
     given: Shape
 
 
-Run = Callable[["Transform", Tensor, Tensor | None, Noise | None], tuple[Tensor, Tensor]]
-"""Runs a transform forward on x, context and noise, in a way of its own; see `Transform.walk`."""
+Runner = Callable[["Transform", Tensor, Context, Noise | None], Mapped]
+"""Runs a transform forward, ``run(transform, x, context, noise)``; see `Transform.walk`."""
 
 
 class Transform(nn.Module):
     """An invertible map with its log-det in both directions.
 
     Subclasses implement `forward` and `inverse`; `mixerflow.transforms.checks` proves that they
-    obey the laws. ``density`` says what a flow's log-probability through this transform is: exact,
-    a lower bound, or an unbiased estimate. ``draws`` says that this transform itself, not a part of
-    it, draws noise: flows number the ``stream`` of those that do, so that each has its own.
-    ``dequantization`` names the noise by which this one makes real numbers of integers.
-    ``invertible`` says whether `inverse` gives the input back to rounding, in training mode too;
-    training may then forget it, see `mixerflow.core.memory`. ``affine`` says that z is a fixed
-    affine map of x and has its shape: a dense map next to it can take it in, see `fused`.
-    ``dormant`` says that this is the identity for now, and that a `Chain` may pass it over;
-    training by stages sets it.
+    obey the laws.
+
+    Attributes:
+        density: whether a flow's log-probability through this transform is exact, a lower bound
+            or an unbiased estimate.
+        draws: whether this transform itself, not a part of it, draws noise.
+        stream: number of the noise stream of a transform that draws; a `Flow` assigns it.
+        dequantization: the noise by which this transform makes real numbers of integers.
+        invertible: whether `inverse` gives the input back to rounding, in training mode too.
+            Training may then forget the input, see `mixerflow.core.memory`.
+        affine: whether z is a fixed affine map of x and has its shape. A dense map next to it can
+            then absorb it, see `fused`.
     """
 
     density: Density = "exact"
@@ -114,21 +134,20 @@ class Transform(nn.Module):
     dequantization: Dequantization = "none"
     invertible: bool = True
     affine: bool = False
-    dormant: bool = False
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        """Data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""
+        """Map data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""
         raise NotImplementedError
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        """Latent to data: z to x and ``log|det dx/dz|`` ``(B,)``.
+        """Map latent to data: z to x and ``log|det dx/dz|`` ``(B,)``.
 
         `noise` is for inverses that draw: those of surjections, which forget part of the data.
         """
         raise NotImplementedError
 
     def out_shape(self, shape: Shape) -> Shape:
-        """The latent's event shape for data events of `shape`.
+        """Return the latent's event shape for data events of `shape`.
 
         Raises:
             ValueError: this transform cannot take such events; names both shapes.
@@ -136,27 +155,25 @@ class Transform(nn.Module):
         return shape
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Set data-dependent parameters from a batch and return what `forward` then makes of it."""
+    def initialize(self, x: Tensor, context: Context = None) -> Tensor:
+        """Set data-dependent parameters from a batch; return the output of `forward` after it."""
         return self(x, context)[0]
 
     def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
-        """The layers that this is made of, data to latent, for data events of `shape`.
+        """List the layers of this transform, data to latent, for data events of `shape`.
 
-        A layer is what memory modes, sharding, learning rates by layer and growth take as one. A
-        transform is one by default; a `Composite` has those of its parts.
+        Memory modes, sharding and learning rates by layer treat a layer as one unit. A transform
+        is one layer by default; a `Composite` has the layers of its parts.
         """
         return [PlacedLayer(self, tuple(shape), tuple(self.out_shape(shape)))]
 
-    def walk(
-        self, run: Run, x: Tensor, context: Tensor | None = None, noise: Noise | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         """`forward`, with each layer called by ``run(layer, x, context, noise)``."""
         return run(self, x, context, noise)
 
     @torch.no_grad()
     def fused(self) -> Transform:
-        """A copy for inference: in eval mode, without gradients, with whatever folds folded.
+        """Return a folded copy for inference, in eval mode and without gradients.
 
         It computes the same to rounding. Folding is done in float64 and rounded once.
         """
@@ -165,17 +182,91 @@ class Transform(nn.Module):
         return mine.to(floating(self).dtype).eval().requires_grad_(False)
 
     def folded(self) -> Transform:
-        """For `fused`, on its copy in float64: this transform's form for inference.
-
-        By default itself with its parts folded.
-        """
+        """Return the form for inference of this transform, a copy in float64 that `fused` made."""
         fold_parts(self)
         return self
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Two neighbours as one transform, where this one, being either, can make one of them."""
+        """Return one transform equal to `before` followed by `after`, or None.
+
+        This transform is one of the two.
+        """
         return None
 
     def same_as(self, other: Transform) -> bool:
         """Whether both are known to be the same map."""
         return self is other
+
+
+class FixedShape(Transform):
+    """A transform of events of one shape.
+
+    A subclass begins `forward` with ``self.check_data(x)`` and `inverse` with
+    ``self.check_latent(z)``; one that computes its latent's shape may set ``latent_shape`` later.
+
+    Args:
+        shape: of the data's events; an integer n stands for vectors ``(n,)``.
+        latent_shape: of the latent's events; None for the data's shape.
+    """
+
+    def __init__(self, shape: Shape | int, latent_shape: Shape | None = None) -> None:
+        super().__init__()
+        self.shape: Shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.latent_shape: Shape = self.shape if latent_shape is None else tuple(latent_shape)
+
+    def check_data(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` is a batch ``(B, *shape)``."""
+        expect(self, tuple(x.shape[1:]), self.shape)
+
+    def check_latent(self, z: Tensor) -> None:
+        """Raise a ValueError unless `z` is a batch ``(B, *latent_shape)``."""
+        expect(self, tuple(z.shape[1:]), self.latent_shape)
+
+    def out_shape(self, shape: Shape) -> Shape:
+        expect(self, shape, self.shape)
+        return self.latent_shape
+
+
+class Composite(Transform):
+    """Several transforms that work together, and whose layers are the layers of this one.
+
+    A subclass lists them (`parts`), gives their layers' shapes (`layer_shapes`), and combines them
+    (`compose`, `inverse`, `out_shape`). It is as exact, and as invertible, as its weakest part.
+    """
+
+    def parts(self) -> Iterable[Transform]:
+        """The transforms that this one consists of."""
+        raise NotImplementedError
+
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        """`forward`, with each part called by ``run(part, x, context, noise)``."""
+        raise NotImplementedError
+
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
+        raise NotImplementedError
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The weakest density among the parts."""
+        kinds = {part.density for part in self.parts()}
+        if "estimate" in kinds:
+            return "estimate"
+        return "bound" if "bound" in kinds else "exact"
+
+    @property
+    def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether all parts are invertible."""
+        return all(part.invertible for part in self.parts())
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        return self.compose(nn.Module.__call__, x, context, noise)
+
+    def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        return self.compose(lambda part, *inputs: part.walk(run, *inputs), x, context, noise)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> Tensor:
+        def run(part: Transform, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+            return part.initialize(x, context), constant(0.0, x)
+
+        return self.compose(run, x, context, None)[0]

@@ -1,8 +1,8 @@
 """Batch files whose rows are images, planes one after another: CIFAR's, and small ImageNet's.
 
 CIFAR-10 and -100 come as `.bin` or as Python pickles, ImageNet at 32 and 64 pixels as `.npz` or
-pickles. A pickle is a program; `read_pickle` runs none: it rebuilds arrays, texts, lists and
-dictionaries with its own stand-ins and refuses whatever else a file names.
+pickles. A pickle is a program, which `read_pickle` does not run: it rebuilds arrays, texts, lists
+and dictionaries with stand-ins of its own and refuses every other name in the file.
 """
 
 from __future__ import annotations
@@ -13,54 +13,39 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mixerflow.data.formats import Part, archive, first_line, unreadable
-from mixerflow.errors import DataError
+from mixerflow.data.formats import RawSplit, RawSplits, open_npz, unreadable
+from mixerflow.errors import DataError, first_line
 
 _TRAIN = re.compile(r"(train_)?data_batch_(\d+)(\.bin|\.npz)?|train(\.bin)?")
 _TEST = re.compile(r"test_batch(\.bin)?|val_data(\.npz)?|test(\.bin)?")
 
 
-class BatchFiles(NamedTuple):
-    """Batch files of each split, in their order."""
-
-    train: list[Path]
-    test: list[Path]
-
-
-def batch_files(path: Path) -> BatchFiles:
-    """The batch files in a folder, by their names; or a file itself, if it is named like one."""
+def batch_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """List the training and the test batches in a folder; or a file itself, if so named."""
     files = sorted(path.iterdir(), key=_number) if path.is_dir() else [path]
     files = [file for file in files if file.is_file()]
     train = [file for file in files if _TRAIN.fullmatch(file.name)]
     test = [file for file in files if _TEST.fullmatch(file.name)]
-    return BatchFiles(train, test) if train else BatchFiles(test, [])
+    return (train, test) if train else (test, [])
 
 
-def read_batches(batches: BatchFiles, where: Path) -> tuple[Part, Part | None]:
-    """Read the splits found by `batch_files`.
-
-    Raises:
-        DataError: a file is not such a batch, or the same batches are there in two formats.
-    """
-    endings = {file.suffix for split in batches for file in split}
-    if len(endings) > 1:
+def read_batches(batches: tuple[list[Path], list[Path]], where: Path) -> RawSplits:
+    """Read the splits found by `batch_files`; a file that is no such batch is a DataError."""
+    if len({file.suffix for split in batches for file in split}) > 1:
         raise DataError("batches in more than one format", where, "leave the files of one format")
-    return _read_split(batches.train), _read_split(batches.test) if batches.test else None
+    train, test = batches
+    return _read_split(train), _read_split(test) if test else None
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dictionary of arrays, numbers and texts without running anything in it.
-
-    Raises:
-        DataError: not such a file.
-    """
+    """Read a pickled dictionary of arrays, numbers and texts without running anything in it."""
     try:
         with path.open("rb") as file:
-            content = _plain(_Unpickler(file, encoding="bytes").load())
+            content = _without_stand_ins(_Unpickler(file, encoding="bytes").load())
     except OSError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # a hostile or torn stream can make the reader raise anything
@@ -76,32 +61,27 @@ def _number(path: Path) -> tuple[int, str]:
     return (int(digits[1]) if digits else 0, path.name)
 
 
-def _read_split(files: list[Path]) -> Part:
-    blocks = [_read_batch(file) for file in files]
-    shapes = {pixels.shape[1:] for pixels, _ in blocks}
+def _read_split(files: list[Path]) -> RawSplit:
+    batches = [_read_batch(file) for file in files]
+    shapes = {batch.pixels.shape[1:] for batch in batches}
     if len(shapes) > 1:
         raise DataError(f"batches of shapes {sorted(shapes)}", files[0].parent, "keep one size")
-    labels = np.concatenate([labels for _, labels in blocks])
+    labels = np.concatenate([np.asarray(batch.labels) for batch in batches])
     pixels = np.empty((len(labels), *shapes.pop()), np.uint8)
     start = 0
-    while blocks:  # each block is let go once it is copied: large sets fit once, not twice
-        block = blocks.pop(0).pixels
-        pixels[start : start + len(block)] = block
-        start += len(block)
-    return Part(pixels, labels)
+    while batches:  # free each batch once it is copied: large sets need their memory once
+        batch = batches.pop(0).pixels
+        pixels[start : start + len(batch)] = batch
+        start += len(batch)
+    return RawSplit(pixels, labels)
 
 
-class _Batch(NamedTuple):
-    pixels: np.ndarray
-    labels: np.ndarray
-
-
-def _read_batch(path: Path) -> _Batch:
+def _read_batch(path: Path) -> RawSplit:
     if path.suffix == ".bin":
         return _read_binary(path)
     try:
         if path.suffix == ".npz":
-            with archive(path) as arrays:
+            with open_npz(path) as arrays:
                 content = {key: arrays[key] for key in ("data", "labels") if key in arrays}
         else:
             content = read_pickle(path)
@@ -113,32 +93,29 @@ def _read_batch(path: Path) -> _Batch:
         raise unreadable(path, error) from error
     side = math.isqrt(rows.shape[1] // 3) if rows.ndim == 2 else 0
     if rows.dtype != np.uint8 or rows.size == 0 or rows.shape[1:] != (3 * side * side,):
-        raise DataError(
-            f"data are {rows.dtype} {rows.shape}", path, "give uint8 rows of square RGB planes"
-        )
+        what = f"data are {rows.dtype} {rows.shape}"
+        raise DataError(what, path, "give uint8 rows of square RGB planes")
     if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"labels are {labels.dtype} {labels.shape} for {len(rows)} images",
-            path,
-            "fetch the file again",
-        )
+        what = f"labels are {labels.dtype} {labels.shape} for {len(rows)} images"
+        raise DataError(what, path, "fetch the file again")
     if path.name.startswith(("train_data", "val_data")):
         labels = labels.astype(np.int64) - 1  # small ImageNet counts its classes from 1
-    return _Batch(rows.reshape(-1, 3, side, side), labels)
+    return RawSplit(rows.reshape(-1, 3, side, side), labels)
 
 
-def _read_binary(path: Path) -> _Batch:
-    """CIFAR's binary rows: a label (CIFAR-100: a coarse and a fine one), then 3 x 32 x 32 bytes."""
+def _read_binary(path: Path) -> RawSplit:
+    """Read CIFAR's rows: a label (CIFAR-100: a coarse and a fine one), then 3 x 32 x 32 bytes."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise unreadable(path, error) from error
-    before = 1 if "batch" in path.name else 2
-    row = before + 3 * 32 * 32
-    if content.size == 0 or content.size % row:
-        raise DataError(f"{content.size} bytes are not rows of {row}", path, "fetch the file again")
-    rows = content.reshape(-1, row)
-    return _Batch(rows[:, before:].reshape(-1, 3, 32, 32), rows[:, before - 1])
+    label_bytes = 1 if "batch" in path.name else 2
+    row_bytes = label_bytes + 3 * 32 * 32
+    if content.size == 0 or content.size % row_bytes:
+        what = f"{content.size} bytes are not rows of {row_bytes}"
+        raise DataError(what, path, "fetch the file again")
+    rows = content.reshape(-1, row_bytes)
+    return RawSplit(rows[:, label_bytes:].reshape(-1, 3, 32, 32), rows[:, label_bytes - 1])
 
 
 class _Array:
@@ -154,7 +131,7 @@ class _Array:
 
 
 class _Dtype:
-    """Stands in for numpy's dtype; only whole numbers of known size."""
+    """Stands in for numpy's dtype; only integers of known size."""
 
     def __init__(self, name: object, *_: object) -> None:
         text = name.decode() if isinstance(name, bytes) else str(name)
@@ -165,10 +142,6 @@ class _Dtype:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         order = state[1].decode() if isinstance(state[1], bytes) else str(state[1])
         self.numpy = np.dtype(f"{order}{self.numpy.kind}{self.numpy.itemsize}")
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
 
 
 def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
@@ -186,20 +159,17 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 _STAND_INS: Mapping[tuple[str, str], Callable[..., object]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
-} | {
-    (f"numpy.{core}.{module}", name): stand_in
-    for core in ("core", "_core")
-    for module, name, stand_in in (
-        ("multiarray", "_reconstruct", _reconstruct),
-        ("numeric", "_frombuffer", _from_buffer),
-    )
 }
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:
-        """Only the stand-ins above; nothing is imported."""
+        """Return a stand-in; nothing is imported."""
         try:
             return _STAND_INS[module_name, global_name]
         except KeyError:
@@ -207,11 +177,11 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {name}, which is not run") from None
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 - the content of a pickle has any type
-    """Stand-ins to arrays, and the keys of dictionaries to text."""
+def _without_stand_ins(value: object) -> Any:  # noqa: ANN401 - the content of a pickle has any type
+    """Replace stand-ins by arrays, and the keys of dictionaries by text."""
     if isinstance(value, dict):
         return {
-            key.decode() if isinstance(key, bytes) else str(key): _plain(item)
+            key.decode() if isinstance(key, bytes) else str(key): _without_stand_ins(item)
             for key, item in value.items()
         }
     if isinstance(value, _Array):

@@ -1,7 +1,7 @@
-"""What a set of images is in memory, and how it is split.
+"""A set of images in memory, and its split into training and validation images.
 
-Pixels are integers, channels first; `levels` says how many values a pixel can take. Whatever the
-source, an `Images` has been checked, so nothing after it asks about types or shapes again.
+Pixels are integers, channels first. Every `Images` has been checked, so the code that uses one
+asks about types or shapes no more.
 """
 
 from __future__ import annotations
@@ -19,47 +19,35 @@ _CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A checked set of images of one shape.
+    """A checked set of images of one shape; arrays that do not fit together are a DataError.
 
     Args:
         pixels: `(N, C, *spatial)`, uint8 or uint16, or float32 for data without levels;
             C-contiguous; may be a read-only memory map.
         labels: `(N,)` int64, or None where there are none.
-        levels: the number of values a pixel can take, 256 or 65536; None for floats.
         classes: names of the labels 0, 1, ...; empty where there are none.
-        dataset_id: which data this is. A bare name (`cifar10`) is the published set, image for
-            image; a prefix (`folder:`, `npz:`, `hub:`) says that it is not known to be.
+        dataset_id: the name of the data. A bare name (`cifar10`) is the published set, image for
+            image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one.
         skipped: one line "file: reason" for each file that was left out.
-
-    Raises:
-        DataError: the arrays do not fit together.
     """
 
     pixels: np.ndarray
     labels: np.ndarray | None
-    levels: int | None
     classes: tuple[str, ...]
     dataset_id: str
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        pixels, where = self.pixels, self.dataset_id
-        if pixels.ndim < 3 or pixels.dtype not in _LEVELS:
-            raise DataError(
-                f"pixels are {pixels.dtype} {pixels.shape}", where, "give (N, C, H, W) uint8/uint16"
-            )
-        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        pixels, dtype, where = self.pixels, self.pixels.dtype, self.dataset_id
+        if pixels.ndim < 3 or dtype not in _LEVELS:
+            what = f"pixels are {dtype} {pixels.shape}"
+            raise DataError(what, where, "give (N, C, H, W) uint8/uint16")
+        if dtype == np.float32 and not np.isfinite(pixels).all():
             raise DataError("values are not all finite", where, "leave out NaN and infinity")
         if pixels.size == 0:
             raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
         if not pixels.flags.c_contiguous:
             raise DataError("pixels are not contiguous", where, "use numpy.ascontiguousarray")
-        if self.levels != _LEVELS[pixels.dtype]:
-            raise DataError(
-                f"{self.levels} levels with {pixels.dtype} pixels",
-                where,
-                f"{pixels.dtype} pixels have {_LEVELS[pixels.dtype]} levels",
-            )
         if self.labels is not None:
             _check_labels(self.labels, len(pixels), self.classes, where)
 
@@ -67,14 +55,23 @@ class Images:
         return len(self.pixels)
 
     @property
+    def levels(self) -> int | None:
+        """The number of values a pixel can take, 256 or 65536; None for floats."""
+        return _LEVELS[self.pixels.dtype]
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """`(C, *spatial)` of one image."""
         return tuple(self.pixels.shape[1:])
 
     def take(self, indices: np.ndarray) -> Images:
-        """The images at `indices`, in that order, copied."""
+        """Copy the images at `indices`, in that order."""
         labels = None if self.labels is None else self.labels[indices]
         return replace(self, pixels=self.pixels[indices], labels=labels)
+
+    def first(self, count: int) -> Images:
+        """Copy the first `count` images, or all where there are fewer."""
+        return self.take(np.arange(min(count, len(self))))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of type, shape and pixels; reads memory maps a piece at a time."""
@@ -88,26 +85,17 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Training images, and test images where the source has them.
-
-    Raises:
-        DataError: the two differ in shape or levels.
-    """
+    """Training images, and test images where the source has them; of one shape and levels."""
 
     train: Images
     test: Images | None
 
     def __post_init__(self) -> None:
-        if self.test is None:
-            return
-        for name in ("shape", "levels"):
+        for name in ("shape", "levels") if self.test is not None else ():
             train, test = getattr(self.train, name), getattr(self.test, name)
             if train != test:
-                raise DataError(
-                    f"training images have {name} {train}, test images {test}",
-                    self.train.dataset_id,
-                    "convert them to one format",
-                )
+                what = f"training images have {name} {train}, test images {test}"
+                raise DataError(what, self.train.dataset_id, "convert them to one format")
 
 
 def make_images(
@@ -118,73 +106,44 @@ def make_images(
     classes: tuple[str, ...] = (),
     skipped: tuple[str, ...] = (),
 ) -> Images:
-    """An `Images` from `(N, C, H, W)` pixels of any byte order or strides; levels by the type."""
+    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides."""
     if labels is not None and not np.issubdtype(labels.dtype, np.integer):
         what = f"labels are {labels.dtype}"
         raise DataError(what, dataset_id, "number the classes 0, 1, ... as integers")
     native = pixels.dtype.newbyteorder("=")
     if pixels.dtype != native or not pixels.flags.c_contiguous:
         pixels = np.ascontiguousarray(pixels, dtype=native)
-    return Images(
-        pixels=pixels,
-        labels=None if labels is None else labels.astype(np.int64),
-        levels=_LEVELS.get(pixels.dtype, 0),
-        classes=classes,
-        dataset_id=dataset_id,
-        skipped=skipped,
-    )
+    labels = None if labels is None else labels.astype(np.int64)
+    return Images(pixels, labels, classes, dataset_id, skipped)
 
 
 def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Images, Images]:
-    """Split off a validation part: drawn with `seed`, both parts in their old order.
+    """Split off the share `fraction` as validation images: both parts keep their old order.
 
-    Args:
-        images: the set to split.
-        fraction: share of the validation part, between 0 and 1; at least one image goes each way.
-        seed: of the draw.
+    Each part has at least one image.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.
         DataError: there are fewer than two images.
     """
-    if len(images) < 2:
-        raise DataError(
-            "one image cannot be split into training and validation",
-            images.dataset_id,
-            "give at least two images",
-        )
-    train, held = hold_out_indices(len(images), fraction, seed)
-    return images.take(train), images.take(held)
-
-
-def hold_out_indices(
-    count: int, fraction: float = 0.04, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `hold_out` takes, as ascending indices: for sets too large to be copied.
-
-    Raises:
-        ConfigError: the fraction is not between 0 and 1, or `count` is below 2.
-    """
-    if not 0 < fraction < 1 or count < 2:
+    count = len(images)
+    if count < 2:
+        what = "one image cannot be split into training and validation"
+        raise DataError(what, images.dataset_id, "give at least two images")
+    if not 0 < fraction < 1:
         what = f"{fraction} of {count} images cannot be held out"
-        raise ConfigError(what, "", "hold out more than 0 and less than 1 of at least 2 images")
-    held = np.zeros(count, dtype=bool)
+        raise ConfigError(what, "", "hold out more than 0 and less than 1")
+    held_out = np.zeros(count, dtype=bool)
     size = min(max(1, round(fraction * count)), count - 1)
-    held[np.random.default_rng(seed).permutation(count)[:size]] = True
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    held_out[np.random.default_rng(seed).permutation(count)[:size]] = True
+    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
 
 
 def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> None:
     if labels.shape != (count,) or labels.dtype != np.int64:
-        raise DataError(
-            f"labels are {labels.dtype} {labels.shape} for {count} images",
-            where,
-            "give one integer for each image",
-        )
-    top = len(classes) if classes else None
-    if labels.min() < 0 or (top is not None and labels.max() >= top):
-        raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}",
-            where,
-            f"number the classes from 0 to {top - 1}" if top else "number the classes from 0",
-        )
+        what = f"labels are {labels.dtype} {labels.shape} for {count} images"
+        raise DataError(what, where, "give one integer for each image")
+    if labels.min() < 0 or (classes and labels.max() >= len(classes)):
+        what = f"labels run from {labels.min()} to {labels.max()}"
+        highest = f" to {len(classes) - 1}" if classes else ""
+        raise DataError(what, where, f"number the classes from 0{highest}")

@@ -1,4 +1,4 @@
-"""One image file to an array, or one reason why not: nothing is dropped or clipped in silence."""
+"""Decode an image file to an array, or refuse it with a reason; nothing is lost in silence."""
 
 from __future__ import annotations
 
@@ -11,23 +11,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from mixerflow.data.formats import first_line, unreadable
-from mixerflow.errors import ConfigError, DataError
+from mixerflow.data.formats import unreadable
+from mixerflow.errors import ConfigError, DataError, first_line
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 READABLE += (".pbm", ".pgm", ".ppm", ".pnm")
-# Image files all the same: met in a folder they are an error, not passed over like a README.
+# Images too: in a folder such a file is an error, while a README is passed over.
 UNREADABLE = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef")
 
 Color = tuple[int, int, int]
 
 
 def parse_transparency(text: str) -> Color | None:
-    """The ground for transparent images, or None for `refuse`.
-
-    Raises:
-        ConfigError: neither `refuse` nor a colour.
-    """
+    """Return the colour of the ground under transparent images, or None for `refuse`."""
     if text == "refuse":
         return None
     try:
@@ -42,22 +38,20 @@ def parse_transparency(text: str) -> Color | None:
 
 @contextmanager
 def bombs_refused() -> Iterator[None]:
-    """Make Pillow refuse, not just warn of, pictures of more than `Image.MAX_IMAGE_PIXELS`."""
+    """Make Pillow refuse pictures of more than `Image.MAX_IMAGE_PIXELS`; by default it warns."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
-    """Decode one file whole: `(C, H, W)`, uint8 or uint16. Call it inside `bombs_refused`.
+    """Decode one file: `(C, H, W)`, uint8 or uint16. Call this inside `bombs_refused`.
 
-    Args:
-        path: the file; READABLE lists the endings.
-        ground: colour under transparent images, or None to refuse those.
+    Transparent images are put on the colour `ground`, or refused if it is None.
 
     Raises:
-        DataError: unreadable, damaged, animated, too large, or a kind of pixels that
-            uint8 grey or RGB, or uint16 grey, cannot hold.
+        DataError: the file is unreadable, damaged, animated or too large, or its pixels fit
+            neither uint8 grey, uint8 RGB nor uint16 grey.
     """
     if path.suffix.lower() in UNREADABLE:
         raise DataError("a format that is not read here", path, "save it as PNG")
@@ -70,11 +64,11 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
     if not content:
         raise DataError("an empty file", path, "fetch or write it again")
     try:
-        # `load` passes over the checksums of PNG's pixel data; `verify` is what looks at them.
+        # `load` passes over the checksums of PNG's pixel data; `verify` checks them.
         with Image.open(io.BytesIO(content)) as image:
             image.verify()
         with Image.open(io.BytesIO(content)) as image:
-            refuse_losses(image, path)
+            _refuse_losses(image, path)
             image.load()
             return to_array(image, path, ground)
     except DataError:
@@ -89,16 +83,12 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
         raise DataError(what, path, "fetch or write it again") from error
 
 
-def refuse_losses(image: Image.Image, where: object) -> None:
-    """Refuse, from the header, what reading would cut down: frames, or colours of 16 bits.
-
-    Raises:
-        DataError: the image is one of these.
-    """
+def _refuse_losses(image: Image.Image, where: object) -> None:
+    """Refuse an image of which Pillow would read one frame, or the upper 8 of 16 bits."""
     if getattr(image, "is_animated", False):
         raise DataError("more than one frame", where, "save one frame as PNG")
     # Pillow has no 16-bit colour: it reads the upper bytes and calls the result RGB. The raw mode
-    # of its tiles still tells, and for PNM the largest value.
+    # of its tiles still names the 16 bits; for PNM, the largest value is above 255.
     arguments = [tile[3] for tile in getattr(image, "tile", ())]
     deep = any(";16" in str(argument) for argument in arguments)
     if image.format == "PPM":
@@ -111,12 +101,10 @@ def refuse_losses(image: Image.Image, where: object) -> None:
 
 
 def to_array(image: Image.Image, where: object, ground: Color | None = None) -> np.ndarray:
-    """A decoded picture as `(C, H, W)`, turned as its EXIF orientation says.
+    """Return a decoded picture as `(C, H, W)`, turned as its EXIF orientation says.
 
-    Two-level pictures become 0 and 255, palettes RGB, transparency goes onto `ground`.
-
-    Raises:
-        DataError: transparency without a ground, or a mode without a lossless way.
+    Two-level pictures become 0 and 255, palettes RGB, transparency goes onto `ground`. A mode that
+    cannot be read without loss is a DataError.
     """
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data and image.mode != "I;16":

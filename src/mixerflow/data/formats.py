@@ -1,7 +1,4 @@
-"""Files that hold many images as arrays: npz, npy and idx.
-
-Every reader returns `Part`s: pixels in the layout of `Images`, and labels where the file has them.
-"""
+"""Files that hold many images as arrays: npz, npy and idx."""
 
 from __future__ import annotations
 
@@ -16,13 +13,14 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from mixerflow.errors import DataError
+from mixerflow.errors import DataError, first_line
 
 _IDX_STEMS = {"train": "train", "test": "t10k"}
+_REFUSED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-class Part(NamedTuple):
-    """One split as it was read: pixels `(N, C, H, W)`, labels `(N,)` or None."""
+class RawSplit(NamedTuple):
+    """One split as a reader returns it: pixels `(N, C, H, W)`, labels `(N,)` or None."""
 
     pixels: np.ndarray
     labels: np.ndarray | None
@@ -30,96 +28,74 @@ class Part(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-def read_arrays(path: Path) -> tuple[Part, Part | None]:
-    """Read training and test images from an .npz or .npy file.
+RawSplits = tuple[RawSplit, RawSplit | None]
+"""Training images, and test images where the source has them."""
+
+
+def read_arrays(path: Path) -> RawSplits:
+    """Read training and test images from an .npz or .npy file; DataError if it has none.
 
     Keys of an .npz are `train_images`, `train_labels`, `test_images`, `test_labels`; or `images`
     and `labels`; or there is one array of any name. Arrays are `(N, H, W)` or `(N, H, W, C)`.
-
-    Raises:
-        DataError: no such arrays, or not images of whole numbers.
     """
     if path.suffix.lower() == ".npy":
         try:
             array = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
-        return _part({"": array}, "", "labels", path), None
-    with archive(path) as arrays:
+        return _split({"": array}, "", "labels", path), None
+    with open_npz(path) as arrays:
         if "train_images" in arrays:
-            train = _part(arrays, "train_images", "train_labels", path)
+            train = _split(arrays, "train_images", "train_labels", path)
             if "test_images" not in arrays:
                 return train, None
-            return train, _part(arrays, "test_images", "test_labels", path)
-        if "images" in arrays:
-            return _part(arrays, "images", "labels", path), None
-        if len(arrays) == 1:
-            return _part(arrays, next(iter(arrays)), "labels", path), None
-        raise DataError(
-            f"no images among the arrays {', '.join(arrays) or '(none)'}",
-            path,
-            "name them train_images, train_labels, test_images, test_labels, or images, labels",
-        )
+            return train, _split(arrays, "test_images", "test_labels", path)
+        key = next(iter(arrays)) if len(arrays) == 1 else "images"
+        if key in arrays:
+            return _split(arrays, key, "labels", path), None
+        what = f"no images among the arrays {', '.join(arrays) or '(none)'}"
+        remedy = "name them train_images, train_labels, test_images, test_labels, or images, labels"
+        raise DataError(what, path, remedy)
 
 
 @contextmanager
-def archive(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The arrays of an .npz file, each read when it is asked for; none may hold a pickle.
-
-    Raises:
-        DataError: the file cannot be read, on entering or later.
-    """
+def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """Open an .npz file; each array is read on its first use, and none may hold a pickle."""
     try:  # numpy would leave the file open on an error, had it opened it
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):  # an .npy by another name
+            if isinstance(loaded, np.ndarray):  # an .npy file under another name
                 yield {"": loaded}
             else:
                 with loaded:
                     yield loaded
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _REFUSED as error:
         raise unreadable(path, error) from error
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
-    """The MNIST-named idx files of a folder, keyed `train-images`, `train-labels`, `test-...`."""
+    """List a folder's MNIST-named idx files, keyed `train-images`, `train-labels`, `test-...`."""
     found = {}
     for split, stem in _IDX_STEMS.items():
         for kind, rank in (("images", 3), ("labels", 1)):
-            names = (
-                f"{stem}-{kind}{mark}idx{rank}-ubyte{end}" for mark in "-." for end in ("", ".gz")
-            )
-            path = next((folder / name for name in names if (folder / name).is_file()), None)
-            if path:
-                found[f"{split}-{kind}"] = path
+            for name in (f"{stem}-{kind}{mark}idx{rank}-ubyte" for mark in "-."):
+                for path in (folder / name, folder / f"{name}.gz"):
+                    if path.is_file():
+                        found.setdefault(f"{split}-{kind}", path)
     return found
 
 
-def read_idx_folder(files: dict[str, Path], folder: Path) -> tuple[Part, Part | None]:
-    """Read the splits found by `idx_files`; without training images, the test images are them.
-
-    Raises:
-        DataError: labels without images, or a damaged file.
-    """
-    parts = {}
-    for split in _IDX_STEMS:
-        images, labels = files.get(f"{split}-images"), files.get(f"{split}-labels")
+def read_idx_folder(files: dict[str, Path], folder: Path) -> RawSplits:
+    """Read the splits found by `idx_files`; test images alone are returned as training images."""
+    splits = []
+    for name in _IDX_STEMS:
+        images, labels = files.get(f"{name}-images"), files.get(f"{name}-labels")
         if images:
             arrays = {"": read_idx(images)} | ({"labels": read_idx(labels)} if labels else {})
-            parts[split] = _part(arrays, "", "labels", images)
-    if not parts:
+            splits.append(_split(arrays, "", "labels", images))
+    if not splits:
         raise DataError("labels without images", folder, "put the images' idx file beside them")
-    train = parts.pop("train", None)
-    return (train, parts.get("test")) if train else (parts["test"], None)
-
-
-def read_idx_file(path: Path) -> tuple[Part, None]:
-    """Read one idx file of images; labels it has none.
-
-    Raises:
-        DataError: the file is damaged, or does not hold images.
-    """
-    return _part({"": read_idx(path)}, "", "labels", path), None
+    return splits[0], splits[1] if len(splits) > 1 else None
 
 
 def is_idx(path: Path) -> bool:
@@ -127,21 +103,17 @@ def is_idx(path: Path) -> bool:
     try:
         with _open_idx(path) as file:
             start = file.read(4)
-    except (OSError, EOFError, zlib.error):
+    except _REFUSED:
         return False
     return start[:3] == b"\0\0\x08" and len(start) == 4
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes (`.gz` or plain), whatever its rank.
-
-    Raises:
-        DataError: not such a file, or its length is not what its header says.
-    """
+    """Read an idx file of bytes (`.gz` or plain) of any rank, as long as its header says."""
     try:
         with _open_idx(path) as file:
             content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
+    except _REFUSED as error:
         raise unreadable(path, error) from error
     if content[:3] != b"\0\0\x08" or len(content) < 4:
         raise DataError("not an idx file of bytes", path, "give one that starts with 00 00 08")
@@ -151,24 +123,18 @@ def read_idx(path: Path) -> np.ndarray:
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
     values = np.frombuffer(content, np.uint8, offset=start)
     if values.size != math.prod(shape):
-        raise DataError(
-            f"{values.size} bytes where the header says {shape}", path, "fetch the file again"
-        )
+        what = f"{values.size} bytes where the header says {shape}"
+        raise DataError(what, path, "fetch the file again")
     return values.reshape(shape)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """The error for a file that the operating system or its format's reader refuses."""
+    """Return the error for a file that the system or the reader of its format refuses."""
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"cannot be read ({error.strerror})", path, "check its permissions")
     if isinstance(error, ValueError) and "allow_pickle" in str(error):
         return DataError("holds Python objects, not plain numbers", path, "save plain arrays")
     return DataError(f"damaged or of another format ({first_line(error)})", path, "write it again")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its name where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _open_idx(path: Path) -> BinaryIO:
@@ -177,27 +143,23 @@ def _open_idx(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb")
 
 
-def _part(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path: Path) -> Part:
+def _split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path: Path) -> RawSplit:
     """Check the arrays of one split and put its channels first."""
-    where = f"{path} [{key}]" if key else str(path)
-    pixels = _channels_first(arrays[key], where)
+    pixels = _channels_first(arrays[key], f"{path} [{key}]" if key else str(path))
     labels = arrays.get(label_key)
     if labels is None:
-        return Part(pixels, None)
+        return RawSplit(pixels, None)
     labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
-        raise DataError(
-            f"{label_key} is {labels.dtype} {labels.shape} for {len(pixels)} images",
-            path,
-            "give one whole number for each image",
-        )
-    return Part(pixels, labels)
+        what = f"{label_key} is {labels.dtype} {labels.shape} for {len(pixels)} images"
+        raise DataError(what, path, "give one whole number for each image")
+    return RawSplit(pixels, labels)
 
 
 def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
-    """`(N, H, W)` or `(N, H, W, C)` integers as `(N, C, H, W)`; no copy where none is needed."""
+    """Turn `(N, H, W)` or `(N, H, W, C)` integers into `(N, C, H, W)`, as a view."""
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise DataError(f"pixels are {array.dtype}", where, _remedy(array))
+        raise DataError(f"pixels are {array.dtype}", where, _conversion(array))
     if array.size == 0:
         raise DataError(f"no images in an array of shape {array.shape}", where, "give at least one")
     if array.ndim == 3:
@@ -205,26 +167,22 @@ def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
     if array.ndim != 4:
         raise DataError(f"shape {array.shape}", where, "give (N, H, W) or (N, H, W, C)")
     if array.shape[1] < array.shape[3]:
-        raise DataError(
-            f"shape {array.shape} has the channels first",
-            where,
-            "give (N, H, W, C): numpy.moveaxis(images, 1, -1)",
-        )
+        what = f"shape {array.shape} has the channels first"
+        raise DataError(what, where, "give (N, H, W, C): numpy.moveaxis(images, 1, -1)")
     return np.moveaxis(array, -1, 1)
 
 
-def _remedy(array: np.ndarray) -> str:
-    """How pixels of the wrong type become whole numbers."""
-    if array.dtype.kind == "b":
+def _conversion(array: np.ndarray) -> str:
+    """Return the remedy for pixels of a wrong type: how they become whole numbers."""
+    kind = array.dtype.kind
+    if kind == "b":
         return "convert with images.astype('uint8') * 255"
-    if array.dtype.kind == "i" or array.dtype.kind == "u":
+    if kind in "iu":
         return "convert with images.astype('uint8') if they run from 0 to 255"
-    if array.dtype.kind != "f" or array.size == 0:
+    if kind != "f" or array.size == 0:
         return "give uint8 or uint16"
-    low, high = float(array.min()), float(array.max())
-    if low < 0:
-        return (
-            "convert with numpy.rint((images + 1) * 127.5).astype('uint8') if they run from -1 to 1"
-        )
-    scale = " * 255" if high <= 1 else ""
+    if array.min() < 0:
+        to_bytes = "numpy.rint((images + 1) * 127.5).astype('uint8')"
+        return f"convert with {to_bytes} if they run from -1 to 1"
+    scale = " * 255" if array.max() <= 1 else ""
     return f"convert with numpy.rint(images{scale}).astype('uint8')"

@@ -1,4 +1,4 @@
-"""`load`: from what a person names (a set, a file, a folder) to checked images."""
+"""`load`: checked images from the name of a set, or from the path of a file or folder."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mixerflow.data import formats, hub
+from mixerflow.data import formats
 from mixerflow.data.batch_files import batch_files, read_batches
 from mixerflow.data.dataset import Images, Splits, make_images
 from mixerflow.data.folder import OnBadImage, read_folder
-from mixerflow.data.formats import Part
-from mixerflow.data.known import SETS, confirm, identify
+from mixerflow.data.formats import RawSplit, RawSplits
+from mixerflow.data.published_sets import SETS, confirm, fetch_from_hub, identify
 from mixerflow.errors import DataError
 
 EMBEDDED = "fashion-mini"
 
 
 def names() -> tuple[str, ...]:
-    """The names of sets that `load` knows."""
+    """Return the names of sets that `load` knows."""
     return (EMBEDDED, *SETS)
 
 
@@ -39,23 +39,23 @@ def load(
             MNIST's idx files, or of CIFAR's or small ImageNet's batches; or `NAME:PATH`, which
             reads the path and checks that it holds the published set of that name.
         transparency: `refuse`, or the colour to put transparent images on, such as `#ffffff`.
-        on_bad_image: what a bad file in a folder does: `stop` loading, or be left out (`skip`)
-            and listed in `Images.skipped`.
-        cache: where large folders are kept decoded; by default the user's cache folder.
+        on_bad_image: at a bad file in a folder, `stop`, or leave the file out (`skip`) and list it
+            in `Images.skipped`.
+        cache: folder for the decoded pixels of large sets; by default the user's cache folder.
 
     Raises:
-        DataError: there are no such data, or they cannot be used as they are.
+        DataError: there are no such data, or they cannot be used.
         ConfigError: `transparency` is not a colour.
     """
     spec = str(spec)
     if spec == EMBEDDED:
-        return _embedded()
+        return _embedded_set()
     if spec in SETS:
-        train, test = hub.fetch(spec, transparency=transparency)
-        return _splits(train, test, f"hub:{spec}")
+        train, test = fetch_from_hub(spec, transparency=transparency)
+        return _checked_splits(train, test, f"hub:{spec}")
     name, _, rest = spec.partition(":")
     claimed = name in SETS
-    path = _existing(rest if claimed else spec)
+    path = _existing_path(rest if claimed else spec)
     if not path.is_dir():
         train, test = _read_file(path)
     elif idx := formats.idx_files(path):
@@ -68,17 +68,17 @@ def load(
         )
     if claimed:
         confirm(name, train.pixels, test.pixels if test else None, path)
-        return _splits(train, test, name)
+        return _checked_splits(train, test, name)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    return _splits(train, test, f"{kind}:{path.resolve().name}")
+    return _checked_splits(train, test, f"{kind}:{path.resolve().name}")
 
 
-def _existing(text: str) -> Path:
-    """The path, if it is there and can be looked into."""
+def _existing_path(text: str) -> Path:
+    """Return the path, which exists and can be read."""
     path = Path(text).expanduser()
     try:
         if not text or not path.exists():
-            raise _no_such(text, path)
+            raise _missing_path(text, path)
         if path.is_dir():
             next(path.iterdir(), None)
         elif not path.is_file():
@@ -88,62 +88,51 @@ def _existing(text: str) -> Path:
     return path
 
 
-def _read_file(path: Path) -> tuple[Part, Part | None]:
+def _missing_path(spec: str, path: Path) -> DataError:
+    """Return the error for a path that does not exist: perhaps a misspelt set or file."""
+    if near := difflib.get_close_matches(spec.lower(), names(), n=1):
+        return DataError("no such data set or path", spec, f"did you mean {near[0]}?")
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    if near := difflib.get_close_matches(path.name, siblings, n=1):
+        return DataError("no such path", path, f"did you mean {path.parent / near[0]}?")
+    return DataError("no such path", path, f"give a path or one of {', '.join(names())}")
+
+
+def _read_file(path: Path) -> RawSplits:
     if path.suffix.lower() in (".npz", ".npy"):
         return formats.read_arrays(path)
     if formats.is_idx(path):
-        return formats.read_idx_file(path)
+        return formats.read_idx_folder({"train-images": path}, path.parent)
     if any(batches := batch_files(path)):
         return read_batches(batches, path)
-    raise DataError(
-        "not a file of images that is known here",
-        path,
-        "give an .npz, .npy or idx file, a CIFAR batch, or a folder of images",
-    )
+    remedy = "give an .npz, .npy or idx file, a CIFAR batch, or a folder of images"
+    raise DataError("not a file of images that is known here", path, remedy)
 
 
-def _splits(train: Part, test: Part | None, dataset_id: str) -> Splits:
-    """Checked splits; what is recognised as a published set bears its name."""
+def _checked_splits(train: RawSplit, test: RawSplit | None, dataset_id: str) -> Splits:
+    """Check both splits; the content of a published set gets the set's name."""
     if dataset_id not in SETS:
         dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
 
-    def images(part: Part) -> Images:
-        classes = part.classes
-        if part.labels is not None and not classes and dataset_id in SETS:
+    def images(split: RawSplit) -> Images:
+        pixels, labels, classes, skipped = split
+        if labels is not None and not classes and dataset_id in SETS:
             classes = SETS[dataset_id].classes
-        return make_images(
-            part.pixels,
-            part.labels,
-            dataset_id=dataset_id,
-            classes=classes,
-            skipped=part.skipped,
-        )
+        return make_images(pixels, labels, dataset_id=dataset_id, classes=classes, skipped=skipped)
 
     return Splits(images(train), images(test) if test else None)
 
 
-def _embedded() -> Splits:
-    """The set that comes with the package, see `tools/make_fashion_mini.py`."""
+def _embedded_set() -> Splits:
+    """The set inside the package, which `tools/make_fashion_mini.py` makes."""
     source = resources.files("mixerflow.data").joinpath("fashion_mini.npz")
     with source.open("rb") as file, np.load(file, allow_pickle=False) as packed:
         shape = tuple(int(n) for n in packed["shape"])
         pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
         labels, train = packed["labels"].astype(np.int64), int(packed["train"])
-    pixels = pixels.reshape(shape)
-    classes = SETS["fashion-mnist"].classes
-    return _splits(
-        Part(pixels[:train], labels[:train], classes),
-        Part(pixels[train:], labels[train:], classes),
+    pixels, classes = pixels.reshape(shape), SETS["fashion-mnist"].classes
+    return _checked_splits(
+        RawSplit(pixels[:train], labels[:train], classes),
+        RawSplit(pixels[train:], labels[train:], classes),
         EMBEDDED,
     )
-
-
-def _no_such(spec: str, path: Path) -> DataError:
-    """The error for a path that is not there: perhaps a misspelt name of a set or a file."""
-    near = difflib.get_close_matches(spec.lower(), names(), n=1)
-    if near:
-        return DataError("no such data set or path", spec, f"did you mean {near[0]}?")
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    if beside := difflib.get_close_matches(path.name, siblings, n=1):
-        return DataError("no such path", path, f"did you mean {path.parent / beside[0]}?")
-    return DataError("no such path", path, f"give a path or one of {', '.join(names())}")

@@ -1,4 +1,4 @@
-"""Figures of a flow on images: each a function of both, each a dataclass of numbers."""
+"""Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
 from mixerflow.evaluate.artefacts import GridArtefacts, grid_artefacts
 from mixerflow.evaluate.bits import Bits, bits, kind_of

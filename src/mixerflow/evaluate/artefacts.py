@@ -1,4 +1,4 @@
-"""How much of a model's patch grid shows in its images."""
+"""Visibility of a model's patch grid in its images."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from torch import Tensor
 from mixerflow.core import Shape, as_tensor
 
 _BATCH = 1024
-"""Images that are held in float64 at a time."""
+"""Number of images converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
 class GridArtefacts:
-    """How much more neighbouring pixels differ across patch borders than inside patches.
+    """Differences of neighbouring pixels across patch borders, relative to those inside patches.
 
-    Attributes:
-        ratio: of the mean squared differences; 1 where the grid does not show.
-        standard_error: of the ratio, over images; NaN for a single one.
+    `ratio` divides the mean squared differences; it is 1 if the grid is invisible. The standard
+    error of the ratio is over images, and NaN for a single one.
     """
 
     ratio: float
     standard_error: float
 
     def __str__(self) -> str:
-        """The ratio and its standard error."""
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
         return f"{self.ratio:.3f}{error} across patch borders"
 
 
 def grid_artefacts(images: Tensor | np.ndarray, patch: int | Shape) -> GridArtefacts:
-    """Mean squared difference of neighbouring pixels across patch borders over that inside patches.
+    """Divide the mean squared difference of neighbours across patch borders by that inside patches.
 
     ``ratio = sum_i b_i / sum_i m_i``, for image i's means b_i across borders and m_i inside. Every
-    spatial axis that has both counts alike, so that images smoother along one axis than along
+    spatial axis with both has the same weight, so that images smoother along one axis than along
     another have ratio 1 too. The standard error is the delta method's,
     ``sqrt(sum_i (b_i - ratio m_i)^2 / (N (N - 1))) / mean m``, over independent images.
 
@@ -69,23 +67,23 @@ def grid_artefacts(images: Tensor | np.ndarray, patch: int | Shape) -> GridArtef
     mean = inside.mean()
     if mean == 0:
         raise ValueError(
-            "grid_artefacts: the images are constant inside every patch, which leaves nothing to "
-            "compare its borders with: look at other images, or name another patch"
+            "grid_artefacts: the images are constant inside every patch, so borders cannot be "
+            "compared with the inside: use other images, or another patch"
         )
     ratio = across.mean() / mean
     n = len(across)
-    rest = (across - ratio * inside).square().sum()
-    error = (rest / (n * (n - 1))).sqrt() / mean if n > 1 else torch.tensor(math.nan)
+    residual = (across - ratio * inside).square().sum()
+    error = (residual / (n * (n - 1))).sqrt() / mean if n > 1 else torch.tensor(math.nan)
     return GridArtefacts(ratio.item(), error.item())
 
 
 def _means(x: Tensor, sides: Shape, axes: list[int]) -> Tensor:
-    """Mean squared differences across borders and inside, summed over axes: ``(2, N)``."""
-    found = torch.zeros(2, len(x), dtype=x.dtype, device=x.device)
+    """Return mean squared differences across borders and inside, summed over axes: ``(2, N)``."""
+    means = torch.zeros(2, len(x), dtype=x.dtype, device=x.device)
     for axis in axes:
         squares = x.diff(dim=axis).square()
         by_place = squares.movedim(axis, 1).flatten(2).mean(2)  # (N, n - 1)
         is_border = torch.arange(1, x.shape[axis], device=x.device) % sides[axis - 2] == 0
-        found[0] += by_place[:, is_border].mean(1)
-        found[1] += by_place[:, ~is_border].mean(1)
-    return found
+        means[0] += by_place[:, is_border].mean(1)
+        means[1] += by_place[:, ~is_border].mean(1)
+    return means

@@ -19,20 +19,20 @@ from mixerflow.processes import SINGLE, Processes
 
 @dataclass(frozen=True)
 class Bits:
-    """A bits/dim figure with all that decides what it may be compared with.
+    """Bits per dimension, with all that decides which other values are comparable.
 
     Attributes:
         bits_per_dim: mean over the images of ``-log2 p(x) / D``.
         standard_error: of that mean, over images; NaN for a single one.
-        images: how many.
+        images: their number.
         density: whether log p is exact, a lower bound or an estimate.
         dequantization: "uniform" or "variational" noise on integer images, or "none" for float data
             (whose figure depends on the unit of the data).
-        importance_samples: K, the draws of noise an image. With one, the figure is the bound that
-            papers quote; with more, ``-log2 mean_k p(x + u_k) / D``, lower and nearer the truth.
-        dataset_id: the data; comparable with published figures only where the name is bare.
-        split: which part of it.
-        seed: of the dequantisation noise.
+        importance_samples: K, the number of noise draws an image. With one, the value is the bound
+            that papers quote; with more, ``-log2 mean_k p(x + u_k) / D``, a tighter bound.
+        dataset_id: the data; comparable with published values only if the name has no suffix.
+        split: the part of the data.
+        seed: seed of the dequantization noise.
         per_image: each image's bits/dim, in order.
     """
 
@@ -48,7 +48,7 @@ class Bits:
     per_image: np.ndarray = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the images' own figures, for JSON."""
+        """Return all fields but `per_image`, for JSON."""
         fields = dataclasses.asdict(self)
         del fields["per_image"]
         if math.isnan(self.standard_error):
@@ -57,18 +57,17 @@ class Bits:
 
     @property
     def kind(self) -> str:
-        """What the figure is, in words: only equal kinds compare."""
+        """The kind of value in words: only values of one kind are comparable."""
         return kind_of(self.as_dict())
 
     def __str__(self) -> str:
-        """The figure, its standard error and the number of images, in words."""
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
         plural = "" if self.images == 1 else "s"
         return f"{self.bits_per_dim:.3f}{error} bits/dim on {self.images} image{plural}"
 
 
 def kind_of(figure: dict[str, Any]) -> str:
-    """What a figure is, in words, from what `Bits.as_dict` kept of it."""
+    """Return the kind of value in words, from the dict that `Bits.as_dict` made."""
     kind = f"{figure['density']} density, {figure['dequantization']} dequantisation"
     draws = figure["importance_samples"]
     if figure["dequantization"] == "none" and draws == 1:
@@ -89,23 +88,24 @@ def bits(
     on_batch: Callable[[int], None] | None = None,
     processes: Processes = SINGLE,
 ) -> Bits:
-    """Score images ``(N, *shape)`` in eval mode.
+    """Score images ``(N, *shape)``, integers as the flow's levels say or floats, in eval mode.
 
-    An image's noise is a function of `seed` and its own pixels: its figure does not depend on the
+    An image's noise is a function of `seed` and its own pixels: its value does not depend on the
     other images, on `batch`, nor on the number of processes.
 
     Args:
         flow: the model.
-        images: integer images as the flow's levels say, or floats.
+        images: the images.
         labels: ``(N,)`` for a class-conditional flow.
         batch: images at a time, in each process.
-        importance_samples: K draws of noise an image, which cost K passes: the figure is
+        importance_samples: K noise draws an image, which cost K passes: the value is
             ``-log2 mean_k p(x + u_k) / D``, a bound that K tightens.
-        seed: of the dequantisation noise.
+        seed: seed of the dequantization noise.
         dataset_id: recorded in the result.
         split: recorded in the result.
-        on_batch: called with the number of images done, by all processes, after each batch.
-        processes: that share the images; each is given all of them, and gets the figure of all.
+        on_batch: called with the number of images scored, by all processes, after each batch.
+        processes: the processes that share the images; each is given all images, and returns the
+            result for all.
 
     Raises:
         ValueError: no images, or images of the wrong shape.
@@ -117,49 +117,45 @@ def bits(
     """
     if len(images) == 0:
         raise ValueError("bits: no images to score")
-    _check(flow, importance_samples)
-    each = np.zeros(len(images))
+    if importance_samples < 1:
+        what = f"{importance_samples} draws an image"
+        raise ConfigError(what, "--importance-samples", "give at least 1")
+    if importance_samples > 1 and flow.density == "estimate":  # E exp(log p + error) exceeds p
+        what = "the mean over draws would overstate a density whose log-det is an estimate"
+        raise ConfigError(what, "--importance-samples", "use 1, or a model with an exact log-det")
+    scores = np.zeros(len(images))
     for start in range(0, len(images), batch * processes.world):
         count = min(batch * processes.world, len(images) - start)
-        # every process scores as often as the others, if only an empty part: layers may be sharded
+        # with sharded layers all processes must call the flow alike, with an empty part if need be
         own = processes.share(count)
         rows = slice(start + own.start, start + own.stop)
         context = None if labels is None else as_tensor(labels[rows])
-        each[rows] = _weighted(
+        scores[rows] = _score(
             flow, as_tensor(images[rows]), context, seed=seed, draws=importance_samples
         )
         if on_batch is not None:
             on_batch(count)
-    # each image was scored by one process and is 0 in the others
-    each = processes.sum(torch.from_numpy(each)).numpy()
-    error = each.std(ddof=1) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+    # an image's score comes from one process and is 0 in the others
+    scores = processes.sum(torch.from_numpy(scores)).numpy()
+    error = scores.std(ddof=1) / math.sqrt(len(scores)) if len(scores) > 1 else math.nan
     return Bits(
-        bits_per_dim=float(each.mean()),
+        bits_per_dim=float(scores.mean()),
         standard_error=float(error),
-        images=len(each),
+        images=len(scores),
         density=flow.density,
         dequantization=flow.dequantization,
         importance_samples=importance_samples,
         dataset_id=dataset_id,
         split=split,
         seed=seed,
-        per_image=each,
+        per_image=scores,
     )
 
 
-def _check(flow: Flow, draws: int) -> None:
-    flag = "--importance-samples"
-    if draws < 1:
-        raise ConfigError(f"{draws} draws an image", flag, "give at least 1")
-    if draws > 1 and flow.density == "estimate":  # E exp(log p + error) is more than p
-        what = "the mean over draws would overstate a density whose log-det is an estimate"
-        raise ConfigError(what, flag, "use 1, or a model with an exact log-det")
-
-
-def _weighted(
+def _score(
     flow: Flow, images: Tensor, context: Tensor | None, *, seed: int, draws: int
 ) -> np.ndarray:
-    """``-log2 mean_k p(x + u_k) / D`` of each image ``(B,)``, float64, in memory constant in k."""
+    """Return ``-log2 mean_k p(x + u_k) / D`` of images ``(B,)``, float64; memory constant in k."""
     keys = Noise.of(seed, images).keys
     unit = flow.dims * math.log(2)
     one = total = np.zeros(0)

@@ -1,4 +1,4 @@
-"""Images drawn from a flow, as arrays that can be shown."""
+"""Images drawn from a flow, as arrays for display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixerflow.core import Flow
 def draw_pixels(
     flow: Flow, n: int, *, seed: int, temperature: float = 1.0, label: int | None = None
 ) -> tuple[np.ndarray, int]:
-    """Draw `n` images as `to_pixels` shows them, and count the values that had to be clamped.
+    """Draw `n` images as `to_pixels` returns them, and count the clamped values.
 
     A class-conditional flow draws its classes in turn unless `label` names one.
     """
@@ -24,10 +24,10 @@ def draw_pixels(
 
 
 def to_pixels(flow: Flow, images: torch.Tensor) -> np.ndarray:
-    """Images as a flow gives them, as uint8 or uint16 arrays ``(n, C, H, W)`` that can be shown.
+    """Turn a flow's images into uint8 or uint16 arrays ``(n, C, H, W)`` for display.
 
-    Float images are stretched from their own smallest to largest value, other levels to 8 or 16
-    bits.
+    Float images are scaled from their smallest and largest value, integer images from the flow's
+    levels, to 8 or 16 bits.
     """
     values = images.cpu().numpy()
     if flow.levels is None:

@@ -1,70 +1,45 @@
-"""What the tables start from: budgets, the paper's models and their small twins, and changes."""
+"""Columns of the tables at each budget, the base models, and changes that rows make."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from mixerflow.experiments.table import Budget, Setup
-from mixerflow.models import MAF, MixerFlow
+from mixerflow.experiments.table import Budget, Column, Setup
+from mixerflow.models import MAF, MixerFlow, recipe
 from mixerflow.models.mixerflow_recipes import CIFAR10_TRAINING, TABLE_8, TINY, TWIN_32
-from mixerflow.parts import LogitPixels, Model, NoMap, Patching
+from mixerflow.parts import LogitPixels, Model, Patching
 from mixerflow.registry import evolve, settings_of
 from mixerflow.train_config import TrainConfig
 
-# The CPU budgets: every row of a table trains this many steps.
-TABLE_3_STEPS = 800
-TABLE_8_STEPS = 800
-TABLE_10_STEPS = 1500
-NORMS_STEPS = 1500
-APPENDIX_D_STEPS = 500
-
-CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
-CPU_IMAGES, CPU_TIME = 2000, "minutes"
-_SECONDS = replace(CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
-TINY_IMAGES, TINY_TIME = 20, "seconds"
-GPU_TIME = "days on one GPU"
+_CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
+_SECONDS = replace(_CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
+_SHAPES = dict((recipe.MNIST, recipe.CIFAR10))
 
 
-def setups(paper: Setup, twin: Model, steps: int, cpu: TrainConfig = CPU) -> dict[Budget, Setup]:
-    """The three budgets of a column."""
+def column(data: str, paper: Model, train: TrainConfig, twin: Model, *, twin_steps: int) -> Column:
+    """Make a column at all budgets: the paper's model, its twin, and a twin of two layers."""
     tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
-    return {
-        "tiny": Setup(tiny, _SECONDS, TINY_IMAGES, TINY_TIME),
-        "cpu": Setup(twin, replace(cpu, steps=steps), CPU_IMAGES, CPU_TIME),
-        "gpu": paper,
+    setups: dict[Budget, Setup] = {
+        "tiny": Setup(tiny, _SECONDS),
+        "cpu": Setup(twin, replace(_CPU, steps=twin_steps)),
+        "gpu": Setup(paper, train),
     }
+    return Column(data, _SHAPES[data], setups)
 
 
 CIFAR10, MNIST = CIFAR10_TRAINING, TABLE_8
 TWIN = replace(TWIN_32, patching=Patching(shift=(0, 1)))
-BASIC, BASIC_TWIN = (
-    evolve(model, {"linear": NoMap(), "patching.shift": (0,)}) for model in (MixerFlow(), TWIN)
-)
 
 
 def changed(**settings: object) -> Callable[[Model], Model]:
-    """The base with some settings changed; two underscores stand for the dot of a part's path."""
+    """Change settings of the base; two underscores in a name are the dot of a part's path."""
     paths = {name.replace("__", "."): value for name, value in settings.items()}
     return lambda model: evolve(model, paths)
 
 
-def deeper(model: Model) -> Model:
-    """With twice the layers."""
-    assert isinstance(model, MixerFlow)
-    return replace(model, layers=2 * model.layers)
-
-
-def shifted_twice_as_often(model: Model) -> Model:
-    """With a shift layer where there was none between two."""
-    assert isinstance(model, MixerFlow)
-    shift = model.patching.shift
-    assert isinstance(shift, tuple)
-    return evolve(model, {"patching.shift": shift[len(shift) // 2 :]})
-
-
-def whole(layers: int) -> Callable[[Model], Model]:
-    """MAF over whole images, with nets eight times as wide as the mixer's."""
+def whole_image_maf(layers: int) -> Callable[[Model], Model]:
+    """Replace the mixer by MAF over whole images, with nets eight times as wide."""
 
     def change(model: Model) -> Model:
         photographs = isinstance(model, MixerFlow) and not model.linear.reverses

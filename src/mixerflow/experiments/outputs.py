@@ -1,15 +1,17 @@
-"""A table's results as Markdown, curves, sample grids, and all tables as one page."""
+"""A table's results as Markdown, curves and sample grids, and all tables as one HTML page."""
 
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from mixerflow import markdown, page
+from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
@@ -19,48 +21,48 @@ from mixerflow.runs.files import write_atomically, writing
 NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "
     "with the same noise. s.e. is the standard error over seeds; a claim holds or fails where the "
-    "difference exceeds two of them, and is undecided otherwise or with fewer than two seeds. "
-    "Bits/dim are those of the averaged weights of the last step, in eval mode. border/inside: how "
-    "much more neighbouring pixels differ, squared, across the borders of the base model's patches "
-    "than inside, in 256 samples at temperature 1; 1 where the grid does not show."
+    "difference exceeds two standard errors, and is undecided otherwise or with fewer than two "
+    "seeds. Bits/dim are those of the averaged weights of the last step, in eval mode. "
+    "border/inside: the mean squared difference of neighbouring pixels across the borders of the "
+    "base model's patches, divided by the same inside the patches, in 256 samples at temperature "
+    "1; 1 where the borders do not show."
 )
 COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
     "cpu": (
         "These are small twins of the paper's models after few steps: compare our rows with each "
-        "other, not with the paper's figures. Parameters are those of the full models."
+        "other, not with the paper's figures. Parameters are the full models'."
     ),
     "gpu": "These are the paper's models and settings.",
 }
+TableText = tuple[list[str], list[list[str]]]
+"""The cells of a table's head, and of each row."""
 
 
-def write(table: Table, budget: Budget, root: Path, out: Path) -> list[Path]:
-    """Write ``BUDGET.json``, ``BUDGET.md``, the curves and the sample grids; returns the first two.
+def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
+    """Write ``BUDGET.json``, ``BUDGET.md``, the curves and the sample grids of a table.
 
-    Raises:
-        ResourceError: `out` cannot be written.
+    A folder `out` that cannot be written is a ResourceError.
     """
     results = collect(table, budget, root)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         _copy_samples(table, budget, root, out, results)
         if any(run["curve"] for _, row in _rows(results) for run in row["runs"]):
-            write_atomically(out / results_name(budget, "curves.png"), curves(results))
-        paths = [out / f"{budget}.json", out / f"{budget}.md"]
-        write_atomically(paths[0], (json.dumps(results, indent=2) + "\n").encode())
-        write_atomically(paths[1], markdown(results).encode())
-    return paths
+            write_atomically(out / _file_name(budget, "curves.png"), curves(results))
+        write_atomically(out / f"{budget}.json", (json.dumps(results, indent=2) + "\n").encode())
+        write_atomically(out / f"{budget}.md", markdown_text(results).encode())
 
 
-def results_name(budget: str, name: str) -> str:
-    """A file's name; the CPU budget's pictures bear none, so that two budgets share a folder."""
+def _file_name(budget: str, name: str) -> str:
+    """Return a picture's file name, with the budget's where the budget is not `cpu`."""
     return name if budget == "cpu" else f"{budget}-{name}"
 
 
 def _copy_samples(
     table: Table, budget: Budget, root: Path, out: Path, results: dict[str, Any]
 ) -> None:
-    """The last grid of each row's first seed, which training drew."""
+    """Copy the last grid of samples that training drew for each row's first seed."""
     cells = {(cell.column.name, cell.row.name): cell for cell in table.cells}
     for column, row in _rows(results):
         cell = cells[column["column"], row["row"]]
@@ -68,38 +70,71 @@ def _copy_samples(
             folder = Run(cell, budget, run["seed"], root).path / "samples"
             grid = folder / f"step-{run['steps']}.png"
             if grid.exists():
-                name = results_name(budget, f"samples-{cell.name}.png")
-                write_atomically(out / name, grid.read_bytes())
-                row["samples"] = name
+                row["samples"] = _file_name(budget, f"samples-{cell.name}.png")
+                write_atomically(out / row["samples"], grid.read_bytes())
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(column, row) for column in results["columns"] for row in column["rows"]]
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The tables of every column, with the claims."""
+def markdown_text(results: dict[str, Any]) -> str:
+    """Return the tables of every column, with the claims, in Markdown."""
     budget = results["budget"]
     lines = [f"# {results['title']}", "", results["caption"], "", COMPARABLE[budget]]
     for column in results["columns"]:
-        lines += ["", f"## {column['column']}, budget {budget}", "", setting(column), ""]
-        lines += _pipes(*table_of(column))
+        lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
+        lines.append(markdown.table(*rows_table(column)))
         if column["claims"]:
-            lines += ["", *_pipes(*claims_of(column))]
+            lines += ["", markdown.table(*claims_table(column))]
     lines += ["", NOTE]
     if results["left_out"]:
         lines += ["", "Not counted:", "", *(f"- {each}" for each in results["left_out"])]
     return "\n".join(lines) + "\n"
 
 
-def setting(column: dict[str, Any]) -> str:
-    """The budget in words."""
+def write_page(results: Path) -> Path:
+    """Write ``report.html`` beside the tables' folders and return its path."""
+    files = sorted(path for name in COMPARABLE for path in results.glob(f"*/{name}.json"))
+    if not files:
+        remedy = "run one: `mixerflow reproduce TABLE`; or name their folder with --out"
+        raise ConfigError("no tables so far", results, remedy)
+    body = [page.heading("The paper's tables, as run here", level=1), page.note(NOTE)]
+    for path in files:
+        body += _page_section(path.parent, json.loads(path.read_bytes()))
+    return page.write(results / "report.html", "The paper's tables", body)
+
+
+def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
+    budget = results["budget"]
+    yield page.heading(f"{results['title']}, budget {budget}")
+    yield page.paragraph(results["caption"])
+    yield page.paragraph(COMPARABLE[budget])
+    for column in results["columns"]:
+        yield page.heading(column["column"], level=3)
+        yield page.paragraph(_settings_text(column))
+        yield page.table(*rows_table(column))
+        if column["claims"]:
+            yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
+            yield page.table(*claims_table(column))
+    pictures = [(_file_name(budget, "curves.png"), "plot", "")]
+    for _, row in _rows(results):
+        if "samples" in row:
+            pictures.append((row["samples"], "pixels", f"Samples: {row['label']}"))
+    for name, kind, caption in pictures:
+        if (folder / name).exists():
+            yield page.picture((folder / name).read_bytes(), kind, caption)
+    if results["left_out"]:
+        yield page.paragraph(f"Not counted: {'; '.join(results['left_out'])}.")
+
+
+def _settings_text(column: dict[str, Any]) -> str:
     base, runs = column["base"], [run for row in column["rows"] for run in row["runs"]]
     names = {"layers": "layers", "flow.net.width": "width", "patching.size": "patches"}
-    told = (f"{word} {_plain(base[n])}" for n, word in names.items() if n in base)
+    settings = [f"{word} {_plain(base[name])}" for name, word in names.items() if name in base]
     parts = [
         f"{column['steps']:,} steps of {column['batch']} images",
-        f"base model: {', '.join(told)}",
+        f"base model: {', '.join(settings)}",
     ]
     if runs:
         parts.append(f"data {', '.join(column['data'])}")
@@ -108,8 +143,8 @@ def setting(column: dict[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def table_of(column: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a column's table."""
+def rows_table(column: dict[str, Any]) -> TableText:
+    """Return a column's rows beside the paper's."""
     measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
     head = ["row", "paper", "ours, mean ± s.e. over seeds", "seeds", "full parameters / paper's"]
     head += ["parameters here", "images/s", "steps", *measures]
@@ -134,22 +169,18 @@ def table_of(column: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-def claims_of(column: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a column's claims."""
+def claims_table(column: dict[str, Any]) -> TableText:
+    """Return a column's claims, each with its difference and verdict."""
     head = ["the paper says", "better - worse row", "paper", "ours, difference ± s.e.", "verdict"]
     labels = {row["row"]: row["label"] for row in column["rows"]}
     rows = []
     for claim in column["claims"]:
         paper = claim["paper_difference"]
-        rows.append(
-            [
-                claim["words"],
-                f"{labels[claim['better']]} < {labels[claim['worse']]}",
-                "" if paper is None else f"{paper:+.2f}",
-                _plus_minus(claim["difference"], claim["standard_error"], sign="+"),
-                f"{claim['verdict']} (seeds: {claim['seeds']})",
-            ]
-        )
+        cells = [claim["words"], f"{labels[claim['better']]} < {labels[claim['worse']]}"]
+        cells.append("" if paper is None else f"{paper:+.2f}")
+        cells.append(_plus_minus(claim["difference"], claim["standard_error"], sign="+"))
+        cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
+        rows.append(cells)
     return head, rows
 
 
@@ -159,12 +190,12 @@ def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:
     return f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
-def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def curves(results: dict[str, Any]) -> bytes:
-    """Validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
+    """Draw validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
     columns = results["columns"]
     figure = Figure(figsize=(9, 4.2 * len(columns)), layout="constrained")
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]
@@ -180,17 +211,8 @@ def curves(results: dict[str, Any]) -> bytes:
                 mean = np.mean(lines, axis=0)
                 axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=1.8, label=row["label"])
         if ends:
-            low, high = min(ends), max(ends)
-            axes.set_ylim(low - 0.05 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+            page.finish_plot(axes, min(ends), max(ends))
             axes.legend(fontsize=8)
         axes.set_title(f"{column['column']}, budget {results['budget']}", fontsize=10)
-        axes.set_xlabel("step")
         axes.set_ylabel("validation bits/dim")
-        axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return page.png_of(figure)

@@ -1,43 +1,86 @@
-"""A table's results, from what the run folders hold."""
+"""A table's results, from its run folders: figures, their means, and the verdict on each claim."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
-from mixerflow.experiments.claims import mean_and_error, outcome
 from mixerflow.experiments.runs import Run
-from mixerflow.experiments.table import Budget, Cell, Column, Table
+from mixerflow.experiments.table import Budget, Cell, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
 from mixerflow.runs.weights import pieces_of
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The result of the runs on a claim; means and errors are None for too few seeds."""
+
+    difference: float | None
+    """Mean of worse minus better, in bits/dim."""
+    standard_error: float | None
+    """Standard error of that mean over the seeds of both rows."""
+    seeds: int
+    verdict: Literal["holds", "fails", "undecided"]
+
+
+def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
+    """Judge the claim that one row has fewer bits/dim than another, given as seed -> bits/dim.
+
+    With ``d_i = worse_i - better_i`` for every seed i of both rows, the claim holds where
+    ``mean(d) > 2 s.e.``, fails where ``mean(d) < -2 s.e.``, and is undecided in between and with
+    fewer than two seeds.
+    """
+    seeds = sorted(better.keys() & worse.keys())
+    mean, error = _mean_and_error([worse[seed] - better[seed] for seed in seeds])
+    if mean is None or error is None or abs(mean) <= 2 * error:
+        return Outcome(mean, error, len(seeds), "undecided")
+    return Outcome(mean, error, len(seeds), "holds" if mean > 0 else "fails")
+
+
+def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
+    """Return the mean and its standard error; None where there are too few values."""
+    mean = statistics.fmean(values) if values else None
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return mean, error
+
+
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
-    """Everything that is known of a table at a budget, for JSON.
+    """Collect all results of a table at a budget, for JSON.
 
     Runs of other settings than the table's, and unfinished ones, are listed but not counted.
-
-    Args:
-        table: the table.
-        budget: at which its rows were run.
-        root: the folder of those runs.
     """
     columns, left_out = [], []
     for column in table.columns:
         rows = []
         for cell in (each for each in table.cells if each.column is column):
-            row, others = _row(cell, budget, root)
+            row, not_counted = _row(cell, budget, root)
             rows.append(row)
-            left_out += others
-        columns.append(_column(column, budget, rows) | {"claims": _claims(table, rows)})
+            left_out += not_counted
+        setup = column.setups[budget]
+        runs = [run for row in rows for run in row["runs"]]
+        columns.append(
+            {
+                "column": column.name,
+                "data": sorted({run["dataset_id"] for run in runs}),
+                "steps": setup.train.steps,
+                "batch": setup.train.batch,
+                "base": settings_of(setup.model),
+                "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
+                "rows": rows,
+                "claims": _claims(table, rows),
+            }
+        )
     return {
         "format": 1,
         "table": table.name,
@@ -49,36 +92,22 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
     }
 
 
-def _column(column: Column, budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    setup = column.setups[budget]
-    runs = [run for row in rows for run in row["runs"]]
-    return {
-        "column": column.name,
-        "data": sorted({run["dataset_id"] for run in runs}),
-        "steps": setup.train.steps,
-        "batch": setup.train.batch,
-        "base": settings_of(setup.model),
-        "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
-        "rows": rows,
-    }
-
-
 def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[str]]:
     runs, left_out = [], []
-    for seed in _seeds(root / cell.name):
-        found = _run(Run(cell, budget, seed, root))
+    names = [path.name.removeprefix("seed-") for path in (root / cell.name).glob("seed-*")]
+    for seed in sorted(int(name) for name in names if name.isdecimal()):
+        found = _run_results(Run(cell, budget, seed, root))
         if isinstance(found, str):
             left_out.append(f"{cell.name}, seed {seed}: {found}")
         else:
             runs.append(found)
-    mean, error = mean_and_error([run["bits_per_dim"] for run in runs])
-    column, published = cell.column, cell.published
-    full = parameters(cell.model("gpu"), column.shape)
-    paper = published.parameters
+    mean, error = _mean_and_error([run["bits_per_dim"] for run in runs])
+    full = parameters(cell.model("gpu"), cell.column.shape)
+    paper = cell.published.parameters
     row = {
         "row": cell.row.name,
         "label": cell.row.label,
-        "paper": dataclasses.asdict(published),
+        "paper": asdict(cell.published),
         "parameters_full": full,
         "parameters_deviation_percent": None if paper is None else 100 * (full / 1e6 / paper - 1),
         "model": describe(cell.model(budget)),
@@ -89,64 +118,54 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
     return row, left_out
 
 
-def _seeds(folder: Path) -> list[int]:
-    names = [path.name.removeprefix("seed-") for path in folder.glob("seed-*")]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def _run(run: Run) -> dict[str, Any] | str:
-    """What is known of a run, or why it does not count."""
+def _run_results(run: Run) -> dict[str, Any] | str:
+    """Return the results of a finished run, or the reason why a run is not counted."""
     try:
-        header = run.header()
-        if header is None:
+        metadata = run.read_metadata()
+        if metadata is None:
             return "not begun"
-        if difference := run.difference(header):
+        if difference := run.difference(metadata):
             return difference
         figures = run.figures()
-        if header.get("status") != "finished" or figures is None:
-            status = str(header.get("status"))
-            return header.get("error", status) if status == "failed" else "not finished"
+        if metadata.get("status") != "finished" or figures is None:
+            status = str(metadata.get("status"))
+            return metadata.get("error", status) if status == "failed" else "not finished"
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
-    pieces = pieces_of(header, header["steps"])  # the stages, of a run that grew
+    pieces = pieces_of(metadata, metadata["steps"])  # one for each stage of a run that grew
     steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))
-    start = steps - header["steps"]
+    start = steps - metadata["steps"]
     curve = [[start + r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
     return {
         **figures,
-        "seed": run.seed,  # the run's; that of the noise it is judged with is another
+        "seed": run.seed,
         "noise_seed": figures["seed"],
-        "parameters": header["parameters"],
-        "images_per_second": steps * header["train"]["batch"] / seconds,
+        "images_per_second": steps * metadata["train"]["batch"] / seconds,
         "steps": steps,
         "seconds": seconds,
-        "training_sha256": header["data"]["training_sha256"],
+        "training_sha256": metadata["data"]["training_sha256"],
         "curve": curve,
-        "machine": header["machine"],
-        "versions": header["versions"],
-        "command": header.get("command"),
+        "command": metadata.get("command"),
+        **{key: metadata[key] for key in ("parameters", "machine", "versions")},
     }
 
 
 def _claims(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     by_name = {row["row"]: row for row in rows}
-    found = []
+    claims = []
     for claim in table.claims:
-        better, worse = (_by_images(by_name[name]) for name in (claim.better, claim.worse))
-        common = better.keys() & worse.keys()  # the same seed and the same images
-        result = outcome(
-            {key[0]: better[key] for key in common}, {key[0]: worse[key] for key in common}
-        )
-        papers = [by_name[name]["paper"]["bits_per_dim"] for name in (claim.worse, claim.better)]
+        better, worse = by_name[claim.better], by_name[claim.worse]
+        bits = [_by_seed_and_images(row) for row in (better, worse)]
+        common = bits[0].keys() & bits[1].keys()
+        result = outcome(*({key[0]: each[key] for key in common} for each in bits))
+        papers = [row["paper"]["bits_per_dim"] for row in (worse, better)]
         paper = None if None in papers else papers[0] - papers[1]
-        found.append(
-            dataclasses.asdict(claim) | {"paper_difference": paper} | dataclasses.asdict(result)
-        )
-    return found
+        claims.append(asdict(claim) | {"paper_difference": paper} | asdict(result))
+    return claims
 
 
-def _by_images(row: dict[str, Any]) -> dict[tuple[int, str, str], float]:
+def _by_seed_and_images(row: dict[str, Any]) -> dict[tuple[int, str, str], float]:
     return {
         (run["seed"], run["training_sha256"], run["images_sha256"]): run["bits_per_dim"]
         for run in row["runs"]
@@ -155,7 +174,7 @@ def _by_images(row: dict[str, Any]) -> dict[tuple[int, str, str], float]:
 
 @cache
 def parameters(model: Model, shape: Shape) -> int:
-    """How many a model has, without making them."""
+    """Count a model's parameters without making them."""
     with torch.device("meta"):
         flow = model.build(shape)
     return sum(parameter.numel() for parameter in flow.parameters())

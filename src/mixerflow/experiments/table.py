@@ -1,4 +1,4 @@
-"""What a table of the paper is: columns of data, rows of models, and claims about the rows."""
+"""A table of the paper: columns of data, rows of models, and claims about the rows."""
 
 from __future__ import annotations
 
@@ -16,22 +16,20 @@ from mixerflow.train_config import TrainConfig
 Budget = Literal["tiny", "cpu", "gpu"]
 """tiny: seconds a run, tells nothing; cpu: minutes a run, a small twin; gpu: as in the paper."""
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
+RUN_TIME: dict[Budget, str] = {"tiny": "seconds", "cpu": "minutes", "gpu": "days on one GPU"}
+TEST_IMAGES: dict[Budget, int] = {"tiny": 20, "cpu": 2000, "gpu": 0}
+"""The first so many test images give the figures; 0 for all."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a budget is in a column; every row starts from it."""
+    """The base of a column at a budget, which each row changes."""
 
     model: Model
-    """The base that each row changes."""
     train: TrainConfig
-    """With its number of steps: rows are compared at equal steps. The seed is set by each run."""
-    images: int
-    """Test images that the figures are of, the first so many; 0 for all."""
-    time: str
-    """A run's time, in words."""
+    """Training settings with a number of steps: rows are compared at equal steps."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,9 @@ class Column:
     """Data that the rows are compared on."""
 
     name: str
-    data: str
-    """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
+    """The name of the data, which `mixerflow.data.load` takes unless ``--data`` names others."""
     shape: Shape
-    """Of those images."""
+    """Shape of an image."""
     setups: Mapping[Budget, Setup]
 
 
@@ -55,30 +52,30 @@ class Row:
     """A model of the table: the same change of the column's base at every budget."""
 
     name: str
-    """For the command line and for folders."""
+    """The name on the command line and in folders."""
     label: str
-    """As the paper has it."""
+    """The name in the paper."""
     change: Callable[[Model], Model] = _same
-    """What makes it of the base."""
+    """Makes the row's model from the base."""
     published: Mapping[str, PublishedResult] = field(default_factory=dict)
     """Column -> the paper's figures."""
     training: Callable[[TrainConfig], TrainConfig] = _same
-    """What it trains otherwise; not the steps or the batch."""
+    """Changes the training settings, but neither the steps nor the batch."""
     stages: int = 1
     """Equal shares of the steps in which a model's layers grow to their number."""
     full: Callable[[Model], Model] = _same
-    """What the paper's own model has besides, which would set rows of twins apart by more than what
-    the row is about."""
+    """A further change at the `gpu` budget only: the paper's model has it, but among the twins it
+    would add a second difference to the row's own."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a row has fewer bits/dim than another, in every column that has both."""
+    """The claim that a row has fewer bits/dim than another, in every column of both."""
 
     better: str
     worse: str
     words: str
-    """What the paper says."""
+    """The paper's statement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,11 +95,7 @@ class Table:
         return tuple(Cell(self, row, column) for row in self.rows for column in self.columns)
 
     def choose(self, names: Iterable[str]) -> tuple[Cell, ...]:
-        """The cells of these rows, or of these names; all of them for none.
-
-        Raises:
-            ConfigError: no such row; names the nearest.
-        """
+        """Return the cells with these names, of a row or of a cell; all cells for no names."""
         wanted = set(names)
         known = {name for cell in self.cells for name in (cell.row.name, cell.name)}
         for name in sorted(wanted - known):
@@ -113,7 +106,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A row in a column: what is trained, once a seed."""
+    """A row in a column, which is trained once for each seed."""
 
     table: Table
     row: Row
@@ -121,7 +114,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The row's name, and the column's where there are several."""
+        """The row's name, and the column's in a table of several columns."""
         several = len(self.table.columns) > 1
         return f"{self.row.name}-{self.column.name}" if several else self.row.name
 
@@ -131,7 +124,7 @@ class Cell:
         return self.row.published.get(self.column.name, PublishedResult(None))
 
     def model(self, budget: Budget) -> Model:
-        """The model."""
+        """Return the row's model at a budget."""
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 
@@ -144,20 +137,14 @@ class Cell:
         model, n, steps = self.model(budget), self.row.stages, config.steps
         if n == 1 or steps is None:
             return [(model, config)]
-        ends = [k * steps // n for k in range(n + 1)]
-        return [
-            (
-                evolve(model, {"layers": -(-k * settings_of(model)["layers"] // n)}),
-                replace(
-                    config,
-                    steps=ends[k] - ends[k - 1],
-                    schedule_start=ends[k - 1],
-                    schedule_steps=steps,
-                ),
-            )
-            for k in range(1, n + 1)
-        ]
+        stages = []
+        for k in range(1, n + 1):
+            start, end = (k - 1) * steps // n, k * steps // n
+            layers = -(-k * settings_of(model)["layers"] // n)
+            share = replace(config, steps=end - start, schedule_start=start, schedule_steps=steps)
+            stages.append((evolve(model, {"layers": layers}), share))
+        return stages
 
     def train(self, budget: Budget, seed: int) -> TrainConfig:
-        """Return the settings of the last stage, or of the only one."""
+        """Return the training settings of the last stage, or of the only one."""
         return self.stages(budget, seed)[-1][1]

@@ -1,31 +1,24 @@
 """Hand-written kernels for the row flows of a mixer: in C for the CPU, in Triton for GPUs.
 
-They are chosen where they apply and give the same figures to rounding; everything else runs
-operator by operator. `disabled` or ``MIXERFLOW_KERNELS=0`` keeps to the latter.
+They run where they apply and give the same results to rounding; everything else runs operator by
+operator. `disabled` or ``MIXERFLOW_KERNELS=0`` switches them off.
 """
 
-from mixerflow.kernels.buffers import release
+from mixerflow.kernels.cpu import release
 from mixerflow.kernels.library import BuildError
 from mixerflow.kernels.plan import Keep, Net, Norm, Place, Plan, RowNorm, Step, Where
-from mixerflow.kernels.run import rows_forward, rows_inverse
-from mixerflow.kernels.switch import disabled, interpreted, is_low, unsupported_reason, where
+from mixerflow.kernels.switch import (
+    disabled,
+    interpreted,
+    is_low,
+    rows_forward,
+    rows_inverse,
+    unsupported_reason,
+    where,
+)
 
 __all__ = [
-    "BuildError",
-    "Keep",
-    "Net",
-    "Norm",
-    "Place",
-    "Plan",
-    "RowNorm",
-    "Step",
-    "Where",
-    "disabled",
-    "interpreted",
-    "is_low",
-    "release",
-    "rows_forward",
-    "rows_inverse",
-    "unsupported_reason",
+    "BuildError", "Keep", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where", "disabled",
+    "interpreted", "is_low", "release", "rows_forward", "rows_inverse", "unsupported_reason",
     "where",
-]
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the kernels are given: a row flow's tensors and settings, wherever it runs.
+"""Input of the kernels: a row flow's tensors and settings, for the CPU and for GPUs.
 
 A row flow is (ActNorm, linear map, affine coupling with a residual MLP) a few times over, then an
 ActNorm, for vectors ``(rows, n)``.
@@ -7,7 +7,7 @@ ActNorm, for vectors ``(rows, n)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,27 +23,30 @@ STATISTICS = ("mean1", "var1", "mean2", "var2")
 DENSE = ("weight", "inverse", "log_det")
 
 Where = Literal["cpu", "gpu"]
+Ctx: TypeAlias = Any
+"""The `ctx` of an autograd function, to which any attribute may be added."""
 Keep = Literal["inputs", "output"]
-"""What a GPU's backward pass is left: each step's rows, or the last ones, to rebuild the others."""
+"""Rows stored for a GPU's backward pass: those that enter each step, or the last ones."""
 GPU_LONGEST = 64
 GPU_WIDTHS = (16, 32, 64, 128)
-"""What fits a multiprocessor's shared memory, and what Triton counts in."""
+"""Widths that fit a multiprocessor's shared memory and are powers of two, as Triton needs."""
 
 
 class Norm(NamedTuple):
-    """The state of batch norm, alike in all of a row flow's nets."""
+    """State of batch norm, the same in all nets of a row flow.
+
+    Each batch in training mode changes the running values if `update`; `processes` share it.
+    """
 
     training: bool
     update: bool
-    """Whether a batch in training mode moves the running values."""
     momentum: float | None
     eps: float
     processes: Processes
-    """Between which a batch is shared."""
 
 
 class RowNorm(NamedTuple):
-    """A norm of each hidden row by itself, alike in all of a row flow's nets."""
+    """A norm of each hidden row by itself, the same in all nets of a row flow."""
 
     kind: Literal["layer", "rms"]
     eps: float
@@ -51,18 +54,14 @@ class RowNorm(NamedTuple):
 
 @dataclass(frozen=True)
 class Net:
-    """A residual MLP's tensors and settings, as the kernels take them.
+    """A residual MLP's tensors and settings, otherwise as in `Plan`.
 
     Attributes:
-        given: length of what it reads.
-        out: how many numbers it gives.
-        hidden: its width.
-        squash: whether it reads sign(x) log(1 + |x|).
+        given: length of the input.
+        out: length of the output.
+        hidden: width.
         parameters: in the order of `PARAMETERS`, from "enter" on.
         statistics: batch norm's running values, in the order of `STATISTICS`.
-        norm: batch norm's state; None without.
-        counts: batches that the running values have seen.
-        by_row: the norm of each row by itself; None without.
     """
 
     given: int
@@ -78,15 +77,19 @@ class Net:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's tensors, None where it has no such part."""
+    """Tensors of one step; None for a part that the step lacks.
+
+    Attributes:
+        parameters: in the order of `PARAMETERS`.
+        statistics: batch norm's running values, in the order of `STATISTICS`.
+        flip: whether the coupling changes the first half of the row.
+        dense: the linear map, its inverse and log-det, as in `DENSE`, instead of "packed".
+    """
 
     parameters: tuple[Tensor | None, ...]
-    """In the order of `PARAMETERS`."""
     statistics: tuple[Tensor | None, ...]
-    """Batch norm's running values, in the order of `STATISTICS`."""
     flip: bool
     dense: tuple[Tensor, ...] = ()
-    """The linear map, its inverse and log-det, in the order of `DENSE`, instead of "packed"."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,13 @@ class Plan:
     Attributes:
         n: length of the rows.
         hidden: width of the MLPs.
-        steps: the steps; the last has nothing but an ActNorm, or nothing at all.
-        norm: batch norm's state, alike in all MLPs; None without.
-        counts: batches that its running values have seen.
-        squash: whether they read sign(x) log(1 + |x|).
+        steps: the steps; the last has an ActNorm at most.
+        norm: batch norm's state in the MLPs; None without.
+        counts: numbers of batches in its running values.
+        squash: whether the MLPs read sign(x) log(1 + |x|).
         reverse: whether the linear maps reverse the order of the dimensions.
         bound: of the log-scales; 0 for none.
-        by_row: the norm that the MLPs take of each row by itself; None without.
+        by_row: the MLPs' norm of each row by itself; None without.
     """
 
     n: int
@@ -117,12 +120,12 @@ class Plan:
 
     @property
     def batch(self) -> bool:
-        """Whether batch norm takes the rows' own statistics: training mode."""
+        """Whether batch norm uses the statistics of the batch: training mode."""
         return self.norm is not None and self.norm.training
 
     def moved(self) -> float | None:
-        """How far a batch moves the running values, None for not at all; counts the batch."""
-        if self.norm is None or not self.norm.training or not self.norm.update:
+        """Count a batch and return its weight in the running values, None for no change."""
+        if self.norm is None or not self.batch or not self.norm.update:
             return None
         for count in self.counts:
             count += 1
@@ -131,7 +134,7 @@ class Plan:
 
     @property
     def kind(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and the device of all its tensors."""
+        """Dtype and device of all tensors."""
         first = self._tensors()[0]
         return first.dtype, first.device
 
@@ -140,7 +143,7 @@ class Plan:
         return [tensor for some in steps for tensor in some if tensor is not None]
 
     def refused(self, where: Where, *, differentiated: bool) -> str | None:
-        """Why the kernels there do not know such a flow, or None if they do."""
+        """Return the reason why the device's kernels cannot run this flow, or None if they can."""
         if where == "cpu":
             return None
         if self.norm is not None:
@@ -154,7 +157,7 @@ class Plan:
         return None
 
     def shape_error(self) -> str | None:
-        """What would make a kernel read past a tensor, or read it wrongly."""
+        """Return the tensor property that would make a kernel read wrongly, or None."""
         n, hidden = self.n, self.hidden
         for step in self.steps[:-1]:
             given = n // 2 if step.flip else (n + 1) // 2
@@ -173,40 +176,40 @@ class Plan:
         return None if all(t.is_contiguous() for t in tensors) else "strided parameters"
 
     def parameters(self) -> list[Tensor]:
-        """Those there are, step by step."""
+        """Return the parameters that exist, step by step."""
         return [p for step in self.steps for p in step.parameters if p is not None]
 
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
-        """What the parameters are, for `check` in the backward pass.
+        """Return dtype and device of each parameter, for `check` in the backward pass.
 
-        Not their places in memory: FSDP2 gathers them anew for it.
+        Addresses in memory are left out: FSDP2 gathers parameters anew for the backward pass.
         """
         return [(p.dtype, p.device) for p in self.parameters()]
 
     def check(self, kinds: list[tuple[torch.dtype, torch.device]]) -> None:
-        """Raise a RuntimeError for a backward pass that kernels cannot make."""
+        """Raise a RuntimeError for a backward pass that kernels cannot compute."""
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "kernels have first derivatives only: wrap the forward pass in "
-                "mixerflow.kernels.disabled() to differentiate twice"
-            )
+            remedy = "wrap the forward pass in mixerflow.kernels.disabled() to differentiate twice"
+            raise RuntimeError(f"kernels have first derivatives only: {remedy}")
         if kinds != self.kinds():
             raise RuntimeError("parameters were moved or converted between forward and backward")
 
 
 class Place(NamedTuple):
-    """Where rows lie in a tensor.
+    """Position of rows in a tensor.
 
     Number i of row j of image k is at ``k stride + row_table[j] + column_table[i]``.
+
+    Attributes:
+        rows: number of rows of all images.
+        within: rows in one image.
+        stride: numbers from one image to the next.
+        row_table: ``(within,)``, int32.
+        column_table: ``(n,)``, int32.
     """
 
     rows: int
-    """Of all images."""
     within: int
-    """Rows an image."""
     stride: int
-    """From one image to the next, in numbers."""
     row_table: Tensor
-    """``(within,)``, int32."""
     column_table: Tensor
-    """``(n,)``, int32."""

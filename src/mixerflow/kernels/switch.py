@@ -1,4 +1,4 @@
-"""Whether a tensor's rows can go through kernels now, and through which."""
+"""Choice of the kernels that run a row flow: on the CPU, on a GPU, or none."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from mixerflow.kernels import cpu
 from mixerflow.kernels.library import BuildError, library
-from mixerflow.kernels.plan import Where
+from mixerflow.kernels.plan import Keep, Place, Plan, Where
 
 _off = os.environ.get("MIXERFLOW_KERNELS", "1").lower() in ("0", "false", "no", "off")
 _interpreted = False
 _CAPABILITY = (8, 0)
-"""The least that has bfloat16 matrix units."""
+"""The lowest compute capability with bfloat16 matrix units."""
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Run operator by operator for the time of a ``with``: to compare, or to look inside."""
+    """Run operator by operator in a ``with``: to compare, or to look inside."""
     global _off
     before, _off = _off, True
     try:
@@ -36,10 +37,9 @@ def disabled() -> Iterator[None]:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Run the GPU's kernels in Triton's interpreter, for rows on the CPU: to check them, slowly.
+    """Run the GPU's kernels in Triton's interpreter in a ``with``, for slow checks on the CPU.
 
-    Raises:
-        RuntimeError: ``TRITON_INTERPRET=1`` was not set when they were first used.
+    It needs ``TRITON_INTERPRET=1`` before their first use, else it raises a RuntimeError.
     """
     global _interpreted
     from mixerflow.kernels.gpu.launch import INTERPRETED
@@ -54,12 +54,12 @@ def interpreted() -> Iterator[None]:
 
 
 def where(x: Tensor) -> Where:
-    """Whose kernels rows like `x` go through, if any."""
+    """Return the device whose kernels rows like `x` go through, if they go through kernels."""
     return "gpu" if _interpreted or x.device.type != "cpu" else "cpu"
 
 
 def is_low(x: Tensor) -> bool:
-    """Whether nets that read `x` compute in lower precision now: autocast's."""
+    """Whether autocast lowers the precision of nets that read `x`."""
     return torch.is_autocast_enabled(x.device.type)
 
 
@@ -68,20 +68,18 @@ def _build_error() -> str | None:
     try:
         library(torch.float32)
     except BuildError as error:
-        said = str(error)
         warnings.warn(
             f"mixerflow runs operator by operator, two to three times slower: its CPU kernels "
-            f"could not be built ({said})",
+            f"could not be built ({error})",
             RuntimeWarning,
             stacklevel=2,
         )
-        return said
+        return str(error)
     return None
 
 
 @functools.cache
-def _no_gpu(device: torch.device) -> str | None:
-    """Why the GPU's kernels cannot run on a device at all."""
+def _unsupported_gpu(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the GPU's kernels need the package triton"
     if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _CAPABILITY:
@@ -90,7 +88,7 @@ def _no_gpu(device: torch.device) -> str | None:
 
 
 def unsupported_reason(x: Tensor) -> str | None:
-    """Why rows like `x` cannot go through the kernels, or None if they can."""
+    """Return the reason why rows like `x` cannot go through the kernels, or None if they can."""
     if _off:
         return "kernels are switched off"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
@@ -104,16 +102,36 @@ def unsupported_reason(x: Tensor) -> str | None:
         return "torch.func transforms need operators"
     if forward_ad._current_level >= 0 or _get_current_dispatch_mode() is not None:
         return "forward-mode differentiation and dispatch modes need operators"
-    return _why_not_cpu(x) if where(x) == "cpu" else _why_not_gpu(x)
-
-
-def _why_not_cpu(x: Tensor) -> str | None:
-    return "the conditioner runs in lower precision" if is_low(x) else _build_error()
-
-
-def _why_not_gpu(x: Tensor) -> str | None:
-    if is_low(x) and torch.get_autocast_dtype(x.device.type) != torch.bfloat16:
+    if where(x) == "cpu":
+        return "the conditioner runs in lower precision" if is_low(x) else _build_error()
+    if is_low(x) and torch.get_autocast_dtype(device) != torch.bfloat16:
         return "the GPU's kernels know float32 and bfloat16 conditioners"
     if x.numel() >= 2**31:
         return "more than 2^31 numbers in a batch"
-    return None if _interpreted else _no_gpu(x.device)
+    return None if _interpreted else _unsupported_gpu(x.device)
+
+
+def rows_forward(
+    plan: Plan, x: Tensor, *, keep: Keep = "inputs", place: Place | None = None
+) -> tuple[Tensor, Tensor]:
+    """Map rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
+
+    x is float32 (or float64, on the CPU); on a GPU the nets compute in bfloat16 under autocast.
+    `keep` is stored for the GPU's backward pass; the CPU stores hidden activations too. `place` is
+    the position of the rows in x, of any shape, and then in z; on a GPU only, and log-dets are then
+    those of images.
+    """
+    if where(x) == "cpu":
+        return cpu.rows_forward(plan, x)
+    from mixerflow.kernels.gpu import flow  # imported late, because Triton may be missing
+
+    return flow.rows_forward(plan, x, low=is_low(x), keep=keep, place=place)
+
+
+def rows_inverse(plan: Plan, z: Tensor, *, place: Place | None = None) -> tuple[Tensor, Tensor]:
+    """Invert `rows_forward`, without gradients; of the same rows in training mode."""
+    if where(z) == "cpu":
+        return cpu.rows_inverse(plan, z)
+    from mixerflow.kernels.gpu import flow
+
+    return flow.rows_inverse(plan, z, low=is_low(z), place=place)

@@ -31,22 +31,24 @@ __all__ = [
 
 
 def spec_of_flow(flow: Flow) -> dict[str, Any]:
-    """What `flow_from` rebuilds a flow from: its model, or itself where it was made by hand.
+    """Return the description from which `flow_from` rebuilds a flow: its model, or its modules.
 
     Raises:
-        Unregistered: it was made by hand and has a part of a class that is not registered.
+        Unregistered: a flow without a model has a module of a class that is not registered.
     """
     return flow.spec if flow.spec is not None else describe(flow)
 
 
 def flow_from(spec: dict[str, Any], where: object = "run.json") -> Flow:
-    """A flow, untrained, from what `spec_of_flow` wrote; torch's generators stay where they were.
+    """Return an untrained flow from the description of `spec_of_flow`.
+
+    The states of torch's generators do not change.
 
     Raises:
-        CheckpointError: written by a version with other models or settings, or with a class that
-            this program has not registered.
+        CheckpointError: a description by a version with other models or settings, or with a class
+            that this program has not registered.
     """
-    with torch.random.fork_rng([]):  # its weights are still to come
+    with torch.random.fork_rng([]):  # weights are loaded later
         if spec.get("type") != "Flow":
             model, shape = from_spec(spec, where)
             return model.build(shape)
@@ -56,10 +58,10 @@ def flow_from(spec: dict[str, Any], where: object = "run.json") -> Flow:
 
 
 def from_spec(spec: dict[str, Any], where: object = "run.json") -> tuple[Model, Shape]:
-    """A model and its images' shape from what `spec_of` wrote.
+    """Return a model and its images' shape from the description of `spec_of`.
 
     Raises:
-        CheckpointError: as `flow_from`, or a flow that was made by hand.
+        CheckpointError: as `flow_from`, or the description of a flow that was made by hand.
     """
     if spec.get("type") == "Flow":
         what, remedy = "a flow made by hand", "use mixerflow.load, and mixerflow.train in a program"

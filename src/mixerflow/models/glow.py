@@ -1,10 +1,10 @@
 """Glow: multi-scale convolutional couplings, mixed by 1x1 convolutions.
 
-    pixels -> dequantise -> L times [squeeze -> K steps -> half of the channels is done] -> N(0, I)
+    pixels -> dequantise -> L times [squeeze -> K steps -> factor out half the channels] -> N(0, I)
 
-A step is ActNorm, 1x1 convolution, affine coupling. What is done is scored under a Gaussian given
-what goes on, which is an affine coupling before the standard normal; the last scale's latents are
-scored under a learned Gaussian of their own.
+A step is ActNorm, 1x1 convolution, affine coupling. Factored-out channels are scored under a
+Gaussian given the other channels, which is an affine coupling before the standard normal; the last
+scale's latents are scored under a learned Gaussian of their own.
 
 References:
     Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018).
@@ -14,9 +14,9 @@ References:
     for deep generative flows (2020). https://arxiv.org/abs/2002.12229
 
 Departs from the paper:
-    - convolutions are not told where the border is by one more channel;
+    - no extra input channel marks the border for convolutions;
     - ActNorm is ``x exp(s) + b``, the paper's code has ``(x + b) exp(s)``: the same maps;
-    - parameters come as all scales, then all shifts, the code's alternate: the same up to an order.
+    - nets' outputs are all scales, then all shifts; in the code these alternate.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
-from mixerflow.parts.conditioners import ImageNet
-from mixerflow.parts.convolutions import GlowConv, ZeroConvolution
+from mixerflow.parts.conditioners import GlowConv, ImageNet, ZeroConvolution
 from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
 from mixerflow.parts.linear import LinearMap, MatrixMap
 from mixerflow.parts.model import Model, Pixels, PositiveCounts, ScaledPixels
@@ -36,45 +35,45 @@ from mixerflow.transforms import Affine, Elementwise, SigmoidAffine, Squeeze
 @register("glow")
 @dataclass(frozen=True)
 class Glow(PositiveCounts, Model):
-    """Everything that shapes a Glow."""
+    """Settings of a Glow."""
 
     scales: int = 3
-    """L, each on half as many pixels a side as the one before."""
+    """Number of scales, L; each has half as many pixels a side as the one before."""
     steps: int = 32
-    """K, of each scale."""
+    """Steps of each scale, K."""
     linear: LinearMap = MatrixMap()
     """The 1x1 convolution."""
     elementwise: Elementwise = SigmoidAffine()
-    """What the couplings do to half of the channels."""
+    """Transform of the changed half of the channels in couplings."""
     net: ImageNet = GlowConv()
-    """What they read the other half with."""
+    """Net of the couplings, which reads the other half."""
     flip: bool = False
     """Whether couplings transform the first half, not the second."""
     split: ImageNet | None = ZeroConvolution()
-    """What reads the Gaussian of the channels that are done off the others; None for N(0, I)."""
+    """Net of the factored-out channels' Gaussian, given the other channels; None for N(0, I)."""
     prior: Prior | None = ActivationPrior()
-    """The last scale's Gaussian; None for N(0, I)."""
+    """Gaussian of the last scale's latents; None for N(0, I)."""
     floor: float = 0.01
-    """Smallest standard deviation that ActNorm's start from data believes."""
+    """Lower bound of the standard deviations that ActNorm's start from data divides by."""
     pixels: Pixels = field(default=ScaledPixels(-0.5, 0.5), kw_only=True)
     """How an image's values become real numbers."""
 
     def compose(self, shape: Shape) -> Transform:
-        at, scales = shape, []
+        inner, scales = shape, []
         for number in range(self.scales):
-            squeeze = Squeeze(at)
-            at = squeeze.given
-            steps = [squeeze, *(self.step(at) for _ in range(self.steps))]
+            squeeze = Squeeze(inner)
+            inner = squeeze.latent_shape
+            steps = [squeeze, *(self.step(inner) for _ in range(self.steps))]
             if number == self.scales - 1:
-                steps += [self.prior.build(at, context=self.context)] if self.prior else []
+                steps += [self.prior.build(inner, context=self.context)] if self.prior else []
             elif self.split:
-                steps.append(image_coupling(self.split, Affine(), at, context=self.context))
+                steps.append(image_coupling(self.split, Affine(), inner, context=self.context))
             scales.append(Chain(*steps))
-            at = (at[0] // 2, *at[1:])
+            inner = (inner[0] // 2, *inner[1:])
         return Chain(*self.pixels.steps(), MultiScale(shape, scales))
 
     def step(self, shape: Shape) -> Transform:
-        """ActNorm, 1x1 convolution, coupling."""
+        """Return ActNorm, 1x1 convolution and coupling as one layer."""
         steps = glow_step(
             self.net,
             self.elementwise,

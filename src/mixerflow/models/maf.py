@@ -2,8 +2,8 @@
 
     pixels -> dequantise -> unit interval -> logit -> one long vector -> layers -> N(0, I)
 
-A layer is an affine autoregressive map by a masked net, and batch norm where there are several.
-One layer is MADE with Gaussian conditionals.
+A layer is an affine autoregressive map by a masked net, and batch norm where there are several
+layers. One layer is MADE with Gaussian conditionals.
 
 References:
     Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
@@ -12,9 +12,9 @@ References:
     (2015). https://arxiv.org/abs/1502.03509
 
 Departs from the paper:
-    - ``(x - mu) exp(alpha)`` is ``x exp(s) + t`` here, and nets end in zeros: layers start as the
-      identity;
-    - hidden degrees are spread evenly, in the papers' random masks they are drawn.
+    - ``(x - mu) exp(alpha)`` is ``x exp(s) + t`` here, and nets' outputs start at 0: layers start
+      as the identity;
+    - hidden degrees are spread evenly; in the papers they are drawn at random.
 """
 
 from __future__ import annotations
@@ -35,33 +35,36 @@ from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise,
 @register("maf")
 @dataclass(frozen=True)
 class MAF(PositiveCounts, Model):
-    """Everything that shapes a MAF; the defaults are the paper's for MNIST."""
+    """Settings of a MAF; the defaults are the paper's for MNIST."""
 
     layers: int = 5
     """Autoregressive layers; one is MADE."""
     width: int = 1024
     """Hidden units of the masked nets."""
     depth: int = 1
-    """Hidden layers of each."""
+    """Hidden layers of each masked net."""
     order: Literal["sequential", "random"] = "sequential"
-    """Of the numbers of an image: channel by channel, reversed from layer to layer; or drawn."""
+    """Order of an image's numbers: by channel, reversed from layer to layer; or drawn at random."""
     batch_norm: bool = True
     """Whether each layer ends in batch norm."""
     squash: bool = False
-    """Whether the nets read sign(x) log(1 + |x|); the paper's read x."""
+    """Whether the nets read sign(x) log(1 + |x|); the paper's nets read x."""
     elementwise: Elementwise = Affine()
-    """What happens to each number."""
+    """Transform of each number."""
     pixels: Pixels = field(default=LogitPixels(1e-6), kw_only=True)
     """How an image's values become real numbers; the paper's alpha is 0.05 for CIFAR-10."""
 
     def compose(self, shape: Shape) -> Transform:
-        """Random orders are drawn from torch's generator, and are in the state dict."""
+        """As `Model.compose`; random orders come from torch's generator, and are in the state."""
         flat = Patchify(shape, shape[1:])
         layers = [self.layer(flat.matrix[1], number) for number in range(self.layers)]
         return Chain(*self.pixels.steps(), flat, *layers)
 
     def layer(self, n: int, number: int) -> Transform:
-        """The layer of that number, from 0, over one row of n numbers."""
+        """Return the layer of that number, from 0, over one row of n numbers."""
+        order: Sequence[int] | None = range(n)[::-1] if number % 2 else None
+        if self.order == "random":
+            order = torch.randperm(n, device="cpu").tolist()
         net = MaskedMLP(
             n,
             self.elementwise.params,
@@ -69,14 +72,7 @@ class MAF(PositiveCounts, Model):
             layers=self.depth,
             squash=self.squash,
             context=self.context,
-            order=self._order(n, number),
+            order=order,
         )
-        steps: list[Transform] = [Along(-1, Autoregressive(net, self.elementwise))]
-        if self.batch_norm:
-            steps.append(BatchNorm(n))
-        return Layer(*steps)
-
-    def _order(self, n: int, number: int) -> Sequence[int] | None:
-        if self.order == "random":
-            return torch.randperm(n, device="cpu").tolist()
-        return None if number % 2 == 0 else range(n - 1, -1, -1)
+        steps = [Along(-1, Autoregressive(net, self.elementwise))]
+        return Layer(*steps, *([BatchNorm(n)] if self.batch_norm else []))

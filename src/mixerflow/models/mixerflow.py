@@ -2,17 +2,17 @@
 
     pixels -> dequantise -> 1x1 colour transform -> mixer layers -> N(0, I)
 
-A mixer layer cuts the image into patches, which gives a patch matrix ``(patches, channels)``; runs
-the same channel flow on each row; the same patch flow on each column; and puts the image back. A
+A mixer layer patchifies the image, which gives a patch matrix ``(patches, channels)``; transforms
+each row by the same channel flow, and each column by the same patch flow; and undoes the cut. A
 flow is a few times (linear map, coupling, ActNorm). Every fourth layer is a shift layer: the same
-layer on an inner window, whose patches straddle the borders of the others'.
+layer on an inner window, whose patches straddle the borders of the other layers' patches.
 
 References:
     English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4,
     Tables 8 and 9. https://arxiv.org/abs/2310.16777
 
-What the paper leaves open, and what we chose (the parameter counts of its Tables 1, 2 and 8 settle
-the first three, within 0.5 %):
+The paper leaves open, and we chose (the parameter counts of its Tables 1, 2 and 8 settle the first
+three points, within 0.5 %):
     - the residual block has two ``width x width`` linears, between a linear in and a linear out;
     - the linear blocks are LU with ``n^2`` numbers and a bias, one before each coupling;
     - "ActNorm to all activations" has one scale and shift a feature (a channel or a patch), shared
@@ -21,25 +21,27 @@ the first three, within 0.5 %):
     - a shift layer is a mixer layer with weights of its own;
     - pixels come as ``2 x / levels - 1``.
 
-What follows each linear map, and what may stand beside the mixing, are parts (sections 5.3, 5.6 and
-7, appendix D): `mixerflow.parts`.
+The flow after each linear map, and additions to the mixing (sections 5.3, 5.6 and 7, appendix D),
+are parts: `mixerflow.parts`.
 
 Departs from the paper:
     - conditioners read ``sign(x) log(1 + |x|)`` of their half, and ActNorm's start never amplifies:
-      without either, data whose pixels are almost always 0 reach NaN, see `docs/stability.md`.
+      without these changes, data whose pixels are almost always 0 lead to NaN, see
+      `docs/stability.md`.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
 from mixerflow.parts.bases import BaseChoice, NormalBase
-from mixerflow.parts.images import Beside, GlowSteps, PositionalEncoding, Scales
+from mixerflow.parts.images import GlowSteps, MixerAddition, PositionalEncoding, Scales
 from mixerflow.parts.linear import LinearMap, LUMap, SameMap
 from mixerflow.parts.model import Model, PositiveCounts
-from mixerflow.parts.patching import Cut, Patching, box_of, cutting_of
+from mixerflow.parts.patching import Cut, Patching, patchify, window_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
 from mixerflow.transforms import LU, ActNorm, BatchNorm, KernelChain, MixerLayer, Squeeze
@@ -48,38 +50,37 @@ from mixerflow.transforms import LU, ActNorm, BatchNorm, KernelChain, MixerLayer
 @register("mixerflow")
 @dataclass(frozen=True)
 class MixerFlow(PositiveCounts, Model):
-    """Everything that shapes a MixerFlow; the defaults are the paper's for 32x32 images."""
+    """Settings of a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30
-    """Mixer layers, shift layers among them."""
+    """Mixer layers, shift layers included."""
     flow_layers: int = 4
-    """(linear map, flow, ActNorm) in each channel flow and each patch flow."""
+    """Number of (linear map, flow, ActNorm) in each channel flow and each patch flow."""
     patching: Patching = Patching()
-    """How the layers cut the image."""
+    """How the layers patchify the image."""
     flow: RowFlow = RowCoupling()
-    """What follows each linear map."""
+    """Flow after each linear map."""
     linear: LinearMap = LUMap()
-    """Linear block before each of these; an order reversal (rlu) comes in even numbers before a
-    shift."""
+    """Linear map before each flow; order reversals (rlu) must be even in number before a shift."""
     patch_linear: LinearMap | SameMap = SameMap()
-    """Another one for the patch flows, whose vectors are as long as patches are many."""
+    """Linear map of the patch flows, whose vectors have one entry for each patch."""
     actnorm: Literal["feature", "activation", "batch"] = "feature"
-    """One scale and shift a feature, or one for each number in the patch matrix; or, in place of
-    all ActNorms, a batch-norm flow layer behind each channel flow and each patch flow."""
+    """One scale and shift for each feature, or for each number in the patch matrix; or, in place of
+    all ActNorms, a batch-norm flow layer after each channel flow and each patch flow."""
     positions: PositionalEncoding | None = None
-    """How channel and patch flows are told which patch or channel they are at."""
-    beside: Beside | None = None
-    """What each mixer layer has besides."""
+    """Positional encoding of patches and channels, which the flows read; None for none."""
+    beside: MixerAddition | None = None
+    """Transforms that each mixer layer has besides its mixing; None for none."""
     glow: GlowSteps | None = None
-    """Glow's steps before the mixer layers."""
+    """Glow's steps before the mixer layers; None for none."""
     squeeze: int = 1
-    """By how much space is squeezed into channels before the mixer layers; 1 for not at all."""
+    """Side of the squares that are squeezed into channels before the mixer layers; 1 for none."""
     scales: Scales | None = None
-    """Several scales among which the layers are shared out; None for one."""
+    """Several scales among which the layers are shared out; None for one scale."""
     base: BaseChoice = NormalBase()
     """Distribution of the latents."""
     colour: bool = True
-    """Whether a linear map of each pixel's channels comes first."""
+    """Whether the first transform is a linear map of each pixel's channels."""
 
     def latents(self) -> Base:
         return self.base.build()
@@ -93,7 +94,7 @@ class MixerFlow(PositiveCounts, Model):
         if self.squeeze > 1:
             squeeze = Squeeze(shape, self.squeeze)
             steps.append(squeeze)
-            inner = squeeze.given
+            inner = squeeze.latent_shape
         if self.glow is not None:
             steps += self.glow.on_image(inner, self.context)
         if self.scales is None:
@@ -103,38 +104,38 @@ class MixerFlow(PositiveCounts, Model):
         return Chain(*steps)
 
     def _multiscale(self, scales: Scales, shape: Shape) -> Transform:
-        at, each = shape, []
+        inner, chains = shape, []
         for scale in range(scales.count):
             numbers = range(1, self.layers + 1)
-            mine = [n for n in numbers if (n - 1) * scales.count // self.layers == scale]
-            steps = [self.layer(at, number) for number in mine]
+            own = [n for n in numbers if (n - 1) * scales.count // self.layers == scale]
+            steps = [self.layer(inner, number) for number in own]
             if scale < scales.count - 1:
-                steps.append(scales.step(at, self.context))
-                channels, *spatial = steps[-1].out_shape(at)
-                at = (channels // 2, *spatial)
-            each.append(Chain(*steps))
-        return MultiScale(shape, each, keep="last")
+                steps.append(scales.step(inner, self.context))
+                channels, *spatial = steps[-1].out_shape(inner)
+                inner = (channels // 2, *spatial)
+            chains.append(Chain(*steps))
+        return MultiScale(shape, chains, keep="last")
 
     def layer(self, shape: Shape, number: int) -> Transform:
-        """Layer `number`, from 1: a mixer layer, or one on a window that shifts the patches."""
+        """Return layer `number`, from 1: a mixer layer, on a window if it shifts the patches."""
         cut, size, shift = self.patching.of(shape, number, self.layers)
-        box = box_of(shape, cut, size, shift)
-        if box is None:
+        window = window_of(shape, cut, size, shift)
+        if window is None:
             return self._mixer_layer(shape, cut, size)
-        return Window(*box, self._mixer_layer((shape[0], *box[1]), cut, size))
+        return Window(*window, self._mixer_layer((shape[0], *window[1]), cut, size))
 
     def _mixer_layer(self, shape: Shape, cut: Cut, size: Shape) -> Transform:
-        """Cut, mix channels, mix patches, put back; then what stands beside."""
-        cutting = cutting_of(shape, cut, size)
-        patches, channels = cutting.matrix
+        """Return a layer that cuts, mixes channels, mixes patches and undoes the cut."""
+        to_patches = patchify(shape, cut, size)
+        patches, channels = to_patches.matrix
         steps: list[Transform] = [
-            cutting,
-            self._mixing(self.linear, dim=-1, n=channels, rows=patches),
-            self._mixing(self._patch_linear, dim=-2, n=patches, rows=channels),
+            to_patches,
+            self._vector_flow(self.linear, dim=-1, n=channels, rows=patches),
+            self._vector_flow(self._patch_linear, dim=-2, n=patches, rows=channels),
         ]
         if self.beside is not None:
             steps += self.beside.on_patches(patches, channels, self.context)
-        steps.append(Inverse(cutting, shape))
+        steps.append(Inverse(to_patches, shape))
         if self.beside is not None:
             steps += self.beside.on_image(shape, self.context)
         return MixerLayer(*steps)
@@ -143,46 +144,41 @@ class MixerFlow(PositiveCounts, Model):
     def _patch_linear(self) -> LinearMap:
         return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
-    def _mixing(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
-        """A channel flow (``dim=-1``) or patch flow (``dim=-2``): a norm, then the flow layers.
+    def _vector_flow(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
+        """Return a channel flow (``dim=-1``) or a patch flow (``dim=-2``) of vectors of length n.
 
-        The norm is an ActNorm, here and after each layer; or a batch norm, after the last alone.
+        There is an ActNorm before the first flow layer and after each, or a batch norm at the end.
         """
-        positions = self.positions
-        context = self.context + (positions.width if positions else 0)
+        encoding = self.positions
+        context = self.context + (encoding.width if encoding else 0)
 
         def along(*steps: Transform) -> Transform:
-            return Along(
-                dim, KernelChain(*steps), rows=positions.build(rows) if positions else None
-            )
+            return Along(dim, KernelChain(*steps), rows=encoding.build(rows) if encoding else None)
 
         layers = []
         for number in range(self.flow_layers):
-            mix = linear.build(n)
-            flow = self.flow.build(
-                n, flip=number % 2 == 1, reversed=linear.reverses, context=context
-            )
+            mix, flip = linear.build(n), number % 2 == 1
+            flow = self.flow.build(n, flip=flip, reversed=linear.reverses, context=context)
             layers.append([step for step in (mix, flow) if step is not None])
         if self.actnorm == "batch":
-            steps = [step for steps_of_layer in layers for step in steps_of_layer]
-            return Chain(along(*steps), Along(dim, BatchNorm(n)))
+            return Chain(along(*itertools.chain(*layers)), Along(dim, BatchNorm(n)))
         if self.actnorm == "activation":
             event = (rows, n) if dim == -1 else (n, rows)
             steps: list[Transform] = [ActNorm(event)]
-            for steps_of_layer in layers:
-                steps += [along(*steps_of_layer), ActNorm(event)]
+            for layer in layers:
+                steps += [along(*layer), ActNorm(event)]
             return Chain(*steps)
         steps = [ActNorm(n)]
-        for steps_of_layer in layers:
-            steps += [*steps_of_layer, ActNorm(n)]
+        for layer in layers:
+            steps += [*layer, ActNorm(n)]
         return along(*steps)
 
     def _check(self, shape: Shape) -> None:
         if self.scales is not None and self.scales.count > self.layers:
             raise ValueError(f"{self.scales.count} scales for {self.layers} layers")
         reverses = self.linear.reverses or self._patch_linear.reverses
-        moves = len(self.patching.kinds(shape, self.layers)) > 1
-        if moves and reverses and self.flow_layers % 2:
+        several_cuts = len(self.patching.kinds(shape, self.layers)) > 1
+        if several_cuts and reverses and self.flow_layers % 2:
             raise ValueError(
                 "an odd number of order reversals before a shift layer would shuffle the positions "
                 "it relies on: use lu, an even flow_layers, or patching.shift 0"

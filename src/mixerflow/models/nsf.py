@@ -7,9 +7,9 @@ References:
     10,907,424 parameters at 3x32x32, 38,307,632 at 3x64x64 with nets of width 224).
 
 Departs from the paper:
-    - its own images' models have residual nets; the counts above are those of plain convolutions;
-    - it divides the logits of widths and heights by the root of the net's width; here the net
-      learns that.
+    - the paper's models of images have residual nets; the counts above are for plain convolutions;
+    - the paper divides the logits of widths and heights by the root of the net's width; here the
+      net learns the factor.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.models.glow import Glow
-from mixerflow.parts.conditioners import ImageNet
-from mixerflow.parts.convolutions import PlainConv, ZeroConvolution
+from mixerflow.parts.conditioners import ImageNet, PlainConv, ZeroConvolution
 from mixerflow.parts.images import Prior
 from mixerflow.registry import register
 from mixerflow.transforms import Elementwise, RationalQuadratic
@@ -27,15 +26,15 @@ from mixerflow.transforms import Elementwise, RationalQuadratic
 @register("nsf")
 @dataclass(frozen=True)
 class NSF(Glow):
-    """Everything that shapes a Neural Spline Flow: a Glow's settings at other defaults."""
+    """Settings of a Neural Spline Flow: those of a Glow with other defaults."""
 
     elementwise: Elementwise = RationalQuadratic(bins=4, tail=3.0)
-    """What the couplings do to half of the channels."""
+    """Transform of the changed half of the channels in couplings."""
     net: ImageNet = PlainConv()
-    """What they read the other half with; it does not start as the identity."""
+    """Net of the couplings, which reads the other half; its output does not start at 0."""
     flip: bool = True
     """Whether couplings transform the first half, not the second."""
     split: ImageNet | None = ZeroConvolution(second_bias=False)
-    """What reads the Gaussian of the channels that are done off the others; None for N(0, I)."""
+    """Net of the factored-out channels' Gaussian, given the other channels; None for N(0, I)."""
     prior: Prior | None = None
-    """The last scale's Gaussian; None for N(0, I)."""
+    """Gaussian of the last scale's latents; None for N(0, I)."""

@@ -1,23 +1,32 @@
-"""What a named run is, and a figure that was published for one."""
+"""A named run, and the result that a paper reports for one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixerflow.core import Shape
 from mixerflow.parts.model import Model
 from mixerflow.train_config import TrainConfig
 
+CIFAR10: tuple[str, Shape] = ("cifar10", (3, 32, 32))
+MNIST: tuple[str, Shape] = ("mnist", (1, 28, 28))
+IMAGENET32: tuple[str, Shape] = ("imagenet32-old", (3, 32, 32))
+IMAGENET64: tuple[str, Shape] = ("imagenet64-old", (3, 64, 64))
+ANIME64: tuple[str, Shape] = ("anime-faces", (3, 64, 64))
+GALAXY32: tuple[str, Shape] = ("galaxy", (3, 32, 32))
+UNIFORM = "uniform dequantisation, one draw an image"
+OLD_IMAGENET = f"{UNIFORM}; the old downsampled ImageNet, not comparable with the new"
+
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """What a paper reports for a model; which comparisons hold is in `note`."""
+    """The result that a paper reports for a model; `note` says which comparisons hold."""
 
     bits_per_dim: float | None
     parameters: float | None = None
-    """In millions, where it says."""
+    """In millions; None where the paper does not say."""
     where: str = ""
-    """Where it says so."""
+    """Place in the paper."""
     note: str = ""
 
 
@@ -29,17 +38,13 @@ class Recipe:
     model: Model
     train: TrainConfig
     data: str
-    """What `mixerflow.data.load` takes, unless ``--data`` says otherwise."""
+    """Argument of `mixerflow.data.load`, unless ``--data`` is given."""
     shape: Shape
-    """Of that data's images: what ``mixerflow info`` draws."""
+    """Shape of the images of `data`, for ``mixerflow info``."""
     published: PublishedResult | None = None
 
-
-CIFAR10: tuple[str, Shape] = ("cifar10", (3, 32, 32))
-MNIST: tuple[str, Shape] = ("mnist", (1, 28, 28))
-IMAGENET32: tuple[str, Shape] = ("imagenet32-old", (3, 32, 32))
-IMAGENET64: tuple[str, Shape] = ("imagenet64-old", (3, 64, 64))
-ANIME64: tuple[str, Shape] = ("anime-faces", (3, 64, 64))
-GALAXY32: tuple[str, Shape] = ("galaxy", (3, 32, 32))
-UNIFORM = "uniform dequantisation, one draw an image"
-OLD_IMAGENET = f"{UNIFORM}; the old downsampled ImageNet, not comparable with the new"
+    def reported(
+        self, bits: float | None, parameters: float | None, where: str, note: str = UNIFORM
+    ) -> Recipe:
+        """Return the recipe with its published result, see `PublishedResult`."""
+        return replace(self, published=PublishedResult(bits, parameters, where, note))

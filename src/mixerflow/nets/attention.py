@@ -6,17 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.norm import Norm, norm_of, squash
+from mixerflow.nets.base import Conditioner, context_map, squash, zeroed
+from mixerflow.nets.norm import Norm, norm_of
 from mixerflow.registry import register
 
 
-class Attend(nn.Module):
-    """``softmax(Q K^T / sqrt(d)) V`` of each head, over the tokens of one event at a time.
-
-    Args:
-        width: features of a token.
-        heads: divides `width`.
-    """
+class SelfAttention(nn.Module):
+    """``softmax(Q K^T / sqrt(d)) V`` of each head, over the tokens of one event at a time."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -25,7 +21,6 @@ class Attend(nn.Module):
         self.write = nn.Linear(width, width)
 
     def forward(self, h: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """``(B, tokens, width)`` to the same."""
         split = self.read(h).unflatten(-1, (3, self.heads, -1)).movedim(1, -2)
         q, k, v = split.unbind(1)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
@@ -33,44 +28,32 @@ class Attend(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """``h = h + attend(norm(h));  h = h + W2 gelu(W1 norm(h))``, W1 widening by four."""
+    """``h = h + attend(norm(h));  h = h + W2 gelu(W1 norm(h))``, W1 from width to 4 width."""
 
     def __init__(self, width: int, heads: int, norm: Norm) -> None:
         super().__init__()
         self.norm1, self.norm2 = norm_of(norm, width), norm_of(norm, width)
-        self.attend = Attend(width, heads)
+        self.attend = SelfAttention(width, heads)
         self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, h: Float[Tensor, "batch tokens width"]) -> Tensor:
-        """``(B, tokens, width)`` to the same."""
-        h = h + self.attend(self._each(self.norm1, h))
-        return h + self.narrow(nn.functional.gelu(self.widen(self._each(self.norm2, h))))
-
-    @staticmethod
-    def _each(norm: nn.Module, h: Tensor) -> Tensor:
-        return norm(h.flatten(0, 1)).reshape(h.shape)
+        h = h + self.attend(_normalise(self.norm1, h))
+        return h + self.narrow(nn.functional.gelu(self.widen(_normalise(self.norm2, h))))
 
 
 @register
-class AttentionNet(nn.Module):
+class AttentionNet(Conditioner):
     """``h = A s(x) + p + C c``, pre-norm transformer blocks, ``out = B norm(h)``, token by token.
 
-    In ``Coupling(-1, AttentionNet(...), elementwise)`` on a patch matrix, half of each patch's
-    channels is transformed given the other half of all patches. B starts at 0: the map starts as
-    the identity.
+    ``Coupling(-1, AttentionNet(...), elementwise)`` on a patch matrix transforms half of each
+    patch's channels given the other half of all patches. B starts at 0: the coupling starts as the
+    identity.
 
-    Args:
-        in_features: length of a conditioning token, events being ``(tokens, in_features)``.
-        out_features: numbers to give out for each token.
-        width: features of a hidden token.
-        heads: of the attention; divides `width`.
-        depth: blocks.
-        norm: "layer", "batch" or "none", before attention, MLP and output. Batch norm couples a
-            training batch.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of the context vectors ``(B, K)``, 0 for none.
-        tokens: how many there are, for a learned vector p of each; 0 takes any number and does not
-            tell them apart but by what they hold.
+    Args, besides those of `Conditioner` (events are ``(tokens, in_features)``):
+        heads: number of attention heads; divides `width`.
+        depth: number of blocks, with `norm` before attention and MLP.
+        tokens: number of tokens, each with a learned positional encoding p; 0 for any number of
+            tokens, without positions.
 
     References:
         Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention is all you
@@ -97,30 +80,28 @@ class AttentionNet(nn.Module):
             raise ValueError(f"AttentionNet: heads must divide the width {width}; got {heads}")
         self.squash = squash
         self.enter = nn.Linear(in_features, width)
-        self.context = nn.Linear(context, width, bias=False) if context else None
-        # small, as tokens should first be told apart by what they hold
+        self.context = context_map(context, width)
+        # small, so that the tokens' contents differ more than their positions at first
         self.position = nn.Parameter(torch.randn(tokens, width) * 0.02) if tokens else None
         self.blocks = nn.Sequential(*(TokenBlock(width, heads, norm) for _ in range(depth)))
         self.norm = norm_of(norm, width)
-        self.leave = nn.Linear(width, out_features)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Linear(width, out_features))
 
     def forward(
         self, x: Float[Tensor, "batch tokens in"], context: Float[Tensor, "batch k"] | None = None
     ) -> Float[Tensor, "batch tokens out"]:
         """``(B, tokens, in_features)`` and ``(B, K)`` to ``(B, tokens, out_features)``."""
-        given, held = self.enter.in_features, self.position
-        tokens = "any" if held is None else len(held)
-        if x.dim() != 3 or x.shape[-1] != given or tokens not in ("any", x.shape[1]):
-            wanted = f"({tokens}, {given})"
+        length, position = self.enter.in_features, self.position
+        tokens = "any" if position is None else len(position)
+        if x.dim() != 3 or x.shape[-1] != length or tokens not in ("any", x.shape[1]):
+            wanted = f"({tokens}, {length})"
             raise ValueError(f"AttentionNet: reads events {wanted}; got {tuple(x.shape[1:])}")
         h = self.enter(squash(x) if self.squash else x)
-        if held is not None:
-            h = h + held
+        h = h if position is None else h + position
         if self.context is not None:
-            if context is None:
-                raise ValueError("AttentionNet: built for a context, and got none")
-            h = h + self.context(context)[:, None]
-        h = self.blocks(h)
-        return self.leave(self.norm(h.flatten(0, 1)).reshape(h.shape))
+            h = h + self.context(self.require_context(context))[:, None]
+        return self.leave(_normalise(self.norm, self.blocks(h)))
+
+
+def _normalise(norm: nn.Module, h: Tensor) -> Tensor:
+    return norm(h.flatten(0, 1)).reshape(h.shape)

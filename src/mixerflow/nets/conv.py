@@ -4,42 +4,44 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
-from mixerflow.nets.norm import Norm, norm_of, squash
+from mixerflow.nets.base import Conditioner, squash, zeroed
+from mixerflow.nets.norm import Norm, norm_of
 from mixerflow.registry import register
 
 Axes = Literal[1, 2, 3]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class PerPixel(nn.Module):
-    """A module of rows ``(rows, C)`` at each pixel of ``(B, C, *spatial)``.
-
-    Args:
-        module: keeps the shape of its rows.
-    """
+    """Apply a module of vectors ``(rows, C)`` at each pixel of ``(B, C, *spatial)``."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
-        """``(B, C, *spatial)`` to the same."""
+        """``(B, C, *spatial)`` to the same shape."""
         last = x.movedim(1, -1)
         return self.module(last.flatten(0, -2)).reshape(last.shape).movedim(-1, 1)
 
 
 def norm_of_channels(kind: Norm, width: int) -> nn.Module:
-    """A normalisation of ``(B, width, *spatial)``, pixel by pixel, or nothing."""
+    """A normalisation of ``(B, width, *spatial)``, pixel by pixel, or the identity."""
     return nn.Identity() if kind == "none" else PerPixel(norm_of(kind, width))
 
 
-def convolution(axes: int, given: int, out: int, size: int = 1, *, bias: bool = True) -> nn.Module:
+def convolution(
+    axes: int, given: int, out: int, size: int = 1, *, bias: bool = True
+) -> Convolution:
     """A convolution over `axes` spatial axes that keeps their lengths.
 
     Raises:
-        ValueError: a size that is even, or axes that are not 1, 2 or 3.
+        ValueError: an even size, or axes that are not 1, 2 or 3.
     """
     if axes not in (1, 2, 3) or size % 2 != 1:
         raise ValueError(
@@ -49,44 +51,45 @@ def convolution(axes: int, given: int, out: int, size: int = 1, *, bias: bool = 
     return kind(given, out, size, padding=size // 2, bias=bias)
 
 
-class ImageConditioner(nn.Module):
-    """What conditioners of images share: reading, context, and mostly an output that starts at 0.
+class ImageConditioner(Conditioner):
+    """Base of the nets of images: ``h = E s(x) + C c``, `hidden` of a subclass, ``out = L h``.
 
-    ``h = E s(x) + C c``, then `hidden` of a subclass, then ``out = L h``.
+    Constructors of subclasses take, with `width`, `norm`, `squash` and `context` of `Conditioner`:
+
+    - in_channels, out_channels: channels of the images ``(B, in_channels, *spatial)``, and of the
+      output;
+    - axes: number of spatial axes.
+
+    A context ``(B, K)`` is added to every pixel; it may also be a map ``(B, K, *spatial)``. Norms
+    are over each pixel's channels.
 
     Args:
-        enter: ``(B, in_channels, *spatial)`` to the hidden width.
-        leave: what makes the output.
-        in_channels: channels to read.
-        width: hidden channels.
-        axes: spatial axes.
-        squash: see `mixerflow.nets.squash`.
-        context: length K of contexts, 0 for none.
-        zero: whether all parameters of `leave` start at 0.
+        enter: the convolution E.
+        leave: the module L.
+        squash: see `Conditioner`.
+        context: see `Conditioner`.
+        zero: whether all parameters of L start at 0. Whatever map reads the output then starts as
+            the identity.
     """
 
     def __init__(
         self,
-        enter: nn.Module,
+        enter: Convolution,
         leave: nn.Module,
         *,
-        in_channels: int,
-        width: int,
-        axes: Axes,
         squash: bool,
         context: int,
         zero: bool = True,
     ) -> None:
         super().__init__()
-        self.in_channels, self.axes, self.squash = in_channels, axes, squash
+        self.in_channels, self.axes, self.squash = enter.in_channels, enter.weight.dim() - 2, squash
         self.enter = enter
-        self.context = convolution(axes, context, width, bias=False) if context else None
-        self.leave = leave
-        for parameter in leave.parameters() if zero else ():
-            nn.init.zeros_(parameter)
+        width = enter.out_channels
+        self.context = convolution(self.axes, context, width, bias=False) if context else None
+        self.leave = zeroed(leave) if zero else leave
 
     def hidden(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to what the last convolution reads."""
+        """Return the input of L: ``(B, width, *spatial)`` of the entered images."""
         raise NotImplementedError
 
     def forward(
@@ -94,34 +97,34 @@ class ImageConditioner(nn.Module):
         x: Float[Tensor, "batch in *spatial"],
         context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
-        """``(B, in_channels, *spatial)`` and ``(B, K)`` or ``(B, K, *spatial)`` to the output."""
+        """``(B, in_channels, *spatial)`` and the context to ``(B, out_channels, *spatial)``."""
         return self.leave(self.hidden(self.read(x, context)))
 
     def read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """What the net makes of image and context first: ``(B, width, *spatial)``.
+        """``E s(x) + C c``, ``(B, width, *spatial)``.
 
         Raises:
-            ValueError: other images than it reads, or no context or another map's.
+            ValueError: images with other channels or axes, no context, or a context map with other
+                sides.
         """
-        name, wanted = type(self).__name__, self.axes + 2
-        if x.dim() != wanted or x.shape[1] != self.in_channels:
+        name = type(self).__name__
+        if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"{name}: reads {self.in_channels} channels on {self.axes} axes; got events "
                 f"{tuple(x.shape[1:])}"
             )
         h = self.enter(squash(x) if self.squash else x)
-        if self.context is not None:
-            if context is None:
-                raise ValueError(f"{name}: built for a context, and got none")
-            if context.dim() == 2:  # a bias of every pixel
-                context = context[(...,) + (None,) * self.axes]
-            elif context.shape[2:] != x.shape[2:]:
-                raise ValueError(
-                    f"{name}: the context is a map of {tuple(context.shape[2:])}, and the image "
-                    f"of {tuple(x.shape[2:])}"
-                )
-            h = h + self.context(context)
-        return h
+        if self.context is None:
+            return h
+        context = self.require_context(context)
+        if context.dim() == 2:  # the same at every pixel
+            context = context[(...,) + (None,) * self.axes]
+        elif context.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                f"{name}: the context is a map of {tuple(context.shape[2:])}, and the image of "
+                f"{tuple(x.shape[2:])}"
+            )
+        return self.add_context(h, context)
 
 
 class ResidualBlock(nn.Module):
@@ -134,9 +137,8 @@ class ResidualBlock(nn.Module):
         self.look = convolution(axes, width, width, kernel)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to the same."""
-        inner = self.mix(nn.functional.gelu(self.norm1(h)))
-        return h + self.look(nn.functional.gelu(self.norm2(inner)))
+        """``(B, width, *spatial)`` to the same shape."""
+        return h + self.look(gelu(self.norm2(self.mix(gelu(self.norm1(h))))))
 
 
 @register
@@ -146,17 +148,9 @@ class ResidualConvNet(ImageConditioner):
     Glow's conditioner, of convolutions 3-1-3, with residual connections: 3-(1-3)-3. The last
     convolution starts at 0: whatever map reads the output starts as the identity.
 
-    Args:
-        in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
-        out_channels: channels to give out.
-        width: hidden channels.
-        depth: residual blocks.
-        norm: "batch", "layer" (over each pixel's channels) or "none", before each GELU of the
-            blocks. Batch norm couples a training batch.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of contexts ``(B, K)``, added to every pixel, or ``(B, K, *spatial)``.
+    Args, besides those of `ImageConditioner`:
+        depth: residual blocks, with `norm` before each GELU.
         kernel: side of the convolutions that are not pointwise; odd.
-        axes: spatial axes.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), section
@@ -176,37 +170,23 @@ class ResidualConvNet(ImageConditioner):
         kernel: int = 3,
         axes: Axes = 2,
     ) -> None:
-        super().__init__(
-            convolution(axes, in_channels, width, kernel),
-            convolution(axes, width, out_channels, kernel),
-            in_channels=in_channels,
-            width=width,
-            axes=axes,
-            squash=squash,
-            context=context,
-        )
+        enter = convolution(axes, in_channels, width, kernel)
+        leave = convolution(axes, width, out_channels, kernel)
+        super().__init__(enter, leave, squash=squash, context=context)
         blocks = (ResidualBlock(width, axes=axes, kernel=kernel, norm=norm) for _ in range(depth))
         self.blocks = nn.Sequential(*blocks)
 
     def hidden(self, h: Tensor) -> Tensor:
-        return nn.functional.gelu(self.blocks(h))
+        return gelu(self.blocks(h))
 
 
 @register
 class PlainConvNet(ImageConditioner):
     """``h = E x + C c``, ``out = L relu(P relu(h))``: convolutions 3-1-3 with biases, no norm.
 
-    Its last convolution starts as the others do, unless told otherwise: what reads the output does
-    not start as the identity.
-
-    Args:
-        in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
-        out_channels: channels to give out.
-        width: hidden channels.
-        zero: whether the last convolution starts at 0.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of contexts ``(B, K)``, added to every pixel, or ``(B, K, *spatial)``.
-        axes: spatial axes.
+    Args, besides those of `ImageConditioner`:
+        zero: whether the last convolution starts at 0; otherwise whatever map reads the output does
+            not start as the identity.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019), whose published code
@@ -224,17 +204,76 @@ class PlainConvNet(ImageConditioner):
         context: int = 0,
         axes: Axes = 2,
     ) -> None:
-        super().__init__(
-            convolution(axes, in_channels, width, 3),
-            convolution(axes, width, out_channels, 3),
-            in_channels=in_channels,
-            width=width,
-            axes=axes,
-            squash=squash,
-            context=context,
-            zero=zero,
-        )
+        enter = convolution(axes, in_channels, width, 3)
+        leave = convolution(axes, width, out_channels, 3)
+        super().__init__(enter, leave, squash=squash, context=context, zero=zero)
         self.mix = convolution(axes, width, width)
 
     def hidden(self, h: Tensor) -> Tensor:
         return self.mix(h.relu()).relu()
+
+
+class DenseBlock(nn.Module):
+    """``h_i = [h, relu(K_i relu(P_i h))]`` with P pointwise; then ``a + b sigmoid(g)``.
+
+    Each of `depth` layers appends `growth` channels to all before it; a pointwise convolution of
+    all of them gives a, b and g, `width` channels each.
+    """
+
+    def __init__(self, width: int, *, growth: int, depth: int, kernel: int, axes: int) -> None:
+        super().__init__()
+        widths = [width + growth * i for i in range(depth)]
+        self.mix = nn.ModuleList(convolution(axes, n, n) for n in widths)
+        self.grow = nn.ModuleList(convolution(axes, n, growth, kernel) for n in widths)
+        self.gate = convolution(axes, width + growth * depth, 3 * width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``(B, width, *spatial)`` to the same shape."""
+        for mix, grow in zip(self.mix, self.grow, strict=True):
+            h = torch.cat([h, grow(mix(h).relu()).relu()], 1)
+        a, b, g = self.gate(h).chunk(3, 1)
+        return a + b * g.sigmoid()
+
+
+@register
+class DenseConvNet(ImageConditioner):
+    """``h = P s(x) + C c``, a `DenseBlock`, ``out = L relu(norm(h))``.
+
+    The last convolution starts at 0: whatever map reads the output starts as the identity.
+
+    Args, besides those of `ImageConditioner`:
+        growth: channels that each layer of the block appends.
+        depth: layers of the block, which `norm` follows.
+        kernel: side of the convolutions that are not pointwise; odd.
+
+    References:
+        Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks (2017),
+        section 3. https://arxiv.org/abs/1608.06993
+        Nielsen, Jaini, Hoogeboom, Winther, Welling: SurVAE flows (2020), appendix (image
+        experiments). https://arxiv.org/abs/2007.02731
+        Grcić, Grubišić, Šegvić: Densely connected normalizing flows (2021), figure 2 (dense part
+        of the coupling's net). https://arxiv.org/abs/2106.04627
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        growth: int = 64,
+        depth: int = 7,
+        norm: Norm = "none",
+        squash: bool = True,
+        context: int = 0,
+        kernel: int = 3,
+        axes: Axes = 2,
+    ) -> None:
+        enter = convolution(axes, in_channels, width)
+        leave = convolution(axes, width, out_channels)
+        super().__init__(enter, leave, squash=squash, context=context)
+        self.block = DenseBlock(width, growth=growth, depth=depth, kernel=kernel, axes=axes)
+        self.norm = norm_of_channels(norm, width)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        return self.norm(self.block(h)).relu()

@@ -1,4 +1,4 @@
-"""A kernel machine in a net's place: a weighted sum of kernels around learned points."""
+"""A kernel machine as a conditioner: a weighted sum of kernels around learned points."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.norm import Norm, norm_of, read_rows
+from mixerflow.nets.base import ConcatenatingNet, zeroed
+from mixerflow.nets.norm import Norm, norm_of
 from mixerflow.registry import register
 
 Kernel = Callable[[Tensor], Tensor]
-"""A stationary kernel as a function of the squared distance in length scales."""
+"""A stationary kernel: a function of the squared distance in length scales."""
 
 
 def squared_exponential(square: Tensor) -> Tensor:
@@ -21,27 +22,21 @@ def squared_exponential(square: Tensor) -> Tensor:
 
 
 def matern(square: Tensor) -> Tensor:
-    """``(1 + a + a^2 / 3) exp(-a)`` with ``a = sqrt(5) r``: Matérn's of smoothness 5/2."""
-    # a has no slope at 0 where the kernel has one, -5/6; a little further out both have
+    """``(1 + a + a^2 / 3) exp(-a)`` with ``a = sqrt(5) r``: Matérn's kernel of smoothness 5/2."""
+    # sqrt has no derivative at 0, where the kernel has slope -5/6: eps keeps the argument positive
     a = (5 * square + torch.finfo(square.dtype).eps).sqrt()
     return (1 + a + a * a / 3) * (-a).exp()
 
 
 @register
-class KernelNet(nn.Module):
-    """``f(x) = A^T k(x, W) + b`` with `width` learned points W; starts as 0.
+class KernelNet(ConcatenatingNet):
+    """``f(x) = A^T k(x, W) + b`` with `width` learned points W; A and b start at 0.
 
-    ``k(x, w) = kernel(sum_i (x_i - w_i)^2 / l_i^2)``, l a learned length scale of each feature. Far
-    from all points f is b: it never grows with x.
+    ``k(x, w) = kernel(sum_i (x_i - w_i)^2 / l_i^2)``, where l has a learned length scale for each
+    feature, those of the context included. `norm` is of x: points and length scales start suitable
+    for rows of about unit variance. Far from all points f is b: it never grows with x.
 
-    Args:
-        in_features: length of the conditioning vectors.
-        out_features: numbers to give out.
-        width: number of points.
-        norm: "batch", "layer" or "none", of what is read: points and length scales start fit for
-            rows of about unit variance.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of the context vectors, 0 for none; their entries are further features.
+    Args, besides those of `Conditioner`:
         kernel: `squared_exponential` or `matern`, or another function of the squared distance.
 
     References:
@@ -49,7 +44,7 @@ class KernelNet(nn.Module):
         points). https://arxiv.org/abs/2307.14839
 
     Departs from the paper:
-        - points start as standard normal draws; `place` puts them on data, once, where wanted;
+        - points start as standard normal draws; `place` puts them on data;
         - one kernel and one set of points for all outputs, scales and shifts alike.
     """
 
@@ -64,32 +59,25 @@ class KernelNet(nn.Module):
         context: int = 0,
         kernel: Kernel = squared_exponential,
     ) -> None:
-        super().__init__()
+        super().__init__(in_features, context, squash=squash)
         n = in_features + context
-        self.squash, self.in_features, self.context = squash, in_features, context
         self.kernel = kernel
         self.norm = norm_of(norm, n)
         self.points = nn.Parameter(torch.randn(width, n))
-        # two normal rows are sqrt(2n) apart; this makes that a kernel of about exp(-1)
+        # the kernel of two normal rows, which are sqrt(2n) apart, is then about exp(-1)
         self.log_length = nn.Parameter(torch.full((n,), n**0.5).log())
-        self.leave = nn.Linear(width, out_features)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.leave = zeroed(nn.Linear(width, out_features))
 
     def forward(
         self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
     ) -> Float[Tensor, "rows out"]:
         """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
-        return self.leave(self.kernel(self._squares(self._read(x, context))))
+        rows = self.norm(self.concatenate(x, context))
+        return self.leave(self.kernel(self.squared_distances(rows)))
 
-    def _read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.norm(
-            read_rows(self, x, context, self.in_features, self.context, squashed=self.squash)
-        )
-
-    def _squares(self, rows: Tensor) -> Float[Tensor, "rows points"]:
+    def squared_distances(self, rows: Tensor) -> Float[Tensor, "rows points"]:
         """Squared distances in length scales, ``|x|^2 + |w|^2 - 2 x w``: one matrix product."""
-        # the difference of large numbers must not be taken in bfloat16
+        # a difference of large numbers is too inexact in bfloat16
         with torch.autocast(rows.device.type, enabled=False):
             length = self.log_length.exp()
             rows, points = rows.to(length.dtype) / length, self.points / length
@@ -104,17 +92,17 @@ class KernelNet(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put the points on randomly chosen rows of a batch of what this net reads.
+        """Put the points on randomly chosen rows of a batch of conditioning vectors.
 
         Args:
             x: ``(rows, in_features)``, at least as many rows as there are points.
             context: ``(rows, K)``.
-            generator: of the choice.
+            generator: draws the rows.
 
         Raises:
             ValueError: fewer rows than points.
         """
-        rows, count = self._read(x, context), len(self.points)
+        rows, count = self.norm(self.concatenate(x, context)), len(self.points)
         if len(rows) < count:
             raise ValueError(f"KernelNet: {count} points need as many rows; got {len(rows)}")
         order = torch.randperm(len(rows), generator=generator)[:count]

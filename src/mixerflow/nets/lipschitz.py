@@ -1,7 +1,7 @@
 """Nets with a Lipschitz constant below one in the 2-norm, whatever their weights.
 
-What holds is ``|g(a) - g(b)| <= coefficient |a - b|`` for every a, b and one context: each linear
-map is divided by an upper bound of its spectral norm, computed from the weight as it is.
+``|g(a) - g(b)| <= coefficient |a - b|`` holds for every a, b and one context: each linear map is
+divided by an upper bound of its spectral norm, computed from its present weight.
 
 References:
     Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible residual networks (2019), eq. 3.
@@ -9,8 +9,8 @@ References:
     Delattre, Barthelemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional
     layers by Gram iteration (2023), algorithm 1. https://arxiv.org/abs/2305.16173
 Departs from the papers:
-    - the norm is bounded from above by Gram iteration; the power iteration of residual flows
-      approaches it from below, and its vector is stale once the weights move.
+    - Gram iteration bounds the norm from above; the power iteration of residual flows approaches
+      the norm from below, and its vector is out of date once the weights move.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, softplus
 
+from mixerflow.nets.base import Conditioner, context_map, zeroed
 from mixerflow.registry import register
 
 _TINY = 1e-18
-"""Below every norm that matters; its square is still a float32."""
-
-KernelChain = Callable[[Tensor], Tensor]
+"""Lower bound of the norms in divisions; its square is still a float32."""
 
 
 def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float[Tensor, ""]:
     """``(sum_i s_i^p)^(1/p) >= max_i s_i`` of the singular values, ``p = 2^(squarings + 2)``.
 
-    Too large by at most the factor ``min(out, in)^(1/p)``: 0.5 % for 128 of them by default. Each
-    squaring of the Gram matrix doubles p. Never too small but for rounding, 1e-5 in float32.
-    Differentiable everywhere, at a zero matrix too.
+    The bound is too large by at most the factor ``min(out, in)^(1/p)``: 0.5 % for 128 singular
+    values by default. Each squaring of the Gram matrix doubles p. Rounding may make the bound too
+    small, by 1e-5 in float32. The bound is differentiable everywhere, at a zero matrix too.
     """
     with torch.autocast(weight.device.type, enabled=False):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -55,8 +55,8 @@ class SpectralLinear(nn.Linear):
 
     Args:
         in_features: length of the rows.
-        out_features: of what comes out.
-        coefficient: the largest norm.
+        out_features: length of the output.
+        coefficient: upper bound of the norm.
     """
 
     def __init__(self, in_features: int, out_features: int, *, coefficient: float = 1.0) -> None:
@@ -64,18 +64,17 @@ class SpectralLinear(nn.Linear):
         self.coefficient = coefficient
 
     def bounded(self) -> Float[Tensor, "out in"]:
-        """The weight as it acts."""
-        return self.weight * (
-            self.coefficient / spectral_bound(self.weight).clamp_min(self.coefficient)
-        )
+        """``min(1, coefficient / |W|) W``."""
+        bound = spectral_bound(self.weight).clamp_min(self.coefficient)
+        return self.weight * (self.coefficient / bound)
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, in)`` to ``(rows, out)``."""
-        return nn.functional.linear(input, self.bounded(), self.bias)
+        return linear(input, self.bounded(), self.bias)
 
     @torch.no_grad()
     def folded(self) -> nn.Linear:
-        """A plain linear map."""
+        """The same map as a plain `nn.Linear`."""
         plain = nn.Linear(self.in_features, self.out_features).to(self.weight)
         plain.weight.copy_(self.bounded())
         plain.bias.copy_(self.bias)
@@ -92,7 +91,7 @@ class LipSwish(nn.Module):
     """
 
     copies = 1
-    """Numbers that come out for each that goes in."""
+    """Output numbers for each input number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,12 +99,12 @@ class LipSwish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(rows, n)`` to ``(rows, copies n)``."""
-        return x * torch.sigmoid(nn.functional.softplus(self.beta) * x) / 1.1
+        return x * torch.sigmoid(softplus(self.beta) * x) / 1.1
 
 
 @register
 class CLipSwish(LipSwish):
-    """``[f(x), f(-x)] / 1.004`` with f LipSwish: twice the numbers, 1-Lipschitz.
+    """``[f(x), f(-x)] / 1.004`` with f LipSwish: twice as many numbers, 1-Lipschitz.
 
     References:
         Perugachi-Diaz, Tomczak, Bhulai: Invertible DenseNets with concatenated LipSwish (2021),
@@ -119,41 +118,55 @@ class CLipSwish(LipSwish):
 
 
 Activation = type[LipSwish]
+RowFunction = Callable[[Tensor], Tensor]
 
 
-class _Lipschitz(nn.Module):
-    """Linear maps and activations; `prepare` computes once what all rows share."""
+class _Lipschitz(Conditioner):
+    """Base of nets of `SpectralLinear` maps, each but the last one followed by an activation.
 
-    def __init__(self, in_features: int, coefficient: float, context: int, width: int) -> None:
+    Args:
+        lengths: input length of each map; the last map has `coefficient` and starts at 0.
+        out: output length of the last map; `width` is that of the others.
+        width: see above.
+        coefficient: the net's Lipschitz constant, below 1.
+        activation: `LipSwish` or `CLipSwish`.
+        context: length K of the context vectors, 0 for none.
+    """
+
+    def __init__(
+        self,
+        lengths: list[int],
+        out: int,
+        width: int,
+        coefficient: float,
+        activation: Activation,
+        context: int,
+    ) -> None:
         super().__init__()
+        name, (*hidden, last) = type(self).__name__, lengths
         if not 0 < coefficient < 1:
-            name = type(self).__name__
             raise ValueError(f"{name}: coefficient must lie between 0 and 1; got {coefficient}")
-        self.in_features = in_features
-        self.coefficient = coefficient
-        self.context = nn.Linear(context, width, bias=False) if context else None
+        if not hidden:
+            raise ValueError(f"{name}: depth must be at least 1; got {len(hidden)}")
+        self.in_features = lengths[0]
+        self.context = context_map(context, width)
+        maps = [SpectralLinear(length, width) for length in hidden]
+        leave = zeroed(SpectralLinear(last, out, coefficient=coefficient))
+        self.linears = nn.ModuleList([*maps, leave])
+        self.activations = nn.ModuleList(activation() for _ in hidden)
 
-    def _leave(self, features: int, out_features: int) -> SpectralLinear:
-        """The last map, which has the net's constant and starts at zero."""
-        leave = SpectralLinear(features, out_features, coefficient=self.coefficient)
-        nn.init.zeros_(leave.weight)
-        nn.init.zeros_(leave.bias)
-        return leave
+    def bounded(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of each map; the weight is bounded, unless the map is folded already."""
+        maps = [each for each in self.linears if isinstance(each, nn.Linear)]
+        weights = [m.bounded() if isinstance(m, SpectralLinear) else m.weight for m in maps]
+        return [(weight, each.bias) for weight, each in zip(weights, maps, strict=True)]
 
-    def _added(self, context: Tensor | None) -> Tensor | float:
-        if self.context is None:
-            return 0.0
-        if context is None:
-            raise ValueError(f"{type(self).__name__}: built for a context, and got none")
-        return self.context(context)
+    def context_term(self, context: Tensor | None) -> Tensor | float:
+        """``C c``, or 0 for a net that reads no context."""
+        return 0.0 if self.context is None else self.context(self.require_context(context))
 
-    def _expect(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[1] != self.in_features:
-            name, wanted = type(self).__name__, (self.in_features,)
-            raise ValueError(f"{name}: reads events {wanted}; got {tuple(x.shape[1:])}")
-
-    def prepare(self, context: Float[Tensor, "rows k"] | None = None) -> KernelChain:
-        """The net as a function of rows, its weights bounded and its context read."""
+    def prepare(self, context: Float[Tensor, "rows k"] | None = None) -> RowFunction:
+        """The net as a function of rows; weights are bounded and the context is read only once."""
         raise NotImplementedError
 
     def forward(
@@ -165,16 +178,14 @@ class _Lipschitz(nn.Module):
 
 @register
 class LipschitzMLP(_Lipschitz):
-    """``g(x) = W_d a(... a(W_0 x + C c))``, every factor 1-Lipschitz, W_d the `coefficient`.
+    """``g(x) = W_d a(... a(W_0 x + C c))``; W_d has norm `coefficient`, all else is 1-Lipschitz.
 
-    Args:
-        in_features: length of the rows.
-        out_features: numbers to give out, zeros at the start.
-        width: of the hidden rows.
+    The output starts at 0. A context may change g in any way.
+
+    Args, besides those of `Conditioner`:
         depth: hidden layers.
         coefficient: the net's Lipschitz constant, below 1.
         activation: `LipSwish` or `CLipSwish`.
-        context: length K of the context vectors, 0 for none; c may act on g as it likes.
     """
 
     def __init__(
@@ -188,23 +199,17 @@ class LipschitzMLP(_Lipschitz):
         activation: Activation = LipSwish,
         context: int = 0,
     ) -> None:
-        super().__init__(in_features, coefficient, context, width)
-        if depth < 1:
-            raise ValueError(f"LipschitzMLP: depth must be at least 1; got {depth}")
-        inner = activation.copies * width
-        maps = [SpectralLinear(inner if i else in_features, width) for i in range(depth)]
-        self.linears = nn.ModuleList([*maps, self._leave(inner, out_features)])
-        self.activations = nn.ModuleList(activation() for _ in range(depth))
+        lengths = [in_features] + [activation.copies * width] * depth
+        super().__init__(lengths, out_features, width, coefficient, activation, context)
 
-    def prepare(self, context: Tensor | None = None) -> KernelChain:
-        first, *later = (_weights(linear) for linear in self.linears)
-        added = self._added(context)
+    def prepare(self, context: Tensor | None = None) -> RowFunction:
+        (first, *later), added = self.bounded(), self.context_term(context)
 
         def net(x: Tensor) -> Tensor:
-            self._expect(x)
-            h = nn.functional.linear(x, *first) + added
-            for activation, linear in zip(self.activations, later, strict=True):
-                h = nn.functional.linear(activation(h), *linear)
+            self.require_vectors(x, self.in_features)
+            h = linear(x, *first) + added
+            for activation, weights in zip(self.activations, later, strict=True):
+                h = linear(activation(h), *weights)
             return h
 
         return net
@@ -214,22 +219,18 @@ class LipschitzMLP(_Lipschitz):
 class LipschitzDense(_Lipschitz):
     """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
 
-    The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised.
+    The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised. ``C c``
+    is added to ``W_0 x``. The output starts at 0.
 
-    Args:
-        in_features: length of the rows.
-        out_features: numbers to give out, zeros at the start.
-        width: of each layer's linear map; with `CLipSwish` it adds twice as many features.
+    Args, besides those of `LipschitzMLP`:
+        width: output length of each W_i; with `CLipSwish` a layer adds twice as many features.
         depth: dense layers.
-        coefficient: the net's Lipschitz constant, below 1.
-        activation: `CLipSwish` or `LipSwish`.
-        context: length K of the context vectors, 0 for none; added to ``W_0 x``.
 
     References:
         Perugachi-Diaz, Tomczak, Bhulai: Invertible DenseNets with concatenated LipSwish (2021),
         section 3. https://arxiv.org/abs/2102.02694
     Departs from the paper:
-        - the last map alone has the coefficient, all before it constant 1.
+        - the last map alone has the coefficient, all maps before it have the constant 1.
     """
 
     def __init__(
@@ -243,36 +244,24 @@ class LipschitzDense(_Lipschitz):
         activation: Activation = CLipSwish,
         context: int = 0,
     ) -> None:
-        super().__init__(in_features, coefficient, context, width)
-        if depth < 1:
-            raise ValueError(f"LipschitzDense: depth must be at least 1; got {depth}")
         lengths = [in_features + i * activation.copies * width for i in range(depth + 1)]
-        maps = [SpectralLinear(length, width) for length in lengths[:-1]]
-        self.linears = nn.ModuleList([*maps, self._leave(lengths[-1], out_features)])
-        self.activations = nn.ModuleList(activation() for _ in range(depth))
+        super().__init__(lengths, out_features, width, coefficient, activation, context)
         self.eta = nn.Parameter(torch.full((depth, 2), math.log(math.expm1(0.9))))
 
     def shares(self) -> Float[Tensor, "depth 2"]:
         """``(eta_1, eta_2)`` of each layer, of norm 1."""
-        return nn.functional.normalize(nn.functional.softplus(self.eta) + 0.1, dim=1)
+        return normalize(softplus(self.eta) + 0.1, dim=1)
 
-    def prepare(self, context: Tensor | None = None) -> KernelChain:
-        *dense, leave = (_weights(linear) for linear in self.linears)
-        added, shares = self._added(context), self.shares()
+    def prepare(self, context: Tensor | None = None) -> RowFunction:
+        (*dense, last), added, shares = self.bounded(), self.context_term(context), self.shares()
 
         def net(x: Tensor) -> Tensor:
-            self._expect(x)
+            self.require_vectors(x, self.in_features)
             h = x
-            for i, (activation, linear) in enumerate(zip(self.activations, dense, strict=True)):
-                inner = nn.functional.linear(h, *linear)
+            for i, (activation, weights) in enumerate(zip(self.activations, dense, strict=True)):
+                inner = linear(h, *weights)
                 new = activation(inner if i else inner + added)
                 h = torch.cat([shares[i, 0] * h, shares[i, 1] * new], -1)
-            return nn.functional.linear(h, *leave)
+            return linear(h, *last)
 
         return net
-
-
-def _weights(linear: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias as they act; of a folded map as they are."""
-    assert isinstance(linear, nn.Linear)
-    return linear.bounded() if isinstance(linear, SpectralLinear) else linear.weight, linear.bias

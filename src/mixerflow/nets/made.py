@@ -1,4 +1,4 @@
-"""Masked nets: the parameters of feature i read the features before it, and no others."""
+"""Masked nets: the parameters of a feature depend on the features before it alone."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
-from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of, squash
+from mixerflow.nets.base import Conditioner, context_map, squash, zeroed
+from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.registry import register
 
 _Apply = Callable[[int, Tensor], Tensor]
 
 
-class Masked(nn.Linear):
-    """``y = (W * mask) x + b``; an output that may read nothing is its bias.
+class MaskedLinear(nn.Linear):
+    """``y = (W * mask) x + b``; an output that reads no input is its bias.
 
     Args:
-        given: the inputs' degrees.
-        out: the outputs' degrees.
-        strict: output o reads inputs of lower degree only, not of its own.
+        given: degrees of the inputs.
+        out: degrees of the outputs.
+        strict: whether an output reads inputs of lower degree only, not those of its own degree.
     """
 
     mask: Tensor | None
@@ -35,45 +36,137 @@ class Masked(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(rows, inputs)`` to ``(rows, outputs)``."""
-        return linear(
-            input, self.weight if self.mask is None else self.weight * self.mask, self.bias
-        )
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        return linear(input, weight, self.bias)
 
-    def folded(self) -> Masked:
-        """With the mask multiplied in."""
+    def folded(self) -> MaskedLinear:
+        """Multiply the weight by the mask, and drop the mask."""
         if self.mask is not None:
             self.weight *= self.mask
             self.mask = None
         return self
 
 
+class _MaskedNet(Conditioner):
+    """Base of `MADE` and `MaskedMLP`: the masked maps, one pass for all features or one by one.
+
+    Masks follow from the sizes alone, because x is put in order first.
+    """
+
+    order: Tensor | None
+
+    def __init__(
+        self,
+        n: int,
+        params: int,
+        width: int,
+        linears: int,
+        squash: bool,
+        context: int,
+        order: Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        if min(n, params, width) < 1 or linears < 0:
+            raise ValueError(f"{type(self).__name__}: no net of sizes {n}, {params}, {width}")
+        if order is not None and sorted(order) != list(range(n)):
+            raise ValueError(f"{type(self).__name__}: order must be of 0..{n - 1}; got {order}")
+        self.n, self.params, self.squash = n, params, squash
+        features = list(range(1, n + 1))
+        hidden = _degrees(width, 0 if context or n == 1 else 1, n - 1)
+        counts = [hidden.count(degree) for degree in range(n)]
+        # where the hidden units of each degree begin, and where the last ones end
+        self._boundaries = list(accumulate(counts, initial=0))
+        self.register_buffer("order", None if order is None else torch.tensor(list(order)))
+        # no unit may read a single feature: its weights would never be trained
+        self.enter = MaskedLinear(features, hidden) if n > 1 else _BiasOnly(width)
+        self.context = context_map(context, width)
+        self.linears = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(linears))
+        self.leave = zeroed(MaskedLinear(hidden, features * params, strict=True))
+
+    def forward(
+        self, x: Float[Tensor, "rows n"], context: Float[Tensor, "rows k"] | None = None
+    ) -> Float[Tensor, "rows out"]:
+        """``(rows, n)`` and ``(rows, K)`` to ``(rows, params * n)``."""
+        self.require_vectors(x, self.n)
+        x = x if self.order is None else x[:, self.order]
+        h = self.add_context(self.enter(squash(x) if self.squash else x), context)
+        out = self.leave(self._hidden(h, lambda i, a: self.linears[i](a)))
+        if self.order is None:
+            return out
+        back = self.order.argsort()
+        return out.unflatten(1, (self.params, self.n))[:, :, back].flatten(1)
+
+    def sequence(
+        self,
+        choose: Callable[[int, Tensor], Tensor],
+        like: Float[Tensor, "rows n"],
+        context: Float[Tensor, "rows k"] | None = None,
+    ) -> None:
+        """Choose the features one by one, each by its parameters given the features before it.
+
+        Every unit is computed once, when the last feature that it reads is known: all n features
+        cost as much as one forward pass, not n passes. Batch norm in training mode takes each
+        unit's statistics from the batch and moves no running average.
+
+        Args:
+            choose: takes i and the parameters ``(rows, params)`` of the i-th feature in `order`;
+                returns the feature's value ``(rows,)``.
+            like: a tensor with the number of rows, dtype and device of the features.
+            context: as in `forward`.
+        """
+        start = self.add_context(torch.zeros_like(like[:, :1]), context)
+        # the outputs in another order: all parameters of a feature, then those of the next
+        leave = self.leave.weight.unflatten(0, (self.params, self.n)).transpose(0, 1).flatten(0, 1)
+        bias = self.leave.bias.unflatten(0, (self.params, self.n)).mT.flatten()
+        enter = _PartialSums(start + self.enter.bias, self.enter.weight)
+        zeros = start.new_zeros(len(start), 1)
+        inner = [_PartialSums(zeros + m.bias, m.weight) for m in self.linears]  # pyright: ignore
+        out = _PartialSums(zeros + bias, leave)
+        for i, (begin, end) in enumerate(pairwise(self._boundaries)):
+            units = slice(begin, end)  # those of degree i
+            if end > begin:
+
+                def apply(number: int, a: Tensor, units: slice = units) -> Tensor:
+                    inner[number].add(a, units)
+                    return inner[number].release(a.shape[1])
+
+                out.add(self._hidden(enter.release(end - begin), apply, units), units)
+            value = choose(i, out.release(self.params))[:, None]
+            if i + 1 < self.n:
+                enter.add(squash(value) if self.squash else value, slice(i, i + 1))
+
+    def _hidden(self, h: Tensor, apply: _Apply, units: slice | None = None) -> Tensor:
+        """Return the last hidden units of the first ones, which are `units` of each layer, or all.
+
+        `apply` takes i and the inputs of the i-th hidden linear map, and returns the outputs.
+        """
+        raise NotImplementedError
+
+
 @register
-class MADE(nn.Module):
+class MADE(_MaskedNet):
     """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``, each map masked.
 
-    The i-th feature in `order` has degree i, from 1; a hidden unit of degree d reads features of
-    degree up to d, and what feature i gets out comes from units of degree below i. So parameter k
-    of feature j, which is feature ``k n + j`` of the output, is a function of the features that
-    come before j (and of the context). The last map starts as zero. It has as many weights as the
-    unmasked net, the masked ones included.
+    The i-th feature in `order` has degree i, from 1. A hidden unit of degree d reads features of
+    degree up to d, and the outputs of feature i read units of degree below i. So parameter k of
+    feature j, which is number ``k n + j`` of the output, is a function of the features before j in
+    `order` (and of the context). B starts at 0. The net has as many weights as an unmasked one,
+    masked weights included.
 
-    Hidden degrees are spread evenly over what can be of use, in ascending order, also where the
-    width is no multiple of their number: 1 to n - 1, and with a context from 0, or the first
-    feature could not read it.
+    Hidden degrees are spread evenly over the useful ones, in ascending order, also where the width
+    is no multiple of their number: from 1 to n - 1, and with a context from 0, because otherwise
+    the parameters of the first feature could not depend on the context.
 
-    Args:
+    Args, besides those of `Conditioner`:
         n: length of the vectors.
-        params: numbers to give out for each feature.
-        width: hidden width.
-        norm: "batch" or "none", before each GELU. Layer norm would tell each unit of all others.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of the context vectors, 0 for none.
+        params: parameters of each feature.
+        norm: "batch" or "none", before each GELU. With layer norm each unit would read all others.
         blocks: number of residual blocks.
-        order: the features in the order in which they come; None for 0 to n - 1. A given one is in
-            the state dict, so that a loaded net is the same net.
+        order: order of the features; None for 0 to n - 1. A given order is in the state dict, so
+            that a loaded net is the same net.
 
     Raises:
-        ValueError: lengths below 1, layer norm, or an order that is not one of n features.
+        ValueError: lengths below 1, layer norm, or an order that is no permutation of n features.
 
     References:
         Germain, Gregor, Murray, Larochelle: MADE: masked autoencoder for distribution estimation
@@ -81,8 +174,6 @@ class MADE(nn.Module):
         Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
         section 2.2. https://arxiv.org/abs/1705.07057
     """
-
-    order: Tensor | None
 
     def __init__(
         self,
@@ -96,148 +187,39 @@ class MADE(nn.Module):
         blocks: int = 1,
         order: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
         if norm in ("layer", "rms"):
             raise ValueError(
-                f'{type(self).__name__}: norm "{norm}" makes each unit a function of all features, '
-                'and nothing is autoregressive then: use "batch" or "none"'
+                f'MADE: norm "{norm}" makes each unit a function of all features, and nothing is '
+                'autoregressive then: use "batch" or "none"'
             )
-        self._build(n, params, width, 2 * blocks, squash, context, order)
-        self.norms = nn.ModuleList(norm_of(norm, width) for _ in range(2 * blocks))
+        linears = 2 * blocks
+        super().__init__(n, params, width, linears, squash, context, order)
+        self.norms = nn.ModuleList(norm_of(norm, width) for _ in range(linears))
 
-    def _build(
-        self,
-        n: int,
-        params: int,
-        width: int,
-        linears: int,
-        squash: bool,
-        context: int,
-        order: Sequence[int] | None,
-    ) -> None:
-        """The linear maps. Masks follow from the sizes alone: x is put in order first."""
-        if min(n, params, width) < 1 or linears < 0:
-            raise ValueError(f"{type(self).__name__}: no net of sizes {n}, {params}, {width}")
-        if order is not None and sorted(order) != list(range(n)):
-            raise ValueError(f"{type(self).__name__}: order must be of 0..{n - 1}; got {order}")
-        self.n, self.params, self.squash = n, params, squash
-        features = list(range(1, n + 1))
-        hidden = _spread(width, 0 if context or n == 1 else 1, n - 1)
-        counts = [hidden.count(degree) for degree in range(n)]
-        self._ends = list(accumulate(counts, initial=0))
-        """Where the hidden units of each degree begin, and end."""
-        self.register_buffer("order", None if order is None else torch.tensor(list(order)))
-        # of one feature no unit may read anything: a weight there would never be trained
-        self.enter = Masked(features, hidden) if n > 1 else _Given(width)
-        self.context = nn.Linear(context, width, bias=False) if context else None
-        self.linears = nn.ModuleList(Masked(hidden, hidden) for _ in range(linears))
-        self.leave = Masked(hidden, features * params, strict=True)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+    def _hidden(self, h: Tensor, apply: _Apply, units: slice | None = None) -> Tensor:
+        def normalise(number: int, h: Tensor) -> Tensor:
+            norm = self.norms[number]
+            if units is not None and isinstance(norm, (SyncedBatchNorm, Scale)):
+                return norm.forward_units(h, units)
+            return norm(h)
 
-    def forward(
-        self, x: Float[Tensor, "rows n"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, n)`` and ``(rows, K)`` to ``(rows, params * n)``."""
-        if x.dim() != 2 or x.shape[1] != self.n:
-            name = type(self).__name__
-            raise ValueError(f"{name}: reads events {(self.n,)}; got {tuple(x.shape[1:])}")
-        x = x if self.order is None else x[:, self.order]
-        h = self.enter(squash(x) if self.squash else x)
-        h = h if self.context is None else h + self.context(self._given(context))
-        out = self.leave(self._hidden(h, lambda i, a: self.linears[i](a), self._normalise))
-        if self.order is None:
-            return out
-        back = self.order.argsort()
-        return out.unflatten(1, (self.params, self.n))[:, :, back].flatten(1)
-
-    def sequence(
-        self,
-        choose: Callable[[int, Tensor], Tensor],
-        like: Float[Tensor, "rows n"],
-        context: Float[Tensor, "rows k"] | None = None,
-    ) -> None:
-        """Choose the features one by one, each from what the net makes of those before it.
-
-        Every unit is computed once, when the last feature that it reads is known: all n features
-        cost as much as one forward pass, not n of them. Batch norm in training mode takes each
-        unit's statistics from the batch and moves no running average.
-
-        Args:
-            choose: takes i and the parameters ``(rows, params)`` of the i-th feature in `order`;
-                returns its value ``(rows,)``.
-            like: rows, dtype and device of the features.
-            context: as in `forward`.
-        """
-        start = torch.zeros_like(like[:, :1])
-        if self.context is not None:
-            start = self.context(self._given(context))
-        # the outputs with a feature's parameters side by side
-        leave = self.leave.weight.unflatten(0, (self.params, self.n)).transpose(0, 1).flatten(0, 1)
-        bias = self.leave.bias.unflatten(0, (self.params, self.n)).mT.flatten()
-        enter = _Sums(start + self.enter.bias, self.enter.weight)
-        inner = [_Sums(start.new_zeros(len(start), 1) + m.bias, m.weight) for m in self.linears]  # pyright: ignore
-        out = _Sums(start.new_zeros(len(start), 1) + bias, leave)
-        for i, (begin, end) in enumerate(pairwise(self._ends)):
-            units = slice(begin, end)  # of degree i
-            if end > begin:
-
-                def apply(number: int, a: Tensor, units: slice = units) -> Tensor:
-                    inner[number].add(a, units)
-                    return inner[number].take(a.shape[1])
-
-                def normalise(number: int, h: Tensor, units: slice = units) -> Tensor:
-                    norm = self.norms[number]
-                    return (
-                        norm.part(h, units)
-                        if isinstance(norm, (SyncedBatchNorm, Scale))
-                        else norm(h)
-                    )
-
-                out.add(self._hidden(enter.take(end - begin), apply, normalise), units)
-            value = choose(i, out.take(self.params))[:, None]
-            if i + 1 < self.n:
-                enter.add(squash(value) if self.squash else value, slice(i, i + 1))
-
-    def _hidden(self, h: Tensor, apply: _Apply, normalise: _Apply) -> Tensor:
-        """The last hidden units from the first ones: all of them, or all of one degree.
-
-        Args:
-            h: ``(rows, units)``.
-            apply: the i-th hidden linear map.
-            normalise: the i-th norm.
-        """
         for i in range(0, len(self.linears), 2):
             inner = apply(i, gelu(normalise(i, h)))
             h = h + apply(i + 1, gelu(normalise(i + 1, inner)))
         return h
 
-    def _normalise(self, number: int, h: Tensor) -> Tensor:
-        return self.norms[number](h)
-
-    def _given(self, context: Tensor | None) -> Tensor:
-        if context is None:
-            raise ValueError(f"{type(self).__name__}: built for a context, and got none")
-        return context
-
 
 @register
-class MaskedMLP(MADE):
+class MaskedMLP(_MaskedNet):
     """``h = relu(A s(x) + C c);  h = relu(W h), layers - 1 times;  out = B h``, masked as `MADE`.
 
     The plain net of the MADE and MAF papers, for whole images.
 
-    Args:
-        n: length of the vectors.
-        params: numbers to give out for each feature.
-        width: of the hidden layers.
-        layers: how many there are.
-        squash: as for `MADE`.
-        context: as for `MADE`.
-        order: as for `MADE`.
+    Args, besides those of `MADE`:
+        layers: number of hidden layers.
 
     Raises:
-        ValueError: lengths below 1, or an order that is not one of n features.
+        ValueError: as `MADE`.
     """
 
     def __init__(
@@ -251,17 +233,16 @@ class MaskedMLP(MADE):
         context: int = 0,
         order: Sequence[int] | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        self._build(n, params, width, layers - 1, squash, context, order)
+        super().__init__(n, params, width, layers - 1, squash, context, order)
 
-    def _hidden(self, h: Tensor, apply: _Apply, normalise: _Apply) -> Tensor:
+    def _hidden(self, h: Tensor, apply: _Apply, units: slice | None = None) -> Tensor:
         h = relu(h)
         for i in range(len(self.linears)):
             h = relu(apply(i, h))
         return h
 
 
-class _Given(nn.Module):
+class _BiasOnly(nn.Module):
     """Hidden units that read no feature."""
 
     weight: None = None
@@ -274,31 +255,30 @@ class _Given(nn.Module):
         return self.bias.expand(len(x), -1)
 
 
-class _Sums:
-    """Outputs of a masked linear map, of which those are taken whose inputs are complete.
+class _PartialSums:
+    """Outputs of a masked linear map, released in order as soon as their inputs are complete.
 
     Args:
         start: the bias, ``(rows, outputs)``.
-        weight: ``(outputs, inputs)``, outputs by degree.
+        weight: ``(outputs, inputs)``, with the outputs by degree.
     """
 
     def __init__(self, start: Tensor, weight: Tensor | None) -> None:
-        self.left, self.weight, self.taken = start, weight, 0
+        self.sums, self.weight, self.released = start, weight, 0
 
     def add(self, values: Tensor, inputs: slice) -> None:
-        """Take in some inputs, which all the outputs that are left may read: no mask is needed."""
+        """Add the terms of some inputs. No mask is needed: all outputs that are left read them."""
         assert self.weight is not None
-        weight = self.weight[self.taken :, inputs].mT
-        self.left = torch.addmm(self.left, values, weight)
+        self.sums = torch.addmm(self.sums, values, self.weight[self.released :, inputs].mT)
 
-    def take(self, count: int) -> Tensor:
-        """The next outputs."""
-        self.taken += count
-        first, self.left = self.left[:, :count], self.left[:, count:]
-        return first
+    def release(self, count: int) -> Tensor:
+        """Return the next outputs, and forget them."""
+        self.released += count
+        outputs, self.sums = self.sums[:, :count], self.sums[:, count:]
+        return outputs
 
 
-def _spread(width: int, low: int, high: int) -> list[int]:
+def _degrees(width: int, low: int, high: int) -> list[int]:
     """`width` degrees from `low` to `high`, ascending, each about equally often."""
     levels = max(high - low + 1, 1)
     if width >= levels:

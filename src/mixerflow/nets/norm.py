@@ -1,4 +1,4 @@
-"""What nets do to their inputs and hidden rows: a squash, and batch norm that processes share."""
+"""Norms of hidden rows, and batch norm that processes share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.processes import SINGLE, Processes
+from mixerflow.moments import RunningMoments, shared_moments
+from mixerflow.processes import Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
 
 
 def norm_of(kind: Norm, width: int) -> nn.Module:
-    """A normalisation of hidden rows ``(rows, width)``, or nothing.
+    """A normalisation of hidden rows ``(rows, width)``, or the identity for "none".
 
-    "batch" is that of the paper. "layer" and "rms" take each row by itself: to mean 0 and variance
-    1, with a learned scale and shift a feature; or to mean square 1, with none.
+    "batch" is the paper's. "layer" normalises each row to mean 0 and variance 1, and learns a scale
+    and a shift for each feature; "rms" normalises each row to mean square 1, and learns nothing.
     """
     if kind == "batch":
         return SyncedBatchNorm(width)
@@ -27,83 +28,35 @@ def norm_of(kind: Norm, width: int) -> nn.Module:
     return nn.Identity()
 
 
-def squash(x: Tensor) -> Tensor:
-    """``sign(x) log(1 + |x|)``: the same near 0, logarithmic far out; how conditioners read.
-
-    A pixel that is almost always 0 comes to be scaled by hundreds; the day it is not 0, a net that
-    reads it as it is answers with a log-scale whose exponential overflows.
-    """
-    return x.sign() * x.abs().log1p()
-
-
-def read_rows(
-    net: nn.Module,
-    x: Tensor,
-    context: Tensor | None,
-    in_features: int,
-    width: int,
-    *,
-    squashed: bool,
-) -> Tensor:
-    """Rows and their contexts as one vector each: ``(rows, in_features + width)``.
-
-    Raises:
-        ValueError: rows of another length, or no context where there must be one.
-    """
-    name = type(net).__name__
-    if x.dim() != 2 or x.shape[1] != in_features:
-        raise ValueError(f"{name}: reads events {(in_features,)}; got {tuple(x.shape[1:])}")
-    x = squash(x) if squashed else x
-    if not width:
-        return x
-    if context is None:
-        raise ValueError(f"{name}: built for a context, and got none")
-    return torch.cat([x, context.to(x.dtype)], 1)
-
-
 class Scale(nn.Module):
-    """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode.
-
-    Args:
-        weight: ``(width,)``.
-        bias: ``(width,)``.
-    """
+    """``weight h + bias`` per feature of ``(rows, width)``: batch norm in eval mode."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same."""
+        """``(rows, width)`` to the same shape."""
         return torch.addcmul(self.bias, input, self.weight)
 
-    def part(self, input: Tensor, units: slice) -> Tensor:
+    def forward_units(self, input: Tensor, units: slice) -> Tensor:
         """`forward` of some of the features, ``(rows, units)``."""
         return torch.addcmul(self.bias[units], input, self.weight[units])
 
 
-class SyncedBatchNorm(nn.BatchNorm1d):
+class SyncedBatchNorm(RunningMoments):
     """``gamma (h - mean) / sqrt(var + eps) + beta`` per feature of ``(rows, width)``.
 
     Mean and variance are the batch's in training mode, running averages in eval mode.
-
-    Attributes:
-        update: whether a forward pass in training mode moves the running averages. Whoever runs a
-            batch a second time (recomputation in the backward pass) sets it to False meanwhile, so
-            that each batch counts once.
-        processes: between which a batch is shared: mean and variance are those of the whole.
     """
 
-    update: bool = True
-    processes: Processes = SINGLE
-
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same."""
+        """``(rows, width)`` to the same shape."""
         if self.training and self.processes.together:
             shared = _Shared.apply(input, self.weight, self.bias, self.eps, self.processes)
             normal, mean, variance, rows = shared  # pyright: ignore[reportGeneralTypeIssues]
             if self.update:
-                self._move(mean, variance * (rows / (rows - 1)))
+                self.move(mean, variance, rows)
             return normal
         if self.training and not self.update:
             return nn.functional.batch_norm(
@@ -111,7 +64,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
             )
         return super().forward(input)
 
-    def part(self, input: Tensor, units: slice) -> Tensor:
+    def forward_units(self, input: Tensor, units: slice) -> Tensor:
         """`forward` of some of the features, ``(rows, units)``; moves no running average."""
         weight = None if self.weight is None else self.weight[units]
         bias = None if self.bias is None else self.bias[units]
@@ -124,18 +77,8 @@ class SyncedBatchNorm(nn.BatchNorm1d):
         mean, variance = self.running_mean[units], self.running_var[units]
         return nn.functional.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
 
-    @torch.no_grad()
-    def _move(self, mean: Tensor, variance: Tensor) -> None:
-        """Take a batch's mean and unbiased variance into the running averages, as torch does."""
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), share)
-        self.running_var.lerp_(variance.to(self.running_var), share)
-
     def folded(self) -> nn.Module:
-        """Its affine map in eval mode; itself where it has no statistics of its own to use."""
+        """The affine map of eval mode; self where there are no running averages or no weights."""
         if not self.track_running_stats or not self.affine:
             return self
         assert self.running_mean is not None and self.running_var is not None
@@ -144,11 +87,7 @@ class SyncedBatchNorm(nn.BatchNorm1d):
 
 
 class _Shared(torch.autograd.Function):
-    """Normalise rows by the mean and variance over all processes' rows; one message each way.
-
-    Means and variances of parts are combined as in Chan, Golub, LeVeque (1979): no difference of
-    large squares.
-    """
+    """Normalise rows by the mean and variance over all processes' rows; one message each way."""
 
     @staticmethod
     def forward(
@@ -160,12 +99,7 @@ class _Shared(torch.autograd.Function):
         processes: Processes,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, 0, correction=0)
-        own = torch.stack([torch.full_like(mean, len(x)), mean, variance])
-        counts, means, variances = processes.gather(own).unbind(1)
-        rows = counts.sum(0)
-        mean = (counts * means).sum(0) / rows
-        variance = (counts * (variances + (means - mean).square())).sum(0) / rows
+        mean, variance, rows = shared_moments(wide, processes)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, scale, rows)
         ctx.processes = processes

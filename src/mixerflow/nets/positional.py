@@ -1,4 +1,4 @@
-"""Where a row comes from, as a vector that conditioners can read."""
+"""Positional encodings: a vector for each row of an event, which conditioners read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from torch import Tensor, nn
 from mixerflow.registry import register
 
 
+class _Encoding(nn.Module):
+    table: Tensor
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.width = rows, width
+
+    def forward(self) -> Float[Tensor, "rows width"]:
+        """The encodings of all rows."""
+        return self.table
+
+
 @register
-class LearnedPositionalEncoding(nn.Module):
-    """A learned vector a row, ``(rows, width)``, standard normal at the start.
+class LearnedPositionalEncoding(_Encoding):
+    """A learned vector for each row, ``(rows, width)``, standard normal at the start.
 
     Args:
         rows: number of rows of an event.
@@ -21,20 +33,15 @@ class LearnedPositionalEncoding(nn.Module):
     """
 
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.rows, self.width = rows, width
+        super().__init__(rows, width)
         self.table = nn.Parameter(torch.randn(rows, width))
-
-    def forward(self) -> Float[Tensor, "rows width"]:
-        """All rows' vectors."""
-        return self.table
 
 
 @register
-class SinusoidalPositionalEncoding(nn.Module):
-    """Sines and cosines of the row's number, ``(rows, width)``; nothing is learned.
+class SinusoidalPositionalEncoding(_Encoding):
+    """Sines and cosines of a row's index i, ``(rows, width)``; nothing is learned.
 
-    ``p_{i, 2k} = sin(i / 10000^(2k / width))``, and ``p_{i, 2k + 1}`` its cosine.
+    ``p_{i, 2k} = sin(i / 10000^(2k / width))``, and ``p_{i, 2k + 1}`` the cosine of that angle.
 
     Args:
         rows: number of rows of an event.
@@ -45,17 +52,10 @@ class SinusoidalPositionalEncoding(nn.Module):
         need (2017), section 3.5. https://arxiv.org/abs/1706.03762
     """
 
-    table: Tensor
-
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__()
-        self.rows, self.width = rows, width
-        number = torch.arange(rows, dtype=torch.float64)[:, None]
+        super().__init__(rows, width)
+        index = torch.arange(rows, dtype=torch.float64)[:, None]
         even = torch.arange(0, width, 2, dtype=torch.float64)
-        angle = number * torch.exp(even * (-math.log(10_000) / width))
+        angle = index * torch.exp(even * (-math.log(10_000) / width))
         table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
-
-    def forward(self) -> Float[Tensor, "rows width"]:
-        """All rows' vectors."""
-        return self.table

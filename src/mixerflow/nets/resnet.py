@@ -20,9 +20,8 @@ class ResNetBlock(nn.Module):
         self.look2 = convolution(axes, width, width, 3)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to the same."""
-        inner = self.look1(self.norm1(h).relu())
-        return h + self.look2(self.norm2(inner).relu())
+        """``(B, width, *spatial)`` to the same shape."""
+        return h + self.look2(self.norm2(self.look1(self.norm1(h).relu())).relu())
 
 
 @register
@@ -32,16 +31,8 @@ class ResNet(ImageConditioner):
     E is a convolution of size 3; the S_i, of all depths from 0 on, and L are pointwise. L starts
     at 0: whatever map reads the output starts as the identity.
 
-    Args:
-        in_channels: channels of the conditioning images ``(B, in_channels, *spatial)``.
-        out_channels: channels to give out.
-        width: hidden channels.
-        depth: residual blocks.
-        norm: "batch", "layer", "rms" or "none", before each ReLU. Batch norm couples a training
-            batch.
-        squash: read ``s(x) = sign(x) log(1 + |x|)``, see `mixerflow.nets.squash`.
-        context: length K of contexts ``(B, K)``, added to every pixel, or ``(B, K, *spatial)``.
-        axes: spatial axes.
+    Args, besides those of `ImageConditioner`:
+        depth: residual blocks, with `norm` before each ReLU.
 
     References:
         He, Zhang, Ren, Sun: Identity mappings in deep residual networks (2016), figure 4 (e).
@@ -50,8 +41,8 @@ class ResNet(ImageConditioner):
         https://arxiv.org/abs/1605.08803
 
     Departs from the paper:
-        It has skip connections, batch norm and weight norm in its residual nets and does not say
-        how; this form is ours, without weight norm.
+        Real NVP's residual nets have skip connections, batch norm and weight norm, and the paper
+        does not say where; this form is ours, without weight norm.
     """
 
     def __init__(
@@ -66,18 +57,11 @@ class ResNet(ImageConditioner):
         context: int = 0,
         axes: Axes = 2,
     ) -> None:
-        super().__init__(
-            convolution(axes, in_channels, width, 3),
-            convolution(axes, width, out_channels),
-            in_channels=in_channels,
-            width=width,
-            axes=axes,
-            squash=squash,
-            context=context,
-        )
-        blocks = (ResNetBlock(width, norm=norm, axes=axes) for _ in range(depth))
-        self.blocks = nn.ModuleList(blocks)
-        # one bias for all: their sum is what is read
+        enter = convolution(axes, in_channels, width, 3)
+        leave = convolution(axes, width, out_channels)
+        super().__init__(enter, leave, squash=squash, context=context)
+        self.blocks = nn.ModuleList(ResNetBlock(width, norm=norm, axes=axes) for _ in range(depth))
+        # their outputs are added, so one bias is enough
         skips = (convolution(axes, width, width, bias=i == 0) for i in range(depth + 1))
         self.skips = nn.ModuleList(skips)
         self.norm = norm_of_channels(norm, width)
@@ -95,12 +79,12 @@ class ResNet(ImageConditioner):
 class TanhScale(nn.Module):
     """``(gain * tanh(s), t)`` of a net's output ``(s, t)``: RealNVP's bounded log-scale.
 
-    For `Affine` to read: ``z = x * exp(gain * tanh(s)) + t``. A `gain` for each channel is learned,
-    starting at 1.
+    An `Affine` coupling reads both: ``z = x * exp(gain * tanh(s)) + t``. The `gain` of each channel
+    is learned and starts at 1.
 
     Args:
-        net: gives ``(B, out, ...)``, s first.
-        channels: how many of these are s.
+        net: a net whose output ``(B, out, ...)`` has the channels of s first.
+        channels: number of the channels of s.
     """
 
     def __init__(self, net: nn.Module, channels: int) -> None:
@@ -109,12 +93,12 @@ class TanhScale(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """What the net reads to ``(B, out, ...)``."""
+        """The net's inputs to ``(B, out, ...)``."""
         return self._bounded(self.net(x, context))
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The net's own start from data, where it has one; returns the output."""
+        """Initialise the net from data, if the net can, and return the bounded output."""
         return self._bounded(getattr(self.net, "initialize", self.net)(x, context))
 
     def _bounded(self, out: Tensor) -> Tensor:

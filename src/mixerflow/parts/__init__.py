@@ -1,7 +1,7 @@
 """Parts of models as values: frozen dataclasses, each with its own settings and nothing else.
 
-A model holds parts, a part builds its transform or net where the sizes are known, and no part sees
-the model around it. Elementwise transforms are values too, in `mixerflow.transforms`.
+A model holds parts, and a part does not see the model around it. A part builds its transform or net
+where the sizes are known. Elementwise transforms are values too, in `mixerflow.transforms`.
 """
 
 from mixerflow.parts.bases import (
@@ -19,21 +19,24 @@ from mixerflow.parts.conditioners import (
     ConvNet,
     DenseLipschitzNet,
     DenseNet,
+    GlowConv,
     ImageNet,
     KernelMachine,
     LipschitzNet,
     MaskedNet,
+    PlainConv,
+    ResidualConv,
     RowNet,
     VelocityNet,
+    ZeroConvolution,
 )
-from mixerflow.parts.convolutions import GlowConv, PlainConv, ResidualConv, ZeroConvolution
 from mixerflow.parts.images import (
     ActivationPrior,
-    Beside,
     ConvolutionPrior,
     GlowSteps,
     InvertibleAttention,
     LearnedEncoding,
+    MixerAddition,
     PatchAttention,
     PositionalEncoding,
     Prior,
@@ -54,7 +57,15 @@ from mixerflow.parts.linear import (
     UnpackedPLUMap,
     WoodburyMap,
 )
-from mixerflow.parts.model import Classes, LogitPixels, Model, Pixels, PositiveCounts, ScaledPixels
+from mixerflow.parts.model import (
+    Classes,
+    LogitPixels,
+    Model,
+    Part,
+    Pixels,
+    PositiveCounts,
+    ScaledPixels,
+)
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.rows import (
     RowAutoregression,
@@ -68,66 +79,17 @@ from mixerflow.parts.rows import (
     RowResidual,
 )
 
-__all__ = [
-    "KAN",
-    "MLP",
-    "ActivationPrior",
-    "Attention",
-    "BaseChoice",
-    "Beside",
-    "ButterflyMap",
-    "CauchyBase",
-    "Classes",
-    "ConvNet",
-    "ConvolutionPrior",
-    "DenseLipschitzNet",
-    "DenseNet",
-    "GlowConv",
-    "GlowSteps",
-    "ImageNet",
-    "InvertibleAttention",
-    "KernelMachine",
-    "LUMap",
-    "LearnedEncoding",
-    "LinearMap",
-    "LipschitzNet",
-    "LogitPixels",
-    "MaskedNet",
-    "MatrixMap",
-    "MixtureBase",
-    "Model",
-    "NoMap",
-    "NormalBase",
-    "PLUMap",
-    "PatchAttention",
-    "Patching",
-    "Pixels",
-    "PlainConv",
-    "PositionalEncoding",
-    "PositiveCounts",
-    "Prior",
-    "RLUMap",
-    "ResidualConv",
-    "RowAutoregression",
-    "RowContinuous",
-    "RowCoupling",
-    "RowDenseResidual",
-    "RowFlow",
-    "RowGaussianization",
-    "RowInverseAutoregression",
-    "RowMonotone",
-    "RowNet",
-    "RowResidual",
-    "SameMap",
-    "ScaledPixels",
-    "Scales",
-    "SinusoidalEncoding",
-    "SpikeAndSlabBase",
-    "StudentTBase",
-    "UnpackedPLUMap",
-    "VelocityNet",
-    "WoodburyMap",
-    "ZeroConvolution",
-    "glow_step",
-    "image_coupling",
-]
+__all__ = ["BaseChoice", "CauchyBase", "MixtureBase", "NormalBase", "SpikeAndSlabBase"]
+__all__ += ["StudentTBase"]
+__all__ += ["KAN", "MLP", "Attention", "ConvNet", "DenseLipschitzNet", "DenseNet", "GlowConv"]
+__all__ += ["ImageNet", "KernelMachine", "LipschitzNet", "MaskedNet", "PlainConv", "ResidualConv"]
+__all__ += ["RowNet", "VelocityNet", "ZeroConvolution"]
+__all__ += ["ActivationPrior", "ConvolutionPrior", "GlowSteps", "InvertibleAttention"]
+__all__ += ["LearnedEncoding", "MixerAddition", "PatchAttention", "PositionalEncoding", "Prior"]
+__all__ += ["Scales", "SinusoidalEncoding", "glow_step", "image_coupling"]
+__all__ += ["ButterflyMap", "LUMap", "LinearMap", "MatrixMap", "NoMap", "PLUMap", "RLUMap"]
+__all__ += ["SameMap", "UnpackedPLUMap", "WoodburyMap"]
+__all__ += ["Classes", "LogitPixels", "Model", "Part", "Pixels", "PositiveCounts", "ScaledPixels"]
+__all__ += ["Patching"]
+__all__ += ["RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow"]
+__all__ += ["RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowResidual"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.core import Base, Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT
+from mixerflow.parts.model import Part
 from mixerflow.registry import register
 
 
-class BaseChoice:
+class BaseChoice(Part):
     """A distribution of the latents."""
 
     def build(self) -> Base:
-        """The distribution, at its start."""
-        raise NotImplementedError
+        """Return the distribution, at its start."""
+        return self.make()
 
 
 @register("normal")
@@ -21,8 +22,7 @@ class BaseChoice:
 class NormalBase(BaseChoice):
     """The standard normal."""
 
-    def build(self) -> Base:
-        return StandardNormal()
+    makes = StandardNormal
 
 
 @register("student-t")
@@ -30,13 +30,12 @@ class NormalBase(BaseChoice):
 class StudentTBase(BaseChoice):
     """Student's t."""
 
+    makes = StudentT
+
     dof: float = 5.0
     """Degrees of freedom at the start."""
     learned: bool = True
-    """Whether they are learned."""
-
-    def build(self) -> Base:
-        return StudentT(self.dof, learned=self.learned)
+    """Whether the degrees of freedom are learned."""
 
 
 @register("cauchy")
@@ -44,8 +43,7 @@ class StudentTBase(BaseChoice):
 class CauchyBase(BaseChoice):
     """Student's t of one degree of freedom."""
 
-    def build(self) -> Base:
-        return Cauchy()
+    makes = Cauchy
 
 
 @register("mixture")
@@ -53,11 +51,10 @@ class CauchyBase(BaseChoice):
 class MixtureBase(BaseChoice):
     """A learned mixture of Gaussians, the same for all latents."""
 
-    components: int = 8
-    """Gaussians."""
+    makes = GaussianMixture
 
-    def build(self) -> Base:
-        return GaussianMixture(self.components)
+    components: int = 8
+    """Number of Gaussians."""
 
 
 @register("spike-and-slab")
@@ -65,12 +62,11 @@ class MixtureBase(BaseChoice):
 class SpikeAndSlabBase(BaseChoice):
     """A narrow Gaussian and a wide one, for latents that are mostly near 0."""
 
-    spike: float = 0.25
-    """The narrow one's scale at the start."""
-    slab: float = 1.25
-    """The wide one's."""
-    weight: float = 0.4
-    """Of the narrow one at the start."""
+    makes = SpikeAndSlab
 
-    def build(self) -> Base:
-        return SpikeAndSlab(self.spike, self.slab, self.weight)
+    spike: float = 0.25
+    """Scale of the narrow Gaussian at the start."""
+    slab: float = 1.25
+    """Scale of the wide Gaussian at the start."""
+    weight: float = 0.4
+    """Weight of the narrow Gaussian at the start."""

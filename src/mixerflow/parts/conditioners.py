@@ -1,11 +1,10 @@
-"""Conditioners as values: the settings of a net that is built where its sizes are known."""
+"""Conditioners as values: the settings of nets that are built where their sizes are known."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 from torch import nn
 
@@ -13,176 +12,187 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     DenseConvNet,
+    GlowNet,
     KernelNet,
     LipschitzDense,
     LipschitzMLP,
     Norm,
+    PlainConvNet,
     ResidualConvNet,
     ResidualMLP,
+    ResNet,
     SplineNet,
     Velocity,
+    ZeroConv,
 )
-from mixerflow.parts.model import PositiveCounts
+from mixerflow.parts.model import Part, PositiveCounts
 from mixerflow.registry import register
 
-Axes = Literal[1, 2, 3]
 
-
-class RowNet:
+class RowNet(Part):
     """A conditioner of rows: ``(rows, given)`` and ``(rows, context)`` to ``(rows, out)``."""
 
     def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
-        """The net, whose output starts at 0."""
-        raise NotImplementedError
+        """Return the net, whose output starts at 0."""
+        return self.make(given, out, context=context)
 
 
-class ImageNet:
+class ImageNet(Part):
     """A conditioner of images ``(B, given, *spatial)``; a context is ``(B, context)`` or a map."""
 
     def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
-        """The net, which gives ``(B, out, *spatial)``, for so many spatial axes."""
-        raise NotImplementedError
+        """Return the net, whose output is ``(B, out, *spatial)``, for `axes` spatial axes."""
+        return self.make(given, out, context=context, axes=axes)
 
 
-@register("mlp")
 @dataclass(frozen=True)
-class MLP(PositiveCounts, RowNet):
-    """The paper's residual block of two linear maps; with affine couplings kernels run it."""
-
-    width: int = 128
-    """Hidden units."""
-    norm: Norm = "batch"
-    """Of hidden rows, before each GELU; the paper has "batch"."""
-    squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|); the paper's reads x."""
-
-    def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
-        return ResidualMLP(
-            given, out, width=self.width, norm=self.norm, squash=self.squash, context=context
-        )
-
-
-@register("kan")
-@dataclass(frozen=True)
-class KAN(PositiveCounts, RowNet):
-    """A Kolmogorov-Arnold network: two layers of cubic splines on edges."""
+class _HiddenRows(PositiveCounts):
+    """Settings of a net with normalised hidden rows."""
 
     width: int = 64
     """Hidden units."""
     norm: Norm = "batch"
-    """Of hidden rows."""
+    """Norm of the hidden rows."""
     squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
+    """Whether the net reads sign(x) log(1 + |x|)."""
+
+
+@register("mlp")
+@dataclass(frozen=True)
+class MLP(_HiddenRows, RowNet):
+    """The paper's residual block of two linear maps; with affine couplings kernels run it."""
+
+    makes = ResidualMLP
+
+    width: int = 128
+    """Hidden units."""
+    norm: Norm = "batch"
+    """Norm of the hidden rows, before each GELU; the paper has "batch"."""
+    squash: bool = True
+    """Whether the net reads sign(x) log(1 + |x|); the paper's net reads x."""
+
+
+@register("kan")
+@dataclass(frozen=True)
+class KAN(_HiddenRows, RowNet):
+    """A Kolmogorov-Arnold network: two layers of cubic splines on edges."""
+
+    makes = SplineNet
+
     grid: int = 5
     """Intervals of an edge's spline."""
     extent: float = 2.0
     """The grid reaches from -extent to extent."""
 
-    def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
-        return SplineNet(
-            given,
-            out,
-            width=self.width,
-            norm=self.norm,
-            squash=self.squash,
-            context=context,
-            grid=self.grid,
-            extent=self.extent,
-        )
-
 
 @register("kernel")
 @dataclass(frozen=True)
-class KernelMachine(PositiveCounts, RowNet):
+class KernelMachine(_HiddenRows, RowNet):
     """A weighted sum of kernels around learned points."""
 
-    width: int = 64
-    """How many points."""
-    norm: Norm = "batch"
-    """Of what it reads."""
-    squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
+    makes = KernelNet
 
-    def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
-        return KernelNet(
-            given, out, width=self.width, norm=self.norm, squash=self.squash, context=context
-        )
+    width: int = 64
+    """Number of points."""
+    norm: Norm = "batch"
+    """Norm of the net's input."""
 
 
 @register("masked")
 @dataclass(frozen=True)
-class MaskedNet(PositiveCounts):
-    """A masked net of rows, each of whose outputs reads the entries before its own."""
+class MaskedNet(_HiddenRows, Part):
+    """A masked net of rows: the outputs of an entry read the entries before it alone."""
+
+    makes = MADE
 
     width: int = 128
     """Hidden units."""
     norm: Norm = "batch"
-    """Of its hidden rows: "batch" or "none"; others would let an entry see those behind it."""
-    squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
+    """Norm of the hidden rows: "batch" or "none"; with others an entry would read later ones."""
 
     def build(
         self, n: int, params: int, *, context: int = 0, order: Sequence[int] | None = None
     ) -> nn.Module:
-        """The net: ``(rows, n)`` to ``(rows, params * n)``, the entries read in that order."""
-        return MADE(
-            n,
-            params,
-            width=self.width,
-            norm=self.norm,
-            squash=self.squash,
-            context=context,
-            order=order,
-        )
+        """Return the net, ``(rows, n)`` to ``(rows, params * n)``; `order` is that of the entries.
+
+        Parameter k of entry j is number ``k n + j`` of the output.
+        """
+        return self.make(n, params, context=context, order=order)
+
+
+class _Contraction(PositiveCounts, Part):
+    def build(self, n: int, *, context: int = 0) -> nn.Module:
+        """Return the net, ``(rows, n)`` to the same shape."""
+        return self.make(n, n, context=context)
 
 
 @register("lipschitz")
 @dataclass(frozen=True)
-class LipschitzNet(PositiveCounts):
+class LipschitzNet(_Contraction):
     """A contraction of rows."""
+
+    makes = LipschitzMLP
 
     width: int = 128
     """Hidden units."""
     depth: int = 2
     """Hidden layers."""
 
-    def build(self, n: int, *, context: int = 0) -> nn.Module:
-        """The net, ``(rows, n)`` to the same."""
-        return LipschitzMLP(n, n, width=self.width, depth=self.depth, context=context)
-
 
 @register("dense-lipschitz")
 @dataclass(frozen=True)
-class DenseLipschitzNet(PositiveCounts):
+class DenseLipschitzNet(_Contraction):
     """A densely connected contraction of rows."""
+
+    makes = LipschitzDense
 
     width: int = 32
     """Units that each layer adds."""
     depth: int = 3
-    """Layers that add."""
-
-    def build(self, n: int, *, context: int = 0) -> nn.Module:
-        """The net, ``(rows, n)`` to the same."""
-        return LipschitzDense(n, n, width=self.width, depth=self.depth, context=context)
+    """Number of layers."""
 
 
 @register("velocity")
 @dataclass(frozen=True)
-class VelocityNet(PositiveCounts):
+class VelocityNet(PositiveCounts, Part):
     """The right-hand side of an ordinary differential equation."""
+
+    makes = Velocity
 
     width: int = 128
     """Hidden units."""
 
     def build(self, n: int, *, context: int = 0) -> nn.Module:
-        """The net, of a time and ``(rows, n)``."""
-        return Velocity(n, width=self.width, context=context)
+        """Return the net, which reads a time and ``(rows, n)``."""
+        return self.make(n, context=context)
+
+
+@register
+@dataclass(frozen=True)
+class Attention(PositiveCounts, Part):
+    """Self-attention over the tokens of ``(B, tokens, given)``."""
+
+    makes = AttentionNet
+
+    width: int = 128
+    """Length of a hidden token."""
+    heads: int = 4
+    """Number of heads; only as many as divide the width are built."""
+    squash: bool = True
+    """Whether the net reads sign(x) log(1 + |x|)."""
+
+    def build(self, given: int, out: int, *, tokens: int, context: int = 0) -> nn.Module:
+        """Return the net, whose output is ``(B, tokens, out)``."""
+        heads = math.gcd(self.heads, self.width)
+        return self.make(given, out, tokens=tokens, context=context, heads=heads)
 
 
 @register("convolution")
 @dataclass(frozen=True)
 class ConvNet(PositiveCounts, ImageNet):
     """Residual blocks of convolutions."""
+
+    makes = ResidualConvNet
 
     width: int = 128
     """Hidden channels."""
@@ -191,22 +201,9 @@ class ConvNet(PositiveCounts, ImageNet):
     kernel: int = 3
     """Side of the convolutions that are not pointwise; odd."""
     norm: Norm = "batch"
-    """Of each pixel's hidden channels."""
+    """Norm of each pixel's hidden channels."""
     squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
-
-    def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
-        return ResidualConvNet(
-            given,
-            out,
-            width=self.width,
-            depth=self.depth,
-            norm=self.norm,
-            squash=self.squash,
-            context=context,
-            kernel=self.kernel,
-            axes=cast(Axes, axes),
-        )
+    """Whether the net reads sign(x) log(1 + |x|)."""
 
 
 @register("dense")
@@ -214,54 +211,73 @@ class ConvNet(PositiveCounts, ImageNet):
 class DenseNet(PositiveCounts, ImageNet):
     """A densely connected block of convolutions."""
 
+    makes = DenseConvNet
+
     width: int = 128
-    """Channels that the block reads and gives."""
+    """Channels before and after the block."""
     growth: int = 64
-    """Channels that each of its convolutions adds."""
+    """Channels that each convolution of the block adds."""
     depth: int = 3
-    """How many convolutions add."""
+    """Number of these convolutions."""
     kernel: int = 3
-    """Their side; odd."""
+    """Side of these convolutions; odd."""
     norm: Norm = "batch"
-    """Of each pixel's channels behind the block."""
+    """Norm of each pixel's channels after the block."""
     squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
-
-    def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
-        return DenseConvNet(
-            given,
-            out,
-            width=self.width,
-            growth=self.growth,
-            depth=self.depth,
-            norm=self.norm,
-            squash=self.squash,
-            context=context,
-            kernel=self.kernel,
-            axes=cast(Axes, axes),
-        )
+    """Whether the net reads sign(x) log(1 + |x|)."""
 
 
-@register
+@register("glow")
 @dataclass(frozen=True)
-class Attention(PositiveCounts):
-    """Self-attention over the tokens of ``(B, tokens, given)``."""
+class GlowConv(PositiveCounts, ImageNet):
+    """Glow's convolutions 3-1-3 with norms that start from data; the last one starts at 0."""
 
-    width: int = 128
-    """Hidden numbers of a token."""
-    heads: int = 4
-    """Of them as many as divide the width."""
-    squash: bool = True
-    """Whether it reads sign(x) log(1 + |x|)."""
+    makes = GlowNet
 
-    def build(self, given: int, out: int, *, tokens: int, context: int = 0) -> nn.Module:
-        """The net, which gives ``(B, tokens, out)``."""
-        return AttentionNet(
-            given,
-            out,
-            width=self.width,
-            heads=math.gcd(self.heads, self.width),
-            squash=self.squash,
-            context=context,
-            tokens=tokens,
-        )
+    width: int = 512
+    """Hidden channels."""
+    factor: float = 1.0
+    """How many times faster the last convolution's scale learns; 3 in Glow's published code."""
+    second_bias: bool = True
+    """Whether the last convolution has a second bias, which is redundant."""
+
+
+@register("zero")
+@dataclass(frozen=True)
+class ZeroConvolution(ImageNet):
+    """One convolution that starts at 0; it gives the means and scales of Glow's priors."""
+
+    makes = ZeroConv
+
+    factor: float = 1.0
+    """How many times faster the convolution's scale learns."""
+    second_bias: bool = True
+    """Whether the convolution has a second bias, which is redundant."""
+
+
+@register("plain")
+@dataclass(frozen=True)
+class PlainConv(PositiveCounts, ImageNet):
+    """Plain convolutions 3-1-3."""
+
+    makes = PlainConvNet
+
+    width: int = 256
+    """Hidden channels."""
+    zero: bool = False
+    """Whether the last convolution, and so the net's output, starts at 0."""
+
+
+@register("residual")
+@dataclass(frozen=True)
+class ResidualConv(PositiveCounts, ImageNet):
+    """A residual net with skip connections from every block; its output starts at 0."""
+
+    makes = ResNet
+
+    width: int = 64
+    """Hidden channels."""
+    depth: int = 8
+    """Residual blocks."""
+    norm: Norm = "batch"
+    """Norm of each pixel's hidden channels."""

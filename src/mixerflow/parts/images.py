@@ -1,4 +1,4 @@
-"""What flows of images share, as values: Glow's step, positions, attention, scales."""
+"""Parts of image flows as values: Glow's step, positional encodings, attention, scales."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from torch import nn
 
 from mixerflow.core import Along, Inverse, Layer, Shape, Transform
 from mixerflow.nets import LearnedPositionalEncoding, SinusoidalPositionalEncoding
-from mixerflow.parts.conditioners import Attention, ConvNet, ImageNet
-from mixerflow.parts.convolutions import ZeroConvolution
+from mixerflow.parts.conditioners import Attention, ConvNet, ImageNet, ZeroConvolution
 from mixerflow.parts.linear import LinearMap, LUMap
-from mixerflow.parts.model import PositiveCounts
+from mixerflow.parts.model import Part, PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,
@@ -30,7 +29,7 @@ from mixerflow.transforms import (
 def image_coupling(
     net: ImageNet, elementwise: Elementwise, shape: Shape, *, flip: bool = False, context: int = 0
 ) -> Coupling:
-    """Half of an image's channels is transformed, given the other half."""
+    """Return a coupling that transforms half of an image's channels, given the other half."""
     given, changed = halves(shape[0], flip=flip)
     built = net.build(given, elementwise.params * changed, context=context, axes=len(shape) - 1)
     return Coupling(0, built, elementwise, flip=flip)
@@ -47,16 +46,16 @@ def glow_step(
     flip: bool = False,
     context: int = 0,
 ) -> list[Transform]:
-    """ActNorm, 1x1 convolution and coupling of events ``(C, *spatial)``.
+    """Return ActNorm, 1x1 convolution and coupling of events ``(C, *spatial)``.
 
     Args:
-        net: the coupling's conditioner.
-        elementwise: what the coupling does.
-        shape: of the events.
+        net: conditioner of the coupling.
+        elementwise: transform of each number in the coupling.
+        shape: shape of the events.
         linear: the 1x1 convolution.
-        bias: whether that has one.
-        floor: smallest standard deviation that ActNorm believes.
-        flip: whether the coupling's halves are turned round.
+        bias: whether the convolution has a bias.
+        floor: lower bound of the standard deviations that ActNorm's start from data divides by.
+        flip: whether the coupling's halves are swapped.
         context: length of the context.
     """
     channels, axes = shape[0], len(shape) - 1
@@ -73,14 +72,14 @@ class Prior:
     """A learned Gaussian of the last latents: an affine transform before the standard normal."""
 
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
-        """The transform of events ``(C, *spatial)``."""
+        """Return the transform of events ``(C, *spatial)``."""
         raise NotImplementedError
 
 
 @register("activation")
 @dataclass(frozen=True)
 class ActivationPrior(Prior):
-    """A mean and a scale for each number, without regard to the context."""
+    """A mean and a scale for each number, which do not depend on the context."""
 
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
         return DiagonalAffine(shape)
@@ -89,10 +88,10 @@ class ActivationPrior(Prior):
 @register("convolution-of-zeros")
 @dataclass(frozen=True)
 class ConvolutionPrior(Prior):
-    """A mean and a scale for each channel, given the context, by a convolution that reads zeros."""
+    """A mean and a scale for each channel, given the context: outputs of a convolution of zeros."""
 
     net: ZeroConvolution = ZeroConvolution(factor=3.0, second_bias=False)
-    """The convolution, whose weights for the zeros idle, as in published code."""
+    """The convolution, whose weights for the zeros are unused, as in published code."""
 
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
         channels, axes = 2 * shape[0], len(shape) - 1
@@ -100,61 +99,57 @@ class ConvolutionPrior(Prior):
         return Coupling(NoSplit((channels, *shape[1:])), net, Affine())
 
 
-class Beside:
-    """What a mixer layer may have besides its mixing."""
+class MixerAddition:
+    """Transforms that a mixer layer may have besides its mixing."""
 
     def on_patches(self, patches: int, channels: int, context: int) -> list[Transform]:
-        """Transforms of the patch matrix ``(patches, channels)``."""
+        """Return transforms of the patch matrix ``(patches, channels)``."""
         return []
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
-        """Transforms of the image, behind the mixing."""
+        """Return transforms of the image, which follow the mixing."""
         return []
 
 
 @register
 @dataclass(frozen=True)
-class GlowSteps(PositiveCounts, Beside):
-    """Pairs of Glow's steps, one a half of the channels, on the squeezed image."""
+class GlowSteps(PositiveCounts, MixerAddition):
+    """Pairs of Glow's steps on the squeezed image, one step for each half of the channels."""
 
     pairs: int = 1
-    """How many pairs."""
+    """Number of pairs."""
     elementwise: Elementwise = Affine()
-    """What happens to each number of a half."""
+    """Transform of each number of the changed half."""
     net: ImageNet = ConvNet()
-    """What reads the other half."""
+    """Net that reads the other half."""
     linear: LinearMap = LUMap()
     """The 1x1 convolution."""
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
-        """As many layers as pairs; an image with an odd side is not squeezed."""
+        """Return one layer for each pair; an image with an odd side is not squeezed."""
         return [self._pair(shape, context) for _ in range(self.pairs)]
 
     def _pair(self, shape: Shape, context: int) -> Transform:
         even = all(side % 2 == 0 for side in shape[1:])
         squeeze = Squeeze(shape, 2 if even else 1)
+        net, elementwise, inner = self.net, self.elementwise, squeeze.latent_shape
         steps: list[Transform] = []
         for flip in (False, True):
             steps += glow_step(
-                self.net,
-                self.elementwise,
-                squeeze.given,
-                linear=self.linear,
-                flip=flip,
-                context=context,
+                net, elementwise, inner, linear=self.linear, flip=flip, context=context
             )
         return Layer(squeeze, *steps, Inverse(squeeze, shape))
 
 
 @register("attention")
 @dataclass(frozen=True)
-class PatchAttention(Beside):
-    """Couplings in which every patch looks at all patches, one half of their channels each."""
+class PatchAttention(MixerAddition):
+    """Two couplings, one for each half of the channels, in which every patch reads all patches."""
 
     elementwise: Elementwise = Affine()
-    """What happens to each number of a half."""
+    """Transform of each number of the changed half."""
     net: Attention = Attention()
-    """What reads the other half."""
+    """Net that reads the other half."""
 
     def on_patches(self, patches: int, channels: int, context: int) -> list[Transform]:
         steps: list[Transform] = []
@@ -168,7 +163,7 @@ class PatchAttention(Beside):
 
 @register
 @dataclass(frozen=True)
-class InvertibleAttention(Beside):
+class InvertibleAttention(MixerAddition):
     """Invertible map and token attention between the patches."""
 
     def on_patches(self, patches: int, channels: int, context: int) -> list[Transform]:
@@ -178,14 +173,14 @@ class InvertibleAttention(Beside):
         return steps
 
 
-class PositionalEncoding:
-    """How a row flow is told which row of an event it transforms."""
+class PositionalEncoding(Part):
+    """A positional encoding: tells a row flow which row of an event it transforms."""
 
     width: int
 
     def build(self, rows: int) -> nn.Module:
-        """A module without arguments that gives ``(rows, width)``."""
-        raise NotImplementedError
+        """Return a module without arguments whose output is ``(rows, width)``."""
+        return self.make(rows)
 
 
 @register("learned")
@@ -193,23 +188,21 @@ class PositionalEncoding:
 class LearnedEncoding(PositiveCounts, PositionalEncoding):
     """A learned vector for each row."""
 
-    width: int = 16
-    """Its length."""
+    makes = LearnedPositionalEncoding
 
-    def build(self, rows: int) -> nn.Module:
-        return LearnedPositionalEncoding(rows, self.width)
+    width: int = 16
+    """Length of the vector."""
 
 
 @register("sinusoidal")
 @dataclass(frozen=True)
 class SinusoidalEncoding(PositiveCounts, PositionalEncoding):
-    """Sines and cosines of the row's number."""
+    """Sines and cosines of the row's index."""
+
+    makes = SinusoidalPositionalEncoding
 
     width: int = 16
-    """How many."""
-
-    def build(self, rows: int) -> nn.Module:
-        return SinusoidalPositionalEncoding(rows, self.width)
+    """Number of sines and cosines."""
 
 
 @register
@@ -217,21 +210,20 @@ class SinusoidalEncoding(PositiveCounts, PositionalEncoding):
 class Scales(PositiveCounts):
     """Several scales among which the layers are shared out.
 
-    From one to the next the image is squeezed, and half of its channels are done: they are scored
-    under a Gaussian given the other half, which is an affine coupling before a standard normal.
+    After each scale but the last, the image is squeezed and half of its channels are factored out:
+    they are scored under a Gaussian given the other half, which is an affine coupling before a
+    standard normal.
     """
 
     count: int = 2
-    """How many."""
+    """Number of scales."""
     elementwise: Elementwise = Affine()
-    """How the half that is done is transformed."""
+    """Transform of the half that is factored out."""
     net: ImageNet = ConvNet()
-    """What reads the half that goes on."""
+    """Net that reads the other half."""
 
     def step(self, shape: Shape, context: int) -> Transform:
-        """The last layer of a scale of events `shape`, before its first channels are done."""
+        """Return the last layer of a scale of events `shape`; then the first channels leave."""
         squeeze = Squeeze(shape)
-        coupling = image_coupling(
-            self.net, self.elementwise, squeeze.given, flip=True, context=context
-        )
-        return Layer(squeeze, coupling)
+        net, elementwise, inner = self.net, self.elementwise, squeeze.latent_shape
+        return Layer(squeeze, image_coupling(net, elementwise, inner, flip=True, context=context))

@@ -1,24 +1,24 @@
-"""Linear maps as values: what mixes the entries of a vector before a flow layer."""
+"""Linear maps as values: a map that mixes the entries of a vector before a flow layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from mixerflow.core import Transform
-from mixerflow.parts.model import PositiveCounts
-from mixerflow.registry import register
+from mixerflow.parts.model import Part, PositiveCounts
+from mixerflow.registry import register, word_of
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
 
 
-class LinearMap:
+class LinearMap(Part):
     """An invertible linear map of vectors."""
 
     reverses: bool = False
-    """Whether it reverses the order of the entries."""
+    """Whether the map reverses the order of the entries."""
 
     def build(self, n: int, *, bias: bool = True) -> Transform | None:
-        """The map of vectors of length n; None for none."""
-        raise NotImplementedError
+        """Return the map of vectors of length n; None for no map."""
+        return self.make(n, bias=bias)
 
 
 @register("lu")
@@ -26,19 +26,16 @@ class LinearMap:
 class LUMap(LinearMap):
     """``L U x + b``, which starts as the identity: the paper's linear block."""
 
-    def build(self, n: int, *, bias: bool = True) -> Transform:
-        return LU(n, bias=bias)
+    makes = LU
 
 
 @register("rlu")
 @dataclass(frozen=True)
 class RLUMap(LinearMap):
-    """The same behind a reversal of the order; the paper's where no layer shifts."""
+    """The same after a reversal of the order; the paper's block where no layer shifts."""
 
+    makes = RLU
     reverses = True
-
-    def build(self, n: int, *, bias: bool = True) -> Transform:
-        return RLU(n, bias=bias)
 
 
 @register("plu")
@@ -46,42 +43,44 @@ class RLUMap(LinearMap):
 class PLUMap(LinearMap):
     """``P L U x`` with a fixed permutation, which starts as a random rotation: Glow's."""
 
+    makes = PLU
+
+
+class _MapWithoutBias(LinearMap):
     def build(self, n: int, *, bias: bool = True) -> Transform:
-        return PLU(n, bias=bias)
+        if bias:
+            raise ValueError(f"linear {word_of(type(self))} has no bias: it is for Glow's steps")
+        return self.make(n)
 
 
 @register("matrix")
 @dataclass(frozen=True)
-class MatrixMap(LinearMap):
-    """``W x`` with any matrix, which starts as a random rotation: Glow's where it is not PLU."""
+class MatrixMap(_MapWithoutBias):
+    """``W x`` with any matrix, which starts as a random rotation: Glow's without PLU."""
 
-    def build(self, n: int, *, bias: bool = True) -> Transform:
-        if bias:
-            raise ValueError("linear matrix has no bias: it is for Glow's steps")
-        return Matrix(n)
+    makes = Matrix
 
 
 @register("unpacked-plu")
 @dataclass(frozen=True)
-class UnpackedPLUMap(LinearMap):
-    """`PLUMap` that stores two full matrices, as published code does; the other halves idle."""
+class UnpackedPLUMap(_MapWithoutBias):
+    """`PLUMap` stored as two full matrices, as in published code; half of each is unused."""
 
-    def build(self, n: int, *, bias: bool = True) -> Transform:
-        if bias:
-            raise ValueError("linear unpacked-plu has no bias: it is for Glow's steps")
-        return UnpackedPLU(n)
+    makes = UnpackedPLU
 
 
 @register("woodbury")
 @dataclass(frozen=True)
 class WoodburyMap(PositiveCounts, LinearMap):
-    """The identity and a map of low rank, for long vectors."""
+    """The identity plus a map of low rank, for long vectors."""
+
+    makes = Woodbury
 
     rank: int = 16
-    """Of the map; shorter vectors have full rank."""
+    """Rank of the added map; at most the length of the vectors."""
 
     def build(self, n: int, *, bias: bool = True) -> Transform:
-        return Woodbury(n, min(self.rank, n), bias=bias)
+        return self.make(n, rank=min(self.rank, n), bias=bias)
 
 
 @register("butterfly")
@@ -102,7 +101,7 @@ class SameMap:
 @register("none")
 @dataclass(frozen=True)
 class NoMap(LinearMap):
-    """No linear map at all."""
+    """No linear map."""
 
     def build(self, n: int, *, bias: bool = True) -> None:
         return None

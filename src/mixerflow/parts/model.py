@@ -1,4 +1,4 @@
-"""What every model has: pixels that become numbers, classes, and a flow of images of some shape."""
+"""The base of models and parts: pixels as real numbers, classes, and a flow over images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,13 +18,44 @@ from mixerflow.registry import Unregistered, describe, evolve, is_value, registe
 from mixerflow.transforms import Dequantize, Logit, Rescale
 
 
+class Part:
+    """A value that makes an object of the class `makes`, with its own fields as settings."""
+
+    makes: ClassVar[type[Any]]
+
+    def make(self, *sizes: int, **settings: object) -> Any:  # noqa: ANN401
+        """Return an object of the class `makes`, from `sizes`, `settings` and the other fields."""
+        return self.makes(*sizes, **(vars(self) | settings))
+
+
+class PositiveCounts:
+    """A value whose counts, the fields of type int, are checked to be at least `least`.
+
+    Raises:
+        ValueError: a smaller count, as the value is made.
+    """
+
+    least: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            count = getattr(self, field.name)
+            if field.type in (int, "int") and count < self.least:
+                what = f"{field.name} must be at least {self.least}; got {count}"
+                raise ValueError(f"{type(self).__name__}: {what}")
+
+
 class Pixels:
-    """How an image's values become real numbers: the first steps of a model, and its levels."""
+    """The first transforms of a model, which make real numbers of an image's values."""
 
     levels: int | None
 
     def steps(self) -> list[Transform]:
-        """The transforms, nearest the data first."""
+        """Return the transforms, nearest the data first; none for float data."""
+        return [] if self.levels is None else self.transforms(self.levels)
+
+    def transforms(self, levels: int) -> list[Transform]:
+        """Return the transforms of pixels with that number of levels."""
         raise NotImplementedError
 
 
@@ -34,84 +65,68 @@ class ScaledPixels(Pixels):
     """Integers, uniformly dequantised and scaled to an interval."""
 
     low: float = -1.0
-    """Where the interval begins."""
+    """Lower end of the interval."""
     high: float = 1.0
-    """Where it ends."""
+    """Upper end of the interval."""
     levels: int | None = 256
     """Values a pixel can have; None for float data, taken as it is."""
 
-    def steps(self) -> list[Transform]:
-        if self.levels is None:
-            return []
-        return [Dequantize(self.levels), Rescale((self.high - self.low) / self.levels, self.low)]
+    def transforms(self, levels: int) -> list[Transform]:
+        return [Dequantize(levels), Rescale((self.high - self.low) / levels, self.low)]
 
 
 @register("logit")
 @dataclass(frozen=True)
 class LogitPixels(Pixels):
-    """Integers, uniformly dequantised, scaled to the unit interval and spread by a logit."""
+    """Integers, uniformly dequantised, scaled to the unit interval, and their logit."""
 
     alpha: float = 0.05
-    """Keeps the logit finite: it is that of ``alpha + (1 - 2 alpha) x``."""
+    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite."""
     levels: int | None = 256
     """Values a pixel can have; None for float data, taken as it is, without a logit."""
 
-    def steps(self) -> list[Transform]:
-        if self.levels is None:
-            return []
-        return [Dequantize(self.levels), Rescale(1 / self.levels), Logit(self.alpha)]
-
-
-class PositiveCounts:
-    """A value whose counts, the fields that are ints, cannot be less than `least`.
-
-    What cannot be is refused where it is written: as the value is made.
-    """
-
-    least: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            given = getattr(self, field.name)
-            if field.type in (int, "int") and given < self.least:
-                what = f"{field.name} must be at least {self.least}; got {given}"
-                raise ValueError(f"{type(self).__name__}: {what}")
+    def transforms(self, levels: int) -> list[Transform]:
+        return [Dequantize(levels), Rescale(1 / levels), Logit(self.alpha)]
 
 
 @register
 @dataclass(frozen=True)
 class Classes(PositiveCounts):
-    """Class labels that a model is given with its images."""
+    """Class labels, which a model is given with its images."""
 
     count: int = 10
-    """How many classes."""
+    """Number of classes."""
     width: int = 32
     """Length of a class's learned embedding, which conditioners read."""
 
     def embedding(self) -> nn.Module:
-        """From labels ``(B,)`` to contexts ``(B, width)``."""
+        """Return the net that makes contexts ``(B, width)`` of labels ``(B,)``."""
         return nn.Embedding(self.count, self.width)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model: a frozen dataclass of settings and parts that `build` makes a flow of.
+    """A model: a frozen dataclass of settings and parts, of which `build` makes a flow.
 
-    A subclass adds its fields and `compose`; with `mixerflow.register` in front, run folders,
-    ``--model`` flags and `mixerflow.load` know it by name.
+    A subclass adds its fields and `compose`. Run folders, ``--model`` flags and `mixerflow.load`
+    know a subclass by name if `mixerflow.register` decorates it.
     """
 
     pixels: Pixels = dataclasses.field(default=ScaledPixels(), kw_only=True)
     """How an image's values become real numbers."""
     classes: Classes | None = dataclasses.field(default=None, kw_only=True)
-    """Of a class-conditional model; None for one without."""
+    """Classes of a class-conditional model; None for a model without classes."""
 
     def compose(self, shape: Shape) -> Transform:
-        """From images ``(C, *spatial)`` to latents; a ValueError says what does not fit."""
+        """Return the transform from images ``(C, *spatial)`` to latents.
+
+        Raises:
+            ValueError: the settings do not fit the images or each other.
+        """
         raise NotImplementedError
 
     def latents(self) -> Base | None:
-        """The latents' distribution; None for the standard normal."""
+        """Return the distribution of the latents; None for the standard normal."""
         return None
 
     @property
@@ -120,7 +135,7 @@ class Model:
         return self.classes.width if self.classes else 0
 
     def build(self, shape: Shape) -> Flow:
-        """A flow, untrained, over images ``(C, *spatial)``.
+        """Return an untrained flow over images ``(C, *spatial)``.
 
         Raises:
             ConfigError: the settings do not fit the images or each other; names the flag.
@@ -132,10 +147,10 @@ class Model:
         try:
             flow = _flow(self, shape)
         except ValueError as error:
-            names = list(_at_fault(self, shape)) or _named_first(self, str(error))
+            names = list(_settings_at_fault(self, shape)) or _first_named(self, str(error))
             where = " or ".join(f"--model.{name.replace('_', '-')}" for name in names)
             raise ConfigError(str(error), where or "--model", "choose another value") from error
-        with contextlib.suppress(Unregistered):  # training says it, where files are to be written
+        with contextlib.suppress(Unregistered):  # training warns of this, before it writes files
             flow.spec = spec_of(self, shape)
         return flow
 
@@ -147,42 +162,40 @@ def _flow(model: Model, shape: Shape) -> Flow:
 
 
 def spec_of(model: Model, shape: Shape) -> dict[str, object]:
-    """What ``run.json`` says of a model, for `mixerflow.models.from_spec`."""
+    """Return the entry of a model in ``run.json``, which `mixerflow.models.from_spec` reads."""
     return describe(model) | {"shape": list(shape)}
 
 
-def _at_fault(model: Model, shape: Shape) -> Iterator[str]:
-    """Settings without which the model could be built: each alone put back to its default."""
-    for path, default in _changed(model):
-        try:
-            with torch.device("meta"):  # a default may be far too large a model for these images
-                _flow(evolve(model, {path: default}), shape)
-        except Exception:
-            continue
-        yield path
-
-
-def _changed(model: Model) -> Iterator[tuple[str, object]]:
-    """Paths of the settings that differ from the model's defaults, with those."""
+def _settings_at_fault(model: Model, shape: Shape) -> Iterator[str]:
+    """Yield each setting whose default alone, in its place, lets the model be built."""
     for field in dataclasses.fields(model):
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if default is not dataclasses.MISSING:
-            yield from _differences(getattr(model, field.name), default, field.name)
+        if default is dataclasses.MISSING:
+            continue
+        for path, value in _differences(getattr(model, field.name), default, field.name):
+            try:
+                with torch.device("meta"):  # a default may make far too large a model here
+                    _flow(evolve(model, {path: value}), shape)
+            except Exception:
+                continue
+            yield path
 
 
-def _differences(given: object, default: object, path: str) -> Iterator[tuple[str, object]]:
-    if is_value(given) and type(given) is type(default):
-        for field in dataclasses.fields(given):  # pyright: ignore[reportArgumentType]
+def _differences(setting: object, default: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield the path and the default of each setting that differs from the default."""
+    if is_value(setting) and type(setting) is type(default):
+        for field in dataclasses.fields(setting):  # pyright: ignore[reportArgumentType]
             name = field.name
-            yield from _differences(getattr(given, name), getattr(default, name), f"{path}.{name}")
-    elif given != default:
+            inner = getattr(setting, name), getattr(default, name)
+            yield from _differences(*inner, f"{path}.{name}")
+    elif setting != default:
         yield path, default
 
 
-def _named_first(model: Model, message: str) -> list[str]:
-    """The path of the first setting that a message names, in a list, or none."""
+def _first_named(model: Model, message: str) -> list[str]:
+    """The path of the first setting that the message names, as a list; an empty list if none."""
     settings = settings_of(model)
     parts = {path.rpartition(".")[0] for path in settings}
     paths = {path.rpartition(".")[2]: path for path in settings if path not in parts}

@@ -1,4 +1,4 @@
-"""How the layers of a mixer cut an image, as a value."""
+"""How the layers of a MixerFlow patchify an image, as a value."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ CUTS: dict[Cut, Callable[[Shape, Shape], Patchify]] = {
 @register
 @dataclass(frozen=True)
 class Patching:
-    """How each layer cuts the image; every setting is one for all layers, or several."""
+    """How each layer cuts the image; every setting has one value for all layers, or several."""
 
     size: tuple[Sides, ...] | int = (4,)
-    """A patch's side, or sides as 2x4; several: for as many equal shares of the layers. Stripes
-    have their height from it, bands their width."""
+    """Side of a patch, or its sides as 2x4; several: each for an equal share of the layers. It is
+    also the height of stripes and the width of bands."""
     shift: tuple[Sides, ...] | int = (0, 0, 0, 1)
-    """Pixels by which layers move the grid, or a shift for each axis, as 1x2; several: the layers
-    take them in turn. 0 0 0 1 is the paper's: every fourth layer is a shift layer."""
+    """Pixels by which a layer shifts the grid, or a shift for each axis, as 1x2; several: the
+    layers take them in turn. The paper's is 0 0 0 1: every fourth layer is a shift layer."""
     cut: tuple[Cut, ...] | Cut = ("patches",)
-    """What the image is cut into; several: the layers take them in turn."""
+    """Kind of the pieces of an image; several: the layers take them in turn."""
 
     def __post_init__(self) -> None:
         for name in ("size", "shift", "cut"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, given if isinstance(given, tuple) else (given,))
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if isinstance(value, tuple) else (value,))
             if not getattr(self, name):
                 raise ValueError(f"Patching: {name} names none")
 
     def of(self, shape: Shape, number: int, layers: int) -> tuple[Cut, Shape, Shape]:
-        """Cut, patch sides and shift of layer `number`, from 1, of so many.
+        """Return cut, patch sides and shift of layer `number`, from 1, of `layers`.
 
         Raises:
-            ValueError: more sizes than layers, a shift that is as long as a patch, or settings for
-                another number of axes.
+            ValueError: more sizes than layers, a shift as long as a patch, or settings for another
+                number of axes.
         """
         sizes, shifts, cuts = self.size, self.shift, self.cut
         assert isinstance(sizes, tuple) and isinstance(shifts, tuple) and isinstance(cuts, tuple)
@@ -65,16 +65,16 @@ class Patching:
         return cuts[(number - 1) % len(cuts)], size, shift
 
     def kinds(self, shape: Shape, layers: int) -> set[tuple[Cut, Shape, Shape]]:
-        """The different ways in which that many layers cut."""
+        """Return the different cuts, patch sides and shifts of that many layers."""
         return {self.of(shape, number, layers) for number in range(1, layers + 1)}
 
 
-def box_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape, Shape] | None:
-    """Start and lengths of the window that a layer cuts; None where it cuts the whole image.
+def window_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape, Shape] | None:
+    """Return start and lengths of the window that a layer cuts; None for the whole image.
 
-    The window is ``[s : n - p + s)`` of each spatial axis of n pixels, for shift s and patch p; the
-    frame (s pixels before, p - s behind) passes untouched. An axis that a single patch spans, as
-    stripes do, is not shifted.
+    The window is ``[s : n - p + s)`` of each spatial axis of n pixels, for shift s and patch p. The
+    frame (s pixels before the window, p - s after it) is not transformed. An axis that one patch
+    spans, as stripes do, is not shifted.
     """
     if not any(shift):
         return None
@@ -82,17 +82,17 @@ def box_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape, Sh
         s and n == p for n, p, s in zip(shape[1:], size, shift, strict=True)
     ):
         raise ValueError(f"images {shape} are one patch {size} wide: use shift 0 on that axis")
-    spans = cutting_of(shape, cut, size).patch
+    spans = patchify(shape, cut, size).patch
     sides = zip(shape[1:], spans, shift, strict=True)
     start, length = zip(*((s, n - p) if s and n > p else (0, n) for n, p, s in sides), strict=True)
     return start, length
 
 
-def cutting_of(shape: Shape, cut: Cut, size: Shape) -> Patchify:
-    """The transform that cuts images of that shape.
+def patchify(shape: Shape, cut: Cut, size: Shape) -> Patchify:
+    """Return the transform that cuts images of that shape.
 
     Raises:
-        ValueError: a side does not divide the image's; names the sides that do.
+        ValueError: a side that does not divide the image's; names the sides that do.
     """
     try:
         return CUTS[cut](shape, size)

@@ -1,9 +1,9 @@
-"""Flows of vectors as values: what may follow each linear map of a mixer, and stand elsewhere."""
+"""Flows of vectors as values: the transform that follows each linear map of a mixer layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mixerflow.core import Chain, Inverse, Transform
 from mixerflow.parts.conditioners import (
@@ -29,23 +29,30 @@ from mixerflow.transforms import (
     halves,
 )
 
-Trace = Literal["exact", "unbiased"]
+LogDet = Literal["exact", "unbiased"]
 
 
 class RowFlow:
-    """A flow of vectors."""
+    """A flow of vectors.
+
+    A subclass has `transform`, or `build` where the order of the entries matters.
+    """
 
     def build(
         self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
     ) -> Transform | None:
-        """The flow of vectors of length n; None where there is nothing to transform.
+        """Return the flow of vectors of length n; None where there is nothing to transform.
 
         Args:
             n: length of the vectors.
-            flip: whether this is every other one, which has the halves, or the order, turned round.
-            reversed: whether the linear map before it has reversed the order already.
+            flip: whether to swap the halves, or reverse the order; true for every second flow.
+            reversed: whether the linear map before the flow has reversed the order already.
             context: length of the context, 0 for none.
         """
+        return self.transform(n, context)
+
+    def transform(self, n: int, context: int) -> Transform:
+        """Return the flow of vectors of length n, in any order, with contexts of that length."""
         raise NotImplementedError
 
 
@@ -55,9 +62,9 @@ class RowCoupling(RowFlow):
     """Half of a vector is transformed, given the other half."""
 
     elementwise: Elementwise = Affine()
-    """What happens to each entry of that half."""
+    """Transform of each entry of the changed half."""
     net: RowNet = MLP()
-    """What reads the other half."""
+    """Net that reads the other half."""
 
     def build(
         self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
@@ -72,12 +79,12 @@ class RowCoupling(RowFlow):
 @register("maf")
 @dataclass(frozen=True)
 class RowAutoregression(RowFlow):
-    """Each entry is transformed, given those before it: quick to score, n steps to sample."""
+    """Each entry is transformed, given the entries before it: quick to score, n steps to sample."""
 
     elementwise: Elementwise = Affine()
-    """What happens to each entry."""
+    """Transform of each entry."""
     net: MaskedNet = MaskedNet()
-    """What reads those before it."""
+    """Net that reads the entries before it."""
 
     def build(
         self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
@@ -90,44 +97,39 @@ class RowAutoregression(RowFlow):
 @register("iaf")
 @dataclass(frozen=True)
 class RowInverseAutoregression(RowAutoregression):
-    """The same turned round: quick to sample, n steps to score."""
+    """The inverse of an autoregressive flow: quick to sample, n steps to score."""
 
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
-        return Inverse(super().build(n, flip=flip, reversed=reversed, context=context), (n,))
+    def build(self, n: int, **settings: Any) -> Transform:  # noqa: ANN401
+        return Inverse(super().build(n, **settings), (n,))
+
+
+@dataclass(frozen=True)
+class _RowResidual(RowFlow):
+    net: LipschitzNet | DenseLipschitzNet = LipschitzNet()
+    """The contraction."""
+    log_det: LogDet = "exact"
+    """Log-det by n backward passes, or an unbiased estimate, for long vectors."""
+
+    def transform(self, n: int, context: int) -> Transform:
+        return Residual(self.net.build(n, context=context), log_det=self.log_det)
 
 
 @register("residual")
 @dataclass(frozen=True)
-class RowResidual(RowFlow):
+class RowResidual(_RowResidual):
     """``x + g(x)`` with a contraction g."""
 
     net: LipschitzNet = LipschitzNet()
     """The contraction."""
-    log_det: Trace = "exact"
-    """By n backward passes, or an unbiased estimate, for long vectors."""
-
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
-        return Residual(self.net.build(n, context=context), log_det=self.log_det)
 
 
 @register("dense-residual")
 @dataclass(frozen=True)
-class RowDenseResidual(RowFlow):
-    """The same with a densely connected g: a layer of i-DenseNet."""
+class RowDenseResidual(_RowResidual):
+    """``x + g(x)`` with a densely connected contraction g: a layer of i-DenseNet."""
 
     net: DenseLipschitzNet = DenseLipschitzNet()
     """The contraction."""
-    log_det: Trace = "exact"
-    """By n backward passes, or an unbiased estimate, for long vectors."""
-
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
-        return Residual(self.net.build(n, context=context), log_det=self.log_det)
 
 
 @register("monotone")
@@ -138,25 +140,21 @@ class RowMonotone(RowFlow):
     net: LipschitzNet = LipschitzNet()
     """The contraction."""
 
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
+    def transform(self, n: int, context: int) -> Transform:
         return Monotone(self.net.build(n, context=context))
 
 
 @register("continuous")
 @dataclass(frozen=True)
 class RowContinuous(RowFlow):
-    """The end of an ordinary differential equation that starts at the vector."""
+    """The final state of an ordinary differential equation that starts at the vector."""
 
     net: VelocityNet = VelocityNet()
-    """Its right-hand side."""
-    log_det: Trace = "exact"
-    """By the trace itself, or an unbiased estimate of it, for long vectors."""
+    """Right-hand side of the equation."""
+    log_det: LogDet = "exact"
+    """Log-det by the trace itself, or an unbiased estimate of the trace, for long vectors."""
 
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
+    def transform(self, n: int, context: int) -> Transform:
         trace = "exact" if self.log_det == "exact" else "hutchinson"
         return Continuous(self.net.build(n, context=context), trace=trace)
 
@@ -171,9 +169,7 @@ class RowGaussianization(PositiveCounts, RowFlow):
 
     least = 2
 
-    def build(
-        self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
-    ) -> Transform:
+    def transform(self, n: int, context: int) -> Transform:
         if context:
             raise ValueError("flow gaussianization reads no context: use no classes, no positions")
         return Chain(Gaussianize(n, self.components), Householder(n))

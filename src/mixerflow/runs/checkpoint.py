@@ -1,7 +1,7 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong model.
 
-A checkpoint is a folder that is written under another name and renamed when the disk has all of
-it, so it is there whole or not at all. Nothing that its manifest does not verify is parsed.
+A checkpoint is a folder. It is written under another name and renamed when the disk has all of it.
+Only files that its manifest verifies are parsed.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Packers = dict[str, Callable[[], bytes | memoryview]]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What was saved after one training step, on the CPU.
+    """State saved after a training step, on the CPU.
 
     Attributes:
         step: the steps done.
         path: the folder it came from.
         model: the model's state dict.
         ema: the averaged weights' state dict, or None where none were kept.
-        state: the rest that resuming needs; empty when loaded with ``weights_only``.
+        state: the other state that resuming needs; empty when loaded with ``weights_only``.
     """
 
     step: int
@@ -61,13 +61,13 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder ``checkpoints`` of a run: ``step-N`` each, and ``best`` and ``last`` naming one.
+    """The folder ``checkpoints`` of a run: folders ``step-N``, and files ``best`` and ``last``.
 
     One process writes (`RunFolder.lock`); any number may read meanwhile.
 
     Args:
-        root: the folder; the first save makes it.
-        keep: how many of the latest checkpoints stay, besides the best.
+        root: the folder; the first save creates it.
+        keep: number of latest checkpoints that stay, besides the best.
     """
 
     def __init__(self, root: Path, *, keep: int = 2) -> None:
@@ -77,7 +77,7 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """The steps that have a folder here, in order, unverified."""
+        """Return the steps that have a folder, in order, unverified."""
         if not self.root.is_dir():
             return []
         matches = (_STEP.fullmatch(path.name) for path in self.root.iterdir())
@@ -92,25 +92,25 @@ class Checkpoints:
         *,
         best: bool = False,
     ) -> Path:
-        """Save one step; when this returns, no kill can take it back.
+        """Save one step; after the return no kill can undo it.
 
-        A valid checkpoint of the same step is kept as it is, a damaged one is moved aside.
+        A valid checkpoint of the same step is kept, a damaged one is moved aside.
 
         Args:
             step: the steps done.
             model: the model's state dict; tensors may share memory or have any strides.
             ema: the averaged weights' state dict, or None.
-            state: what ``torch.load(weights_only=True)`` can read: tensors, numbers, strings,
-                and lists, tuples and dicts of them.
+            state: tensors, numbers, strings, and lists, tuples and dicts of them, as
+                ``torch.load(weights_only=True)`` reads them.
             best: whether this is the best step so far.
 
         Returns:
             The step's folder.
 
         Raises:
-            ResourceError: the disk is full or the folder cannot be written; what was saved
-                before is untouched.
-            TypeError: ``state`` holds what could not be loaded again.
+            ResourceError: the disk is full or the folder cannot be written; earlier checkpoints
+                are untouched.
+            TypeError: ``state`` holds a value that could not be loaded again.
         """
         packers: Packers = {MODEL: lambda: pack_tensors(model), STATE: lambda: pack_state(state)}
         if ema is not None:
@@ -130,16 +130,15 @@ class Checkpoints:
     def load(
         self, which: int | Literal["best", "last"] = "last", *, weights_only: bool = False
     ) -> Checkpoint:
-        """Load one checkpoint; each file is read once, and what was hashed is what is parsed.
+        """Load one checkpoint; each file is read once, and the hashed bytes are parsed.
 
         Args:
-            which: a step, or the name of one. Where the file ``best`` or ``last`` is damaged the
-                newest valid step (for ``best``: that was the best when saved) is taken instead,
-                with a warning.
-            weights_only: leave ``state.pt`` alone.
+            which: a step, or a name. If the file ``best`` or ``last`` is damaged, the newest valid
+                step (for ``best``: one that was the best when saved) is loaded, with a warning.
+            weights_only: do not read ``state.pt``.
 
         Raises:
-            CheckpointError: there is none, or it is damaged; says which step to continue from.
+            CheckpointError: no such checkpoint, or a damaged one; names a step to resume from.
         """
         step = self._resolve(which)
         folder = self._folder(step)
@@ -167,10 +166,10 @@ class Checkpoints:
             raise self._damaged(int(match[1]), damage) from damage
 
     def set_aside(self, after: int) -> None:
-        """Rename the steps after `after` to ``step-N.aside-K``: another run's future from here on.
+        """Rename the steps after `after` to ``step-N.aside-K``.
 
         Args:
-            after: a step that is here, from now on the last.
+            after: an existing step, which becomes the last.
 
         Raises:
             ResourceError: the folder cannot be written.
@@ -224,7 +223,7 @@ class Checkpoints:
         sync_folder(self.root)
 
     def _prune(self, step: int) -> None:
-        """Remove old steps; later ones, left by a run that was taken back, are not this run's."""
+        """Remove old steps; later steps than `step` belong to a run that was set back."""
         past = [each for each in self.steps() if each <= step]
         best = self._named("best")
         marked = {best} if best is not None else {each for each in past if self._was_best(each)}
@@ -235,7 +234,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)  # the next save sweeps what is left
 
     def _named(self, name: str) -> int | None:
-        """The step that a pointer names, or None where it is missing or cannot be right."""
+        """Return the step that a pointer names; None where it is missing or wrong."""
         before, text = None, self._pointer(name)
         while text != before:  # the writer may move the pointer and prune what it named
             for step in self.steps():

@@ -1,7 +1,7 @@
-"""What a checkpoint's files are, as bytes, and the manifest that tells whether they still are.
+"""The files of a checkpoint as bytes, and the manifest that verifies them.
 
-Neither ``.pt`` nor safetensors notices a flipped bit: ``manifest.json`` holds every file's SHA-256
-and one of itself.
+Neither ``.pt`` nor safetensors notices a flipped bit: ``manifest.json`` holds the SHA-256 of every
+file and its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
 
 class Damage(Exception):
-    """What is wrong with which file of a checkpoint."""
+    """A damaged file of a checkpoint, and its fault."""
 
     def __init__(self, what: str, path: Path) -> None:
         self.what, self.path = what, path
@@ -30,7 +30,7 @@ class Damage(Exception):
 
 
 def pack_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """A state dict as a safetensors file; its tensors may share memory or have any strides."""
+    """Return a state dict as a safetensors file; tensors may share memory or have any strides."""
     # Clones share no memory and are contiguous, as safetensors wants them.
     own = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -40,10 +40,10 @@ def pack_tensors(tensors: dict[str, Tensor]) -> bytes:
 
 
 def pack_state(state: dict[str, Any]) -> memoryview:
-    """What resuming needs as a ``.pt`` file.
+    """Return a state as a ``.pt`` file.
 
     Raises:
-        TypeError: it holds what ``torch.load(weights_only=True)`` would refuse.
+        TypeError: it holds a type that ``torch.load(weights_only=True)`` would refuse.
     """
     buffer = BytesIO()
     torch.save(state, buffer)
@@ -55,7 +55,7 @@ def pack_state(state: dict[str, Any]) -> memoryview:
 
 
 def parse(path: Path, data: bytes) -> dict[str, Any]:
-    """What the bytes of a verified file hold, on the CPU.
+    """Return the content of a verified file, on the CPU.
 
     Raises:
         Damage: they cannot be parsed.
@@ -69,12 +69,12 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def entry(data: bytes | memoryview) -> dict[str, Any]:
-    """What a manifest says of one file."""
+    """Return the manifest's entry for a file."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """A manifest in the one spelling that is valid: any flipped bit spells another."""
+    """Return a manifest in its only valid spelling: a flipped bit makes another one."""
 
     def spell(value: dict[str, Any]) -> bytes:
         return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
@@ -92,10 +92,10 @@ def _read(path: Path) -> bytes:
 
 
 def unseal(path: Path) -> dict[str, Any]:
-    """The content of a file that `seal` spelt.
+    """Return the content of a file that `seal` wrote.
 
     Raises:
-        Damage: it is missing or spelt in any other way.
+        Damage: the file is missing, or differs in any bit.
     """
     data = _read(path)
     try:
@@ -109,10 +109,10 @@ def unseal(path: Path) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a step's manifest.
+    """Return the content of a step's manifest.
 
     Raises:
-        Damage: it is missing, damaged, or another's.
+        Damage: the manifest is missing, damaged, or of another step.
     """
     path = folder / MANIFEST
     content = unseal(path)
@@ -128,10 +128,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_verified(path: Path, expected: dict[str, Any]) -> bytes:
-    """A file's bytes, if they are those of which `entry` said `expected`.
+    """Return a file's bytes if `entry` of them is `expected`.
 
     Raises:
-        Damage: they are others, or cannot be read.
+        Damage: the bytes differ or cannot be read.
     """
     data = _read(path)
     if len(data) != expected["bytes"]:
@@ -142,7 +142,7 @@ def read_verified(path: Path, expected: dict[str, Any]) -> bytes:
 
 
 def verified(folder: Path, skip: set[str]) -> Iterator[tuple[Path, bytes]]:
-    """Every file's path and bytes, as the manifest has them, but for the names to skip.
+    """Yield the path and verified bytes of every file in the manifest, but for the names to skip.
 
     Raises:
         Damage: at the first file that differs.

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixerflow import markdown
 from mixerflow.core import Flow, Transform
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
@@ -253,6 +254,7 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         "file": f"`{MODEL}`, {file['bytes']:,} bytes",
         "SHA-256": f"`{file['sha256']}`",
     }
+    head = ["steps", "from, to, of", "batch", "lr", "seed", "precision", "device", "began from"]
     lines = [
         f"# {name}",
         "",
@@ -261,29 +263,26 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         f"before they were rounded for this file, have {_figure(card['float32'], 5)}; these have "
         f"{_figure(figure, 5)}.",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in rows.items()),
+        markdown.table(["", ""], [[key, str(value)] for key, value in rows.items()]),
         "",
         "## The runs that led here",
         "",
-        "Each began from weights of the one before, with Adam's moments at zero.",
+        "Each began from weights of the run before; Adam's moments began at zero unless named.",
         "",
-        "| steps | from, to, of | batch | lr | seed | precision | device | began from |",
-        "|---|---|---|---|---|---|---|---|",
-        *map(_piece, card["pieces"]),
+        markdown.table(head, map(_piece, card["pieces"])),
         "",
     ]
     return "\n".join(lines)
 
 
-def _piece(piece: dict[str, Any]) -> str:
+def _piece(piece: dict[str, Any]) -> list[str]:
     start, steps = piece["schedule_start"], piece["steps"]
     whole = piece["schedule_steps"] or start + (piece["of"] or steps)
-    begun = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
+    source = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
+    source += ", with moments" if piece["moments"] else ""
     cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
     cells += [str(piece[key]) for key in ("batch", "lr", "seed", "precision", "device")]
-    return f"| {' | '.join([*cells, begun])} |"
+    return [*cells, source]
 
 
 def _kind(figure: dict[str, Any]) -> str:

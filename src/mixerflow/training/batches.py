@@ -1,4 +1,4 @@
-"""Which images make up which step's batch: a pure function of the seed and the step."""
+"""The images of each step's batch: a pure function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ class Batches:
 
     Args:
         images: the training images.
-        batch: images a batch.
-        seed: of the passes' orders.
-        device: where batches go. Sets that fit are kept there whole.
-        conditional: whether the flow takes labels, which then must be there; batches have those
-            that there are.
-        parts: in which a batch goes through the model.
-        processes: between which each part is shared evenly; batches are this one's share.
+        batch: number of images in a batch.
+        seed: seed of the orders.
+        device: device of the batches; it holds all images where they fit.
+        conditional: whether the flow needs labels.
+        parts: number of parts in which a batch goes through the model.
+        processes: processes that share each part evenly; a batch is this process's share.
 
     Raises:
-        ConfigError: no labels, or a batch that cannot be shared.
+        ConfigError: no labels, or a batch that cannot be shared evenly.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class Batches:
             self._whole = as_tensor(images.pixels).to(device)
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """This process's images ``(share, C, H, W)`` of step `step` (from 0); labels, or None."""
+        """Return this process's images ``(share, C, H, W)`` of a step, and labels or None."""
         first = step * self.batch
         chosen, n = [], len(self.images)
         while len(chosen) < self.batch:
@@ -67,16 +66,16 @@ class Batches:
         return self.take(np.asarray(chosen)[self._own()])
 
     def index(self, step: int) -> Tensor:
-        """A number for each image of `at`, which no other of the whole run has: for its noise."""
+        """Return a number for each image of `at`, unique in the run: the key of its noise."""
         return torch.from_numpy(step * self.batch + self._own()).to(self.device)
 
     def _own(self) -> np.ndarray:
-        """Which places of a batch are this process's, part by part."""
+        """Return this process's places in a batch, part by part."""
         places = np.arange(self.batch).reshape(self.parts, self.processes.world, -1)
         return places[:, self.processes.rank].ravel()
 
     def take(self, indices: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """The images at `indices` and their labels, or None."""
+        """Return the images at `indices`, and their labels or None."""
         if self._whole is not None:
             x = self._whole[torch.from_numpy(indices).to(self.device)]
         else:
@@ -85,7 +84,7 @@ class Batches:
         return x, labels
 
     def first(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """What initialisation sees: the first `n` images, at most all, and the flow's context."""
+        """Return at most `n` images for initialisation, and the flow's context."""
         x, labels = self.take(self._order(0)[: min(n, len(self.images))])
         return x, labels if self.conditional else None
 

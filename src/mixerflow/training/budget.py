@@ -1,4 +1,4 @@
-"""How many steps a budget buys."""
+"""The number of steps of a budget."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def steps_of(
     validation: Images,
     objective: Objective = likelihood,
 ) -> int:
-    """The number of steps that the budget of `config` is.
+    """Return the number of steps of a budget.
 
-    Minutes are counted in steps once, on copies of the flow and the objective that are then thrown
-    away: timed steps and a timed evaluation, for 3 % of the budget, tell what the rest will buy.
+    Minutes become steps once: copies of the flow and the objective take timed steps and a timed
+    evaluation for 3 % of the budget.
 
     Raises:
-        ConfigError: no budget, or one that does not buy a step.
+        ConfigError: no budget.
     """
     if config.steps is not None:
         return config.steps

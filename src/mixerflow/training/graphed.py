@@ -1,12 +1,14 @@
-"""A training step that never waits for its device, and so is one CUDA graph, replayed.
+"""A training step that never waits for its device, captured as one CUDA graph and replayed.
 
-A step of a deep flow is thousands of small kernels; a GPU may be done with each sooner than the
-host can ask for the next. Captured once as a graph, the whole step (forward, backward, clipping,
-Adam, average) is asked for in one call. For that nothing in it may depend on what the host sees:
-shapes and addresses stay, and what the host used to decide the device decides for itself.
+Experimental: it has never run on a GPU here.
 
-What must be true of a flow for it: in training mode its `forward` makes the same calls each time,
-looks at no value, takes no tensor from the host, and draws from torch's default generator only.
+A step of a deep flow is thousands of small kernels, and a GPU may finish each of them before the
+host can start the next. A graph of the whole step (forward, backward, clipping, Adam, average)
+starts with one call. Nothing in a captured step may depend on the host: shapes and addresses stay
+the same, and the device itself decides whether a step is skipped.
+
+A flow has a graph if its `forward` in training mode makes the same calls each time, reads no value
+on the host, copies no tensor from the host, and draws from torch's default generator only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from mixerflow.core import Flow
 from mixerflow.errors import ConfigError, first_line
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.flat import Flat, FlatAdam
 from mixerflow.training.objective import Objective, context_of, likelihood
 from mixerflow.training.trainer import Step, Trainer
 from mixerflow.transforms import Dequantize
@@ -31,27 +32,26 @@ from mixerflow.transforms import Dequantize
 _FLAG = "--train.graph"
 _REMEDY = "say --train.no-graph"
 _WARM_UP = 3
-"""Steps before capture, in which libraries choose algorithms and get their workspaces."""
+"""Steps before capture, in which libraries choose algorithms and allocate workspaces."""
 
 
 class GraphedTrainer(Trainer):
     """`Trainer` whose whole step is work for the device alone: on CUDA one graph, replayed.
 
-    It trains like `Trainer`, to rounding, and either goes on from the other's checkpoints. A step
-    whose objective or gradient is not finite changes no weight, moment or average: the device sees
-    to that, and the host hears of it, as of all figures, every `read_every` steps.
+    It trains like `Trainer`, to rounding, and either continues from the other's checkpoints. A step
+    whose objective or gradient is not finite changes no weight, moment or average: the device
+    skips the step, and the host reads all figures every `read_every` steps.
 
     Args:
-        flow: the flow to train, on its device, initialised. Until `leave` its parameters, and their
-            gradients, are parts of one tensor each.
+        flow: the flow to train, on its device, initialised.
         batches: of training images.
-        config: settings; ``graph`` is not looked at. Without CUDA the same step runs operator by
+        config: settings; ``graph`` is ignored. Without CUDA the same step runs operator by
             operator.
         steps: the whole run's number of steps.
-        objective: the likelihood, of which it is known that a graph can have it.
+        objective: the likelihood; no other objective has a graph.
 
     Raises:
-        ConfigError: settings that the flow or the steps do not allow, or that no graph can have.
+        ConfigError: settings that the flow or the steps do not allow, or that have no graph.
     """
 
     def __init__(
@@ -63,113 +63,140 @@ class GraphedTrainer(Trainer):
         steps: int,
         objective: Objective = likelihood,
     ) -> None:
-        _check(flow, batches, config, objective)
+        _refuse_ungraphable(flow, batches, config, objective)
         super().__init__(flow, batches, config, steps=steps, objective=objective)
-        groups = self.optimizer.param_groups
-        self.flat = Flat([p for group in groups for p in group["params"]])
-        self.adam = FlatAdam(self.optimizer, self.flat)
-        names = {id(p): name for name, p in flow.named_parameters()}
-        theirs = dict(self.average.flow.named_parameters())
-        self.averaged = Flat([theirs[names[id(p)]] for p in self.flat.parameters])
         device = flow.device
         x, labels = batches.at(0)
         context = context_of(flow, labels)
         self._x = torch.empty_like(x, device=device)
-        self._context = None if context is None else _place(flow, context)
+        self._context: Tensor | None = None
+        if context is not None:
+            dtype = torch.int64 if isinstance(flow.context_net, nn.Embedding) else context.dtype
+            self._context = torch.empty_like(context, dtype=dtype, device=device)
+        self._rates = [torch.zeros((), device=device) for _ in self.optimizer.param_groups]
         self._share = torch.zeros((), device=device)
-        # since the last look: sums of objectives and norms, how many they are, steps skipped;
-        # then how many were skipped in a row up to now, and the steps since one was
+        # since the last read: sums of objectives and norms, their number, steps skipped; then the
+        # skipped steps in a row up to now, and the steps since the last skipped one
         self._figures = torch.zeros(6, dtype=torch.float64, device=device)
-        self._last = (math.nan, math.nan)
+        self._last_means = (math.nan, math.nan)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def advance(self) -> Step:
-        """Take one step; every `read_every` steps, and after the last, look at the figures.
+        """Take one step; read the figures every `read_every` steps, and after the last.
 
         Raises:
-            ConfigError: what the flow does cannot be captured; in the first step.
+            ConfigError: the flow's step cannot be captured; in the first step.
         """
         lr = self._load()
-        before = self._generators()
-        if self._copies is None:
+        generators = self._generators()
+        if self._copy_stream is None:
             self._device_step()
         else:
-            self._replay()
+            with torch.cuda.device(self.flow.device):
+                if self._graph is None:
+                    self._graph = self._capture()
+                self._graph.replay()
         self.step += 1
         if self.step % self.read_every and self.step != self.steps:
-            return Step(*self._last, lr, self.step, counted=0)
-        return self._read(lr, before)
+            return Step(*self._last_means, lr, self.step, counted=0)
+        return self._read(lr, generators)
 
     def _load(self) -> float:
-        """Put this step's batch, learning rates and averaging in their places; the rate."""
+        """Copy this step's batch, rates and average weight to the device; return the rate."""
         x, context = self._fetch()
         self._x.copy_(x)
         if self._context is not None and context is not None:
             self._context.copy_(context)
         lr = self._set_rate()
-        self.adam.set_rates()
+        for rate, group in zip(self._rates, self.optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
         self._share.fill_(self.average.share(self.place))
         return lr
 
     def _fetch(self) -> tuple[Tensor, Tensor | None]:
-        """This step's batch, on the device; labels where the flow takes them."""
-        if self._copies is None:
+        """Return this step's batch on the device, with labels where the flow takes them."""
+        if self._copy_stream is None:
             x, labels = self.batches.at(self.place)
             return x, context_of(self.flow, labels)
-        with torch.cuda.stream(self._copies):  # here copies from the host wait for no replay
+        with torch.cuda.stream(self._copy_stream):  # copies from the host need no replay to end
             x, labels = self.batches.at(self.place)
             context = context_of(self.flow, labels)
             context = None if context is None else context.to(x.device)
         main = torch.cuda.current_stream(x.device)
-        main.wait_stream(self._copies)
+        main.wait_stream(self._copy_stream)
         for tensor in (x, context):
             if tensor is not None:
                 tensor.record_stream(main)
         return x, context
 
+    @torch.no_grad()
     def _device_step(self) -> None:
-        """The whole step, on what lies in its places; the host sees nothing of it."""
-        with _unseen(self.flow):
+        """Take the whole step from the buffers that `_load` filled, without the host."""
+        with torch.enable_grad(), _labels_unchecked(self.flow):
             objective, _ = self._backward(self._x, self._context)
-        gradient = self.adam.gradient
-        self.flat.gather(gradient)
-        norm = torch.linalg.vector_norm(gradient)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
         bad = ~(objective.isfinite() & norm.isfinite())
         # clips as `clip_grads_with_norm_` does
-        self.adam.step(((norm + 1e-6) / self.config.clip).clamp(min=1), bad.float())
-        self.averaged.values.lerp_(self.flat.values, self._share * ~bad)
+        self._step_adam(((norm + 1e-6) / self.config.clip).clamp(min=1), bad.float())
+        self._update_average(self._share * ~bad)
         figures = torch.stack([objective, norm, torch.ones_like(norm)])
         self._figures[:3].add_(figures.masked_fill(bad, 0))
         self._figures[3].add_(bad)
         self._figures[4:].add_(1).mul_(torch.stack([bad, ~bad]))
 
-    def _read(self, lr: float, before: dict[str, Any]) -> Step:
-        """What the steps since the last look came to; waits for them."""
+    def _step_adam(self, divisor: Tensor, bad: Tensor) -> None:
+        """Divide the gradients by `divisor` and step, or change nothing where `bad` is 1.
+
+        The optimiser reads rates from the device meanwhile. Afterwards its settings are again those
+        of a `Trainer`, so that checkpoints are too.
+        """
+        optimizer: Any = self.optimizer
+        groups = optimizer.param_groups
+        plain = [(group["lr"], group["capturable"]) for group in groups]
+        capturing = bad.is_cuda and torch.cuda.is_current_stream_capturing()
+        for group, rate in zip(groups, self._rates, strict=True):
+            group.update(lr=rate, capturable=capturing)
+        optimizer.grad_scale, optimizer.found_inf = divisor, bad
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+            for group, (lr, capturable) in zip(groups, plain, strict=True):
+                group.update(lr=lr, capturable=capturable)
+
+    def _update_average(self, share: Tensor) -> None:
+        """Set each averaged weight to ``(1 - share) average + share weight``; `share` is ``()``.
+
+        `torch._foreach_lerp_` takes no weight from the device in its fast form.
+        """
+        averaged: list[Tensor] = list(self.average.flow.parameters())
+        weights: list[Tensor] = list(self.flow.parameters())
+        torch._foreach_mul_(averaged, 1 - share)  # pyright: ignore[reportPrivateImportUsage]
+        parts = torch._foreach_mul(weights, share)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(averaged, parts)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _read(self, lr: float, generators: dict[str, Any]) -> Step:
+        """Return the mean figures of the steps since the last read; waits for them."""
         objective, norm, counted, skipped, in_a_row, since = self._figures.tolist()
         self._figures[:4].zero_()
         if counted:
-            self._last = (objective / counted, norm / counted)
+            self._last_means = (objective / counted, norm / counted)
         self.skipped += int(skipped)
         self.bad_in_a_row = int(in_a_row)
         if not skipped:
-            return Step(*self._last, lr, self.step, int(counted))
+            return Step(*self._last_means, lr, self.step, int(counted))
         bad_part = "the objective or its gradient"  # the weights of that step are gone
         if in_a_row:
-            bad_part = self._diagnose(self._x, self._context, None, before)
-        return Step(*self._last, lr, self.step - int(since), int(counted), bad_part)
-
-    def _replay(self) -> None:
-        with torch.cuda.device(self.flow.device):
-            if self._graph is None:
-                self._graph = self._capture()
-            self._graph.replay()
+            bad_part = self._diagnose(self._x, self._context, None, generators)
+        return Step(*self._last_means, lr, self.step - int(since), int(counted), bad_part)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
-        """The step as a graph, of which nothing has run yet."""
+        """Capture the step after some warm-up steps, all of whose changes are undone."""
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
-            with self._unchanged():
+            with self._state_preserved():
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     for _ in range(_WARM_UP):
@@ -184,50 +211,47 @@ class GraphedTrainer(Trainer):
             raise ConfigError(what, _FLAG, _REMEDY) from error
         return graph
 
+    def _step_tensors(self) -> list[Tensor]:
+        """Return all tensors that a step changes, but for the gradients."""
+        moments = [t for values in self.optimizer.state.values() for t in values.values()]
+        flows = [*self.flow.parameters(), *self.flow.buffers(), *self.average.flow.parameters()]
+        return [*flows, *moments, self._figures]
+
     @contextlib.contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Whatever steps change is afterwards what it was."""
-        changed = [self.flat.values, self.averaged.values, *self.adam.tensors(), self._figures]
-        changed += self.flow.buffers()
-        kept, generators = [t.clone() for t in changed], self._generators()
+    def _state_preserved(self) -> Iterator[None]:
+        """Restore in place, afterwards, all that steps change; new moments become 0."""
+        saved = {id(t): t.detach().clone() for t in self._step_tensors()}
+        generators = self._generators()
         yield
-        for tensor, value in zip(changed, kept, strict=True):
-            tensor.copy_(value)
+        with torch.no_grad():
+            for tensor in self._step_tensors():
+                before = saved.get(id(tensor))
+                tensor.zero_() if before is None else tensor.copy_(before)
         self._restore_generators(generators)
 
     def state(self) -> dict[str, Any]:
-        """All that resuming needs besides the two sets of weights, as `Trainer` has it, and more.
+        """Return what `Trainer.state` does, and under "figures" the figures not yet read.
 
-        "figures" are those not looked at yet; what is counted is counted up to now all the same.
+        The numbers of skipped steps count all steps up to now.
         """
         state, figures = super().state(), self._figures.tolist()
-        state["optimizer"]["state"] = self.adam.state()
         state["skipped"] += int(figures[3])
         state["bad_in_a_row"] = int(figures[4])
         return state | {"figures": figures}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Go on from what `state`, or a `Trainer`'s, returned.
-
-        Raises:
-            ConfigError: parameters that took different numbers of steps.
-        """
+        """Continue from a state that this class's or `Trainer`'s `state` returned."""
         assert state is not None  # there is no other process that could have it
         super().load_state(state)
         figures = state.get("figures", [0, 0, 0, 0, self.bad_in_a_row, 0])
         self._figures.copy_(torch.tensor(figures, dtype=self._figures.dtype))
         self.skipped -= int(figures[3])
-        try:
-            self.adam.take()
-        except ValueError as error:
-            raise ConfigError(f"no graph with {error}", _FLAG, _REMEDY) from error
+        self._graph = None  # it knows the moments before
 
     def leave(self) -> None:
-        """Training is over: the parameters get memory of their own again."""
+        """End training, and free the graph's memory."""
         super().leave()
         self._graph = None
-        self.flat.release()
-        self.averaged.release()
 
 
 def trainer_of(
@@ -238,7 +262,7 @@ def trainer_of(
     steps: int,
     objective: Objective = likelihood,
 ) -> Trainer:
-    """The trainer that `config` asks for; arguments as `Trainer` has them.
+    """Return the trainer that `config` asks for; arguments as `Trainer` has them.
 
     Raises:
         ConfigError: settings that the flow, the processes, the steps or the device do not allow.
@@ -251,34 +275,30 @@ def trainer_of(
     return GraphedTrainer(flow, batches, config, steps=steps, objective=objective)
 
 
-def _check(flow: Flow, batches: Batches, config: TrainConfig, objective: Objective) -> None:
-    """Raise a ConfigError for what a graph cannot have."""
-    kinds = [module for module in flow.modules() if isinstance(module, Dequantize)]
-    promised = batches.images.pixels.dtype == "uint8"
-    cannot = {
+def _refuse_ungraphable(
+    flow: Flow, batches: Batches, config: TrainConfig, objective: Objective
+) -> None:
+    """Raise a ConfigError for flows, images and settings that have no graph."""
+    dequantizers = [module for module in flow.modules() if isinstance(module, Dequantize)]
+    uint8 = batches.images.pixels.dtype == "uint8"
+    refused = {
         "an objective other than the likelihood": objective is not likelihood,
         "several processes": batches.processes.together,
         f"--train.memory {config.memory}": config.memory != "store",
         "parameters other than float32": any(p.dtype != torch.float32 for p in flow.parameters()),
-        # or dequantisation looks whether they lie within its levels
+        # dequantisation would read on the host whether these lie within its levels
         "pixels other than uint8 of 256 levels": any(
-            not promised or each.levels < 256 for each in kinds
+            not uint8 or each.levels < 256 for each in dequantizers
         ),
     }
-    for what, holds in cannot.items():
+    for what, holds in refused.items():
         if holds:
             raise ConfigError(f"no graph with {what}", _FLAG, _REMEDY)
 
 
-def _place(flow: Flow, context: Tensor) -> Tensor:
-    """Where the likes of a batch's context can lie on the flow's device."""
-    dtype = torch.int64 if isinstance(flow.context_net, nn.Embedding) else context.dtype
-    return torch.empty_like(context, dtype=dtype, device=flow.device)
-
-
 @contextlib.contextmanager
-def _unseen(flow: Flow) -> Iterator[None]:
-    """Labels go to their embedding without a look at them, which would wait for the device."""
+def _labels_unchecked(flow: Flow) -> Iterator[None]:
+    """Let labels reach their embedding without the check that would wait for the device."""
     net = flow.context_net
     if isinstance(net, nn.Embedding):
         flow.context_net = nn.Sequential(net)

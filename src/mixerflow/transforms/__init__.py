@@ -1,17 +1,14 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
-from mixerflow.transforms.actnorm import ActNorm, DiagonalAffine
 from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
-from mixerflow.transforms.batchnorm import BatchNorm
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
-from mixerflow.transforms.householder import Householder
-from mixerflow.transforms.kernel_chain import KernelChain
+from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
     Bands,
     CheckerboardSqueeze,
@@ -22,55 +19,18 @@ from mixerflow.transforms.layout import (
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
-from mixerflow.transforms.mixer_layer import MixerLayer
-from mixerflow.transforms.monotone import Monotone
-from mixerflow.transforms.residual import Residual
+from mixerflow.transforms.low_rank import Householder, Woodbury
+from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
+from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
-from mixerflow.transforms.woodbury import Woodbury
 
 __all__ = [
-    "LU",
-    "PLU",
-    "RLU",
-    "ActNorm",
-    "Affine",
-    "Autoregressive",
-    "Bands",
-    "BatchNorm",
-    "Butterfly",
-    "Checkerboard",
-    "CheckerboardSqueeze",
-    "Columns",
-    "Continuous",
-    "Coupling",
-    "Dequantize",
-    "DiagonalAffine",
-    "Dilated",
-    "Elementwise",
-    "FlooredAffine",
-    "Gaussianize",
-    "Halves",
-    "Householder",
-    "KernelChain",
-    "Linear",
-    "LogisticMixture",
-    "Logit",
-    "MapAttention",
-    "Matrix",
-    "MixerLayer",
-    "Monotone",
-    "NoSplit",
-    "Patchify",
-    "RationalQuadratic",
-    "Rescale",
-    "Residual",
-    "SigmoidAffine",
-    "Split",
-    "Squeeze",
-    "Stripes",
-    "TokenAttention",
-    "UnpackedPLU",
-    "Woodbury",
+    "LU", "PLU", "RLU", "ActNorm", "Affine", "Autoregressive", "Bands", "BatchNorm", "Butterfly",
+    "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "Dequantize",
+    "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine", "Gaussianize", "Halves",
+    "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix",
+    "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic", "Rescale", "Residual",
+    "SigmoidAffine", "Split", "Squeeze", "Stripes", "TokenAttention", "UnpackedPLU", "Woodbury",
     "halves",
-]
+]  # fmt: skip

@@ -10,32 +10,37 @@ from torch import Tensor, nn
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
 from mixerflow.registry import register
-from mixerflow.transforms.splits import halves
+from mixerflow.transforms.splits import Halves
 
 
-class _Halves:
-    """``(tokens, n)`` as a half of the features that passes and one that is changed given it."""
+class _TokenHalves(Transform):
+    """Events ``(tokens, n)`` of which one half of the features decides a map of the other half."""
 
-    n: int
-    flip: bool
-
-    def _sizes(self) -> tuple[int, int]:
-        """Features of the half that passes, and of the other."""
-        if self.n < 2:
+    def __init__(self, n: int, *, flip: bool) -> None:
+        super().__init__()
+        if n < 2:
             name = type(self).__name__
-            raise ValueError(f"{name}: needs 2 features or more to cut in two; got {self.n}")
-        return halves(self.n, flip=self.flip)
+            raise ValueError(f"{name}: needs 2 features or more to cut in two; got {n}")
+        self.n, self.split = n, Halves(-1, flip)
+        self.given, self.changed = self.split.sizes(n)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The half that passes, and the other in float32 or wider."""
-        self.out_shape(tuple(x.shape[1:]))
-        first, second = x.split((x.shape[-1] + 1) // 2, -1)
-        given, changed = (second, first) if self.flip else (first, second)
-        return given, changed.to(torch.promote_types(changed.dtype, torch.float32))
+    def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
+        """The changed half's image, or its preimage, and that direction's log-det."""
+        raise NotImplementedError
 
-    def _join(self, given: Tensor, changed: Tensor) -> Tensor:
-        changed = changed.to(given.dtype)
-        return torch.cat((changed, given) if self.flip else (given, changed), -1)
+    def _transform(self, event: Tensor, *, inverse: bool) -> Mapped:
+        """One direction; the map is computed in float32 or wider."""
+        self.out_shape(tuple(event.shape[1:]))
+        given, changed = self.split.parts(event)
+        changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
+        changed, log_det = self._map(given, changed, inverse=inverse)
+        return self.split.join(given, changed.to(given.dtype)), log_det
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        return self._transform(x, inverse=False)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        return self._transform(z, inverse=True)
 
     def out_shape(self, shape: Shape) -> Shape:
         if len(shape) != 2 or shape[-1] != self.n:
@@ -44,20 +49,15 @@ class _Halves:
         return shape
 
     def extra_repr(self) -> str:
-        """Features and direction, in ``print(flow)``."""
-        return f"{self.n}, flip={self.flip}"
+        return f"{self.n}, flip={self.split.flip}"
 
 
 @register
-class MapAttention(_Halves, Transform):
+class MapAttention(_TokenHalves):
     """``z_a = x_a, z_b = m(x_a) x_b`` with one weight a token, ``m = 2 sigmoid(w x_a + c)``.
 
     ``log|det dz/dx| = sum_tokens (n_b log m)``. The map m lets a token through or fades it out.
-    Starts as the identity: w and c are 0.
-
-    Args:
-        n: features of a token; events are ``(tokens, n)``.
-        flip: read the second half of the features and change the first.
+    Starts as the identity: w and c are 0. `flip` reads the second half and changes the first.
 
     References:
         Sukthanker, Huang, Kumar, Timofte, Van Gool: Generative flows with invertible attentions
@@ -65,37 +65,29 @@ class MapAttention(_Halves, Transform):
 
     Departs from the paper:
         - the features are cut in halves, where the paper takes a checkerboard of them;
-        - its pointwise convolution and the mean over that one's channels are one linear map here,
-          which can do the same;
-        - the weight is twice the sigmoid, which makes 1 of 0;
-        - its scale of the half that passes is left to `ActNorm`.
+        - its pointwise convolution and the mean over the channels are one linear map here, which
+          can do the same;
+        - the weight is twice the sigmoid, which is 1 at 0;
+        - scaling the half that passes is left to `ActNorm`.
     """
 
     def __init__(self, n: int, *, flip: bool = False) -> None:
-        super().__init__()
-        self.n, self.flip = n, flip
-        self.read = nn.Linear(self._sizes()[0], 1)
+        super().__init__(n, flip=flip)
+        self.read = nn.Linear(self.given, 1)
         nn.init.zeros_(self.read.weight)
         nn.init.zeros_(self.read.bias)
 
-    def _log_map(self, given: Tensor, changed: Tensor) -> Float[Tensor, "batch tokens n"]:
-        """``log m`` of each token, as wide as the changed half."""
+    def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
         raw = self.read(given).to(changed.dtype)
-        return (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
-
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        given, changed = self._split(x)
-        log_map = self._log_map(given, changed)
-        return self._join(given, changed * log_map.exp()), total(log_map)
-
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        given, changed = self._split(z)
-        log_map = self._log_map(given, changed)
-        return self._join(given, changed * (-log_map).exp()), -total(log_map)
+        log_map = (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
+        log_det = total(log_map)
+        if inverse:
+            return changed * (-log_map).exp(), -log_det
+        return changed * log_map.exp(), log_det
 
 
 @register
-class TokenAttention(_Halves, Transform):
+class TokenAttention(_TokenHalves):
     """``z_a = x_a, z_b = M(x_a) x_b``, where M mixes the tokens: ``M = I + g (P - I)``.
 
     ``P = softmax(Q K^T / sqrt(d))`` with queries and keys from x_a, one P for each head and so for
@@ -107,12 +99,12 @@ class TokenAttention(_Halves, Transform):
     positive gate blurs, a negative one sharpens. Starts as the identity: g is 0. One token alone is
     left as it is.
 
-    Costs a factorisation of each head's matrix, ``2/3 tokens^3`` operations, in either direction;
-    and as many again to come back.
+    Costs a factorisation of each head's matrix, ``2/3 tokens^3`` operations, in either direction,
+    and as many again in the inverse.
 
     Args:
-        n: features of a token; events are ``(tokens, n)``.
-        heads: divides the number of features that are changed.
+        n: features of a token.
+        heads: a divisor of the number of features that are changed.
         width: length of each head's queries and keys.
         flip: read the second half of the features and change the first.
 
@@ -123,28 +115,26 @@ class TokenAttention(_Halves, Transform):
     Departs from the paper:
         - the features are cut in halves, where the paper takes a checkerboard of them;
         - its matrix is P + I, which is singular where P has the eigenvalue -1 (two tokens that read
-          each other only) and no identity at any setting; the gate's bound keeps away from the one
-          and gives the other;
+          each other only) and is the identity at no setting; here the gate's bound excludes a
+          singular matrix, and the gate 0 gives the identity;
         - there are heads.
     """
 
     bound = 0.45
 
     def __init__(self, n: int, *, heads: int = 1, width: int = 16, flip: bool = False) -> None:
-        super().__init__()
-        self.n, self.flip = n, flip
-        given, self.changed = self._sizes()
+        super().__init__(n, flip=flip)
         if heads < 1 or self.changed % heads:
             raise ValueError(
                 f"TokenAttention: heads must divide the {self.changed} features that are changed; "
                 f"got {heads}"
             )
         self.heads = heads
-        self.read = nn.Linear(given, 2 * heads * width)
+        self.read = nn.Linear(self.given, 2 * heads * width)
         self.gate = nn.Parameter(torch.zeros(heads))
 
     def _matrix(self, given: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch heads t t"]:
-        """M."""
+        """M for each event and head."""
         read = self.read(given).to(dtype).unflatten(-1, (2, self.heads, -1))
         q, k = read.movedim(1, -2).unbind(1)
         with torch.autocast(given.device.type, enabled=False):
@@ -153,27 +143,14 @@ class TokenAttention(_Halves, Transform):
             gate = self.bound * torch.tanh(self.gate.to(dtype) / self.bound)
             return unit + gate[:, None, None] * (pattern - unit)
 
-    def _log_det(self, matrix: Tensor) -> Float[Tensor, " batch"]:
-        # positive: real eigenvalues are, complex ones come in conjugate pairs
-        return torch.linalg.slogdet(matrix)[1].sum(1) * (self.changed // self.heads)
-
-    def _heads(self, changed: Tensor) -> Float[Tensor, "batch heads tokens part"]:
-        return changed.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
-
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        given, changed = self._split(x)
+    def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
         matrix = self._matrix(given, changed.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            mixed = (matrix @ self._heads(changed)).movedim(1, -2).flatten(-2)
-            return self._join(given, mixed), self._log_det(matrix)
-
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        given, changed = self._split(z)
-        matrix = self._matrix(given, changed.dtype)
-        with torch.autocast(z.device.type, enabled=False):
-            apart = torch.linalg.solve(matrix, self._heads(changed)).movedim(1, -2).flatten(-2)
-            return self._join(given, apart), -self._log_det(matrix)
+        with torch.autocast(given.device.type, enabled=False):
+            heads = changed.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
+            heads = torch.linalg.solve(matrix, heads) if inverse else matrix @ heads
+            # det M > 0: real eigenvalues are positive, complex ones come in conjugate pairs
+            log_det = torch.linalg.slogdet(matrix)[1].sum(1) * (self.changed // self.heads)
+            return heads.movedim(1, -2).flatten(-2), -log_det if inverse else log_det
 
     def extra_repr(self) -> str:
-        """Features, heads and direction, in ``print(flow)``."""
         return f"{super().extra_repr()}, heads={self.heads}"

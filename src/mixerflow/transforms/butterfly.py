@@ -6,20 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
 from mixerflow.registry import register
+from mixerflow.transforms.linear import _LinearMap
 
 _MERGED = 4
 """Levels that are multiplied out into one dense block of 2^4; 3 to 6 take about as long."""
 
 
 @register
-class Butterfly(Transform):
-    """``z = B_levels ... B_1 x + b``, each B a lot of 2x2 blocks; starts as the identity.
+class Butterfly(_LinearMap):
+    """``z = B_levels ... B_1 x + b``, each B made of 2x2 blocks; starts as the identity.
 
     On vectors of length P, a power of two, level l = 0, 1, ... cuts the vector into 2^l segments
     and mixes entry i of a segment's first half with entry i of its second, ``P / 2^(l+1)`` further
-    on, by a 2x2 block of their own. After log2 P levels each output depends on each input, with
+    on, by one 2x2 block for each pair. After log2 P levels each output depends on each input, with
     2 P log2 P numbers. A block is a rotation times an upper triangle,
 
         [[cos t, -sin t], [sin t, cos t]] [[exp(a), c], [0, exp(d)]],
@@ -32,11 +32,8 @@ class Butterfly(Transform):
 
     Args:
         n: length of the vectors, at least 2.
-        levels: how many, 1 to log2 P; None for log2 P. Fewer leave out the short distances.
+        levels: their number, 1 to log2 P; None for log2 P. Fewer leave out the short distances.
         bias: whether to add b.
-
-    Raises:
-        ValueError: no such length or number of levels.
 
     References:
         Meng, Zhou, Choi, Dao, Ermon: ButterflyFlow: building invertible layers with butterfly
@@ -50,15 +47,15 @@ class Butterfly(Transform):
     """
 
     def __init__(self, n: int, levels: int | None = None, *, bias: bool = True) -> None:
-        super().__init__()
+        super().__init__(n)
         if n < 2:
             raise ValueError(f"Butterfly: vectors must have at least 2 entries to mix; got {n}")
         most = n.bit_length() - 1
-        self.n, self.size, self.levels = n, 2**most, most if levels is None else levels
+        self.size, self.levels = 2**most, most if levels is None else levels
         if not 1 <= self.levels <= most:
             raise ValueError(f"Butterfly: levels must be 1 to {most} for length {n}; got {levels}")
         self.starts = (0,) if n == self.size else (0, n - self.size)
-        # of each window, level and block: angle t, log-diagonal a and d, corner c
+        # for each window, level and block: angle t, log-diagonal a and d, corner c
         shape = (len(self.starts), self.levels, self.size // 2)
         self.angle = nn.Parameter(torch.zeros(shape))
         self.log_diagonal = nn.Parameter(torch.zeros(2, *shape))
@@ -79,9 +76,9 @@ class Butterfly(Transform):
         return torch.stack(rows, 2).unflatten(2, (2, 2))
 
     def _merge(self, blocks: Tensor, group: range) -> Tensor:
-        """Some neighbouring levels of one window, multiplied out.
+        """The product of some neighbouring levels of one window.
 
-        Entry (j, s, i, r) is what entry j of segment s, at remainder r, gives to entry i there.
+        Entry (j, s, i, r) is the weight of entry j of segment s, at remainder r, in entry i there.
         """
         order = min(group)
         wide = 2 ** len(group)
@@ -94,16 +91,8 @@ class Butterfly(Transform):
             x = torch.stack([a * first + b * second, c * first + d * second], 2)
         return x.reshape(wide, segments, wide, rest)
 
-    def _mix(self, x: Tensor, blocks: Tensor, groups: list[range]) -> Tensor:
-        """One window's levels, ``(N, size)`` to the same."""
-        for group in groups:
-            dense = self._merge(blocks, group)
-            parts = x.unflatten(1, dense.shape[1:])
-            x = torch.einsum("nsjr,jsir->nsir", parts, dense)
-            x = x.flatten(1)
-        return x
-
-    def _apply_all(self, x: Tensor, *, inverse: bool) -> Tensor:
+    def _apply_levels(self, x: Tensor, *, inverse: bool) -> Tensor:
+        """All levels of all windows, ``(B, n)`` to the same, or their inverse."""
         groups = [
             range(start, min(start + _MERGED, self.levels))
             for start in range(0, self.levels, _MERGED)
@@ -114,26 +103,23 @@ class Butterfly(Transform):
             windows.reverse()
         for start, blocks in windows:
             end = start + self.size
-            mixed = self._mix(x[:, start:end], blocks, groups)
+            mixed = x[:, start:end]
+            for group in groups:
+                dense = self._merge(blocks, group)
+                parts = mixed.unflatten(1, dense.shape[1:])
+                mixed = torch.einsum("nsjr,jsir->nsir", parts, dense).flatten(1)
             x = mixed if self.size == self.n else torch.cat([x[:, :start], mixed, x[:, end:]], 1)
         return x
 
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(x.shape[1:]), (self.n,))
-        with torch.autocast(x.device.type, enabled=False):
-            z = self._apply_all(x, inverse=False)
-        return z if self.bias is None else z + self.bias, constant(self.log_diagonal.sum(), x)
+    def _multiply(self, x: Tensor) -> Tensor:
+        z = self._apply_levels(x, inverse=False)
+        return z if self.bias is None else z + self.bias
 
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (self.n,))
-        x = z if self.bias is None else z - self.bias
-        with torch.autocast(z.device.type, enabled=False):
-            return self._apply_all(x, inverse=True), constant(-self.log_diagonal.sum(), z)
+    def _solve(self, y: Tensor) -> Tensor:
+        return self._apply_levels(y, inverse=True)
 
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, (self.n,))
-        return shape
+    def _log_det(self) -> Tensor:
+        return self.log_diagonal.sum()
 
     def extra_repr(self) -> str:
-        """The width and levels, in ``print(flow)``."""
         return f"{self.n}, levels={self.levels}, bias={self.bias is not None}"

@@ -1,14 +1,15 @@
-"""A continuous flow: rows move along an ordinary differential equation."""
+"""A continuous flow: events move along an ordinary differential equation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Density, Mapped, Noise, Transform, report
+from mixerflow.core import Context, Mapped, Noise, Transform, report
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 
@@ -19,7 +20,7 @@ Motion = Callable[[Tensor | float, State], State]
 
 @runtime_checkable
 class Divergent(Protocol):
-    """A velocity that knows the trace of its Jacobian, as `mixerflow.nets.Velocity` does."""
+    """A velocity net with a closed form of its Jacobian's trace, as `mixerflow.nets.Velocity`."""
 
     def divergence(
         self, t: Tensor | float, x: Tensor, context: Tensor | None = None
@@ -35,34 +36,34 @@ class Continuous(Transform):
     ``log|det dz/dx|`` is the integral of ``tr(df/dx)`` along the way.
 
     In training an adaptive solver (torchdiffeq's dopri5) takes the steps that the whole batch
-    needs; gradients are those of the very computation, by plain backpropagation. The adjoint method
-    would save memory that small nets on rows do not need, at the price of a second solve and of
-    gradients that carry its error; `mixerflow.core.memory` saves the memory, exactly.
+    needs; gradients are by backpropagation through these steps. The adjoint method would save
+    memory that small nets on rows do not need, at the price of a second solve and of gradients with
+    an error of their own; `mixerflow.core.memory` saves the memory exactly.
 
-    Everything else (evaluation, and the inverse) takes equal steps of the classical Runge-Kutta
-    method of order 4, twice: the second time half as long. A row whose results differ too much goes
-    on to steps half as long again, until the difference is within `tolerance`. So a row's result
-    depends on that row alone. Where steps are short, its error is a 15th of the difference; the
-    difference itself is asked for because long steps can agree by chance; it is no bound. Rows that
-    are not within tolerance after `most` halvings are reported.
+    Evaluation and the inverse take equal steps of the classical Runge-Kutta method of order 4,
+    twice: the second time half as long. Rows whose two results differ by more than `tolerance` go
+    on to steps half as long again. So a row's result depends on that row alone. Where steps are
+    short, its error is a 15th of the difference; the whole difference is compared with `tolerance`
+    because long steps can agree by chance; the difference is no bound. Rows that are not within
+    tolerance after `most` halvings are reported.
 
     Args:
-        net: ``net(t, x, context)`` gives the velocity, of x's shape, each row by itself. With a
-            method ``divergence`` (see `Divergent`) the exact trace is the net's own; else it takes
-            a backward pass for each of the event's numbers, all in one call.
-        trace: "exact", or "hutchinson", an estimate ``e^T (df/dx) e`` of random signs e that stay
+        net: ``net(t, x, context)`` gives the velocity, of x's shape, each row by itself. A net with
+            a method ``divergence`` (see `Divergent`) gives the exact trace; for any other net the
+            exact trace takes a backward pass for each of the event's numbers, all in one call.
+        trace: "exact", or "hutchinson", an estimate ``e^T (df/dx) e`` with random signs e that stay
             the same through a solve; the density is then an estimate too. The inverse, which has no
             noise, is exact in any case.
         steps: the first number of steps.
         tolerance: largest ``|difference| / (1 + |value|)`` of a row's latents and log-det; None is
             1e-5 in float32 and 1e-8 in float64.
-        most: halvings.
-        train_tolerance: of the adaptive solver, absolute and relative; its norm is over the batch,
-            so that rows depend on each other in training. None trains with equal steps, too, and
-            does without torchdiffeq.
+        most: largest number of halvings.
+        train_tolerance: the adaptive solver's tolerance, absolute and relative; its norm is over
+            the batch, so that rows depend on each other in training. None trains with equal steps,
+            too, and does not need torchdiffeq.
 
     Raises:
-        ConfigError: the extra ``ode`` is not installed; in training.
+        ConfigError: in training, if the extra ``ode`` is not installed.
 
     Warns:
         ConvergenceWarning: rows that are not within tolerance.
@@ -73,8 +74,8 @@ class Continuous(Transform):
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud: FFJORD (2019), eq. 4 to 7.
         https://arxiv.org/abs/1810.01367
 
-    Departs from the paper: gradients by backpropagation rather than the adjoint method, and equal
-    steps in evaluation, where theirs are the batch's.
+    Departs from the papers: gradients by backpropagation, not by the adjoint method, and equal
+    steps in evaluation, not the batch's.
     """
 
     invertible = False  # to tolerance, not to rounding
@@ -99,14 +100,10 @@ class Continuous(Transform):
                 raise ValueError(f"Continuous: tolerances must be more than 0; got {value}")
         self.net = net
         self.trace: Trace = trace
+        self.density = "exact" if trace == "exact" else "estimate"
         self.draws = trace == "hutchinson"
         self.steps, self.tolerance, self.most = steps, tolerance, most
         self.train_tolerance = train_tolerance
-
-    @property
-    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Exact to tolerance, or an estimate."""
-        return "exact" if self.trace == "exact" else "estimate"
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(x.device.type, enabled=False):
@@ -128,7 +125,7 @@ class Continuous(Transform):
             return self._to_tolerance(motion, (z, z.new_zeros(len(z))), 1.0, 0.0)
 
     def _to_tolerance(self, motion: Motion, start: State, t0: float, t1: float) -> State:
-        """Equal steps, half as long each time, until each row is exact enough."""
+        """Solve by equal steps, halved until each row is within tolerance."""
         tolerance = self.tolerance
         if tolerance is None:
             tolerance = 1e-8 if start[0].dtype == torch.float64 else 1e-5
@@ -141,15 +138,18 @@ class Continuous(Transform):
             number *= 2
             fine = _equal_steps(motion, start, t0, t1, number)
             with torch.no_grad():
-                moves = (_move(a, b) for a, b in zip(fine, coarse, strict=True))
-                error = torch.where(moving, torch.maximum(*moves), error)
-            state = (_choose(moving, fine[0], state[0]), _choose(moving, fine[1], state[1]))
+                differences = (_difference(a, b) for a, b in zip(fine, coarse, strict=True))
+                error = torch.where(moving, torch.maximum(*differences), error)
+            of_row = moving.view(-1, *[1] * (fine[0].dim() - 1))
+            state = (
+                torch.where(of_row, fine[0], state[0]),
+                torch.where(moving, fine[1], state[1]),
+            )
             coarse = fine
         report(self, error, tolerance, "more halvings (most), or a smoother velocity")
         return state
 
     def extra_repr(self) -> str:
-        """Trace and first number of steps, in ``print(flow)``."""
         return f"trace={self.trace}, steps={self.steps}"
 
 
@@ -157,85 +157,81 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _move(new: Tensor, old: Tensor) -> Tensor:
-    """Of each row, its largest relative difference ``(B,)``."""
-    moves = (new - old).abs() / (1 + new.abs())
-    return moves if moves.dim() == 1 else moves.flatten(1).amax(1)
-
-
-def _choose(rows: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
+def _difference(new: Tensor, old: Tensor) -> Tensor:
+    """Each row's largest relative difference ``(B,)``."""
+    relative = (new - old).abs() / (1 + new.abs())
+    return relative if relative.dim() == 1 else relative.flatten(1).amax(1)
 
 
 def _motion(net: nn.Module, context: Tensor | None, signs: Tensor | None) -> Motion:
-    """How the pair of position and log-det moves."""
+    """The time derivative of the pair of x and log-det."""
 
     def motion(t: Tensor | float, state: State) -> State:
         x = state[0]
         if signs is None and isinstance(net, Divergent):
             velocity, trace = net.divergence(t, x, context)
-            return _fitting(velocity, x), trace
-        return _trace(net, t, x, context, signs)
+            _check_shape(velocity, x)
+            return velocity, trace
+        return _velocity_and_trace(net, t, x, context, signs)
 
     return motion
 
 
-def _fitting(velocity: Tensor, x: Tensor) -> Tensor:
+def _check_shape(velocity: Tensor, x: Tensor) -> None:
     if velocity.shape != x.shape:
         raise ValueError(
             f"Continuous: the net gives {tuple(velocity.shape[1:])} for events "
             f"{tuple(x.shape[1:])}; a velocity has the events' shape"
         )
-    return velocity
 
 
-def _trace(
+def _velocity_and_trace(
     net: nn.Module, t: Tensor | float, x: Tensor, context: Tensor | None, signs: Tensor | None
 ) -> State:
-    """Velocity and trace of its Jacobian (or ``signs^T J signs``), by automatic differentiation."""
+    """Velocity and trace of its Jacobian J (or ``signs^T J signs``), by automatic differentiation.
+
+    The exact trace takes one backward pass for each of an event's numbers, all in one call.
+    """
     live = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if live and x.requires_grad else x.detach().requires_grad_()
-        velocity = _fitting(net(t, x, context), x)
-        if signs is None:
-            trace = _exact(velocity, x, live)
-        else:
+        velocity = net(t, x, context)
+        _check_shape(velocity, x)
+        if signs is not None:
             (row,) = torch.autograd.grad(velocity, x, signs, create_graph=live)
             trace = (row * signs).flatten(1).sum(1)
+        elif len(x):
+            size = math.prod(x.shape[1:])
+            unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
+            (rows,) = torch.autograd.grad(
+                velocity, x, unit.expand(-1, *x.shape), create_graph=live, is_grads_batched=True
+            )
+            trace = rows.flatten(2).diagonal(dim1=0, dim2=2).sum(1)
+        else:
+            trace = x.new_zeros(0)
     return (velocity, trace) if live else (velocity.detach(), trace.detach())
 
 
-def _exact(velocity: Tensor, x: Tensor, live: bool) -> Tensor:
-    """The trace by one backward pass for each of an event's numbers, all in one call."""
-    if not len(x):
-        return x.new_zeros(0)
-    size = x[0].numel()
-    one_each = torch.eye(size, dtype=x.dtype, device=x.device)
-    signals = one_each.view(size, 1, *x.shape[1:]).expand(-1, *x.shape)
-    (rows,) = torch.autograd.grad(velocity, x, signals, create_graph=live, is_grads_batched=True)
-    return rows.flatten(2).diagonal(dim1=0, dim2=2).sum(1)
-
-
 def _equal_steps(motion: Motion, state: State, t0: float, t1: float, number: int) -> State:
-    """The classical Runge-Kutta method of order 4."""
+    """Solve by `number` steps of the classical Runge-Kutta method of order 4."""
     h = (t1 - t0) / number
 
-    def ahead(by: float, slope: State) -> State:
+    def advance(by: float, slope: State) -> State:
         return state[0] + by * slope[0], state[1] + by * slope[1]
 
     for k in range(number):
         t = t0 + k * h
         a = motion(t, state)
-        b = motion(t + h / 2, ahead(h / 2, a))
-        c = motion(t + h / 2, ahead(h / 2, b))
-        d = motion(t + h, ahead(h, c))
+        b = motion(t + h / 2, advance(h / 2, a))
+        c = motion(t + h / 2, advance(h / 2, b))
+        d = motion(t + h, advance(h, c))
         slope = tuple(p + 2 * (q + r) + s for p, q, r, s in zip(a, b, c, d, strict=True))
-        state = ahead(h / 6, cast(State, slope))
+        state = advance(h / 6, cast(State, slope))
     return state
 
 
 def _adaptive(motion: Motion, start: State, tolerance: float) -> State:
-    """Dormand and Prince's method, with steps that suit the whole batch."""
+    """Solve by Dormand and Prince's method, with steps adapted to the whole batch."""
     try:
         from torchdiffeq import odeint
     except ImportError:
@@ -245,6 +241,6 @@ def _adaptive(motion: Motion, start: State, tolerance: float) -> State:
             "pip install 'mixerflow[ode]', or train_tolerance=None",
         ) from None
     times = torch.tensor([0.0, 1.0], dtype=start[0].dtype, device=start[0].device)
-    path = odeint(motion, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
-    z, log_det = cast(State, path)
+    solution = odeint(motion, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
+    z, log_det = cast(State, solution)
     return z[-1], log_det[-1]

@@ -19,16 +19,13 @@ class Coupling(Transform):
     event: rows with an MLP, feature maps with a convolutional net.
 
     Args:
-        split: what a and b are, see `mixerflow.transforms.splits`. A number is short for
-            ``Halves(split, flip)``: the halves of that event axis.
+        split: the rule that cuts an event into a and b, see `mixerflow.transforms.splits`. A number
+            is short for ``Halves(split, flip)``: the halves of that event axis.
         net: maps a and the context to the raw parameters of b. For halves ``(B, ..., a, ...)`` to
             ``(B, ..., elementwise.params * b, ...)``; parameter k of feature j is feature
-            ``k * b + j``. For the other splits so with the channels.
-        elementwise: what happens to the transformed part.
-        flip: with a number for `split`, condition on the second half instead of the first.
-
-    Raises:
-        ValueError: `flip` beside a split, which has its own.
+            ``k * b + j``. For the other splits the same holds of the channels.
+        elementwise: the map of the transformed part.
+        flip: only with a number for `split`: condition on the second half instead of the first.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), eq. 4 to 8.
@@ -40,14 +37,14 @@ class Coupling(Transform):
     ) -> None:
         super().__init__()
         if isinstance(split, Split) and flip:
-            raise ValueError(f"Coupling: {split} says itself what is flipped; leave out flip")
+            raise ValueError(f"Coupling: {split} has a flip of its own; leave out flip")
         self.split = split if isinstance(split, Split) else Halves(split, flip)
         self.net = net
         self.elementwise = elementwise
 
     @property
     def dim(self) -> int | None:
-        """The event axis whose halves these are; None for another split."""
+        """The event axis of the halves; None for another split."""
         return self.split.dim if isinstance(self.split, Halves) else None
 
     @property
@@ -56,6 +53,7 @@ class Coupling(Transform):
         return self.split.flip
 
     def _parameters_of(self, given: Tensor, changed: Tensor, context: Tensor | None) -> Tensor:
+        """The raw parameters ``(params, *changed.shape)`` that the net gives."""
         axis, params = self.split.axis, self.elementwise.params
         raw = self.net(given, context).to(changed.dtype)
         expected = params * changed.shape[axis]
@@ -67,21 +65,19 @@ class Coupling(Transform):
             )
         return self.split.raw(raw, params)
 
+    def _transform(self, event: Tensor, context: Context, *, inverse: bool) -> Mapped:
+        """One direction: the given part passes, and the elementwise map changes the other part."""
+        self.out_shape(tuple(event.shape[1:]))
+        given, changed = self.split.parts(event)
+        function = self.elementwise.inverse if inverse else self.elementwise.forward
+        changed, log_slope = function(changed, self._parameters_of(given, changed, context))
+        return self.split.join(given, changed), total(self.split.counted(log_slope))
+
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        self.out_shape(tuple(x.shape[1:]))
-        given, changed = self.split.parts(x)
-        changed, log_det = self.elementwise.forward(
-            changed, self._parameters_of(given, changed, context)
-        )
-        return self.split.join(given, changed), total(self.split.counted(log_det))
+        return self._transform(x, context, inverse=False)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        self.out_shape(tuple(z.shape[1:]))
-        given, changed = self.split.parts(z)
-        changed, log_det = self.elementwise.inverse(
-            changed, self._parameters_of(given, changed, context)
-        )
-        return self.split.join(given, changed), total(self.split.counted(log_det))
+        return self._transform(z, context, inverse=True)
 
     def out_shape(self, shape: Shape) -> Shape:
         self.split.check(shape)
@@ -89,7 +85,7 @@ class Coupling(Transform):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The net too, where it has an `initialize` of its own: norms inside of conditioners."""
+        """Initialise the net too, where it has norms that start from data."""
         self.out_shape(tuple(x.shape[1:]))
         start = getattr(self.net, "initialize", None)
         if callable(start):
@@ -97,5 +93,4 @@ class Coupling(Transform):
         return self(x, context)[0]
 
     def extra_repr(self) -> str:
-        """Split and elementwise map, in ``print(flow)``."""
         return f"{self.split!r}, elementwise={self.elementwise!r}"

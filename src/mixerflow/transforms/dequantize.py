@@ -17,12 +17,12 @@ class Dequantize(Transform):
     """``z = x + u``, u uniform on ``[0, 1)``: integer pixels become real numbers.
 
     The density of z integrates over each unit cube to a probability of x, and ``E_u log p(x + u)``
-    bounds ``log P(x)`` from below; literature calls the figure with one u the model's bits/dim, and
-    so do we (uniform dequantisation, one sample). The inverse is the floor: its log-det is 0 by
-    definition, and values outside the levels stay outside, for `Flow.draw` to count.
+    bounds ``log P(x)`` from below; as in the literature, the figure with one u is the model's
+    bits/dim (uniform dequantisation, one sample). The inverse is the floor: its log-det is 0 by
+    definition, and values outside the levels stay outside: `Flow.draw` counts them.
 
     Args:
-        levels: number of values a pixel has: 256 for 8 bits.
+        levels: number of values of a pixel: 256 for 8 bits.
 
     References:
         Theis, van den Oord, Bethge: A note on the evaluation of generative models (2016).
@@ -44,10 +44,10 @@ class Dequantize(Transform):
         self.register_buffer("unit", torch.ones(()), persistent=False)  # follows .double(), .to()
 
     def _integers(self, x: Tensor) -> Tensor:
-        """Check the range where the dtype does not already promise it; to the model's dtype."""
-        promised = x.dtype == torch.uint8 and self.levels >= 256
+        """The pixels in the model's dtype; checks the range unless the dtype guarantees it."""
+        guaranteed = x.dtype == torch.uint8 and self.levels >= 256
         values = x.to(self.unit.dtype)
-        if not promised and not torch.compiler.is_compiling() and values.numel():
+        if not guaranteed and not torch.compiler.is_compiling() and values.numel():
             low, high = values.aminmax()
             if not (low >= 0 and high < self.levels):
                 got = f"{low.item():g} to {high.item():g}"
@@ -61,10 +61,7 @@ class Dequantize(Transform):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         values = self._integers(x)
-        if noise is None:
-            u = torch.rand_like(values)
-        else:
-            u = noise.uniform(values, self.stream)
+        u = torch.rand_like(values) if noise is None else noise.uniform(values, self.stream)
         u = (u * self.steps).floor() / self.steps
         return values + u, constant(0.0, values)
 
@@ -72,7 +69,6 @@ class Dequantize(Transform):
         return z.floor(), constant(0.0, z)
 
     def extra_repr(self) -> str:
-        """The levels, in ``print(flow)``."""
         return f"levels={self.levels}"
 
 
@@ -93,16 +89,16 @@ class Rescale(Transform):
             raise ValueError("Rescale: scale must not be 0")
         self.scale, self.shift = scale, shift
 
+    def _log_det(self, x: Tensor) -> float:
+        return math.prod(x.shape[1:]) * math.log(abs(self.scale))
+
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        log_det = math.prod(x.shape[1:]) * math.log(abs(self.scale))
-        return x * self.scale + self.shift, constant(log_det, x)
+        return x * self.scale + self.shift, constant(self._log_det(x), x)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        log_det = -math.prod(z.shape[1:]) * math.log(abs(self.scale))
-        return (z - self.shift) / self.scale, constant(log_det, z)
+        return (z - self.shift) / self.scale, constant(-self._log_det(z), z)
 
     def extra_repr(self) -> str:
-        """Scale and shift, in ``print(flow)``."""
         return f"{self.scale:g}, {self.shift:g}"
 
 
@@ -113,7 +109,7 @@ class Logit(Transform):
     ``log dz/dx = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``.
 
     Args:
-        alpha: keeps the ends of the interval finite; in ``[0, 1/2)``.
+        alpha: margin that keeps z finite at the ends of the interval; in ``[0, 1/2)``.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 4.1.
@@ -137,5 +133,4 @@ class Logit(Transform):
         return x, total(log_p + log_q - math.log(1 - 2 * self.alpha))
 
     def extra_repr(self) -> str:
-        """Alpha, in ``print(flow)``."""
         return f"alpha={self.alpha}"

@@ -1,4 +1,4 @@
-"""Elementwise monotone maps: what a coupling does to the part it transforms."""
+"""Elementwise monotone maps: the maps by which a coupling changes the part that it transforms."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mixerflow.registry import register
 class Elementwise(ABC):
     """An elementwise map ``z = f(x; raw)`` with `params` numbers an element.
 
-    ``raw`` has the parameters on a new first axis: ``(params, *x.shape)``. All zeros is the
+    ``raw`` has the parameters on a new first axis: ``(params, *x.shape)``. All zeros give the
     identity, unless a class says otherwise. `forward` and `inverse` return the image and the
-    elementwise log-derivative. Those of this package are frozen dataclasses: values.
+    elementwise log-derivative. The classes of this package are frozen dataclasses: values.
     """
 
     @property
     @abstractmethod
     def params(self) -> int:
-        """Raw parameters of an element."""
+        """Number of raw parameters of an element."""
 
     @abstractmethod
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +34,17 @@ class Elementwise(ABC):
         """``f^-1(z)`` and ``log (f^-1)'(z)``, each of z's shape."""
 
 
+class _ScaleAndShift(Elementwise):
+    """A map with a raw scale s and a shift t for each element: ``raw = (s, t)``."""
+
+    @property
+    def params(self) -> int:
+        return 2
+
+
 @register("affine")
 @dataclass(frozen=True)
-class Affine(Elementwise):
+class Affine(_ScaleAndShift):
     """``z = x * exp(s) + t``, raw = (s, t)."""
 
     bound: float | None = None
@@ -47,30 +55,25 @@ class Affine(Elementwise):
         if self.bound is not None and not self.bound > 0:
             raise ValueError(f"Affine: bound must be positive; got {self.bound}")
 
-    @property
-    def params(self) -> int:
-        return 2
-
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-scale and the shift."""
         log_scale, shift = raw[0], raw[1]
         if self.bound is not None:
             log_scale = self.bound * torch.tanh(log_scale / self.bound)
         return log_scale, shift
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``x * exp(s) + t`` and s."""
         log_scale, shift = self._read(raw)
         return x * log_scale.exp() + shift, log_scale
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``(z - t) * exp(-s)`` and -s."""
         log_scale, shift = self._read(raw)
         return (z - shift) * (-log_scale).exp(), -log_scale
 
 
 @register("floored")
 @dataclass(frozen=True)
-class FlooredAffine(Elementwise):
+class FlooredAffine(_ScaleAndShift):
     """``z = x * (1 + (1 - floor) tanh(s / 2)) + t``, raw = (s, t): scales in (floor, 2 - floor).
 
     The scale is ``floor + (1 - floor) 2 sigmoid(s)``, bounded away from 0: no layer forgets its
@@ -78,38 +81,32 @@ class FlooredAffine(Elementwise):
     """
 
     floor: float = 0.1
-    """Of the scale, in (0, 1)."""
+    """Least scale, in (0, 1)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < 1:
             raise ValueError(f"FlooredAffine: floor must be in (0, 1); got {self.floor}")
 
-    @property
-    def params(self) -> int:
-        return 2
-
-    def _less_one(self, raw: Tensor) -> Tensor:
+    def _scale_less_one(self, raw: Tensor) -> Tensor:
         """The scale less 1: exactly 0 at raw 0."""
         return (1 - self.floor) * torch.tanh(raw[0] / 2)
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``x * scale + t`` and ``log scale``."""
-        less_one = self._less_one(raw)
+        less_one = self._scale_less_one(raw)
         return x * (1 + less_one) + raw[1], less_one.log1p()
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``(z - t) / scale`` and ``-log scale``."""
-        less_one = self._less_one(raw)
+        less_one = self._scale_less_one(raw)
         return (z - raw[1]) / (1 + less_one), -less_one.log1p()
 
 
 @register("sigmoid")
 @dataclass(frozen=True)
-class SigmoidAffine(Elementwise):
+class SigmoidAffine(_ScaleAndShift):
     """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.
 
-    Not the identity at raw 0: there it is ``z = x * sigmoid(offset)``, with a log-derivative of
-    -0.127 for an offset of 2.
+    Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
+    for an offset of 2.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018); the
@@ -119,16 +116,10 @@ class SigmoidAffine(Elementwise):
     offset: float = 2.0
     """Added to s before the sigmoid."""
 
-    @property
-    def params(self) -> int:
-        return 2
-
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``(x + t) * scale`` and ``log scale``."""
         s = raw[0] + self.offset
         return (x + raw[1]) * s.sigmoid(), logsigmoid(s)
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """``z / scale - t`` and ``-log scale``."""
         s = raw[0] + self.offset
         return z / s.sigmoid() - raw[1], -logsigmoid(s)

@@ -1,97 +1,232 @@
-"""A chain over rows that a kernel can run whole."""
+"""Chains that hand-written kernels run: of vector transforms, and mixer layers on a GPU."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixerflow import kernels
-from mixerflow.core import Context, Layer, Mapped, Noise, Transform
+from mixerflow.core import (
+    Along,
+    Chain,
+    Context,
+    Inverse,
+    Layer,
+    Mapped,
+    Noise,
+    Shape,
+    Transform,
+    constant,
+)
 from mixerflow.registry import register
 from mixerflow.transforms.kernel_check import failed_check
+from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked, plan_of
 
 
 @register
 class KernelChain(Layer):
-    """Transforms of vectors one after another, as `Chain`, by one kernel where one fits.
+    """Transforms of vectors one after another, as `Chain`, run by one kernel where one fits.
 
-    The kernel takes the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual
-    MLP) once or more, then an ActNorm, any of the ActNorms and linear maps missing; and what that
-    is folded into. It gives what the chain gives, to rounding, in a third of the time; `path` says
-    which of the two runs. ``keep`` says what a GPU's backward pass is left: each step's rows, or
-    with ``"output"`` the last ones, from which it rebuilds the others.
+    A kernel fits the mixer's own pattern: (ActNorm, LU or RLU, affine coupling with a residual MLP)
+    once or more, then an ActNorm, where any ActNorm or linear map may be missing; and the folded
+    form of this pattern. The kernel gives the chain's results, to rounding, in a third of the time;
+    `path` says whether it runs. On a GPU, ``keep`` names the vectors kept for the backward pass:
+    each step's inputs, or with ``"output"`` the last step's, from which the others are rebuilt.
     """
 
-    _folded: bool = False
-    _known: kernels.Plan | None = None
-    """The plan of a folded chain, whose tensors stay what they are."""
+    _is_folded: bool = False
+    _folded_plan: kernels.Plan | None = None
+    """The plan of a folded chain, which can be kept because its tensors stay the same."""
     keep: kernels.Keep = "inputs"
 
     def folded(self) -> Transform:
-        mine = super().folded()
-        if isinstance(mine, KernelChain):
-            mine._folded = True
-        return mine
+        chain = super().folded()
+        if isinstance(chain, KernelChain):
+            chain._is_folded = True
+        return chain
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KernelChain:
-        self._known = None  # another dtype or device: other tensors
+        self._folded_plan = None  # another dtype or device: other tensors
         return super()._apply(fn, recurse)
 
     def path(self, x: Tensor) -> str:
-        """``"kernel"``, or why rows like `x` run operator by operator."""
-        plan = kernels.unsupported_reason(x) or self._plan(x.detach())
+        """``"kernel"``, or why vectors like `x` are transformed operator by operator."""
+        plan = self._plan_for_vectors(x.detach())
         return plan if isinstance(plan, str) else "kernel"
 
-    def _plan(self, x: Tensor) -> kernels.Plan | str:
-        """As `plan`, of rows `x`."""
-        plan = self.plan(x)
+    def _plan_for_vectors(self, x: Tensor) -> kernels.Plan | str:
+        """The plan for a batch ``(B, n)`` with vectors one after another in memory, or why none."""
+        plan = kernels.unsupported_reason(x) or self.plan(x)
         if not isinstance(plan, str) and (x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch):
             return "rows of another length, or too few of them"
         return plan
 
     def plan(self, x: Tensor, place: kernels.Place | None = None) -> kernels.Plan | str:
-        """What the kernels are to run for tensors of x's kind, or why they cannot.
+        """The kernels' plan for tensors of x's dtype and device, or why they cannot run the chain.
 
-        `place` says where rows lie in x, if not one after another.
+        `place` says where the vectors lie in x, if not one after another.
         """
-        plan = None if self._known is None or hooked(self) else self._known
+        plan = None if self._folded_plan is None or hooked(self) else self._folded_plan
         if plan is None:
             plan = plan_of(self)
-            self._known = plan if self._folded and isinstance(plan, kernels.Plan) else None
+            self._folded_plan = plan if self._is_folded and isinstance(plan, kernels.Plan) else None
         if isinstance(plan, str):
             return plan
         if plan.kind != (x.dtype, x.device):
             return "its parameters are of another dtype than the rows, or on another device"
-        if plan.steps[0].dense and differentiated(x):
+        if plan.steps[0].dense and _differentiated(x):
             return "the kernel differentiates triangles only"
         where = kernels.where(x)
-        live = where == "gpu" and differentiated(x, *plan.parameters())
+        live = where == "gpu" and _differentiated(x, *plan.parameters())
         return (
             plan.refused(where, differentiated=live) or failed_check(self, plan, x, place) or plan
         )
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        plan = "context" if context is not None else kernels.unsupported_reason(x) or self._plan(x)
+        plan = "context" if context is not None else self._plan_for_vectors(x)
         if isinstance(plan, str):
             return super().forward(x, context, noise)
         return kernels.rows_forward(plan, x, keep=self.keep)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         # the kernel's inverse has no gradients
-        live = differentiated(z, *self.parameters())
-        plan = (
-            "context"
-            if context is not None or live
-            else kernels.unsupported_reason(z) or self._plan(z)
-        )
+        live = _differentiated(z, *self.parameters())
+        plan = "context" if context is not None or live else self._plan_for_vectors(z)
         if isinstance(plan, str):
             return super().inverse(z, context, noise)
         return kernels.rows_inverse(plan, z)
 
 
-def differentiated(*tensors: Tensor) -> bool:
-    """Whether autograd is to know of what becomes of them."""
+def _differentiated(*tensors: Tensor) -> bool:
+    """Whether autograd records operations on any of the tensors."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+class _Mixing(NamedTuple):
+    """Index of a row flow, number of rows in an image, and where they lie: see `kernels.Place`."""
+
+    step: int
+    rows: int
+    row_table: Tensor
+    column_table: Tensor
+
+
+_Cache = dict[tuple[Shape, torch.device], tuple[list[object], list[_Mixing] | str]]
+"""For images of a shape on a device: the steps' `_identity`, and the result of `_find_mixings`."""
+
+
+@register
+class MixerLayer(Layer):
+    """Patchify, row flows along either axis of the patch matrix, and patchify undone, as `Chain`.
+
+    On a GPU the patchify steps cost nothing: kernels are told where the numbers of a row lie in the
+    image, and no patch matrix or transpose of one is ever made. This needs each step to be a
+    patchify step, the inverse of one, or a row flow that the kernels take, and the image to come
+    out in its own order; otherwise, and on the CPU, the steps run one by one. `path` says which.
+    """
+
+    _mixings: _Cache | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """The state without the cache: a copy, or a file, may be for another device."""
+        return {name: value for name, value in self.__dict__.items() if name != "_mixings"}
+
+    def path(self, x: Tensor) -> str:
+        """``"kernel"``, or why images like `x` are transformed step by step."""
+        calls = self._kernel_calls(x)
+        return calls if isinstance(calls, str) else "kernel"
+
+    def _kernel_calls(
+        self, x: Tensor
+    ) -> list[tuple[KernelChain, kernels.Plan, kernels.Place]] | str:
+        """The row flows with what the kernels take to run them on images like `x`, or why none."""
+        if kernels.where(x) != "gpu":
+            return "only a GPU's kernels take images"
+        reason = kernels.unsupported_reason(x)
+        if reason is not None:
+            return reason
+        mixings = self._mixings_of(tuple(x.shape[1:]), x.device)
+        if isinstance(mixings, str):
+            return mixings
+        if hooked(self.steps):
+            return "hooks look inside"
+        calls = []
+        for step, rows, row_table, column_table in mixings:
+            chain = self.steps[step].transform
+            assert isinstance(chain, KernelChain)
+            size = math.prod(x.shape[1:])
+            place = kernels.Place(len(x) * rows, rows, size, row_table, column_table)
+            plan = chain.plan(x, place)
+            if isinstance(plan, str):
+                return plan
+            if plan.n != len(column_table):
+                return "rows of another length"
+            calls.append((chain, plan, place))
+        return calls
+
+    def _mixings_of(self, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+        """`_find_mixings`, computed again only when the steps have changed."""
+        if self._mixings is None:
+            self._mixings = {}
+        now = [part for step in self for part in _identity(step)]
+        before, found = self._mixings.get((shape, device), ([], ""))
+        if len(before) != len(now) or any(a is not b for a, b in zip(before, now, strict=True)):
+            found = _find_mixings(self, shape, device)
+            self._mixings[shape, device] = now, found
+        return found
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        calls = "context" if context is not None else self._kernel_calls(x)
+        if isinstance(calls, str) or not len(x):
+            return super().forward(x, context, noise)
+        log_det = constant(0.0, x)
+        for chain, plan, place in calls:
+            x, step_log_det = kernels.rows_forward(plan, x, keep=chain.keep, place=place)
+            log_det = log_det + step_log_det
+        return x, log_det
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        live = _differentiated(z, *self.parameters())
+        calls = "context or gradients" if live or context is not None else self._kernel_calls(z)
+        if isinstance(calls, str) or not len(z):
+            return super().inverse(z, context, noise)
+        log_det = constant(0.0, z)
+        for _, plan, place in reversed(calls):
+            z, step_log_det = kernels.rows_inverse(plan, z, place=place)
+            log_det = log_det + step_log_det
+        return z, log_det
+
+
+def _find_mixings(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
+    """Find where each row flow's rows lie, or why kernels cannot run the chain on images.
+
+    The rearrangements are applied to an image that holds each number's index.
+    """
+    image = torch.arange(math.prod(shape)).reshape(1, *shape)
+    indices, found = image, []
+    for number, step in enumerate(chain):
+        if isinstance(step.transform if isinstance(step, Inverse) else step, _Rearrangement):
+            indices = step(indices)[0]
+        elif type(step) is Along and type(step.transform) is KernelChain and step.rows is None:
+            axis = step.dim + 1 if step.dim >= 0 else step.dim
+            table = indices.movedim(axis, -1).flatten(1, -2)[0]
+            first, inner = table[:, 0], table[0] - table[0, 0]
+            if not torch.equal(table, first[:, None] + inner):
+                return "rows that do not lie alike"
+            tables = (each.to(device, torch.int32).contiguous() for each in (first, inner))
+            found.append(_Mixing(number, len(table), *tables))
+        else:
+            return f"{type(step).__name__} is neither a patchify step nor a row flow"
+    if not torch.equal(indices, image):
+        return "images come out in another order"
+    return found
+
+
+def _identity(step: Transform) -> tuple[object, ...]:
+    """The objects that determine how a step rearranges an image."""
+    return step, getattr(step, "transform", None), getattr(step, "dim", None)

@@ -1,6 +1,6 @@
-"""GPU kernels are believed once they have been right.
+"""GPU kernels run only after a check on the machine itself.
 
-On the machine, the driver and the compiler at hand: no test of this package has seen those.
+No test of this package has seen that GPU, its driver or its compiler.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mixerflow.transforms.plans import plan_of
 
 _TOLERANCE = {False: 1e-4, True: 1e-2}
 """Relative error of values, log-dets and inverses, in float32 and with bfloat16 nets; of gradients
-five times as much. What is right stays well below: 4e-6 and 4e-3, of gradients 2e-6 and 3e-2."""
-_OF_GRADIENTS = 5
+five times as much. Right kernels stay well below: 4e-6 and 4e-3, of gradients 2e-6 and 3e-2."""
+_GRADIENT_FACTOR = 5
 _ROWS = 300
 
-_found: dict[tuple[object, ...], str | None] = {}
+_reasons: dict[tuple[object, ...], str | None] = {}
 
 
 def failed_check(
     chain: Chain, plan: kernels.Plan, x: Tensor, place: kernels.Place | None = None
 ) -> str | None:
-    """Why the GPU's kernels are not to be used for such a chain; None if they were right.
+    """Return why the GPU's kernels must not run such a chain, or None if they passed the check.
 
-    Tried once a process for each kind of row flow, with random weights and rows, against the same
-    chain operator by operator in float64: values, log-dets, every gradient, and the inverse.
+    The check runs once a process for each kind of row flow, with random weights and rows, against
+    the same chain operator by operator in float64: values, log-dets, every gradient, the inverse.
     `place` says where the rows lie in x, if not one after another.
     """
     if not x.is_cuda:
@@ -40,38 +40,38 @@ def failed_check(
     flips = tuple(step.flip for step in plan.steps)
     dense = bool(plan.steps[0].dense)
     settings = (plan.n, plan.hidden, plan.squash, plan.reverse, plan.bound, plan.by_row)
-    lie = None if place is None else (place.within, place.stride)
-    key = (x.device, lie, low, flips, dense, len(plan.parameters()), *settings)
-    if key not in _found:
+    layout = None if place is None else (place.within, place.stride)
+    key = (x.device, layout, low, flips, dense, len(plan.parameters()), *settings)
+    if key not in _reasons:
         if torch.cuda.is_current_stream_capturing():
-            return "a kernel is tried before a graph is captured, not in it"
+            return "a kernel is checked before a graph is captured, not in the graph"
         worst = worst_error(chain, x.device, low=low, place=place)
-        wrong = not worst < 1  # NaN is no answer either
-        _found[key] = f"they were off by {worst:.1e} times what is allowed" if wrong else None
+        wrong = not worst < 1  # or NaN
+        _reasons[key] = f"their error is {worst:.1e} times the allowed one" if wrong else None
         if wrong:
             warnings.warn(
                 f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden} are not "
-                f"used: {_found[key]}",
+                f"used: {_reasons[key]}",
                 RuntimeWarning,
                 stacklevel=4,
             )
-    return _found[key]
+    return _reasons[key]
 
 
 def worst_error(
     chain: Chain, device: torch.device, *, low: bool, place: kernels.Place | None = None
 ) -> float:
-    """The largest error that the kernels make for such a chain, over what they may make."""
+    """Return the largest error of the kernels for such a chain over the allowed one."""
     generator = torch.Generator().manual_seed(0)
     mine = copy.deepcopy(chain)
     with torch.no_grad():
         for parameter in mine.parameters():
             drawn = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
-            parameter.copy_(0.3 * drawn)  # not what is there: at the start that is the identity
+            parameter.copy_(0.3 * drawn)  # a new flow is the identity, which hides faults
     exact = copy.deepcopy(mine).double()
     plan = plan_of(mine)
     assert isinstance(plan, kernels.Plan)
-    place, numbers = _somewhere(plan.n, place, device)
+    place, numbers = _test_place(plan.n, place, device)
     x = torch.randn(place.rows // place.within, place.stride, generator=generator).to(device)
     dz = torch.randn(place.rows, plan.n, generator=generator).to(device)
     weight = torch.randn(len(x), generator=generator).to(device)
@@ -92,14 +92,17 @@ def worst_error(
             both = zip(mine.parameters(), exact.parameters(), strict=True)
             gradients = [(a.grad, b.grad) for a, b in [(given, given2), *both]]
     ratios = [_relative(a, b) / _TOLERANCE[low] for a, b in values]
-    ratios += [_relative(a, b) / (_OF_GRADIENTS * _TOLERANCE[low]) for a, b in gradients]
+    ratios += [_relative(a, b) / (_GRADIENT_FACTOR * _TOLERANCE[low]) for a, b in gradients]
     return max(ratios)
 
 
-def _somewhere(
+def _test_place(
     n: int, place: kernels.Place | None, device: torch.device
 ) -> tuple[kernels.Place, Tensor]:
-    """Some images whose rows lie as in `place`, or plain rows; and where, ``(within, n)``."""
+    """Return a few images' rows like those of `place`, or plain rows; and their numbers' positions.
+
+    The positions are ``(within, n)``.
+    """
     if place is None:
         tables = (torch.zeros(1, dtype=torch.int32), torch.arange(n, dtype=torch.int32))
         place = kernels.Place(_ROWS, 1, n, *(table.to(device) for table in tables))
@@ -109,7 +112,7 @@ def _somewhere(
 
 
 def _relative(found: Tensor | None, exact: Tensor | None) -> float:
-    """Relative error; infinite for NaN, and for a gradient that is missing."""
+    """Return the relative error; infinite for NaN, and for a missing gradient."""
     if found is None or exact is None:
         return math.inf
     error = ((found.double() - exact).norm() / exact.norm()).item()

@@ -9,39 +9,70 @@ from torch import Tensor, nn
 from mixerflow.core import (
     Chain,
     Context,
+    FixedShape,
     Mapped,
     Noise,
-    Shape,
     Transform,
     constant,
-    expect,
     floating,
 )
 from mixerflow.registry import register
 
 
+class _LinearMap(FixedShape):
+    """``z = A x + b`` for vectors ``(n,)``, outside of autocast; b may be None."""
+
+    bias: Tensor | None
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.n = n
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """``A x + b`` for each row x of ``(B, n)``."""
+        raise NotImplementedError
+
+    def _solve(self, y: Tensor) -> Tensor:
+        """``A^-1 y`` for each row y of ``(B, n)``."""
+        raise NotImplementedError
+
+    def _log_det(self) -> Tensor | int:
+        """``log|det A|``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_data(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._multiply(x), constant(self._log_det(), x)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        with torch.autocast(z.device.type, enabled=False):
+            x = self._solve(z if self.bias is None else z - self.bias)
+            return x, constant(-self._log_det(), z)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}"
+
+
 @register
-class Linear(Transform):
-    """``z = W x + b`` with W, its inverse and ``log|det W|`` at hand: what linear maps fold into.
+class Linear(_LinearMap):
+    """``z = W x + b`` with W, its inverse and ``log|det W|`` stored: linear maps fold into it.
 
-    All of them are buffers: nothing here can be trained. Neighbours that are affine maps of each
-    number, as ActNorm, merge into it.
-
-    Args:
-        transform: any affine transform of vectors; W and b are read off at the unit vectors.
-        n: length of the vectors.
+    All of them are buffers: nothing here can be trained. W and b are the values of an affine
+    `transform` of vectors ``(n,)`` at the unit vectors and 0. Affine maps of each number next to
+    it, as `ActNorm`, merge into it.
     """
 
     affine = True
     weight: Tensor
     inverted: Tensor
-    bias: Tensor
+    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
     log_det: Tensor
 
     @torch.no_grad()
     def __init__(self, transform: Transform, n: int) -> None:
-        super().__init__()
-        self.n = n
+        super().__init__(n)
         unit = torch.eye(n).to(floating(transform))
         bias, log_det = transform(torch.zeros_like(unit[:1]))
         origin = transform.inverse(torch.zeros_like(unit[:1]))[0]
@@ -50,42 +81,28 @@ class Linear(Transform):
         self.register_buffer("bias", bias[0].clone())
         self.register_buffer("log_det", log_det[0].to(bias.dtype, copy=True))
 
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(x.shape[1:]), (self.n,))
-        with torch.autocast(x.device.type, enabled=False):
-            z = nn.functional.linear(x, self.weight, self.bias)
-        return z, constant(self.log_det, x)
+    def _multiply(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
 
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (self.n,))
-        with torch.autocast(z.device.type, enabled=False):
-            x = nn.functional.linear(z - self.bias, self.inverted)
-        return x, constant(-self.log_det, z)
+    def _solve(self, y: Tensor) -> Tensor:
+        return nn.functional.linear(y, self.inverted)
 
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, (self.n,))
-        return shape
+    def _log_det(self) -> Tensor:
+        return self.log_det
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
         """One dense map of this one and an affine neighbour."""
         return Linear(Chain(before, after), self.n) if before.affine and after.affine else None
 
-    def extra_repr(self) -> str:
-        """The width, in ``print(flow)``."""
-        return f"{self.n}"
-
 
 @register
-class LU(Transform):
+class LU(_LinearMap):
     """``z = L U x + b`` with L unit lower and U upper triangular; starts as the identity.
 
     ``log|det dz/dx| = sum_i log U_ii``; U's diagonal is an exponential, so the map is always
-    invertible and keeps the orientation. Both triangles live in one matrix parameter, as LAPACK
-    packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n numbers.
-
-    Args:
-        n: length of the vectors.
-        bias: whether to add b.
+    invertible and keeps the orientation. Both triangles are stored in one matrix parameter, as
+    LAPACK packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n
+    numbers.
 
     References:
         English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4.
@@ -93,55 +110,38 @@ class LU(Transform):
     """
 
     def __init__(self, n: int, *, bias: bool = True) -> None:
-        super().__init__()
-        self.n = n
+        super().__init__(n)
         self.packed = nn.Parameter(torch.zeros(n, n))
         self.bias = nn.Parameter(torch.zeros(n)) if bias else None
 
-    def both(self) -> Float[Tensor, "n n"]:
-        """L and U in one matrix, as they are stored."""
+    def packed_triangles(self) -> Float[Tensor, "n n"]:
+        """L and U in one matrix, with ``log |U_ii|`` on the diagonal."""
         return self.packed
 
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         """L and U."""
-        both = self.both()
-        lower = both.tril(-1) + torch.diag_embed(torch.ones_like(both[0]))
-        upper = both.triu(1) + torch.diag_embed(both.diagonal().exp())
+        packed = self.packed_triangles()
+        lower = packed.tril(-1) + torch.diag_embed(torch.ones_like(packed[0]))
+        upper = packed.triu(1) + torch.diag_embed(packed.diagonal().exp())
         return lower, upper
 
-    def _arrange(self, x: Tensor) -> Tensor:
-        """What happens to the data before L U; the identity here."""
-        return x
-
-    def _restore(self, x: Tensor) -> Tensor:
-        return x
-
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(x.shape[1:]), (self.n,))
+    def _multiply(self, x: Tensor) -> Tensor:
         lower, upper = self.triangles()
-        with torch.autocast(x.device.type, enabled=False):
-            z = nn.functional.linear(self._arrange(x), lower @ upper, self.bias)
-        return z, constant(self.both().diagonal().sum(), x)
+        return nn.functional.linear(x, lower @ upper, self.bias)
 
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (self.n,))
+    def _solve(self, y: Tensor) -> Tensor:
         lower, upper = self.triangles()
-        x = z if self.bias is None else z - self.bias
-        # rows are multiplied from the right: x (LU)^T = z, so U^T x^T comes off last
-        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
-        return self._restore(x), constant(-self.both().diagonal().sum(), z)
+        # rows are multiplied from the right: x (LU)^T = y, so U^T comes off last
+        y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False)
 
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, (self.n,))
-        return shape
+    def _log_det(self) -> Tensor:
+        return self.packed_triangles().diagonal().sum()
 
     def folded(self) -> Transform:
-        """The product and its inverse."""
         return Linear(self, self.n)
 
     def extra_repr(self) -> str:
-        """The width, in ``print(flow)``."""
         return f"{self.n}, bias={self.bias is not None}"
 
 
@@ -152,10 +152,11 @@ class RLU(LU):
     The paper's choice where there are no shift layers: an even number of these restores the order.
     """
 
-    def _arrange(self, x: Tensor) -> Tensor:
-        return x.flip(-1)
+    def _multiply(self, x: Tensor) -> Tensor:
+        return super()._multiply(x.flip(-1))
 
-    _restore = _arrange
+    def _solve(self, y: Tensor) -> Tensor:
+        return super()._solve(y).flip(-1)
 
 
 @register
@@ -163,11 +164,6 @@ class PLU(LU):
     """``z = P L U x + b`` with fixed permutation P and signs; starts as a random rotation.
 
     ``log|det dz/dx| = sum_i log|U_ii|``. As Glow's 1x1 convolution when applied along the channels.
-
-    Args:
-        n: length of the vectors.
-        bias: whether to add b.
-        generator: of the random rotation.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 11.
@@ -190,86 +186,21 @@ class PLU(LU):
 
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         lower, upper = super().triangles()
-        upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
-        return lower[self.permutation], upper
+        return lower, upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
 
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (self.n,))
-        lower, upper = super().triangles()
-        x = z if self.bias is None else z - self.bias
-        x = x[..., self.permutation.argsort()]
-        x = torch.linalg.solve_triangular(lower.mT, x, upper=True, left=False, unitriangular=True)
-        upper = upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
-        x = torch.linalg.solve_triangular(upper.mT, x, upper=False, left=False)
-        return x, constant(-self.both().diagonal().sum(), z)
+    def _multiply(self, x: Tensor) -> Tensor:
+        lower, upper = self.triangles()
+        return nn.functional.linear(x, lower[self.permutation] @ upper, self.bias)
 
-
-@register
-class Matrix(Transform):
-    """``z = W x`` with any invertible matrix W; starts as a random rotation.
-
-    ``log|det dz/dx| = log|det W|`` costs a factorisation of W in each pass, and nothing keeps W
-    invertible but that the density rewards it; `LU` and `PLU` have neither fault. As Glow's 1x1
-    convolution when applied along the channels.
-
-    Args:
-        n: length of the vectors.
-        generator: of the random rotation.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 9.
-        https://arxiv.org/abs/1807.03039
-    """
-
-    def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.n = n
-        rotation = _rotation(n, generator).to(torch.get_default_dtype())
-        self.weight = nn.Parameter(rotation.contiguous())  # LAPACK's order is not safetensors'
-
-    def _log_det(self) -> Tensor:
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return torch.linalg.slogdet(self.weight.to(wide))[1]
-
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(x.shape[1:]), (self.n,))
-        with torch.autocast(x.device.type, enabled=False):
-            return nn.functional.linear(x, self.weight), constant(self._log_det(), x)
-
-    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        expect(self, tuple(z.shape[1:]), (self.n,))
-        with torch.autocast(z.device.type, enabled=False):
-            # rows are multiplied from the right
-            x = torch.linalg.solve(self.weight.mT, z, left=False)
-            return x, constant(-self._log_det(), z)
-
-    def out_shape(self, shape: Shape) -> Shape:
-        expect(self, shape, (self.n,))
-        return shape
-
-    def folded(self) -> Transform:
-        """W and its inverse at hand."""
-        return Linear(self, self.n)
-
-    def extra_repr(self) -> str:
-        """The width, in ``print(flow)``."""
-        return f"{self.n}"
-
-
-def _rotation(n: int, generator: torch.Generator | None) -> Float[Tensor, "n n"]:
-    """A random orthogonal matrix in float64."""
-    return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]
+    def _solve(self, y: Tensor) -> Tensor:
+        return super()._solve(y[..., self.permutation.argsort()])
 
 
 @register
 class UnpackedPLU(PLU):
-    """`PLU` whose triangles are stored as two full matrices, of which the other halves idle.
+    """`PLU` whose triangles are stored as two full matrices, whose other halves are not used.
 
     As published code stores it: 2 n^2 + n numbers, for counts and weights that follow it.
-
-    Args:
-        n: length of the vectors.
-        generator: of the random rotation.
     """
 
     def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
@@ -279,6 +210,44 @@ class UnpackedPLU(PLU):
         self.lower, self.upper = nn.Parameter(packed.tril(-1)), nn.Parameter(packed.triu(1))
         self.log_diagonal = nn.Parameter(packed.diagonal().clone())
 
-    def both(self) -> Float[Tensor, "n n"]:
-        """L and U in one matrix; what idles has a gradient, of zeros."""
+    def packed_triangles(self) -> Float[Tensor, "n n"]:
+        """L and U in one matrix; the halves that are not used have gradients of zeros."""
         return self.lower.tril(-1) + self.upper.triu(1) + torch.diag_embed(self.log_diagonal)
+
+
+@register
+class Matrix(_LinearMap):
+    """``z = W x`` with any invertible matrix W; starts as a random rotation.
+
+    ``log|det dz/dx| = log|det W|`` costs a factorisation of W in each pass, and only the density,
+    which rewards it, keeps W invertible; `LU` and `PLU` have neither fault. As Glow's 1x1
+    convolution when applied along the channels.
+
+    References:
+        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 9.
+        https://arxiv.org/abs/1807.03039
+    """
+
+    def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
+        super().__init__(n)
+        rotation = _rotation(n, generator).to(torch.get_default_dtype())
+        self.weight = nn.Parameter(rotation.contiguous())  # LAPACK's order is not safetensors'
+        self.bias = None
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return torch.linalg.solve(self.weight.mT, y, left=False)  # rows: multiplied from the right
+
+    def _log_det(self) -> Tensor:
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return torch.linalg.slogdet(self.weight.to(wide))[1]
+
+    def folded(self) -> Transform:
+        return Linear(self, self.n)
+
+
+def _rotation(n: int, generator: torch.Generator | None) -> Float[Tensor, "n n"]:
+    """A random orthogonal matrix in float64."""
+    return torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))[0]

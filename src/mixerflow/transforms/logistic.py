@@ -1,4 +1,4 @@
-"""Mixtures of logistic distributions: their CDF in log space, and the map that is its logit."""
+"""Mixtures of logistic distributions: their CDF in log space, and the logit of the CDF as a map."""
 
 from __future__ import annotations
 
@@ -24,11 +24,8 @@ class LogisticMixture(Elementwise):
     and log-scales. ``a = tanh(r_a)``. Everything is computed from ``log F`` and ``log(1 - F)``, so
     that far tails, where z is linear in x, stay finite.
 
-    The inverse is found by Newton's steps inside a bracket: F is between the least and the greatest
-    of its components, whose inverses are closed forms.
-
-    Raises:
-        ValueError: no components.
+    The inverse is found by Newton's steps inside a bracket: F lies between the least and the
+    greatest of its components, whose inverses are closed forms.
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel: Flow++: improving flow-based generative models with
@@ -36,16 +33,16 @@ class LogisticMixture(Elementwise):
         https://arxiv.org/abs/1902.00275
 
     Departs from the paper:
-        The k-th mean and log-scale are the raw ones times a gain between 1/2 and 3/2. Components
-        that start alike get proportional gradients, and behind a zero-initialised last layer would
-        stay alike; these do not, and zero is still the identity.
+        The k-th mean and log-scale are the raw ones times a gain between 1/2 and 3/2. Without
+        gains, components that start alike get proportional gradients, and stay alike behind a
+        zero-initialised last layer; with gains they part, and zero is still the identity.
     """
 
     components: int = 8
-    """Number K of logistic distributions."""
+    """Number K of logistic distributions, at least 1."""
     _: KW_ONLY
     floor: float = -7.0
-    """Of the log-scales."""
+    """Least log-scale."""
 
     def __post_init__(self) -> None:
         if self.components < 1:
@@ -56,7 +53,7 @@ class LogisticMixture(Elementwise):
         return 3 * self.components + 2
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor, Mixture]:
-        """a, b and the mixture."""
+        """The log-scale a, the shift b and the mixture."""
         k = self.components
         gain = torch.linspace(0.5, 1.5, k, dtype=raw.dtype, device=raw.device)
         logits, mean, log_scale = raw[2:].unflatten(0, (3, k)).unbind()
@@ -65,13 +62,12 @@ class LogisticMixture(Elementwise):
         return raw[0].tanh(), raw[1], Mixture(logits, gain * mean, log_scale)
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Z and its log-derivative."""
         log_scale, shift, mixture = self._read(raw)
         logit, log_slope = mixture.logit(x)
         return logit * log_scale.exp() + shift, log_slope + log_scale
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """X and its log-derivative.
+        """The inverse and its log-derivative.
 
         Warns:
             ConvergenceWarning: some x are not the inverse to rounding.
@@ -82,16 +78,12 @@ class LogisticMixture(Elementwise):
 
 
 class Tails(NamedTuple):
-    """Of a distribution with CDF F and density f, everything a quantile transform needs."""
+    """``log F``, ``log(1 - F)``, ``f / F`` and the hazard ``f / (1 - F)`` of a CDF F, density f."""
 
     log_below: Tensor
-    """``log F``"""
     log_above: Tensor
-    """``log(1 - F)``"""
     rate_below: Tensor
-    """``f / F``"""
     rate_above: Tensor
-    """``f / (1 - F)``, the hazard"""
 
 
 class Mixture(NamedTuple):
@@ -102,7 +94,7 @@ class Mixture(NamedTuple):
     log_scale: Tensor
 
     def tails(self, x: Tensor) -> Tails:
-        """Both tails of the mixture at x ``(...)``.
+        """The mixture's tails at x ``(...)``.
 
         With weights ``w_k`` proportional to ``pi_k (1 - F_k)``, ``f / (1 - F)`` is the mean of the
         components' hazards ``F_k / s_k``: no difference of large logarithms.
@@ -122,10 +114,10 @@ class Mixture(NamedTuple):
         tails = self.tails(x)
         return tails.log_below - tails.log_above, (tails.rate_below + tails.rate_above).log()
 
-    def quantile(self, logit: Tensor, what: object) -> Tensor:
-        """X with that logit of its CDF, on behalf of `what`, which the warning names.
+    def quantile(self, logit: Tensor, transform: object) -> Tensor:
+        """Solve ``logit F(x) = logit`` for x; a warning names `transform`.
 
-        Its gradients are those of the equation that x solves, not of the search.
+        Gradients are the derivatives of the equation's solution, not of the search.
         """
         tolerance = 1e-12 if logit.dtype == torch.float64 else 1e-6
         target, mixture = logit.detach(), Mixture(*(part.detach() for part in self))
@@ -133,7 +125,7 @@ class Mixture(NamedTuple):
         x, error = monotone_root(
             mixture.logit, target, each.amin(0), each.amax(0), tolerance=tolerance, most=200
         )
-        report(what, error, tolerance, "look for values that are not finite, or use float64")
+        report(transform, error, tolerance, "look for values that are not finite, or use float64")
         if not torch.is_grad_enabled():
             return x
         value, log_slope = self.logit(x)

@@ -1,4 +1,4 @@
-"""What the kernels are to be given: this file alone reads modules for them, from outside."""
+"""Plans for the kernels: this file alone reads modules on the kernels' behalf."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from mixerflow import kernels
-from mixerflow.core import Chain, Transform, inside
+from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
-from mixerflow.transforms.actnorm import ActNorm
 from mixerflow.transforms.coupling import Coupling
 from mixerflow.transforms.elementwise import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.norms import ActNorm
+from mixerflow.transforms.splits import halves
 
 _LONGEST = 512
-"""Of rows that a kernel takes; at 1024 it is slower than the operators."""
+"""Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""
 
 _NORMS = {
     (SyncedBatchNorm, SyncedBatchNorm),
@@ -24,12 +25,14 @@ _NORMS = {
     (nn.Identity, nn.Identity),
     (Scale, nn.Identity),
 }
-"""What the kernels know in the two places of a net; the last is batch norm, folded."""
+"""The pairs of norms that the kernels support in a net; the last is batch norm, folded."""
 
 _T = TypeVar("_T", bound=Transform)
 
 
-class _Part(NamedTuple):
+class _Step(NamedTuple):
+    """One step of a row flow: ActNorm, linear map and coupling, and the coupling's net."""
+
     norm: ActNorm | None
     linear: LU | Linear | None
     coupling: Coupling
@@ -37,18 +40,16 @@ class _Part(NamedTuple):
 
     @property
     def n(self) -> int:
-        """Length of the rows."""
         return self.net.given + self.net.out // 2
 
     def kind(self) -> tuple[object, ...]:
-        """What the kernel wants alike in all steps."""
+        """The settings that the kernel needs alike in all steps."""
         affine, net = self.coupling.elementwise, self.net
         assert isinstance(affine, Affine)
         common = (self.n, net.hidden, net.squash, net.norm, net.by_row)
         return *common, affine.bound, type(self.linear)
 
-    def step(self) -> kernels.Step:
-        """As the kernel takes it."""
+    def for_kernel(self) -> kernels.Step:
         norm, linear = self.norm, self.linear
         scale = (None, None) if norm is None else (norm.log_scale, norm.shift)
         matrix, dense = (None, None), ()
@@ -61,30 +62,31 @@ class _Part(NamedTuple):
 
 
 def plan_of(chain: Chain) -> kernels.Plan | str:
-    """The kernel's view of a chain, or in a few words why it has none."""
-    steps, parts = list(chain), []
-    while steps and not (len(steps) == 1 and type(steps[0]) is ActNorm):
-        part = _take(steps)
-        if isinstance(part, str):
-            return part
-        parts.append(part)
-    if not parts:
+    """The kernels' plan for a chain, or in a few words why they cannot run it."""
+    left, steps = list(chain), []
+    while left and not (len(left) == 1 and type(left[0]) is ActNorm):
+        step = _take(left)
+        if isinstance(step, str):
+            return step
+        steps.append(step)
+    if not steps:
         return "no coupling"
     if hooked(chain):
         return "hooks look inside"
-    first = parts[0]
+    first = steps[0]
     if first.n > _LONGEST:
         return f"rows of more than {_LONGEST} numbers: long products are quick as they are"
-    tail = steps[0] if steps else None
-    odd = isinstance(tail, ActNorm) and tail.shape != (first.n,)
-    if len({part.kind() for part in parts}) > 1 or not all(map(_fits, parts)) or odd:
+    last = left[0] if left else None
+    misshapen = isinstance(last, ActNorm) and last.shape != (first.n,)
+    if len({step.kind() for step in steps}) > 1 or not all(map(_fits, steps)) or misshapen:
         return "the steps are not alike"
+    scale = (last.log_scale, last.shift) if isinstance(last, ActNorm) else ()
     plan = kernels.Plan(
         n=first.n,
         hidden=first.net.hidden,
-        steps=(*(part.step() for part in parts), _tail(tail)),
+        steps=(*(step.for_kernel() for step in steps), kernels.Step(scale, (), flip=False)),
         norm=first.net.norm,
-        counts=tuple(count for part in parts for count in part.net.counts),
+        counts=tuple(count for step in steps for count in step.net.counts),
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
         bound=first.coupling.elementwise.bound or 0.0,
@@ -95,18 +97,18 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
     return plan.shape_error() or plan
 
 
-def _take(steps: list[Transform]) -> _Part | str:
-    """The next part off the front of `steps`."""
-    norm = _pop(steps, ActNorm)
-    linear = _pop(steps, LU) or _pop(steps, RLU) or _pop(steps, Linear)
-    coupling = _pop(steps, Coupling)
+def _take(left: list[Transform]) -> _Step | str:
+    """Take the next step off the front of `left`, or say why there is none."""
+    norm = _pop(left, ActNorm)
+    linear = _pop(left, LU) or _pop(left, RLU) or _pop(left, Linear)
+    coupling = _pop(left, Coupling)
     if coupling is None:
         return "not a chain of ActNorm, LU and coupling"
     mlp, rows = coupling.net, coupling.dim in (0, -1)
     if not isinstance(mlp, ResidualMLP) or type(coupling.elementwise) is not Affine or not rows:
         return "the kernel knows affine couplings with residual MLPs only"
     net = _net(mlp)
-    return net if isinstance(net, str) else _Part(norm, linear, coupling, net)
+    return net if isinstance(net, str) else _Step(norm, linear, coupling, net)
 
 
 def _net(net: ResidualMLP) -> kernels.Net | str:
@@ -115,8 +117,8 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
         return "a net of another kind"  # which may compute something else
     if net.context is not None:
         return "the kernel takes no context"
-    parts = (net.enter, net.norm1, net.linear1, net.norm2, net.linear2, net.leave)
-    enter, norm1, linear1, norm2, linear2, leave = parts
+    layers = (net.enter, net.norm1, net.linear1, net.norm2, net.linear2, net.leave)
+    enter, norm1, linear1, norm2, linear2, leave = layers
     if not type(enter) is type(linear1) is type(linear2) is type(leave) is nn.Linear:
         return "the kernel knows plain linear maps only"
     kind = type(norm1)
@@ -140,8 +142,8 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
         out=leave.out_features,
         hidden=width,
         squash=net.squash,
-        parameters=tuple(t for part in parts for t in _held(part, "weight", "bias")),
-        statistics=tuple(t for each in norms for t in _held(each, "running_mean", "running_var")),
+        parameters=tuple(t for layer in layers for t in _tensors(layer, "weight", "bias")),
+        statistics=tuple(t for m in norms for t in _tensors(m, "running_mean", "running_var")),
         norm=norm,
         counts=tuple(count for count in counts if count is not None),
         by_row=by_row,
@@ -151,12 +153,12 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
 def _row_norm(norm: nn.Module, width: int) -> kernels.RowNorm | None:
     """A norm of each row ``(width,)`` by itself; None if `norm_of` makes none like it."""
     if isinstance(norm, nn.LayerNorm):
-        known, kind = norm.weight is not None and norm.bias is not None, "layer"
+        supported, kind = norm.weight is not None and norm.bias is not None, "layer"
     else:
         assert isinstance(norm, nn.RMSNorm)
-        known, kind = norm.weight is None and norm.eps is not None, "rms"
-    known = known and norm.normalized_shape == (width,)
-    return kernels.RowNorm(kind, norm.eps) if known and norm.eps is not None else None
+        supported, kind = norm.weight is None, "rms"
+    supported = supported and norm.normalized_shape == (width,)
+    return kernels.RowNorm(kind, norm.eps) if supported and norm.eps is not None else None
 
 
 def _batch_norm(norm: nn.Module) -> kernels.Norm | None:
@@ -167,32 +169,31 @@ def _batch_norm(norm: nn.Module) -> kernels.Norm | None:
     return kernels.Norm(norm.training, norm.update, norm.momentum, norm.eps, norm.processes)
 
 
-def _held(module: nn.Module, *names: str) -> list[Tensor | None]:
-    """Parameters or buffers of those names, None where there is none; quicker than getattr."""
+def _tensors(module: nn.Module, *names: str) -> list[Tensor | None]:
+    """The module's parameters or buffers by name, None where there is none; faster than getattr."""
     parameters, buffers = module._parameters, module._buffers
     return [parameters.get(name, buffers.get(name)) for name in names]
 
 
-def _pop(steps: list[Transform], kind: type[_T]) -> _T | None:
-    """The first of `steps`, taken off, if it is of that kind: its subclasses may do otherwise."""
-    if not steps or type(steps[0]) is not kind:
+def _pop(left: list[Transform], kind: type[_T]) -> _T | None:
+    """Take off the first transform if `kind` is its class; a subclass may compute otherwise."""
+    if not left or type(left[0]) is not kind:
         return None
-    return steps.pop(0)  # pyright: ignore[reportReturnType]
+    return left.pop(0)  # pyright: ignore[reportReturnType]
 
 
-def _fits(part: _Part) -> bool:
-    """Whether the lengths agree, and the halves are the coupling's."""
-    given = part.n // 2 if part.coupling.flip else (part.n + 1) // 2
+def _fits(step: _Step) -> bool:
+    """Whether all lengths agree, and the net reads and changes the coupling's halves."""
+    given, changed = halves(step.n, flip=step.coupling.flip)
     return (
-        part.net.given == given
-        and part.net.out == 2 * (part.n - given)
-        and (part.norm is None or part.norm.shape == (part.n,))
-        and (part.linear is None or part.linear.n == part.n)
+        (step.net.given, step.net.out) == (given, 2 * changed)
+        and (step.norm is None or step.norm.shape == (step.n,))
+        and (step.linear is None or step.linear.n == step.n)
     )
 
 
 def hooked(chain: nn.Module) -> bool:
-    """Whether someone wants to see, or to change, what passes a module."""
+    """Whether a hook, or a replaced `forward`, sees or changes a module's input or output."""
     if nn.modules.module._has_any_global_hook():
         return True
     return any(
@@ -200,11 +201,5 @@ def hooked(chain: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or "forward" in module.__dict__  # replaced on the instance
-        for module in inside(chain)
+        for module in submodules(chain)
     )
-
-
-def _tail(norm: Transform | None) -> kernels.Step:
-    """The last ActNorm, as a step without a coupling."""
-    scale = (norm.log_scale, norm.shift) if isinstance(norm, ActNorm) else ()
-    return kernels.Step(scale, (), flip=False)

@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines: what bends a density where an affine one cannot."""
+"""Monotone rational-quadratic splines, which bend a density where an affine map cannot."""
 
 from __future__ import annotations
 
@@ -29,11 +29,7 @@ class RationalQuadratic(Elementwise):
 
     which is the paper's fraction with its straight line taken out: all-zero raw parameters give
     back x itself and a log-derivative of 0, bit for bit. Raw parameters are K widths, K heights
-    and K - 1 derivatives at the inner knots; the two at the ends are 1, as the tails'.
-
-    Raises:
-        ValueError: fewer than 2 bins, so many that their least widths fill the interval, or a tail
-            that is not positive.
+    and K - 1 derivatives at the inner knots; the derivatives at the two ends are 1, as the tails'.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019).
@@ -41,14 +37,14 @@ class RationalQuadratic(Elementwise):
 
     Departs from the paper:
         Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0. The inverse's quadratic
-        equation is solved by sums of positive terms only: nothing cancels, its discriminant cannot
-        become negative.
+        equation is solved by sums of positive terms only: nothing cancels, and its discriminant
+        cannot become negative.
     """
 
     bins: int = 4
-    """Number K of bins, at least 2."""
+    """Number K of bins, 2 to 999: the least widths must not fill the interval."""
     tail: float = 3.0
-    """Half the length of the interval."""
+    """Half the length of the interval; positive."""
 
     def __post_init__(self) -> None:
         most = 1 / _FLOOR - 1
@@ -64,10 +60,10 @@ class RationalQuadratic(Elementwise):
         return 3 * self.bins - 1
 
     def knots(self, raw: Tensor) -> Tensor:
-        """Places, heights and derivatives of the K + 1 knots: ``(3, K + 1, *shape)``."""
+        """The K + 1 knots' x, z and derivatives: ``(3, K + 1, *shape)``."""
         k, shape = self.bins, raw.shape[1:]
         share = raw[: 2 * k].unflatten(0, (2, k)).softmax(1)[:, :-1].cumsum(1)
-        # counting from the middle: the interval's halves are equally exact
+        # measured from the middle: the interval's halves are equally exact
         least = torch.arange(1, k, dtype=raw.dtype, device=raw.device) * _FLOOR - 0.5
         places = (least.view(-1, *[1] * len(shape)) + (1 - k * _FLOOR) * share) * (2 * self.tail)
         slope = _FLOOR + (1 - _FLOOR) * nn.functional.softplus(raw[2 * k :], beta=math.log(2))
@@ -78,7 +74,7 @@ class RationalQuadratic(Elementwise):
         return torch.cat([first, inner, last], 1)
 
     def _bin(self, x: Tensor, raw: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """Of each element's bin, found along `axis` (0: data): x_k, y_k, w, h, d_0 and d_1."""
+        """x_k, y_k, w, h, d_0 and d_1 of each element's bin, found by the knots' `axis` (0: x)."""
         knots = self.knots(raw)
         number = (x >= knots[axis, 1:-1]).sum(0)
         index = torch.stack([number, number + 1]).expand(3, 2, *x.shape)
@@ -86,7 +82,6 @@ class RationalQuadratic(Elementwise):
         return x0, y0, x1 - x0, y1 - y0, d0, d1
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The spline of x and its log-derivative."""
         inside, clipped = self._inside(x)
         x0, y0, w, h, d0, d1 = self._bin(clipped, raw, 0)
         t, s = ((clipped - x0) / w).clamp(0, 1), h / w
@@ -97,7 +92,7 @@ class RationalQuadratic(Elementwise):
         return x + added.where(inside, 0.0), log_slope.where(inside, 0.0)
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The spline's inverse at z and its log-derivative.
+        """The inverse and its log-derivative.
 
         With ``v = (z - y_k) / h`` and ``g = d_0 (1 - v) - d_1 v``, t is ``a / (a + r + g)`` for
         ``a = 2 s v``, ``b = 2 s (1 - v)`` and ``r = sqrt(g^2 + a b)``; the smaller one of r + g and
@@ -118,9 +113,10 @@ class RationalQuadratic(Elementwise):
         return z + added.where(inside, 0.0), -log_slope.where(inside, 0.0)
 
     def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the spline bends, and x clipped to it: a far value must not reach its formulas.
+        """Mask of the values inside the interval, and x clipped to the interval.
 
-        What they make of it would be thrown away, but not its gradient: 0 times infinity is NaN.
+        The results for values outside are not used, but their gradients are: 0 times infinity is
+        NaN, so no far value may reach the formulas.
         """
         return x.abs() < self.tail, x.clamp(-self.tail, self.tail)
 

@@ -1,4 +1,4 @@
-"""Splits: which part of an event a coupling transforms, and which part its net reads."""
+"""Splits: the part of an event that a coupling transforms, and the part that its net reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mixerflow.registry import register
 def halves(n: int, *, flip: bool = False) -> tuple[int, int]:
     """Sizes of the conditioning and the transformed part of `n` features.
 
-    The first part has the larger half where `n` is odd; unflipped couplings condition on it.
+    The first part has one more where `n` is odd; unflipped couplings condition on it.
     """
     first, second = (n + 1) // 2, n // 2
     return (second, first) if flip else (first, second)
 
 
 class Split(ABC):
-    """A rule that cuts events into what a net reads and what is transformed; a value.
+    """A rule that cuts an event into the part that a net reads and the part that is transformed.
 
-    Subclasses are frozen dataclasses with a field ``flip``, which swaps the two parts.
+    Subclasses are frozen dataclasses, so values, with a field ``flip``, which swaps the two parts.
     """
 
     flip: bool
@@ -38,7 +38,7 @@ class Split(ABC):
         return 1
 
     def sizes(self, n: int) -> tuple[int, int]:
-        """Entries on `axis` of what is read and what is transformed, for events with n there."""
+        """Entries on `axis` of the part read and the part transformed, for n entries in all."""
         return n, n
 
     @abstractmethod
@@ -47,11 +47,11 @@ class Split(ABC):
 
     @abstractmethod
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the net reads, and what is transformed."""
+        """The part that the net reads, and the part that is transformed."""
 
     @abstractmethod
     def join(self, given: Tensor, changed: Tensor) -> Tensor:
-        """The event of both parts: `parts` undone."""
+        """Put the two parts together again: the inverse of `parts`."""
 
     def raw(self, out: Tensor, params: int) -> Tensor:
         """A net's output as raw parameters of the transformed part: ``(params, *part.shape)``."""
@@ -68,7 +68,7 @@ class Split(ABC):
 class Halves(Split):
     """The two halves of one axis; the first has the middle entry of an odd number.
 
-    Unflipped couplings condition on the first.
+    Unflipped couplings condition on the first half.
     """
 
     dim: int = 0
@@ -102,9 +102,9 @@ class Halves(Split):
 class Checkerboard(Split):
     """The two colours of a board of pixels ``(C, *spatial)``, at full resolution.
 
-    The net reads the image with 0 in place of the transformed colour, and gives parameters for all
-    pixels; those of the other colour are not used. Unflipped, the pixels are transformed whose
-    coordinates have an even sum, the top left one among them.
+    The net reads the image with 0 in place of the transformed colour. It gives parameters for all
+    pixels; the parameters of the other colour are not used. Unflipped, the pixels whose coordinates
+    have an even sum, such as the top left pixel, are transformed.
 
     References:
         Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.4.
@@ -121,26 +121,26 @@ class Checkerboard(Split):
                 f"pixels at least; got {shape}"
             )
 
-    def _changes(self, x: Tensor) -> Tensor:
-        """Where pixels are transformed: ``(*spatial)``, after any leading axes of x."""
-        place = torch.zeros((), dtype=torch.int64, device=x.device)
+    def _transformed(self, x: Tensor) -> Tensor:
+        """The mask ``(*spatial)`` of the pixels of `x` ``(..., *spatial)`` that are transformed."""
+        coordinate_sum = torch.zeros((), dtype=torch.int64, device=x.device)
         for n in x.shape[2:]:
-            place = place[..., None] + torch.arange(n, device=x.device)
-        return place % 2 == int(self.flip)
+            coordinate_sum = coordinate_sum[..., None] + torch.arange(n, device=x.device)
+        return coordinate_sum % 2 == int(self.flip)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        changes = self._changes(x)
-        return x.where(~changes, 0.0), x.where(changes, 0.0)
+        transformed = self._transformed(x)
+        return x.where(~transformed, 0.0), x.where(transformed, 0.0)
 
     def join(self, given: Tensor, changed: Tensor) -> Tensor:
-        return changed.where(self._changes(given), given)
+        return changed.where(self._transformed(given), given)
 
     def raw(self, out: Tensor, params: int) -> Tensor:
-        # what is not used must not overflow: the gradient of its infinity would be NaN
-        return super().raw(out.where(self._changes(out), 0.0), params)
+        # parameters that are not used must not overflow: an infinity would have a NaN gradient
+        return super().raw(out.where(self._transformed(out), 0.0), params)
 
     def counted(self, log_slope: Tensor) -> Tensor:
-        return log_slope.where(self._changes(log_slope), 0.0)
+        return log_slope.where(self._transformed(log_slope), 0.0)
 
 
 @register
@@ -148,10 +148,10 @@ class Checkerboard(Split):
 class Columns(Split):
     """Even and odd columns of ``(C, *spatial)``: the last axis, two images of half the width.
 
-    Columns count from 0; unflipped couplings condition on the even ones.
+    Columns are numbered from 0; unflipped couplings condition on the even columns.
 
     References:
-        Ho, Chen, Srinivas, Duan, Abbeel: Flow++ (2019), whose "checkerboard" this is.
+        Ho, Chen, Srinivas, Duan, Abbeel: Flow++ (2019), which calls this split a "checkerboard".
         https://arxiv.org/abs/1902.00275
     """
 
@@ -161,8 +161,8 @@ class Columns(Split):
     def check(self, shape: Shape) -> None:
         if len(shape) < 2 or shape[-1] % 2 or not shape[-1]:
             raise ValueError(
-                f"Coupling: the columns of events {shape} are no pairs; the last of 2 axes or more "
-                f"must be even"
+                f"Coupling: the columns of events {shape} do not make pairs; the last of 2 axes or "
+                f"more must be even"
             )
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,10 +177,10 @@ class Columns(Split):
 @register
 @dataclass(frozen=True)
 class NoSplit(Split):
-    """All of an event ``(C, *spatial)``; the net reads zeros, and the context: a learned prior.
+    """All of an event ``(C, *spatial)`` is transformed; the net reads zeros and the context.
 
-    Of each class, where there are some. Behind a flow it is a learned Gaussian in the place of the
-    standard one, if what it does is `Affine`.
+    A coupling with it is a learned prior, one for each class where labels are the context: behind a
+    flow, with `Affine`, a learned Gaussian in place of the standard one.
 
     References:
         Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018): the prior
@@ -188,16 +188,17 @@ class NoSplit(Split):
     """
 
     reads: Shape
-    """Shape of the zeros: as many channels as the net wants, and the event's spatial axes."""
-    flip = False  # there is nothing to swap
+    """Shape of the zeros: the number of channels that the net takes, and the spatial axes."""
+    flip = False  # there are no two parts to swap
 
     def sizes(self, n: int) -> tuple[int, int]:
         return self.reads[0], n
 
     def check(self, shape: Shape) -> None:
         if tuple(shape[1:]) != tuple(self.reads[1:]):
-            what = f"the net reads zeros {self.reads}"
-            raise ValueError(f"Coupling: {what}, and events are {tuple(shape)}")
+            raise ValueError(
+                f"Coupling: the net reads zeros {self.reads}, and events are {tuple(shape)}"
+            )
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.new_zeros(x.shape[0], *self.reads), x

@@ -1,8 +1,8 @@
-"""From parameters to what the steps' kernels take, and gradients back: once a row flow.
+"""Kernels that run once a row flow: from parameters to the steps' tensors, and gradients back.
 
 An ActNorm and the linear map behind it are one dense map; nets that compute in bfloat16 get copies
-of their matrices. Parameters are found by their addresses, so that a flow's thousands of small
-tensors can stay what they are: 16 addresses a step, in the order of `PARAMETERS`, 0 for none.
+of their matrices. Kernels find parameters by address, so that a flow's thousands of small tensors
+need no copy: 16 addresses a step, in the order of `PARAMETERS`, 0 for none.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from mixerflow.kernels.gpu.parts import low
 
 @triton.jit
 def _floats(table, k):
-    """Parameter k of a step, and whether there is one."""
+    """Return the pointer to parameter k of a step, and whether there is one."""
     address = tl.load(table + k)
     return address.to(tl.pointer_type(tl.float32)), address != 0
 
 
 @triton.jit
 def _vector(table, k, index, n):
-    """Numbers of parameter k, 0 where there are none."""
+    """Load numbers of parameter k, 0 where there are none."""
     at, there = _floats(table, k)
     return tl.load(at + index, mask=(index >= 0) & (index < n) & there, other=0.0)
 
 
 @triton.jit
 def _triangles(table, n, SIZE: tl.constexpr):
-    """L, U and the logarithm of U's diagonal; the identity where there is no linear map."""
+    """Return L, U and log of U's diagonal; the identity where there is no linear map."""
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     packed, there = _floats(table, 2)
     values = tl.load(packed + i * n + j, mask=(i < n) & (j < n) & there, other=0.0)
@@ -45,10 +45,10 @@ def assemble_kernel(
     addresses, dense, dense_apart, offset, offset_apart, log_det, log_det_apart, n,
     SIZE: tl.constexpr, REVERSE: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """``W = L U R diag(exp(s))``, ``b = L U R t + bias`` and ``log|det W|`` of each program's step.
+    """Write ``W = L U R diag(exp(s))``, ``b = L U R t + bias``, ``log|det W|`` of a program's step.
 
-    Those of a step lie so far `apart` from the next one's. The last log-det includes that of the
-    ActNorm behind, which stands as one more step.
+    The `*_aligned_rows` arguments are distances in memory from a step to the next. The last log-det
+    includes that of the ActNorm behind, whose addresses are those of one more step.
     """
     step = tl.program_id(0)
     table = addresses + step * 16
@@ -73,11 +73,11 @@ def disassemble_kernel(
     addresses, sums, each, d_log_det, images, within, grads, n, changed,
     SIZE: tl.constexpr, HIDDEN: tl.constexpr, REVERSE: tl.constexpr, IMAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of what each program's step was assembled from.
+    """Write gradients of the parameters that each program's step was assembled from.
 
-    `sums` has W's, b's and leave's bias's first, `each` numbers a step; `d_log_det` is that of
-    `images` images of as many rows as are `within`; `changed` says how many numbers each step
-    changes. `grads` gets those of s, t, the packed matrix, its bias, and linear2's bias.
+    `sums` has `each` numbers a step, and first the gradients of W, b and leave's bias; `d_log_det`
+    belongs to `images` images of `within` rows each; `changed` has the length of each step's
+    changed part. `grads` gets the gradients of s, t, the packed matrix, its bias, linear2's bias.
     """
     step = tl.program_id(0)
     table, given = addresses + step * 16, sums + step * each
@@ -107,7 +107,7 @@ def disassemble_kernel(
     tl.store(out + 2 * n + i * n + j, d_packed, mask=inside)
     tl.store(out + 2 * n + n * n + k, d_offset, mask=real)
 
-    # leave's bias adds to what linear2's bias reaches through leave
+    # linear2's bias reaches the output through leave, as leave's own bias does directly
     wide = tl.arange(0, HIDDEN)
     leave, _ = _floats(table, 14)
     total = tl.zeros((HIDDEN,), tl.float32)

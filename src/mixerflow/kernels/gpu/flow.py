@@ -1,50 +1,43 @@
-"""A row flow by the GPU kernels: forward with gradients, and back."""
+"""A row flow by the GPU kernels: forward with gradients, and inverse."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
-from mixerflow.kernels.plan import Keep, Place, Plan
+from mixerflow.kernels.plan import Ctx, Keep, Place, Plan
 
 
-@functools.cache  # for good: a captured graph keeps the address only
+@functools.cache  # never freed: a captured graph keeps the address only
 def _tables(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
     start = torch.zeros(1, dtype=torch.int32, device=device)
     return start, torch.arange(n, dtype=torch.int32, device=device)
 
 
 def plain(x: Tensor) -> Place:
-    """Of rows ``(R, n)`` one after another."""
+    """Return the place of rows ``(R, n)`` one after another."""
     return Place(len(x), 1, x.shape[1], *_tables(x.shape[1], x.device))
 
 
-def _of_images(log_det: Tensor, place: Place) -> Tensor:
-    """The log-dets of images from those of their rows."""
+def _image_log_dets(log_det: Tensor, place: Place) -> Tensor:
+    """Return the log-dets of images from those of their rows."""
     return log_det if place.within == 1 else log_det.view(-1, place.within).sum(1)
 
 
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        plan: Plan,
-        low: bool,
-        keep: Keep,
-        place: Place,
-        x: Tensor,
-        *parameters: Tensor,
+        ctx: Ctx, plan: Plan, low: bool, keep: Keep, place: Place, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, x.device)
         log_det, rows = x.new_empty(place.rows), [x]
         for k in range(len(setting.flips)):
-            fresh = k == 0 or keep == "inputs"  # x is the caller's
+            fresh = k == 0 or keep == "inputs"  # the caller keeps x
             z = torch.empty_like(x) if fresh else rows[-1]
             run_step(setting, place, weights, k, rows[-1], z, log_det, add=k > 0)
             rows.append(z)
@@ -53,13 +46,11 @@ class _Apply(torch.autograd.Function):
         held = rows[-1:] if keep == "output" else rows
         ctx.count = len(held)
         ctx.save_for_backward(*held, *parameters)  # a parameter changed meanwhile is an error
-        return rows[-1], _of_images(log_det, place)
+        return rows[-1], _image_log_dets(log_det, place)
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        dz: Tensor,
-        d_log_det: Tensor,
+        ctx: Ctx, dz: Tensor, d_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         plan, setting, weights, place = ctx.plan, ctx.setting, ctx.weights, ctx.place
         plan.check(ctx.kinds)
@@ -78,33 +69,18 @@ class _Apply(torch.autograd.Function):
                 setting, place, weights, k, z, dz, d_log_det, x, dx, spills, total, inverse=inverse
             )
             z, dz = x, dx
-        return (
-            None,
-            None,
-            None,
-            None,
-            dx,
-            *disassemble(plan, setting, weights, found, d_log_det, place.within),
-        )
+        grads = disassemble(plan, setting, weights, found, d_log_det, place.within)
+        return None, None, None, None, dx, *grads
 
 
 def rows_forward(
-    plan: Plan,
-    x: Tensor,
-    *,
-    low: bool = False,
-    keep: Keep = "inputs",
-    place: Place | None = None,
+    plan: Plan, x: Tensor, *, low: bool = False, keep: Keep = "inputs", place: Place | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
+    """Map rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
-    Args:
-        plan: the flow.
-        x: float32.
-        low: whether nets compute in bfloat16; rows, linear maps and log-dets stay float32.
-        keep: what the backward pass is left.
-        place: where the rows lie in x, of any shape; None for x ``(R, n)``. All numbers of x must
-            be in one of them. Log-dets are then those of images, ``(B,)``.
+    `low`: nets compute in bfloat16; rows, linear maps and log-dets stay float32. `keep`: rows kept
+    for the backward pass. `place`: where the rows lie in x, of any shape; each number of x must be
+    in a row, and log-dets are then those of images, ``(B,)``.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.contiguous()
@@ -116,7 +92,7 @@ def rows_forward(
 def rows_inverse(
     plan: Plan, z: Tensor, *, low: bool = False, place: Place | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of `rows_forward`, without gradients."""
+    """Invert `rows_forward`, without gradients."""
     with torch.autocast(z.device.type, enabled=False):
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, z.device)
@@ -127,4 +103,4 @@ def rows_inverse(
         for k in range(last, -1, -1):
             source, add = (z, False) if k == last else (x, True)
             run_step(setting, place, weights, k, source, x, log_det, add=add, inverse=inverse)
-        return x, _of_images(log_det, place)
+        return x, _image_log_dets(log_det, place)

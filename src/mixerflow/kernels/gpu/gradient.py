@@ -1,7 +1,7 @@
-"""The backward pass of a flow step on the GPU, without anything of the forward pass but its rows.
+"""The backward pass of a flow step on the GPU, which needs only the rows of the forward pass.
 
-The sums that make the gradients of a step's weights are more than a multiprocessor's registers hold
-beside the rows: those of the two square matrices are left to a second kernel.
+The sums for the gradients of a step's weights do not fit into a multiprocessor's registers beside
+the rows: a second kernel computes those of the two square matrices.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mixerflow.kernels.gpu.net import answer, layers
+from mixerflow.kernels.gpu.net import hidden_layers, outputs
 from mixerflow.kernels.gpu.parts import (
-    UNALIKE,
+    UNSPECIALIZED,
     bounded,
     column_sums,
+    compact,
     features,
     gelu_slope,
     hold,
@@ -21,19 +22,18 @@ from mixerflow.kernels.gpu.parts import (
     pairs,
     places,
     product,
-    put_matrix,
-    put_sums,
     scaled,
     split,
+    store_matrix,
+    store_sums,
     unbounded,
     unnormed,
     unsquash,
     use,
-    waiting,
 )
 
 
-@triton.jit(do_not_specialize=UNALIKE)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def gradient_kernel(
     z, dz, d_log_det, x, dx, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     dense, inverse, offset,
@@ -45,10 +45,10 @@ def gradient_kernel(
     TAIL: tl.constexpr, REBUILD: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
     EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """The gradient dx of rows x, from dz and the images' ``d_log_det``; this program's weight sums.
+    """Write the gradient dx of rows x from dz and the images' ``d_log_det``, and the weights' sums.
 
     x is rebuilt from z and written (`REBUILD`, with W's inverse), or read. ``spill1`` and
-    ``spill2`` ``(rows, WIDE)`` get the gradients of what linear1 and linear2 give, for
+    ``spill2`` ``(rows, WIDE)`` get the gradients of the outputs of linear1 and linear2, for
     `hidden_kernel`. The program's sums are `each` numbers in `grads`, in the order of
     `mixerflow.kernels.gpu.launch.SUMS`.
     """
@@ -106,12 +106,12 @@ def gradient_kernel(
         d_given, d_changed = split(dvalues, BLOCK, P)
 
         # the net again
-        read, h, standard, inverse1, _, standard2, inverse2, active = layers(
+        read, h, standard, inverse1, _, standard2, inverse2, active = hidden_layers(
             given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
             BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
         )  # fmt: skip
-        first, second = waiting(standard, LOW, EMULATE), waiting(standard2, LOW, EMULATE)
-        h, raw, shift = answer(
+        first, second = compact(standard, LOW, EMULATE), compact(standard2, LOW, EMULATE)
+        h, raw, shift = outputs(
             h, active, w2, linear2_bias, out, out_bias, to, named, BLOCK, P, WIDE, LOW, EMULATE
         )
         log_scale = bounded(raw, bound, BOUND)
@@ -131,7 +131,7 @@ def gradient_kernel(
         hidden = row[:, None] * WIDE + wide[None, :]
         weight = use(out, to, named, WIDE, WIDE, LOW)
         dh = product(d_raw, weight, none, LOW, EMULATE)
-        tl.store(spill2 + hidden, waiting(dh, LOW, EMULATE), mask=there[:, None])
+        tl.store(spill2 + hidden, compact(dh, LOW, EMULATE), mask=there[:, None])
         standard = second.to(tl.float32)
         slope = gelu_slope(scaled(standard, gamma2, beta2, WIDE, SECOND), LOW, EMULATE)
         weight = use(w2, wide, every, WIDE, WIDE, LOW)
@@ -140,7 +140,7 @@ def gradient_kernel(
             d_gamma2 = column_sums(d_inner * standard, d_gamma2, BLOCK, LOW, EMULATE)
             d_beta2 = column_sums(d_inner, d_beta2, BLOCK, LOW, EMULATE)
         d_inner = unnormed(d_inner, standard, inverse2, gamma2, WIDE, SECOND)
-        tl.store(spill1 + hidden, waiting(d_inner, LOW, EMULATE), mask=there[:, None])
+        tl.store(spill1 + hidden, compact(d_inner, LOW, EMULATE), mask=there[:, None])
         standard = first.to(tl.float32)
         slope = gelu_slope(scaled(standard, gamma1, beta1, WIDE, NORM), LOW, EMULATE)
         weight = use(w1, wide, every, WIDE, WIDE, LOW)
@@ -169,27 +169,27 @@ def gradient_kernel(
 
     at = grads + tl.program_id(0).to(tl.int64) * each
     tl.store(at + feature[:, None] * n + feature[None, :], d_dense, mask=square)
-    put_sums(at + n * n, d_offset, feature, real)
+    store_sums(at + n * n, d_offset, feature, real)
     at += n * n + n
-    put_sums(at, d_out_bias, to, named)
-    put_matrix(at + 2 * changes, d_out, to, named, WIDE, WIDE)
+    store_sums(at, d_out_bias, to, named)
+    store_matrix(at + 2 * changes, d_out, to, named, WIDE, WIDE)
     at += 2 * changes + 2 * changes * WIDE
-    put_matrix(at, d_enter, wide, every, reads, P)
-    put_sums(at + WIDE * reads, d_enter_bias, wide, every)
+    store_matrix(at, d_enter, wide, every, reads, P)
+    store_sums(at + WIDE * reads, d_enter_bias, wide, every)
     at += WIDE * reads + WIDE
     at += 2 * WIDE * WIDE + WIDE  # `hidden_kernel`'s
     if NORM == 1:
-        put_sums(at, d_gamma1, wide, every)
-        put_sums(at + WIDE, d_beta1, wide, every)
-        put_sums(at + 2 * WIDE, d_gamma2, wide, every)
-        put_sums(at + 3 * WIDE, d_beta2, wide, every)
+        store_sums(at, d_gamma1, wide, every)
+        store_sums(at + WIDE, d_beta1, wide, every)
+        store_sums(at + 2 * WIDE, d_gamma2, wide, every)
+        store_sums(at + 3 * WIDE, d_beta2, wide, every)
         at += 4 * WIDE
     if TAIL:
-        put_sums(at, d_tail_s, feature, real)
-        put_sums(at + n, d_tail_t, feature, real)
+        store_sums(at, d_tail_s, feature, real)
+        store_sums(at + n, d_tail_t, feature, real)
 
 
-@triton.jit(do_not_specialize=UNALIKE)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def hidden_kernel(
     z, spill1, spill2, row_table, column_table, rows, reads, changes, flip,
     enter, enter_bias, gamma1, beta1, linear1, linear1_bias, gamma2, beta2,
@@ -198,7 +198,7 @@ def hidden_kernel(
     BLOCK: tl.constexpr, NORM: tl.constexpr, SQUASH: tl.constexpr, TAIL: tl.constexpr,
     LOW: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of linear1, its bias, and linear2: what they read, again, times the spills."""
+    """Write the gradients of linear1, its bias, and linear2: from their inputs and the spills."""
     i = tl.arange(0, P)
     feature = i + flip * changes
     real = i < reads
@@ -218,7 +218,7 @@ def hidden_kernel(
             tail_s = tl.load(tail_scale + feature, mask=real, other=0.0)[None, :]
             tail_t = tl.load(tail_shift + feature, mask=real, other=0.0)[None, :]
             given = (given - tail_t) * tl.exp(-tail_s)
-        _, _, _, _, active1, _, _, active2 = layers(
+        _, _, _, _, active1, _, _, active2 = hidden_layers(
             given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
             BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
         )  # fmt: skip
@@ -231,6 +231,6 @@ def hidden_kernel(
     n = reads + changes
     at = grads + tl.program_id(0).to(tl.int64) * each
     at += n * n + n + 2 * changes + 2 * changes * WIDE + WIDE * reads + WIDE
-    put_matrix(at, d_linear1, wide, every, WIDE, WIDE)
-    put_matrix(at + WIDE * WIDE, d_linear2, wide, every, WIDE, WIDE)
-    put_sums(at + 2 * WIDE * WIDE, d_bias, wide, every)
+    store_matrix(at, d_linear1, wide, every, WIDE, WIDE)
+    store_matrix(at + WIDE * WIDE, d_linear2, wide, every, WIDE, WIDE)
+    store_sums(at + 2 * WIDE * WIDE, d_bias, wide, every)

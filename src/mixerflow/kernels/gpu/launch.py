@@ -1,4 +1,4 @@
-"""Launching the GPU kernels: what they are compiled for, and how they are laid out."""
+"""Launches of the GPU kernels: their compile-time settings, and their tiles."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ NET = (
     "enter", "enter_bias", "gamma1", "beta1", "linear1", "linear1_bias",
     "gamma2", "beta2", "linear2", "linear2_bias", "leave", "leave_bias",
 )  # fmt: skip
-"""A net's tensors as the kernels take them."""
+"""A net's tensors in the order of the kernels' arguments."""
 SUMS = (
     "dense", "offset", "leave_bias", "leave", "enter", "enter_bias", "linear1", "linear2",
     "linear1_bias", "gamma1", "beta1", "gamma2", "beta2", "tail_scale", "tail_shift",
 )  # fmt: skip
 """The gradients that a program sums, in their order in memory."""
 NORMS = {"none": 0, "layer": 1, "scale": 2, "rms": 3}
-"""Of hidden rows, as the kernels number them: "scale" is a fixed one before the first GELU."""
+"""Norms of hidden rows by their numbers: "scale" is a fixed one before the first GELU."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all steps of a row flow have in common.
+    """Settings that all steps of a row flow share.
 
     Attributes:
         n: length of the rows.
         hidden: width of the nets: a power of two.
-        flips: of each step, whether its net reads the second part.
+        flips: whether each step's net reads the second part.
         norm: one of `NORMS`.
-        eps: of that norm.
+        eps: constant in that norm.
         squash: whether nets read sign(x) log(1 + |x|).
-        bound: of the log-scales; 0 for none.
+        bound: bound of the log-scales; 0 for none.
         low: whether nets compute in bfloat16.
         linear: precision of the state's products, as Triton names it.
     """
@@ -59,12 +59,12 @@ class Setting:
     linear: str = "tf32x3"
 
     def halves(self, k: int) -> tuple[int, int]:
-        """Lengths of the given and the changed part of step k."""
+        """Return the lengths of the given and the changed part of step k."""
         first, second = (self.n + 1) // 2, self.n // 2
         return (second, first) if self.flips[k] else (first, second)
 
     def constants(self, place: Place) -> dict[str, Any]:
-        """What kernels are compiled for, of rows at such a place."""
+        """Return the compile-time constants of kernels for rows at such a place."""
         return {
             "P": max(16, triton.next_power_of_2((self.n + 1) // 2)),
             "WITHIN": place.within,
@@ -77,26 +77,22 @@ class Setting:
         }
 
     def rows(self, k: int, place: Place) -> tuple[Tensor, Tensor, int, int, int, int]:
-        """What the kernels of step k are told of rows: places, how many, halves, which is first."""
+        """Return the row arguments of step k: tables, number of rows, halves, which is first."""
         tables = (place.row_table, place.column_table)
         return *tables, place.rows, *self.halves(k), int(self.flips[k])
 
     def sums(self, k: int, *, tail: bool) -> list[tuple[int, ...] | None]:
-        """Shapes of the gradients that step k sums, in the order of `SUMS`; None for none."""
+        """Return the shapes of step k's gradients, in the order of `SUMS`; None for none."""
         given, changed = self.halves(k)
         n, h = self.n, (self.hidden,)
         scales = [h if self.norm == NORMS["layer"] else None] * 4
         ends = [(n,) if tail else None] * 2
         out = 2 * changed
-        return [
-            *((n, n), (n,), (out,), (out, *h), (*h, given), h, h * 2, h * 2, h),
-            *scales,
-            *ends,
-        ]
+        return [*((n, n), (n,), (out,), (out, *h), (*h, given), h, h * 2, h * 2, h), *scales, *ends]
 
 
 class Weights(NamedTuple):
-    """A row flow's tensors: of S steps, and of the ActNorm behind the last."""
+    """Tensors of a row flow of S steps with an ActNorm behind the last, as kernels take them."""
 
     dense: Tensor
     """W ``(S, n, n)``."""
@@ -105,12 +101,12 @@ class Weights(NamedTuple):
     log_det: Tensor
     """``log|det W|`` ``(S,)``, the last with the ActNorm's."""
     nets: tuple[tuple[Tensor | None, ...], ...]
-    """The tensors of `NET`, a step."""
+    """The tensors of `NET` for each step."""
     tail: tuple[Tensor, Tensor] | None
     """Log-scale and shift ``(n,)``."""
 
     def tail_of(self, k: int) -> tuple[Tensor, Tensor] | None:
-        """The ActNorm behind step k."""
+        """Return the ActNorm behind step k, if there is one."""
         return self.tail if k == len(self.nets) - 1 else None
 
 
@@ -119,7 +115,7 @@ _ALIGNED = 64
 
 
 class Size(NamedTuple):
-    """How a kernel is laid out on the chip."""
+    """Rows and warps of one program of a kernel."""
 
     block: int
     """Rows a tile."""
@@ -127,54 +123,46 @@ class Size(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of all kernels."""
+    """A size for each kernel."""
 
     step: Size
     gradient: Size
     hidden: Size
 
 
-# as large as fits: in bfloat16 two groups of four warps, of which one computes while the other
-# waits for the matrix units; in float32 half the rows, or a quarter
+# as large as the chip holds: in bfloat16 two groups of four warps, of which one computes while the
+# other waits for the matrix units; in float32 half the rows, or a quarter
 LOW = Sizes(Size(128, 8), Size(128, 8), Size(128, 8))
 HIGH = Sizes(Size(64, 4), Size(32, 4), Size(16, 4))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *given: Any, **constants: Any) -> None:  # noqa: ANN401
-    """Start a kernel on the device of its tensors: its arguments, then what it is compiled for."""
+    """Launch a kernel on its tensors' device, with arguments and compile-time constants."""
     device = next(each.device for each in given if isinstance(each, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*given, **constants)
 
 
 def aligned(count: int) -> int:
-    """Numbers to leave for `count`, so that the next ones begin where wide accesses can."""
+    """Return `count` rounded up, so that the tensor behind begins at a wide access's boundary."""
     return -(-count // _ALIGNED) * _ALIGNED
 
 
 def programs(place: Place, size: Size, device: torch.device) -> int:
-    """How many programs walk over the tiles: one a multiprocessor, at most one a tile."""
+    """Return the number of programs: one a multiprocessor, at most one a tile."""
     tiles = -(-place.rows // size.block)
     if device.type != "cuda":
-        return max(1, min(2, tiles))  # in the interpreter: two, so that sums are put together
+        return max(1, min(2, tiles))  # in the interpreter two, to test the sum over programs
     return max(1, min(torch.cuda.get_device_properties(device).multi_processor_count, tiles))
 
 
 def run_step(
-    setting: Setting,
-    place: Place,
-    weights: Weights,
-    k: int,
-    x: Tensor,
-    z: Tensor,
-    log_det: Tensor,
-    *,
-    add: bool,
-    inverse: Tensor | None = None,
-) -> None:
-    """Step k of rows in x to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
+    setting: Setting, place: Place, weights: Weights, k: int, x: Tensor, z: Tensor, log_det: Tensor,
+    *, add: bool, inverse: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Map rows in x by step k to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
 
-    Their log-dets are written to ``log_det`` ``(rows,)``, or added to it.
+    Writes the log-dets to ``log_det`` ``(rows,)``, or adds them.
     """
     size = (LOW if setting.low else HIGH).step
     tail = weights.tail_of(k)
@@ -190,21 +178,11 @@ def run_step(
 
 
 def run_gradient(
-    setting: Setting,
-    place: Place,
-    weights: Weights,
-    k: int,
-    z: Tensor,
-    dz: Tensor,
-    d_log_det: Tensor,
-    x: Tensor,
-    dx: Tensor,
-    spills: tuple[Tensor, Tensor],
-    total: Tensor,
-    *,
-    inverse: Tensor | None,
-) -> None:
-    """Gradients of step k: dx from dz (which may be one), and those of `SUMS` in `total`.
+    setting: Setting, place: Place, weights: Weights, k: int,
+    z: Tensor, dz: Tensor, d_log_det: Tensor, x: Tensor, dx: Tensor,
+    spills: tuple[Tensor, Tensor], total: Tensor, *, inverse: Tensor | None,
+) -> None:  # fmt: skip
+    """Write step k's gradients: dx from dz (which may be dx), and those of `SUMS` to `total`.
 
     With `inverse` maps x is rebuilt from z and written, else it is read.
     """

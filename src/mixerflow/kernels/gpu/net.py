@@ -1,4 +1,4 @@
-"""The conditioner of a tile's rows, on the chip: a residual MLP, as `mixerflow.nets` has it."""
+"""The conditioner of a tile's rows, on the chip: the residual MLP of `mixerflow.nets`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mixerflow.kernels.gpu.parts import (
 
 
 @triton.jit
-def layers(
+def hidden_layers(
     given, enter, enter_bias, gamma1, beta1, linear1, linear1_bias, gamma2, beta2, reads, eps,
     BLOCK: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr, NORM: tl.constexpr,
     SQUASH: tl.constexpr, LOW: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """A conditioner up to its second GELU, as its backward pass needs it.
+    """Run a conditioner up to its second GELU, and return all that its backward pass needs.
 
-    What it read; h; of each of the two norms what it made, 1 over the deviations, and the GELU.
-    `enter` and `linear1` are what `hold` gave.
+    That is: its input; h; for each of the two norms the normed rows, 1 over the deviations, and the
+    GELU behind. `enter` and `linear1` are results of `hold`.
     """
     wide = tl.arange(0, WIDE)
     every = wide >= 0
@@ -44,12 +44,12 @@ def layers(
 
 
 @triton.jit
-def answer(
+def outputs(
     h, active, linear2, linear2_bias, leave, leave_bias, to, named,
     BLOCK: tl.constexpr, P: tl.constexpr, WIDE: tl.constexpr,
     LOW: tl.constexpr, EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Its rest: h after the residual block, and the log-scales, not yet bounded, and shifts."""
+    """Run the rest: h after the residual block, the log-scales, not yet bounded, and the shifts."""
     wide = tl.arange(0, WIDE)
     weight = tl.trans(use(linear2, wide, wide >= 0, WIDE, WIDE, LOW))
     h = product(active, weight, h + vector(linear2_bias, WIDE), LOW, EMULATE)

@@ -1,13 +1,13 @@
-"""Pieces of the GPU kernels: what happens to a tile of rows on the chip.
+"""Pieces of the GPU kernels: operations on a tile of rows on the chip.
 
-A tile is `BLOCK` rows: `reads` numbers that the coupling's net is given, and `changes` that it
-transforms. On the chip they alternate, given, changed, given, changed, padded with zeros to `P` of
-each: neighbours that one thread holds anyway, so that parting them costs nothing. `flip` is 1 where
-the changed ones come first in memory, else 0. `WIDE` columns are hidden.
+A tile is `BLOCK` rows of `reads` numbers that the coupling's net reads, and `changes` numbers that
+the coupling changes. On the chip given and changed numbers alternate, padded with zeros to `P` of
+each: one thread holds both neighbours, so that to split them costs nothing. `flip` is 1 where the
+changed ones come first in memory, else 0. `WIDE` is the number of hidden units.
 
 Products take bfloat16 (`LOW`) or float32 operands and add up in float32. `EMULATE` is for Triton's
 interpreter, which multiplies bfloat16 numbers as if they were integers: there operands are rounded
-to bfloat16 and multiplied in float32, which is what the matrix units do.
+to bfloat16 and multiplied in float32, as the matrix units do.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-UNALIKE = ["rows", "reads", "changes", "flip"]
-"""Numbers that differ from launch to launch: no kernel is to be compiled for one of them."""
+UNSPECIALIZED = ["rows", "reads", "changes", "flip"]
+"""Arguments that differ from launch to launch: kernels are not specialised for their values."""
 
 
 @triton.jit
 def low(values, EMULATE: tl.constexpr):
-    """To the nearest bfloat16; the interpreter would cut the last bits off."""
+    """Round to the nearest bfloat16; the interpreter would cut off the last bits."""
     if EMULATE:
         bits = values.to(tl.float32).to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
@@ -32,7 +32,7 @@ def low(values, EMULATE: tl.constexpr):
 
 @triton.jit
 def product(a, b, to, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """``a b + to`` with operands of the conditioner's precision, added up in float32."""
+    """Return ``a b + to`` with operands of the conditioner's precision, added up in float32."""
     if LOW:
         a, b = low(a, EMULATE), low(b, EMULATE)
         if EMULATE:
@@ -43,28 +43,28 @@ def product(a, b, to, LOW: tl.constexpr, EMULATE: tl.constexpr):
 
 @triton.jit
 def biased(at, BLOCK: tl.constexpr, COUNT: tl.constexpr):
-    """A bias ``(COUNT,)`` for each of the rows: what a product begins with."""
+    """Return a bias ``(COUNT,)`` for each row, to which a product adds."""
     bias = tl.load(at + tl.arange(0, COUNT)).to(tl.float32)
     return tl.zeros((BLOCK, COUNT), tl.float32) + bias[None, :]
 
 
 @triton.jit
 def column_sums(values, to, ROWS: tl.constexpr, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """The sum of each column added to `to`, 16 times over: ``(columns, 16)``, by matrix units."""
+    """Add the sum of each column to `to` ``(columns, 16)``, 16 equal copies, by matrix units."""
     ones = tl.full((ROWS, 16), 1.0, tl.float32)
     return product(tl.trans(values), ones, to, LOW, EMULATE)
 
 
 @triton.jit
-def put_sums(at, sums, rows, there):
-    """Write one of the 16."""
+def store_sums(at, sums, rows, there):
+    """Write one of the 16 copies that `column_sums` makes."""
     copy = tl.arange(0, 16)[None, :]
     tl.store(at + rows[:, None] + 0 * copy, sums, mask=there[:, None] & (copy == 0))
 
 
 @triton.jit
 def matrix(at, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
-    """Those `rows` of a weight that are `there`, and `columns`; zeros fill up to `COLUMNS`."""
+    """Load the `rows` of a weight that are `there`, padded with zeros to `COLUMNS`."""
     j = tl.arange(0, COLUMNS)[None, :]
     inside = there[:, None] & (j < columns)
     weight = tl.load(at + rows[:, None] * columns + j, mask=inside, other=0.0)
@@ -73,7 +73,7 @@ def matrix(at, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
 
 @triton.jit
 def hold(at, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
-    """A weight for `use`: in bfloat16 they all have room on the chip, in float32 one at a time."""
+    """Return a weight for `use`: loaded in bfloat16; in float32, where few fit, its address."""
     if LOW:
         return matrix(at, rows, there, columns, COLUMNS, LOW)
     else:
@@ -82,7 +82,7 @@ def hold(at, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
 
 @triton.jit
 def use(held, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
-    """What `hold` gave, as a matrix."""
+    """Return the result of `hold` as a matrix."""
     if LOW:
         return held
     else:
@@ -90,21 +90,21 @@ def use(held, rows, there, columns, COLUMNS: tl.constexpr, LOW: tl.constexpr):
 
 
 @triton.jit
-def put_matrix(at, values, rows, there, columns, COLUMNS: tl.constexpr):
-    """Write to where `matrix` reads."""
+def store_matrix(at, values, rows, there, columns, COLUMNS: tl.constexpr):
+    """Write a matrix where `matrix` reads it."""
     j = tl.arange(0, COLUMNS)[None, :]
     tl.store(at + rows[:, None] * columns + j, values, mask=there[:, None] & (j < columns))
 
 
 @triton.jit
 def vector(at, COUNT: tl.constexpr):
-    """A vector ``(1, COUNT)`` in float32."""
+    """Load a vector ``(1, COUNT)`` in float32."""
     return tl.load(at + tl.arange(0, COUNT)).to(tl.float32)[None, :]
 
 
 @triton.jit
 def features(reads, changes, flip, P: tl.constexpr):
-    """Which number of a row stands in each of the 2 P columns, and whether there is one."""
+    """Return the number of a row for each of the 2 P columns, and whether there is one."""
     k = tl.arange(0, 2 * P)
     odd = k % 2
     first = odd * (1 - flip) * reads + (1 - odd) * flip * changes
@@ -113,20 +113,20 @@ def features(reads, changes, flip, P: tl.constexpr):
 
 @triton.jit
 def pairs(count, P: tl.constexpr):
-    """Where each of 2 P columns lies of `count` first and then `count` second numbers."""
+    """Return where each of 2 P columns lies among `count` first, then `count` second numbers."""
     k = tl.arange(0, 2 * P)
     return k // 2 + (k % 2) * count, k // 2 < count
 
 
 @triton.jit
 def split(values, BLOCK: tl.constexpr, P: tl.constexpr):
-    """The given and the changed columns, or log-scales and shifts: twice ``(BLOCK, P)``."""
+    """Split given and changed columns, or log-scales and shifts: twice ``(BLOCK, P)``."""
     return tl.split(tl.reshape(values, (BLOCK, P, 2)))
 
 
 @triton.jit
 def join(first, second, BLOCK: tl.constexpr, P: tl.constexpr):
-    """The inverse of `split`."""
+    """Invert `split`."""
     return tl.reshape(tl.join(first, second), (BLOCK, 2 * P))
 
 
@@ -134,7 +134,7 @@ def join(first, second, BLOCK: tl.constexpr, P: tl.constexpr):
 def places(
     tile, rows, row_table, BLOCK: tl.constexpr, WITHIN: tl.constexpr, STRIDE: tl.constexpr
 ):  # fmt: skip
-    """The numbers of a tile's rows, which of them there are, where they begin, whose they are."""
+    """Return a tile's row numbers, whether each exists, where it begins, and its image."""
     row = tile * BLOCK + tl.arange(0, BLOCK)
     there = row < rows
     if WITHIN == 1:
@@ -147,7 +147,7 @@ def places(
 
 @triton.jit
 def log(x, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """The natural logarithm of x >= 1; with `LOW` by the unit's own approximation, to 1e-7."""
+    """Return the natural logarithm of x >= 1; with `LOW` by the chip's approximation, to 1e-7."""
     if EMULATE:
         return tl.log(x)
     elif LOW:
@@ -160,7 +160,7 @@ def log(x, LOW: tl.constexpr, EMULATE: tl.constexpr):
 
 @triton.jit
 def tanh(x, EMULATE: tl.constexpr):
-    """The unit's own approximation, to 5e-4 of the value: an eighth of what bfloat16 rounds off."""
+    """Approximate tanh by the chip's own unit, to 5e-4: an eighth of bfloat16's rounding."""
     if EMULATE:
         return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
     else:
@@ -170,7 +170,7 @@ def tanh(x, EMULATE: tl.constexpr):
 
 @triton.jit
 def squash(x, SQUASH: tl.constexpr, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """What the net reads: ``sign(x) log(1 + |x|)``, or x."""
+    """Return the net's input: ``sign(x) log(1 + |x|)``, or x."""
     if SQUASH:
         size = log(1.0 + tl.abs(x), LOW, EMULATE)
         return tl.where(x < 0, -size, size)
@@ -179,7 +179,7 @@ def squash(x, SQUASH: tl.constexpr, LOW: tl.constexpr, EMULATE: tl.constexpr):
 
 @triton.jit
 def unsquash(grad, x, SQUASH: tl.constexpr):
-    """The gradient of x from that of `squash`."""
+    """Return the gradient of x from that of `squash`."""
     if SQUASH:
         return grad / (1.0 + tl.abs(x))
     return grad
@@ -202,7 +202,7 @@ def gelu(x, LOW: tl.constexpr, EMULATE: tl.constexpr):
 
 @triton.jit
 def gelu_slope(x, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """The derivative of `gelu`."""
+    """Return the derivative of `gelu`."""
     if LOW:
         t = _gate(x, EMULATE)
         square = tl.minimum(x * x, 36.0)
@@ -220,7 +220,7 @@ def _gate(x, EMULATE: tl.constexpr):
 
 @triton.jit
 def _normal(x):
-    """Distribution function and density of the standard normal; one exponential serves both."""
+    """Return distribution function and density of the standard normal, with one exponential."""
     size = tl.abs(x) * 0.7071067811865476
     t = 1.0 / (1.0 + 0.3275911 * size)
     bell = tl.exp(-size * size)
@@ -230,14 +230,14 @@ def _normal(x):
 
 
 @triton.jit
-def waiting(values, LOW: tl.constexpr, EMULATE: tl.constexpr):
-    """What is needed much later: with `LOW` in half the registers."""
+def compact(values, LOW: tl.constexpr, EMULATE: tl.constexpr):
+    """Return values that are needed much later: with `LOW` in half the registers."""
     return low(values, EMULATE) if LOW else values
 
 
 @triton.jit
 def normed(h, eps, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """Hidden rows by the norm of that number, before scale and shift; and 1 over their deviations.
+    """Return hidden rows by the norm of that number, before scale and shift, and 1 / deviations.
 
     0: none. 1: of each row by itself, to mean 0 and variance 1. 2: a fixed scale and shift alone.
     3: of each row, to mean square 1, and no scale and shift.
@@ -255,7 +255,7 @@ def normed(h, eps, WIDE: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def scaled(standard, gamma, beta, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """The norm's scale and shift, where it has them."""
+    """Apply the norm's scale and shift, where it has them."""
     if NORM == 1 or NORM == 2:
         return standard * vector(gamma, WIDE) + vector(beta, WIDE)
     else:
@@ -264,7 +264,7 @@ def scaled(standard, gamma, beta, WIDE: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def unnormed(grad, standard, inverse, gamma, WIDE: tl.constexpr, NORM: tl.constexpr):
-    """The gradient of h from that of `scaled`."""
+    """Return the gradient of h from that of `scaled`."""
     if NORM == 1:
         grad = grad * vector(gamma, WIDE)
         along = (tl.sum(grad * standard, 1) / WIDE)[:, None]
@@ -278,7 +278,7 @@ def unnormed(grad, standard, inverse, gamma, WIDE: tl.constexpr, NORM: tl.conste
 
 @triton.jit
 def bounded(raw, bound, BOUND: tl.constexpr):
-    """The log-scale: raw, or ``bound tanh(raw / bound)``."""
+    """Return the log-scale: raw, or ``bound tanh(raw / bound)``."""
     if BOUND:
         # tanh by exp of what is at most 0: never overflows
         small = tl.exp(-2.0 * tl.abs(raw) / bound)
@@ -289,7 +289,7 @@ def bounded(raw, bound, BOUND: tl.constexpr):
 
 @triton.jit
 def unbounded(grad, log_scale, bound, BOUND: tl.constexpr):
-    """The gradient of raw from that of the log-scale."""
+    """Return the gradient of raw from that of the log-scale."""
     if BOUND:
         return grad * (1.0 - (log_scale / bound) * (log_scale / bound))
     return grad

@@ -6,8 +6,8 @@ ActNorm behind it:
     y = W x + b;  h = A s(y_given) + a;  h' = h + W2 gelu(n(W1 gelu(n(h)) + b1)) + b2
     (log_scale, shift) = B h' + b';  z = (y_given, y_changed exp(log_scale) + shift)
 
-A program walks over tiles of rows with the step's weights at hand; hidden activations stay on the
-chip. W and b are what the ActNorm and the linear map before a coupling multiply out to.
+A program walks over tiles of rows and keeps the step's weights; hidden activations stay on the
+chip. W and b are the product of the ActNorm and the linear map before a coupling.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mixerflow.kernels.gpu.net import answer, layers
+from mixerflow.kernels.gpu.net import hidden_layers, outputs
 from mixerflow.kernels.gpu.parts import (
-    UNALIKE,
+    UNSPECIALIZED,
     bounded,
     features,
     hold,
@@ -28,7 +28,7 @@ from mixerflow.kernels.gpu.parts import (
 )
 
 
-@triton.jit(do_not_specialize=["add", *UNALIKE])
+@triton.jit(do_not_specialize=["add", *UNSPECIALIZED])
 def step_kernel(
     x, z, log_det, add, row_table, column_table, rows, reads, changes, flip,
     dense, offset, constant,
@@ -40,11 +40,11 @@ def step_kernel(
     TAIL: tl.constexpr, INVERSE: tl.constexpr, LOW: tl.constexpr, LINEAR: tl.constexpr,
     EMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Rows of x through one step to z, or z (given as x) back to x (`INVERSE`).
+    """Map rows of x by one step to z, or z (given as x) back to x (`INVERSE`).
 
-    The rows' log-dets are added to those that are there, or written if `add` is 0. For the inverse,
-    `dense` is the inverse of W; the other arguments, `constant` (log-det of W and of the ActNorm
-    behind) among them, stay.
+    Adds the rows' log-dets to `log_det`, or writes them if `add` is 0. `constant` is the log-det of
+    W and of the ActNorm behind. For the inverse, `dense` is the inverse of W; the other arguments
+    are the same.
     """
     feature, real = features(reads, changes, flip, P)
     column = tl.load(column_table + feature, mask=real, other=0)
@@ -75,11 +75,11 @@ def step_kernel(
             values = tl.dot(values, w, input_precision=LINEAR) + b
         given, changed = split(values, BLOCK, P)
 
-        _, h, _, _, _, _, _, active = layers(
+        _, h, _, _, _, _, _, active = hidden_layers(
             given, a, enter_bias, gamma1, beta1, w1, linear1_bias, gamma2, beta2, reads, eps,
             BLOCK, P, WIDE, NORM, SQUASH, LOW, EMULATE,
         )  # fmt: skip
-        _, raw, shift = answer(
+        _, raw, shift = outputs(
             h, active, w2, linear2_bias, out, out_bias, to, named, BLOCK, P, WIDE, LOW, EMULATE
         )
         log_scale = bounded(raw, bound, BOUND)

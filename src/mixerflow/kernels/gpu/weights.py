@@ -1,4 +1,4 @@
-"""A plan's parameters as the GPU kernels take them, and their gradients as autograd wants them."""
+"""From a plan's parameters to the GPU kernels' tensors, and from their gradients back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MATRICES = ("enter", "linear1", "linear2", "leave")
 
 
 def setting_of(plan: Plan, *, low: bool) -> Setting:
-    """What the kernels need to know of a plan."""
+    """Return the kernels' settings for a plan."""
     kind, eps = plan.by_row or ("none", 0.0)
     if plan.by_row is None and plan.steps[0].parameters[_AT["gamma1"]] is not None:
         kind = "scale"
@@ -45,9 +45,9 @@ def setting_of(plan: Plan, *, low: bool) -> Setting:
     )
 
 
-@functools.cache  # for good: a captured graph keeps the address only
+@functools.cache  # never freed: a captured graph keeps the address only
 def _integers(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """On the device once and for all: a graph that is captured may not copy from the host."""
+    """Return a tensor on the device, copied once: a captured graph may not copy from the host."""
     return torch.tensor(values, dtype=torch.int64, device=device)
 
 
@@ -60,13 +60,13 @@ def _addresses(plan: Plan, device: torch.device) -> Tensor:
 
 
 def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
-    """The tensors of the steps' kernels, as the parameters are now."""
+    """Return the tensors of the steps' kernels for the present parameters."""
     steps, n = len(plan.steps) - 1, plan.n
     scale, shift = plan.steps[-1].parameters or (None, None)
     tail = None if scale is None or shift is None else (scale, shift)
     nets = [step.parameters[_AT["enter"] :] for step in plan.steps[:-1]]
     if setting.low:
-        nets = _copied(nets, device)
+        nets = _low_copies(nets, device)
     if plan.steps[0].dense:
         weight, _, log_det = _folded(plan)
         offset = torch.stack(
@@ -75,7 +75,7 @@ def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
         if tail is not None:
             log_det = torch.cat([log_det[:-1], log_det[-1:] + tail[0].sum()])
         return Weights(weight, offset, log_det, tuple(nets), tail)
-    dense, offset, log_det = (_apart(steps, count, device) for count in (n * n, n, 1))
+    dense, offset, log_det = (_aligned_rows(steps, count, device) for count in (n * n, n, 1))
     launch(
         assemble_kernel, (steps,), _addresses(plan, device),
         dense, dense.stride(0), offset, offset.stride(0), log_det, log_det.stride(0), n,
@@ -85,8 +85,8 @@ def assemble(plan: Plan, setting: Setting, device: torch.device) -> Weights:
     return Weights(maps, offset, log_det[:, 0], tuple(nets), tail)
 
 
-def _apart(rows: int, count: int, device: torch.device) -> Tensor:
-    """Room for rows of `count` numbers that begin where tensors do: one kernel serves them all."""
+def _aligned_rows(rows: int, count: int, device: torch.device) -> Tensor:
+    """Allocate rows of `count` numbers, each aligned like a tensor, so that one kernel fits all."""
     return torch.empty(rows, aligned(count), device=device)[:, :count]
 
 
@@ -95,12 +95,12 @@ def _or_zeros(tensor: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _folded(plan: Plan) -> list[Tensor]:
-    """Of a folded plan: W, its inverse and log-det, stacked."""
+    """Return W, its inverse and its log-det of a folded plan, stacked."""
     return [torch.stack([step.dense[i] for step in plan.steps[:-1]]) for i in range(len(DENSE))]
 
 
-def _copied(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list[tuple]:
-    """Nets whose matrices are copies in bfloat16, in one tensor."""
+def _low_copies(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list[tuple]:
+    """Return the nets with their matrices copied to bfloat16, all in one tensor."""
     sources = [(net, NET.index(name)) for net in nets for name in _MATRICES]
     matrices = [net[i] for net, i in sources]
     sizes = [matrix.numel() for matrix in matrices if matrix is not None]
@@ -123,30 +123,30 @@ def _copied(nets: list[tuple[Tensor | None, ...]], device: torch.device) -> list
 
 @torch.no_grad()
 def inverse_maps(plan: Plan, weights: Weights) -> Tensor:
-    """``W^-1`` ``(S, n, n)``."""
+    """Return ``W^-1`` ``(S, n, n)``."""
     if plan.steps[0].dense:
         return _folded(plan)[1]
     # in double precision, as on the CPU: rebuilding and sampling go through hundreds of these;
-    # solvers answer column by column, and kernels read row by row
+    # solvers return columns one after another, and kernels read rows
     return torch.linalg.inv_ex(weights.dense.double())[0].float().contiguous()
 
 
 class Totals(NamedTuple):
-    """Room for the gradients of all steps, and where each begins."""
+    """Memory for the gradients of all steps."""
 
     sums: Tensor
     """``(S, most)``."""
     counts: tuple[int, ...]
-    """Numbers a step."""
+    """Numbers of each step."""
 
 
 def totals(setting: Setting, weights: Weights, device: torch.device) -> Totals:
-    """Room for what `run_gradient` gives."""
+    """Allocate memory for the gradients that `run_gradient` writes."""
     counts = tuple(
         sum(math.prod(shape) for shape in shapes if shape is not None)
         for shapes in _shapes(setting, weights)
     )
-    return Totals(_apart(len(counts), max(counts), device), counts)
+    return Totals(_aligned_rows(len(counts), max(counts), device), counts)
 
 
 def _shapes(setting: Setting, weights: Weights) -> list[list[tuple[int, ...] | None]]:
@@ -157,9 +157,9 @@ def _shapes(setting: Setting, weights: Weights) -> list[list[tuple[int, ...] | N
 def disassemble(
     plan: Plan, setting: Setting, weights: Weights, found: Totals, d_log_det: Tensor, within: int
 ) -> list[Tensor]:
-    """Gradients of a plan's parameters, in the order of `Plan.parameters`.
+    """Return the gradients of a plan's parameters, in the order of `Plan.parameters`.
 
-    `d_log_det` ``(images,)`` is that of images with as many rows as are `within` each.
+    `d_log_det` ``(images,)`` belongs to images of `within` rows each.
     """
     steps, n, hidden, device = len(setting.flips), plan.n, plan.hidden, d_log_det.device
     grads = torch.empty(steps, n * n + 3 * n + hidden, device=device)

@@ -1,10 +1,10 @@
-"""The laws that transforms obey, and `check`, which proves them for yours.
+"""The laws that transforms obey, and `check`, which tests a transform against them.
 
     from mixerflow.transforms.checks import check
     check(MyTransform(6), (6,))
 
-runs every law of the transform's class on a perturbed copy of it and raises one AssertionError that
-names the laws broken, with their figures. `KINDS` has the classes' tolerances, `LAWS` the laws.
+runs every law of the transform's kind on a perturbed copy of it and raises one AssertionError that
+names the laws broken, with their figures. `KINDS` has the kinds' tolerances, `LAWS` the laws.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from collections.abc import Iterable
 
 from mixerflow.core import Shape, Transform
 from mixerflow.transforms.checks import conduct, exact  # noqa: F401  (they register their laws)
-from mixerflow.transforms.checks.kinds import KINDS, Kind, KindName
-from mixerflow.transforms.checks.subject import LAWS, Inputs, Subject, normal, perturb, unit
+from mixerflow.transforms.checks.subject import (
+    KINDS,
+    LAWS,
+    Inputs,
+    Kind,
+    KindName,
+    Subject,
+    normal,
+    perturb,
+    unit,
+)
 
-__all__ = [
-    "KINDS",
-    "LAWS",
-    "Kind",
-    "KindName",
-    "Subject",
-    "check",
-    "normal",
-    "perturb",
-    "unit",
-]
+__all__ = ["KINDS", "LAWS", "Kind", "KindName", "Subject", "check", "normal", "perturb", "unit"]
 
 
 def check(
@@ -40,22 +39,22 @@ def check(
     seed: int = 0,
     size: float = 0.3,
 ) -> None:
-    """Run the laws of a class of transforms.
+    """Check that a transform obeys the laws of its kind.
 
     Args:
         transform: left as it is; the laws run on perturbed copies.
         shape: an event shape that it takes; Jacobians have the square of its size.
-        kind: the class, which sets tolerances and waives what cannot hold.
+        kind: sets the tolerances and waives the laws that cannot hold, see `KINDS`.
         context: event shape of contexts, ``(K,)`` or ``(K, *spatial)``; None for none.
-        inputs: draws data events where standard normal ones will not do.
-        laws: only these of `LAWS`; None for all.
-        seed: of perturbation, inputs and noise.
-        size: of the perturbation, see `perturb`. Deep chains need less: their rounding errors grow
-            with the Jacobian's condition number, which every failure states.
+        inputs: draws data events, where standard normal events do not fit.
+        laws: names of the laws to check; None for all of `LAWS`.
+        seed: seed of the perturbation, the inputs and the noise.
+        size: size of the perturbation, see `perturb`. Deep chains need a smaller one: their
+            rounding errors grow with the Jacobian's condition number, which every failure states.
 
     Raises:
         AssertionError: laws are broken; names each, the transform and the figure.
-        ValueError: a law of that name does not exist.
+        ValueError: a name in `laws` is unknown.
     """
     chosen = set(LAWS if laws is None else laws)
     if unknown := chosen - set(LAWS):

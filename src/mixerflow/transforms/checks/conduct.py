@@ -1,4 +1,4 @@
-"""Laws of conduct: precision, independence of the batch, purity, shapes, gradients, compilation."""
+"""Laws besides exactness: precision, independent rows, purity, shapes, gradients, compilation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mixerflow.core import Shape, Transform
-from mixerflow.transforms.checks.exact import against_jacobian
+from mixerflow.core import Mapped, Shape, Transform
+from mixerflow.transforms.checks.exact import check_log_det
 from mixerflow.transforms.checks.subject import DIRECTIONS, Batch, Direction, Subject, law, perturb
 
 
@@ -31,9 +31,9 @@ def width(subject: Subject) -> None:
 
 @law("autocast")
 def autocast(subject: Subject) -> None:
-    """Under autocast only conditioners compute in bfloat16, the transform's own arithmetic not.
+    """Under autocast only conditioners compute in bfloat16, not the transform's own arithmetic.
 
-    Conditioners are taken out of autocast here: then nothing may change but the last bits.
+    Here the conditioners run without autocast: then autocast may change the last bits only.
     """
     s = subject.single
     full = copy.deepcopy(s.transform)
@@ -45,7 +45,7 @@ def autocast(subject: Subject) -> None:
         wanted = s.run(direction, batch)
         with torch.autocast("cpu", torch.bfloat16):
             got = s.run(direction, batch, transform=full)
-        _same(s, f"{direction} under autocast", got, wanted, 1e-5)
+        _check_same(s, f"{direction} under autocast", got, wanted, 1e-5)
 
 
 @law("rows")
@@ -74,14 +74,14 @@ def rows(subject: Subject) -> None:
 
 @law("batch size")
 def batch_size(subject: Subject) -> None:
-    """A batch of 1 gives what a batch of 64 gives, to 1e-12 (float64) or 1e-5 (float32)."""
+    """A row alone and in a batch of 64 gives the same, to 1e-12 (float64) or 1e-5 (float32)."""
     for s, limit in ((subject, 1e-12), (subject.single, 1e-5)):
         for direction in DIRECTIONS:
             batch = s.batch(direction, 64)
             z, log_det = s.run(direction, batch)
             for row in (slice(0, 1), slice(40, 41)):
                 alone = s.run(direction, batch.rows(row))
-                _same(s, f"{direction}, alone or in 64", alone, (z[row], log_det[row]), limit)
+                _check_same(s, f"{direction}, alone or in 64", alone, (z[row], log_det[row]), limit)
 
 
 @law("purity")
@@ -99,7 +99,9 @@ def purity(subject: Subject) -> None:
         copies, versions = [t.clone() for t in given], [t._version for t in given]
         subject.run(direction, batch)
         after = state()
-        changed = [n for n in before.keys() | after.keys() if not _equal(before, after, n)]
+        both = before.keys() & after.keys()
+        changed = before.keys() ^ after.keys()
+        changed |= {name for name in both if not torch.equal(before[name], after[name])}
         assert not changed, f"{direction} changes {', '.join(sorted(changed))}"
         untouched = all(map(torch.equal, given, copies))
         written = versions != [t._version for t in given]
@@ -114,13 +116,13 @@ def batches(subject: Subject) -> None:
         z, log_det = subject.run(direction, batch)
         for n in (0, 1):
             got = subject.run(direction, batch.rows(slice(n)))
-            _same(subject, f"{direction}, batch of {n}", got, (z[:n], log_det[:n]), 1e-12)
+            _check_same(subject, f"{direction}, batch of {n}", got, (z[:n], log_det[:n]), 1e-12)
         forms = {"non-contiguous": batch.values.movedim(0, -1).contiguous().movedim(-1, 0)}
         if batch.values.dim() == 4:
             forms["channels_last"] = batch.values.to(memory_format=torch.channels_last)
         for name, values in forms.items():
             got = subject.run(direction, batch._replace(values=values))
-            _same(subject, f"{direction}, {name}", got, (z, log_det), 1e-12)
+            _check_same(subject, f"{direction}, {name}", got, (z, log_det), 1e-12)
 
 
 @law("copies")
@@ -144,10 +146,10 @@ def copies(subject: Subject) -> None:
 
 @law("draws")
 def draws(subject: Subject) -> None:
-    """What draws noise says so: flows number the streams of those that do, and no others'."""
+    """A transform that draws noise has a part with ``draws``: flows number those parts' streams."""
     parts = (part for part in subject.transform.modules() if isinstance(part, Transform))
-    said = any(part.draws for part in parts)
-    assert said or not subject.kind.noisy, "it draws noise, and no part of it says so by `draws`"
+    declared = any(part.draws for part in parts)
+    assert declared or not subject.kind.noisy, "it draws noise, but no part of it has `draws` True"
 
 
 @law("shapes")
@@ -164,28 +166,28 @@ def shapes(subject: Subject) -> None:
         x = batch.values
         others = [torch.cat([x, x.narrow(axis, 0, 1)], axis) for axis in range(1, x.dim())]
         for values in (*others, torch.stack([x, x], 1)):
-            _taken_or_refused(subject, direction, batch._replace(values=values))
+            _check_other_shape(subject, direction, batch._replace(values=values))
 
 
-def _taken_or_refused(subject: Subject, direction: Direction, batch: Batch) -> None:
-    """Events of another shape are refused, or `out_shape` and the log-det are right for them."""
+def _check_other_shape(subject: Subject, direction: Direction, batch: Batch) -> None:
+    """Assert that the events are refused, or that `out_shape` and the log-det fit them."""
     shape: Shape = tuple(batch.values.shape[1:])
     try:
         result = tuple(subject.run(direction, batch)[0].shape[1:])
     except ValueError as error:
-        named = re.findall(r"\d+", str(error))
-        assert len(named) >= 2, f"{direction} refuses events {shape} without naming both: {error}"
+        numbers = re.findall(r"\d+", str(error))
+        assert len(numbers) >= 2, f"{direction} refuses events {shape} without naming both: {error}"
         return
     data, latent = (shape, result) if direction == "forward" else (result, shape)
     stated = tuple(subject.transform.out_shape(data))
     assert stated == latent, f"{direction} of events {shape} contradicts out_shape {stated}"
     if subject.kind.obeys(f"{direction} log-det"):
-        against_jacobian(subject, direction, batch)
+        check_log_det(subject, direction, batch)
 
 
 @law("gradients")
 def gradients(subject: Subject) -> None:
-    """Each parameter gets a gradient that is finite and not 0 throughout, in both directions."""
+    """Each parameter gets a gradient that is finite and not all 0, in both directions."""
     for s in (subject, subject.single):
         parameters = dict(s.transform.named_parameters())
         for direction in DIRECTIONS if parameters else ():
@@ -197,34 +199,34 @@ def gradients(subject: Subject) -> None:
             for name, gradient in zip(parameters, found, strict=True):
                 assert gradient is not None, f"{direction}: {name} gets no gradient"
                 assert gradient.isfinite().all(), f"{direction}: {name}'s gradient is not finite"
-                assert gradient.any(), f"{direction}: {name}'s gradient is 0 throughout"
+                assert gradient.any(), f"{direction}: {name}'s gradient is all 0"
 
 
 @law("compile forward")
 def compile_forward(subject: Subject) -> None:
-    """Forward compiles into one graph and gives what eager gives."""
-    _compiled(subject, "forward")
+    """Forward compiles into one graph and gives the results of eager mode."""
+    _check_compiled(subject, "forward")
 
 
 @law("compile inverse")
 def compile_inverse(subject: Subject) -> None:
-    """Inverse compiles into one graph and gives what eager gives."""
-    _compiled(subject, "inverse")
+    """Inverse compiles into one graph and gives the results of eager mode."""
+    _check_compiled(subject, "inverse")
 
 
-def _compiled(subject: Subject, direction: Direction) -> None:
+def _check_compiled(subject: Subject, direction: Direction) -> None:
     torch.compiler.reset()
     batch = subject.batch(direction, 3)
     eager = getattr(subject.transform, direction)
     function = torch.compile(eager, fullgraph=True, backend="aot_eager")
     wanted = subject.run(direction, batch)
     got = function(*subject.arguments(direction, batch))
-    _same(subject, f"compiled {direction}", (got[0].detach(), got[1].detach()), wanted, 1e-12)
+    _check_same(subject, f"compiled {direction}", (got[0].detach(), got[1].detach()), wanted, 1e-12)
 
 
 @law("export")
 def export(subject: Subject) -> None:
-    """`torch.export` of forward gives what eager gives, torch's generator drawing the noise."""
+    """Exported forward gives the results of eager mode, with noise by torch's generator."""
     batch = subject.data(3)
     arguments = (batch.values,) if batch.context is None else (batch.values, batch.context)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -233,21 +235,9 @@ def export(subject: Subject) -> None:
         wanted = subject.transform(*arguments)
         torch.manual_seed(subject.seed)
         got = program(*arguments)
-    _same(subject, "exported forward", got, wanted, 1e-12)
+    _check_same(subject, "exported forward", got, wanted, 1e-12)
 
 
-def _same(
-    subject: Subject,
-    what: str,
-    got: tuple[Tensor, Tensor],
-    wanted: tuple[Tensor, Tensor],
-    limit: float,
-) -> None:
-    subject.close(f"{what}: values", got[0], wanted[0], limit)
-    subject.close(f"{what}: log-det", got[1], wanted[1], limit)
-
-
-def _equal(before: dict[str, Tensor], after: dict[str, Tensor], name: str) -> bool:
-    if name not in before or name not in after:
-        return False
-    return torch.equal(before[name], after[name])
+def _check_same(subject: Subject, name: str, got: Mapped, wanted: Mapped, limit: float) -> None:
+    subject.check_close(f"{name}: values", got[0], wanted[0], limit)
+    subject.check_close(f"{name}: log-det", got[1], wanted[1], limit)

@@ -12,37 +12,37 @@ from mixerflow.transforms.checks.subject import Batch, Direction, Subject, law
 @law("left inverse")
 def left_inverse(subject: Subject) -> None:
     """``inverse(forward(x)) == x`` in float64 and float32."""
-    kind = subject.kind
-    for s, limit in ((subject, kind.round_trip), (subject.single, kind.round_trip_single)):
-        x = s.data(8)
-        back = s.run("inverse", x._replace(values=s.run("forward", x)[0]))[0]
-        s.close(f"inverse(forward(x)) in {s.dtype}", back, x.values, limit)
+    _check_round_trip(subject, "forward", "inverse")
 
 
 @law("right inverse")
 def right_inverse(subject: Subject) -> None:
     """``forward(inverse(z)) == z`` in float64 and float32."""
+    _check_round_trip(subject, "inverse", "forward")
+
+
+def _check_round_trip(subject: Subject, first: Direction, then: Direction) -> None:
     kind = subject.kind
     for s, limit in ((subject, kind.round_trip), (subject.single, kind.round_trip_single)):
-        z = s.batch("inverse", 8)
-        there = s.run("forward", z._replace(values=s.run("inverse", z)[0]))[0]
-        s.close(f"forward(inverse(z)) in {s.dtype}", there, z.values, limit)
+        start = s.batch(first, 8)
+        end = s.run(then, start._replace(values=s.run(first, start)[0]))[0]
+        s.check_close(f"{then} after {first} in {s.dtype}", end, start.values, limit)
 
 
 @law("forward log-det")
 def forward_log_det(subject: Subject) -> None:
-    """Forward's log-det is that of forward's own Jacobian."""
-    against_jacobian(subject, "forward", subject.data(2))
+    """Forward's log-det is the log-det of forward's own Jacobian."""
+    check_log_det(subject, "forward", subject.data(2))
 
 
 @law("inverse log-det")
 def inverse_log_det(subject: Subject) -> None:
     """Inverse's log-det is that of inverse's own Jacobian: errors in both cannot cancel."""
-    against_jacobian(subject, "inverse", subject.batch("inverse", 2))
+    check_log_det(subject, "inverse", subject.batch("inverse", 2))
 
 
-def against_jacobian(subject: Subject, direction: Direction, batch: Batch) -> None:
-    """One direction's log-dets of a batch are those of its Jacobians, row by row."""
+def check_log_det(subject: Subject, direction: Direction, batch: Batch) -> None:
+    """Assert that a direction's log-dets of a batch are those of its Jacobians, row by row."""
     got = subject.run(direction, batch)[1]
     for i in range(len(got)):
         jacobian = subject.jacobian(direction, batch.rows(slice(i, i + 1)))
@@ -54,13 +54,18 @@ def against_jacobian(subject: Subject, direction: Direction, batch: Batch) -> No
         )
 
 
+def _many_draws(subject: Subject, draws: int) -> tuple[Batch, Tensor, Tensor]:
+    """One event, and z and log-dets of many draws of `forward` for it."""
+    event = subject.data(1)
+    many = event.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
+    return event, *subject.run("forward", many)
+
+
 @law("estimated log-det")
 def estimated_log_det(subject: Subject, draws: int = 10_000) -> None:
     """The mean of many draws is the Jacobian's log-det within some standard errors."""
-    one = subject.data(1)
-    wanted = torch.linalg.slogdet(subject.jacobian("forward", one))[1]
-    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
-    got = subject.run("forward", many)[1]
+    event, _, got = _many_draws(subject, draws)
+    wanted = torch.linalg.slogdet(subject.jacobian("forward", event))[1]
     error = (got.mean() - wanted).abs() / (got.std() * draws**-0.5)
     assert error <= subject.kind.log_det, (
         f"mean {got.mean().item():.6g} of {draws} draws, but the Jacobian's is "
@@ -70,7 +75,7 @@ def estimated_log_det(subject: Subject, draws: int = 10_000) -> None:
 
 @law("zero log-det")
 def zero_log_det(subject: Subject) -> None:
-    """Going back through rounding has log-det 0 by definition."""
+    """The inverse of rounding has log-det 0 by definition."""
     log_det = subject.run("inverse", subject.batch("inverse", 4))[1]
     assert not log_det.any(), f"inverse log-det {log_det.abs().max().item():g}, not 0"
 
@@ -78,10 +83,8 @@ def zero_log_det(subject: Subject) -> None:
 @law("expectation")
 def expectation(subject: Subject, draws: int = 4096) -> None:
     """``E f(x + u) / q(u | x)`` is the integral of f over the unit cube of x, by quadrature."""
-    one = subject.data(1)
-    many = one.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
-    z, log_det = subject.run("forward", many)
-    low = one.values.to(z.dtype)
+    event, z, log_det = _many_draws(subject, draws)
+    low = event.values.to(z.dtype)
 
     def smooth(t: Tensor) -> Tensor:
         return torch.exp(-0.5 * (t - low + 1).square())

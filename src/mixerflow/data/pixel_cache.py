@@ -1,4 +1,4 @@
-"""Pixels in memory, or, where they are many, in a file that later runs map and share."""
+"""Decoded pixels in memory or, for a large set, in a file that later runs map and share."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ import numpy as np
 
 from mixerflow.errors import DataError, ResourceError
 
-LARGE = 512 << 20  # bytes; above this, decoded pixels go to the cache
+MEMORY_LIMIT = 512 << 20  # bytes; larger sets of decoded pixels go to the cache
 _VERSION = 1
 
 
-class Source(NamedTuple):
-    """Images that come one at a time.
+class ImageStream(NamedTuple):
+    """Images `(C, H, W)` of one shape and type that are decoded one at a time.
 
-    Args:
-        images: as many as `kept`, each `(C, H, W)`.
-        shape: of each image.
-        dtype: of each image.
-        kept: positions, among the files, of those that are used.
-        skipped: a line for each file that is not.
+    `kept` has the positions, among the files, of the files that are used; `skipped` has a line for
+    each other file.
     """
 
     images: Iterator[np.ndarray]
@@ -37,13 +33,17 @@ class Source(NamedTuple):
     skipped: tuple[str, ...]
 
 
-def key(folder: Path, files: list[Path], settings: str) -> str:
-    """A name for what `files` hold: where they are, names, sizes, times of change; the settings."""
+DecodedImages = tuple[np.ndarray, list[int], tuple[str, ...]]
+"""Pixels `(N, C, H, W)`, and `kept` and `skipped` as an `ImageStream` has them."""
+
+
+def cache_key(folder: Path, files: list[Path], settings: str) -> str:
+    """Return a name for the content of `files`: paths, sizes, times of change and `settings`."""
     digest = hashlib.sha256(f"{_VERSION} {settings} {folder.resolve()}\n".encode())
     for path in files:
         try:
             status = path.stat()
-        except OSError:  # a broken link; decoding it says so
+        except OSError:  # a broken link, which decoding reports
             continue
         relative = path.relative_to(folder).as_posix()
         digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -56,13 +56,13 @@ def default_cache() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mixerflow"
 
 
-def keep(
-    decode: Callable[[], Source], *, key: str, cache: Path | None
-) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
-    """Pixels `(N, C, H, W)`, the positions kept and the files skipped; from the cache if there.
+def load_or_decode(
+    decode: Callable[[], ImageStream], *, key: str, cache: Path | None
+) -> DecodedImages:
+    """Return the pixels of the cache's entry `key`, or decode them.
 
-    Sets of up to `LARGE` bytes are held in memory. Larger ones are written to `cache` once, and
-    mapped read-only from then on; a run that is killed while writing leaves no half entry.
+    Sets of up to `MEMORY_LIMIT` bytes are held in memory. A larger one is written to `cache` once,
+    and later runs map it read-only; a run that is killed while writing leaves no partial entry.
 
     Raises:
         DataError: a cached entry is damaged.
@@ -70,19 +70,19 @@ def keep(
     """
     entry = (cache or default_cache()) / key
     if entry.is_dir():
-        return _mapped(entry)
-    source = decode()
-    size = len(source.kept) * int(np.prod(source.shape)) * source.dtype.itemsize
-    if size > LARGE:
-        _write(source, entry)
-        return _mapped(entry)
-    pixels = np.empty((len(source.kept), *source.shape), source.dtype)
-    for row, image in enumerate(source.images):
+        return _map(entry)
+    stream = decode()
+    size = len(stream.kept) * int(np.prod(stream.shape)) * stream.dtype.itemsize
+    if size > MEMORY_LIMIT:
+        _write(stream, entry)
+        return _map(entry)
+    pixels = np.empty((len(stream.kept), *stream.shape), stream.dtype)
+    for row, image in enumerate(stream.images):
         pixels[row] = image
-    return pixels, source.kept, source.skipped
+    return pixels, stream.kept, stream.skipped
 
 
-def _mapped(entry: Path) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
+def _map(entry: Path) -> DecodedImages:
     try:
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
         index = json.loads((entry / "index.json").read_text())
@@ -91,28 +91,25 @@ def _mapped(entry: Path) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     return pixels, index["kept"], tuple(index["skipped"])
 
 
-def _write(source: Source, entry: Path) -> None:
-    """Write beside `entry`, then rename: an entry is there whole or not at all."""
+def _write(stream: ImageStream, entry: Path) -> None:
+    """Write a folder beside `entry`, then rename the folder: an entry is always complete."""
     temporary = None
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
         with (temporary / "pixels.npy").open("wb") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(source.dtype),
-                "fortran_order": False,
-                "shape": (len(source.kept), *source.shape),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            for image in source.images:
+            shape, kind = (len(stream.kept), *stream.shape), stream.dtype
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+            for image in stream.images:
                 file.write(image.tobytes())
             file.flush()
             os.fsync(file.fileno())
-        index = {"kept": source.kept, "skipped": source.skipped}
+        index = {"kept": stream.kept, "skipped": stream.skipped}
         (temporary / "index.json").write_text(json.dumps(index))
         temporary.rename(entry)
     except OSError as error:
-        if not entry.is_dir():  # else another run has just finished the same entry
+        if not entry.is_dir():  # otherwise another run has just written the same entry
             what = f"decoded images cannot be kept ({error.strerror})"
             raise ResourceError(what, entry.parent, "make room or name another --cache") from error
     finally:

@@ -1,0 +1,131 @@
+"""The identity plus a product of two thin matrices: a free one, or a product of reflections."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mixerflow.core import Context, Mapped, Noise, Transform, constant
+from mixerflow.registry import register
+from mixerflow.transforms.linear import Linear, _LinearMap
+
+
+@register
+class Woodbury(_LinearMap):
+    """``z = (I + U V) x + b`` with U of n x rank and V of rank x n; starts as the identity.
+
+    ``log|det dz/dx| = log|det(I + V U)|``, of a matrix rank x rank, and by the Woodbury identity
+    ``x = y - U (I + V U)^-1 V y`` with ``y = z - b``. 2 n rank numbers, and as many
+    multiplications a vector.
+
+    Nothing in the published form forbids a singular ``I + V U``. The likelihood keeps training away
+    from one: the log-det falls without bound there. A step to a singular matrix has a log-det of
+    minus infinity, which training skips as not finite; a step across changes the orientation, which
+    does no harm. The map has no scale of its own along each of the n axes, as LU's diagonal has;
+    leave the scales to an `ActNorm` next to it.
+
+    Args:
+        n: length of the vectors.
+        rank: of U V, 1 to n; from n / 2 on `LU` has fewer numbers.
+        bias: whether to add b.
+        generator: draws V, which starts as N(0, 1 / n); U starts at 0.
+
+    References:
+        Lu, Huang: Woodbury transformations for deep generative flows (2020), eq. 4 to 6.
+        https://arxiv.org/abs/2002.12229
+
+    Departs from the paper:
+        - U and V start at N(0, 0.01) there, so near the identity; this is the identity.
+        - There is no second map from the right: a Woodbury `Along` another axis does the same.
+    """
+
+    def __init__(
+        self, n: int, rank: int = 16, *, bias: bool = True, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(n)
+        if not 1 <= rank <= n:
+            raise ValueError(f"Woodbury: rank {rank} must lie in 1..{n}, the vectors' length")
+        self.rank = rank
+        self.left = nn.Parameter(torch.zeros(n, rank))
+        self.right = nn.Parameter(torch.randn(rank, n, generator=generator) * n**-0.5)
+        self.bias = nn.Parameter(torch.zeros(n)) if bias else None
+
+    def _small(self) -> Float[Tensor, "rank rank"]:
+        """``I + V U``, which has the whole map's determinant."""
+        return self.right @ self.left + torch.diag_embed(torch.ones_like(self.right[:, 0]))
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return x + nn.functional.linear(x @ self.right.mT, self.left, self.bias)
+
+    def _log_det(self) -> Tensor:
+        return torch.linalg.slogdet(self._small())[1]
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        with torch.autocast(z.device.type, enabled=False):
+            y, small = z if self.bias is None else z - self.bias, self._small()
+            # rows are multiplied from the right, so the small system is transposed too
+            inner = torch.linalg.solve(small.mT, y @ self.right.mT, left=False)
+            return y - inner @ self.left.mT, constant(-torch.linalg.slogdet(small)[1], z)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}, rank={self.rank}, bias={self.bias is not None}"
+
+
+@register
+class Householder(_LinearMap):
+    """``z = H_1 ... H_r x`` with reflections ``H_i = 1 - 2 v_i v_i' / |v_i|^2``; log-det 0.
+
+    Orthogonal whatever the parameters are. n reflections reach every orthogonal matrix whose
+    determinant is ``(-1)^r``; starts as a random one of them. The reflections are applied together,
+    by the product's compact form ``1 - V' T^-1 V``, with the unit vectors as the rows of V and T
+    the upper triangle of ``V V'``, its diagonal halved.
+
+    Args:
+        n: length of the vectors.
+        reflections: their number r, at least 1; None for n.
+        generator: draws the start.
+
+    References:
+        Tomczak, Welling: Improving variational auto-encoders using Householder flow (2016).
+        https://arxiv.org/abs/1611.09630
+        Joffrain, Low, Quintana-Orti, van de Geijn, Van Zee: Accumulating Householder
+        transformations, revisited (2006). https://doi.org/10.1145/1141885.1141886
+    """
+
+    affine = True
+
+    def __init__(
+        self, n: int, reflections: int | None = None, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(n)
+        reflections = n if reflections is None else reflections
+        if reflections < 1:
+            raise ValueError(f"Householder: needs one reflection at least; got {reflections}")
+        self.bias = None
+        self.vectors = nn.Parameter(torch.randn(reflections, n, generator=generator))
+
+    def _apply_to(self, x: Tensor, *, transposed: bool) -> Tensor:
+        """The product, or its inverse, applied to rows: ``x' - x' V' T^-T V``, or with ``T^-1``."""
+        unit = nn.functional.normalize(self.vectors, dim=1)
+        half = torch.full_like(unit[:, 0], 0.5)
+        upper = (unit @ unit.mT).triu(1) + torch.diag_embed(half)
+        triangle = upper if transposed else upper.mT
+        inner = torch.linalg.solve_triangular(triangle, x @ unit.mT, upper=transposed, left=False)
+        return x - inner @ unit
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return self._apply_to(x, transposed=False)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return self._apply_to(y, transposed=True)
+
+    def _log_det(self) -> int:
+        return 0
+
+    def folded(self) -> Transform:
+        return Linear(self, self.n)
+
+    def extra_repr(self) -> str:
+        return f"{self.n}, reflections={len(self.vectors)}"
