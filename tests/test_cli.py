@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,23 +35,35 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Thirty small images, as files."""
+def small_images(where):
+    """Forty-two small images, as files."""
     rng = np.random.default_rng(0)
     for split, n in (("train", 30), ("test", 12)):
-        (tmp_path / "images" / split).mkdir(parents=True)
+        (where / split).mkdir(parents=True)
         for i in range(n):
             pixels = np.clip(rng.integers(0, 200) + rng.integers(0, 30, (8, 12, 3)), 0, 255)
-            image = Image.fromarray(pixels.astype(np.uint8))
-            image.save(tmp_path / "images" / split / f"{i}.png")
-    return tmp_path / "images"
+            Image.fromarray(pixels.astype(np.uint8)).save(where / split / f"{i}.png")
+    return where
 
 
 @pytest.fixture
-def trained(folder, tmp_path):
-    assert run("train", "mixerflow-tiny", "--data", folder, "--out", tmp_path / "run", *QUICK) == 0
-    return tmp_path / "run"
+def folder(tmp_path):
+    return small_images(tmp_path / "images")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run that is made once."""
+    path = tmp_path_factory.mktemp("first")
+    images, out = small_images(path / "images"), path / "run"
+    assert run("train", "mixerflow-tiny", "--data", images, "--out", out, *QUICK) == 0
+    return out
+
+
+@pytest.fixture
+def trained(first, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(first, tmp_path / "run", symlinks=True)
 
 
 def in_a_process(*arguments):
@@ -89,12 +102,38 @@ def test_help_is_quick_because_it_imports_little():
     assert seconds < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "info", "report"])
-def test_help_of_each_command(command):
-    done, _ = in_a_process(command, "--help")
-    assert done.returncode == 0
-    assert "usage" in done.stdout
-    assert "matplotlib" not in done.stderr.replace("matplotlib.font_manager", "")
+COMMANDS = ["train", "evaluate", "sample", "info", "report"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(command, "--help")
+    assert ended.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
+HELP = """
+import sys
+from mixerflow.cli import main
+
+for command in sys.argv[1:]:
+    try:
+        main([command, "--help"])
+    except SystemExit as ended:
+        assert ended.code == 0
+        print("helped with", command)
+print("plots:", [name for name in sys.modules if name.startswith("matplotlib")])
+"""
+
+
+def test_help_needs_no_plots():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *COMMANDS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [c for c in COMMANDS if f"helped with {c}\n" in done.stdout] == COMMANDS
+    assert done.stdout.endswith("plots: []\n")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +180,7 @@ def test_errors_are_one_line_with_a_code(arguments, code, words, tmp_path, capsy
     assert words in said.err
 
 
-def test_train_evaluate_sample_and_report(trained, folder, tmp_path, capsys):
+def test_train_evaluate_sample_and_report(trained, tmp_path, capsys):
     capsys.readouterr()
     assert run("evaluate", trained, "--json") == 0
     result = json.loads(capsys.readouterr().out)
@@ -209,7 +248,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(trained, capsy
     assert run("evaluate", trained) == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_signals_save_and_exit_with_their_code(folder, tmp_path, number, code):
     out = tmp_path / "run"
     child = subprocess.Popen(

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import SHAPE, collect, images, start, together
+import helpers
+from helpers import SHAPE, collect, start, together
 from mixerflow import processes as module
+from mixerflow.cli import main
 from mixerflow.core import Noise
 from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.evaluate import bits
@@ -32,6 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 MODEL = mixer(layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch")
 
 
+def images(n=103, seed=0):
+    return helpers.images(n, seed)
+
+
 def settings(**changes):
     base = {"steps": 8, "batch": 8, "lr": 1e-2, "warmup": 2, "initial": 32, "evaluate_every": 4}
     return TrainConfig(**base | changes)
@@ -40,6 +46,14 @@ def settings(**changes):
 def flow_of(**changes):
     torch.manual_seed(0)
     return build(vary(MODEL, **changes), SHAPE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """Import once what training imports late, or each forked process would, in seconds."""
+    import torch.distributed.fsdp  # noqa: F401
+
+    trained(SINGLE, settings(), steps=1)
 
 
 class Left:
@@ -242,7 +256,7 @@ def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path, how, kille
     assert isinstance(error, ResourceError)
     assert "another process was lost in step 7" in str(error)
     if killed == 1:
-        assert f"checkpoint of step {saved} stands" in str(error)
+        assert f"checkpoint of step {saved} is intact" in str(error)
         assert RunFolder(tmp_path).read_metadata()["status"] == "failed"
     assert at_last(tmp_path).step == saved
     assert load(tmp_path, which="last").bits_per_dim(images().pixels).isfinite().all()
@@ -413,45 +427,52 @@ def command(*words, processes=0, **environment):
 
 
 TINY = [
-    *(
-        "mixerflow-tiny",
-        "--model.layers",
-        "2",
-        "--model.flow.net.width",
-        "8",
-        "--model.flow.net.norm",
-        "layer",
-    ),
-    *("--train.batch", "8", "--train.evaluate-every", "100000"),
+    *("mixerflow-tiny", "--model.layers", "2", "--model.flow.net.width", "8"),
+    *("--model.flow.net.norm", "layer", "--train.batch", "8", "--train.evaluate-every", "100000"),
     *("--train.evaluate-images", "20", "--train.initial", "16", "--device", "cpu", "-j", "1"),
 ]
 
 
-def test_torchrun_trains_and_evaluates(tmp_path):
+def ramps(tmp_path):
+    """Words that train on sixty images there."""
     np.savez(tmp_path / "ramps.npz", x=images(60).pixels[:, 0])
     words = ["train", *TINY, "--data", tmp_path / "ramps.npz", "--out", tmp_path / "run"]
-    words += [
-        "--model.patching.size",
-        "2",
-        "--model.patching.shift",
-        "0",
-        "0",
-        "0",
-        "1",
-        "--steps",
-        "3",
-    ]
-    told, said = (both := command(*words, processes=2)).communicate(timeout=200)
-    assert both.returncode == 0, said
+    words += ["--model.patching.size", 2, "--model.patching.shift", 0, 0, 0, 1, "--steps", 3]
+    return [str(word) for word in words]
+
+
+def check_training(tmp_path, told, said):
     assert told.count("3 steps, validation") == 1
     assert said.count("step 3: validation") == 1
     assert RunFolder(tmp_path / "run").read_metadata()["machine"]["processes"] == 2
-    asked = command("evaluate", tmp_path / "run", "--json", processes=2)
-    told, said = asked.communicate(timeout=200)
-    assert asked.returncode == 0, said
+
+
+def check_evaluation(tmp_path, told):
     figure, one = json.loads(told), bits(load(tmp_path / "run"), images(60).pixels)
     assert figure["images"] == one.images == 60
     assert abs(figure["bits_per_dim"] - one.bits_per_dim) < 1e-6
+
+
+def commanded(processes, words):
+    return main(words)
+
+
+def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path, capfd):
+    assert together(2, commanded, ramps(tmp_path)) == [0, 0]
+    check_training(tmp_path, *capfd.readouterr())
+    assert together(2, commanded, ["evaluate", str(tmp_path / "run"), "--json"]) == [0, 0]
+    check_evaluation(tmp_path, capfd.readouterr().out)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_evaluates(tmp_path):
+    told, said = (both := command(*ramps(tmp_path), processes=2)).communicate(timeout=200)
+    assert both.returncode == 0, said
+    check_training(tmp_path, told, said)
+    asked = command("evaluate", tmp_path / "run", "--json", processes=2)
+    told, said = asked.communicate(timeout=200)
+    assert asked.returncode == 0, said
+    check_evaluation(tmp_path, told)
 
 
 @pytest.mark.slow
@@ -480,5 +501,5 @@ def test_torchrun_ends_when_a_process_is_killed(tmp_path):
     assert time.monotonic() - begun < 60
     assert said.count("another process was lost in step") == 1
     saved = checkpoints.load("last").step
-    assert f"the checkpoint of step {saved} stands" in said
+    assert f"the checkpoint of step {saved} is intact" in said
     assert load(tmp_path / "run", which="last").sample(1).shape == (1, 1, 28, 28)

@@ -54,6 +54,14 @@ def judge(n=64, seed=5):
     return Evaluator(images(n, seed), "test")
 
 
+@pytest.fixture(scope="module")
+def published(run, tmp_path_factory):
+    """What was published of that run, made once."""
+    to = tmp_path_factory.mktemp("published") / "w"
+    publish(run, to, judge())
+    return to
+
+
 def test_published_weights_come_back_in_float32_to_rounding(run, tmp_path):
     to = tmp_path / "weights" / "ramps"
     card = publish(run, to, judge())
@@ -72,9 +80,8 @@ def test_published_weights_come_back_in_float32_to_rounding(run, tmp_path):
     assert 0 < abs(figure - exact) < ROUNDING
 
 
-def test_matrices_are_in_16_bits_and_all_else_is_as_it_was(run, tmp_path):
-    publish(run, tmp_path / "w", judge())
-    kept = safetensors.torch.load_file(tmp_path / "w" / "model.safetensors")
+def test_matrices_are_in_16_bits_and_all_else_is_as_it_was(run, published):
+    kept = safetensors.torch.load_file(published / "model.safetensors")
     flow = load(run)
     exact, parameters = flow.state_dict(), dict(flow.named_parameters())
     assert kept.keys() == exact.keys()
@@ -226,9 +233,8 @@ def test_weights_that_are_not_finite_are_not_published(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "card.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_damaged_files_are_detected_and_named(run, tmp_path, name, damage):
-    publish(run, tmp_path / "w", judge())
-    path = tmp_path / "w" / name
+def test_damaged_files_are_detected_and_named(published, tmp_path, name, damage):
+    path = shutil.copytree(published, tmp_path / "w") / name
     data = bytearray(path.read_bytes())
     if damage == "gone":
         path.unlink()
@@ -244,18 +250,16 @@ def test_damaged_files_are_detected_and_named(run, tmp_path, name, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_published_weights_are_of_one_step_and_kind(run, tmp_path):
-    publish(run, tmp_path / "w", judge())
-    load(tmp_path / "w", which="last")
+def test_published_weights_are_of_one_step_and_kind(published):
+    load(published, which="last")
     for options in ({"which": 3}, {"average": False}):
         with pytest.raises(ConfigError, match="of one kind and step"):
-            load(tmp_path / "w", **options)
+            load(published, **options)
 
 
 @pytest.mark.parametrize("source", ["published", "run"])
-def test_a_run_begins_as_good_as_what_it_begins_from(run, tmp_path, source):
-    publish(run, tmp_path / "w", judge())
-    path = tmp_path / "w" if source == "published" else run
+def test_a_run_begins_as_good_as_what_it_begins_from(run, published, tmp_path, source):
+    path = published if source == "published" else run
     known = flow_of(LARGE, seed=7)
     origin = begin_from(known, path)
     assert known.initialized
@@ -328,10 +332,9 @@ def test_restarts_are_told_one_after_the_other(run, tmp_path):
         (maf(layers=1, hidden=8), SHAPE, "its model is mixerflow, not maf"),
     ],
 )
-def test_another_model_is_refused_by_its_first_difference(run, tmp_path, model, shape, words):
-    publish(run, tmp_path / "w", judge())
+def test_another_model_is_refused_by_its_first_difference(published, model, shape, words):
     with pytest.raises(ConfigError, match=words) as caught:
-        begin_from(build(model, shape), tmp_path / "w")
+        begin_from(build(model, shape), published)
     assert "\n" not in str(caught.value)
 
 
@@ -419,7 +422,17 @@ def test_the_papers_model_fits_the_limit(tmp_path):
 
 
 TINY = ["--model.layers", "1", "--model.flow.net.width", "32", "--model.flow-layers", "2"]
-QUICK = [*TINY, "--threads", "1", "--steps", "6", "--train.batch", "8"]
+QUICK = [
+    *TINY,
+    "--threads",
+    "1",
+    "--steps",
+    "6",
+    "--train.batch",
+    "8",
+    "--train.evaluate-images",
+    "20",
+]
 FEW = ["--images", "30"]
 
 
