@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/mixerflow evaluate runs/demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m "slow or not slow"

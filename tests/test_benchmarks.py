@@ -249,6 +249,6 @@ def test_weights_are_judged_by_each_rounding_and_each_way(tmp_path, monkeypatch)
     (row,) = weights.rounding(weights.Rounding((tmp_path / "run",), "made"))["runs"].values()
     assert list(row["more"]) == list(weights.ROUNDINGS)
     assert 0 < abs(row["more"]["as published"]) < 0.01
-    found = weights.pieces(weights.Pieces(seeds=1, steps=60))["bits_per_dim"]
+    found = weights.pieces(weights.Pieces(seeds=1, steps=30))["bits_per_dim"]
     assert list(found) == list(weights.WAYS)
     assert len({figure for (figure,) in found.values()}) == len(weights.WAYS)

@@ -424,14 +424,7 @@ def test_the_papers_model_fits_the_limit(tmp_path):
 TINY = ["--model.layers", "1", "--model.flow.net.width", "32", "--model.flow-layers", "2"]
 QUICK = [
     *TINY,
-    "--threads",
-    "1",
-    "--steps",
-    "6",
-    "--train.batch",
-    "8",
-    "--train.evaluate-images",
-    "20",
+    *("--threads", "1", "--steps", "6", "--train.batch", "8", "--train.evaluate-images", "20"),
 ]
 FEW = ["--images", "30"]
 
