@@ -101,7 +101,7 @@ class Options:
     seconds: float = 3.0
     """Time of one measurement, about."""
     norm: str = "layer"
-    """Of the conditioners: one that the kernels support."""
+    """Norm of the conditioners: one that the kernels support."""
     quick: bool = False
     results: str = ""
     """File of this run's results so far."""
@@ -121,7 +121,7 @@ class Setup:
     keep: kernels.Keep = "inputs"
     memory: Literal["store", "checkpoint", "invert"] = "store"
     norm: str | None = None
-    """Of the conditioners, in place of the options'."""
+    """Norm of the conditioners, in place of the options' norm."""
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

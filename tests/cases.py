@@ -268,15 +268,15 @@ class Case:
             size=self.size,
         )
 
+    def moved(self) -> Transform:
+        """The transform away from its start, in float64."""
+        transform = self.make().double()
+        perturb(transform, size=self.size)
+        return transform
+
     def fused(self) -> "Case":
         """The same transform, moved, as its inference copy."""
-
-        def make() -> Transform:
-            transform = self.make().double()
-            perturb(transform, size=self.size)
-            return transform.fused()
-
-        return replace(self, make=make, size=0.0)
+        return replace(self, make=lambda: self.moved().fused(), size=0.0)
 
 
 def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
@@ -639,14 +639,24 @@ CASES = {
     "continuous": Case(lambda: continuous(6), (6,), "ode"),
     "continuous of one": Case(lambda: continuous(1, steps=1), (1,), "ode"),
     "continuous, lively": Case(lambda: continuous(5), (5,), "ode", size=1.5),
+    "continuous, less lively": Case(lambda: continuous(3), (3,), "ode", size=1.0),
     "continuous, conditional": Case(lambda: continuous(5, context=3), (5,), "ode", context=(3,)),
     "continuous of images": Case(lambda: Continuous(ImageVelocity(2)), (2, 3, 2), "ode"),
     "continuous of images, conditional": Case(
         lambda: Continuous(ImageVelocity(1, 3)), (1, 2, 3), "ode", context=(3,)
     ),
+    "continuous of small images, conditional": Case(
+        lambda: Continuous(ImageVelocity(1, 2)), (1, 2, 1), "ode", context=(2,), size=0.1
+    ),
     "continuous, estimate": Case(lambda: continuous(4, trace="hutchinson"), (4,), "ode estimate"),
     "continuous of images, estimate": Case(
         lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "ode estimate"
+    ),
+    "continuous of small images, estimate": Case(
+        lambda: Continuous(ImageVelocity(1), trace="hutchinson"),
+        (1, 2, 1),
+        "ode estimate",
+        size=0.1,
     ),
     "continuous along the patches": Case(
         lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"

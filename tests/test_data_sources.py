@@ -119,21 +119,9 @@ def save_set(path: Path, train: np.ndarray, test: np.ndarray) -> str:
 
 
 def test_old_and_new_imagenet_are_told_apart_by_their_counts(tmp_path, monkeypatch):
-    assert (
-        SETS["imagenet32-old"].train,
-        SETS["imagenet32-old"].test,
-    ) == (
-        1281149,
-        49999,
-    )
-    assert (
-        SETS["imagenet64-new"].train,
-        SETS["imagenet64-new"].test,
-    ) == (
-        1281167,
-        50000,
-    )
-    small = {"train": 7, "test": 3, "shape": (3, 4, 4)}
+    assert SETS["imagenet32-old"].counts == (1281149, 49999)
+    assert SETS["imagenet64-new"].counts == (1281167, 50000)
+    small = {"counts": (7, 3), "shape": (3, 4, 4)}
     monkeypatch.setitem(SETS, "galaxy", replace(SETS["galaxy"], **small))
     right = save_set(tmp_path / "a.npz", some(7).pixels, some(3).pixels)
     assert load(f"galaxy:{right}").train.dataset_id == "galaxy"
@@ -152,7 +140,7 @@ def published(monkeypatch):
     """Two small splits that `published_sets` takes for CIFAR-10."""
     train, test = some(8).pixels, some(4).pixels
     digests = (content_digest(train), content_digest(test))
-    small = replace(SETS["cifar10"], shape=(3, 4, 4), train=8, test=4, digests=digests)
+    small = replace(SETS["cifar10"], shape=(3, 4, 4), counts=(8, 4), digests=digests)
     monkeypatch.setitem(SETS, "cifar10", small)
     return train, test
 

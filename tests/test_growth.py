@@ -7,9 +7,10 @@ import torch
 
 from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
 from mixerflow.errors import ConfigError
+from mixerflow.experiments.tables import table
 from mixerflow.models import Glow
 from mixerflow.parts import GlowConv, LUMap
-from mixerflow.runs import Checkpoints, RunFolder, load
+from mixerflow.runs import Checkpoints, Evaluator, RunFolder, load, publish
 from mixerflow.training import Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.transforms import Affine
@@ -215,6 +216,19 @@ def shallow_run(tmp_path_factory):
     return out
 
 
+def test_published_weights_have_nothing_to_grow_with(shallow_run, tmp_path):
+    few = Evaluator(images(), "all")
+    publish(shallow_run, tmp_path / "w", few)
+    refused(DEEP, "published weights have no Adam moments.*name the run folder", tmp_path / "w")
+
+
+def test_the_card_tells_of_the_stages(shallow_run, tmp_path):
+    trained(DEEP, tmp_path / "b", begin=shallow_run)
+    card = publish(tmp_path / "b", tmp_path / "w", Evaluator(images(), "all"))
+    assert [piece["moments"] for piece in card["pieces"]] == [False, True]
+    assert ", with moments |" in (tmp_path / "w" / "card.md").read_text()
+
+
 def test_flows_that_are_not_deeper_are_refused(shallow_run):
     refused(vary(SHALLOW, layers=1), r"its model\.layers is 2, not 1", shallow_run)
     wider = vary(DEEP, hidden=9)
@@ -231,3 +245,16 @@ def test_flows_that_are_not_deeper_are_refused(shallow_run):
 def test_layers_that_do_not_start_as_the_identity_are_refused(tmp_path, changes):
     trained(vary(SHALLOW, **changes), tmp_path / "a")
     refused(vary(DEEP, **changes), r"layer \d of \d is not the identity", tmp_path / "a")
+
+
+@pytest.mark.parametrize("budget", ["tiny", "cpu", "gpu"])
+def test_the_paper_s_row_of_stages_costs_the_steps_of_the_others(budget):
+    cells = {cell.row.name: cell for cell in table("appendix-d").cells}
+    stages = cells["grown"].stages(budget, 0)
+    (base,) = cells["base"].stages(budget, 0)
+    assert sum(config.steps for _, config in stages) == base[1].steps
+    starts = [config.schedule_start for _, config in stages]
+    assert starts == [0, stages[0][1].steps]
+    assert {config.schedule_steps for _, config in stages} == {base[1].steps}
+    assert [model.layers for model, _ in stages] == [-(-base[0].layers // 2), base[0].layers]
+    assert stages[-1][0] == base[0]

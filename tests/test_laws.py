@@ -43,20 +43,45 @@ COMPILED = [
 ]
 
 
-def slow_where(names, is_slow):
-    """Every name, those marked that would take a quarter of all tests' time."""
-    return [pytest.param(n, marks=pytest.mark.slow) if is_slow(n) else n for n in names]
+LONG = {
+    "continuous, lively",
+    "continuous of images",
+    "continuous of images, conditional",
+    "continuous of images, estimate",
+}
+"""Differential equations that take hundreds of short steps; others like them take few."""
 
 
-# differential equations are solved hundreds of times; of their copies nothing folds
-@pytest.mark.parametrize("name", slow_where(CASES, lambda n: "continuous of images" in n))
+def slow_where(names, slow):
+    """Every name, these marked that would take a quarter of all tests' time."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+
+
+@pytest.mark.parametrize("name", slow_where(CASES, LONG))
 def test_obeys_its_laws(name):
     CASES[name].check(set(LAWS) - GRAPHS)
 
 
-@pytest.mark.parametrize("name", slow_where(CASES, lambda n: "continuous" in n))
+def computed_with(transform):
+    """All that a transform computes with: modules and what each is told, and tensors by name."""
+    simple = bool | int | float | str | tuple | None
+    told = [
+        (name, type(part), {k: v for k, v in vars(part).items() if isinstance(v, simple)})
+        for name, part in transform.named_modules()
+    ]
+    return told, dict([*transform.named_parameters(), *transform.named_buffers()])
+
+
+@pytest.mark.parametrize("name", slow_where(CASES, {"continuous along the patches"}))
 def test_its_inference_copy_obeys_them(name):
-    CASES[name].fused().check(set(LAWS) - GRAPHS - {"gradients"})  # nothing in it wants one
+    """Where nothing folds, the copy is the transform itself, which obeys them above."""
+    case = CASES[name]
+    moved = case.moved().eval()
+    (told, tensors), (copied, copies) = computed_with(moved), computed_with(moved.fused())
+    if told == copied and tensors.keys() == copies.keys():
+        assert all(torch.equal(copies[key], tensor) for key, tensor in tensors.items())
+    else:
+        case.fused().check(set(LAWS) - GRAPHS - {"gradients"})  # nothing in it wants one
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -4,13 +4,11 @@ from itertools import product
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers import together
 from mixerflow.core import refuse_sharded
 from mixerflow.errors import ConfigError
-from mixerflow.processes import Processes
 from mixerflow.recipes import build
 from mixerflow.training.parallel import share_batch_norms
 from mixerflow.transforms.checks import perturb
@@ -41,30 +39,22 @@ def gradients(model, *parts):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def work(rank, path, wanted):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
-    processes = Processes(rank, 2, rank, together=True)
-    try:
-        for (case, (norm, dtype, near)), mode, static in product(
-            CASES.items(), MODES, (False, True)
-        ):
-            flow, x = flow_and_pixels(norm, dtype)
-            assert share_batch_norms(flow, processes) == 0
-            flow.memory = mode
-            model = DistributedDataParallel(flow, static_graph=static)
-            mine, whole = x[4 * rank : 4 * rank + 4], wanted[case]
-            found = gradients(model, mine)
-            assert float((found - whole).norm() / whole.norm()) < near, (case, mode, static)
-            if norm == "none":  # batch norm sees the halves of a batch apart
-                model.zero_grad()
-                with model.no_sync():
-                    gradients(model, mine[:2])
-                found = gradients(model, mine[2:]) / 2
-                assert float((found - whole).norm() / whole.norm()) < near, (mode, static)
-        refuses_shards()
-    finally:
-        dist.destroy_process_group()
+def work(processes, wanted):
+    for (case, (norm, dtype, near)), mode, static in product(CASES.items(), MODES, (False, True)):
+        flow, x = flow_and_pixels(norm, dtype)
+        assert share_batch_norms(flow, processes) == 0
+        flow.memory = mode
+        model = DistributedDataParallel(flow, static_graph=static)
+        mine, whole = x[4 * processes.rank : 4 * processes.rank + 4], wanted[case]
+        found = gradients(model, mine)
+        assert float((found - whole).norm() / whole.norm()) < near, (case, mode, static)
+        if norm == "none":  # batch norm sees the halves of a batch apart
+            model.zero_grad()
+            with model.no_sync():
+                gradients(model, mine[:2])
+            found = gradients(model, mine[2:]) / 2
+            assert float((found - whole).norm() / whole.norm()) < near, (mode, static)
+    refuses_shards()
 
 
 def refuses_shards():
@@ -82,9 +72,9 @@ def refuses_shards():
                 flow(x[:4])
 
 
-def test_two_processes_learn_what_one_does_and_refuse_shards(tmp_path):
+def test_two_processes_learn_what_one_does_and_refuse_shards():
     wanted = {}
     for case, (norm, dtype, _) in CASES.items():
         flow, x = flow_and_pixels(norm, dtype)
         wanted[case] = gradients(flow, x)
-    mp.spawn(work, (str(tmp_path), wanted), nprocs=2)
+    together(2, work, wanted)

@@ -14,7 +14,7 @@ from mixerflow.core import Along, Chain, Flow, Layer, MultiScale, Noise, Student
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import flow_from, spec_of_flow
 from mixerflow.nets import ResidualMLP
-from mixerflow.parts import MLP, Classes, ImageNet, image_coupling
+from mixerflow.parts import MLP, Classes, ImageNet, MaskedNet, image_coupling
 from mixerflow.registry import Unregistered, construct, describe, evolve, register, swap
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import LU, ActNorm, Affine, Coupling, Dequantize, Rescale, Squeeze
@@ -168,6 +168,9 @@ def test_parts_change_by_path_and_keep_what_they_share():
     changed = evolve(model, {"flow.net.width": 7, "classes.count": 5})
     assert changed.flow.net == MLP(7) and changed.classes.count == 5
     kan = mixerflow.registry.choices(mixerflow.parts.RowNet)["kan"]
+    flows = mixerflow.registry.choices(mixerflow.parts.RowFlow)
+    direct = swap(flows["iaf"](net=MaskedNet(9)), flows["maf"])  # a subclass is another choice
+    assert type(direct) is flows["maf"] and direct.net == MaskedNet(9)
     assert swap(MLP(9, "none"), kan).width == 9 and swap(MLP(9, "none"), kan).norm == "none"
     with pytest.raises(ConfigError, match="no setting: widht: is it width"):
         evolve(MLP(), {"widht": 3})

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import SHAPE, collect, images, start, together
 from mixerflow import processes as module
 from mixerflow.core import Noise
 from mixerflow.errors import ConfigError, DataError, ResourceError
@@ -28,7 +29,6 @@ from mixers import mixer, vary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-SHAPE = (1, 4, 4)
 MODEL = mixer(layers=2, flow_layers=1, hidden=16, patch=2, shift=1, shift_every=2, norm="batch")
 
 

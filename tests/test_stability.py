@@ -5,6 +5,7 @@ scales them by hundreds; the day one is not 0 it is hundreds of deviations out, 
 reads it as it is answers in proportion, and the exponential of that log-scale overflows.
 """
 
+import functools
 import math
 
 import pytest
@@ -44,32 +45,43 @@ def run(model, steps, *, floor=1.0, lr=1e-3, seed=0, initial=32, batch=32):
 def test_the_old_start_reaches_nan_in_a_coupling(norm):
     """The case itself: were it to vanish, the cure below would prove nothing."""
 
-    for seed in range(3):
+    for seed in (2, 1, 0):  # the first of them shows it soonest
         taken, _ = run(vary(OLD, norm=norm), 40, floor=0.1, seed=seed)
         if taken[-1].bad_part is not None:
             return
     pytest.fail("40 steps from a fully standardised start stayed finite at three seeds")
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
-@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+@functools.cache
+def from_the_default_start(norm, lr):
+    """40 steps: each, how many were skipped, and the flow."""
+    taken, trainer = run(mixer(layers=4, hidden=32, norm=norm), 40, lr=lr)
+    return taken, trainer.skipped, trainer.settle()
+
+
+@pytest.mark.parametrize(
+    ("norm", "lr"),
+    [
+        *[(norm, 1e-2) for norm in ("none", "batch", "layer")],
+        ("batch", 1e-3),
+        pytest.param("none", 1e-3, marks=pytest.mark.slow),
+        pytest.param("layer", 1e-3, marks=pytest.mark.slow),
+    ],
+)
 def test_the_default_start_stays_finite(norm, lr):
-    model = mixer(layers=4, hidden=32, norm=norm)
-    taken, trainer = run(model, 40, lr=lr)
-    assert trainer.skipped == 0
+    taken, skipped, flow = from_the_default_start(norm, lr)
+    assert skipped == 0
     assert all(math.isfinite(step.objective) for step in taken)
     assert max(step.gradient_norm for step in taken[5:]) < 500
-    flow = trainer.settle()
     assert flow.bits_per_dim(load("fashion-mini").test.pixels[:200]).isfinite().all()
 
 
 def test_a_pixel_never_seen_before_does_not_throw_the_flow():
     """A border pixel that was 0 in every training image, set to 255."""
-    _, trainer = run(mixer(layers=4, hidden=32), 60)
+    _, _, flow = from_the_default_start("batch", 1e-3)
     x = torch.from_numpy(load("fashion-mini").test.pixels[:16].copy())
     odd = x.clone()
     odd[:, :, 0, 0] = 255
-    flow = trainer.settle()
     usual, unusual = flow.bits_per_dim(x), flow.bits_per_dim(odd)
     assert unusual.isfinite().all()
     assert (unusual > usual).all()

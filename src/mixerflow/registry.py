@@ -226,7 +226,7 @@ def swap(old: object, kind: type[T]) -> T:
 
     A part that does not fit in the new value is swapped for the new value's own kind of part.
     """
-    if isinstance(old, kind):
+    if type(old) is kind:
         return old
     new = kind()
     if not is_value(old):

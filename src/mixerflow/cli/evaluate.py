@@ -176,8 +176,8 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
 def _print_table(figure: Bits, codecs: dict[str, float | None]) -> None:
     title = f"{figure.dataset_id}, {figure.split}: {figure.images} images"
     table = Table("", "bits/dim", "± s.e.", "what it is", title=title)
-    bits_per_dim = f"{figure.bits_per_dim:.3f}"
-    table.add_row("the flow", bits_per_dim, f"{figure.standard_error:.3f}", figure.kind)
+    score, error = f"{figure.bits_per_dim:.3f}", f"{figure.standard_error:.3f}"
+    table.add_row("the flow", score, error, figure.kind)
     for name, value in codecs.items():
         shown = "n/a" if value is None else f"{value:.3f}"
         table.add_row(name, shown, "", "lossless code, headers included")

@@ -26,8 +26,7 @@ T = TypeVar("T")
 def choose_parts(default: T, arguments: list[str]) -> tuple[T, list[str]]:
     """Change the parts that `arguments` choose; return the new value and the other arguments.
 
-    Raises:
-        ConfigError: a word that is no part of that kind; names the nearest.
+    A word that is no part of that kind is a ConfigError, which names the nearest part.
     """
     rest, chosen, index = [], {}, 0
     while index < len(arguments):
@@ -57,9 +56,7 @@ def _may_be_part(default: object, path: str) -> bool:
     """Whether a path is a part's, now or once another part is chosen for one of its parents."""
     name, _, rest = path.partition(".")
     hint = _hints(default).get(name)
-    if hint is None:
-        return False
-    if not rest:
+    if hint is None or not rest:
         return bool(_classes(hint))
     parts = [getattr(default, name, None), *(kind() for kind in _classes(hint).values())]
     return any(_may_be_part(part, rest) for part in parts)
@@ -112,7 +109,7 @@ def _hints(value: object) -> dict[str, Any]:
 
 
 def _classes(hint: Any) -> dict[str, type]:  # noqa: ANN401
-    """The classes of parts that a field may hold, by their words."""
+    """Return the classes of parts that a field may hold, by their words."""
     return {word: each for kind in parts_in(hint) for word, each in choices(kind).items()}
 
 
@@ -121,7 +118,7 @@ def _normalized(word: str) -> str:
 
 
 def for_tyro(value: Any) -> tuple[type, Any]:  # noqa: ANN401
-    """A dataclass that tyro makes flags of, and an instance of it with the settings of `value`.
+    """Make a dataclass that tyro makes flags of, and its instance with the settings of `value`.
 
     Each part is a nested dataclass of its own class, and has a field beside it whose help lists the
     words of the part; `from_tyro` is the inverse.
@@ -156,7 +153,7 @@ def for_tyro(value: Any) -> tuple[type, Any]:  # noqa: ANN401
 
 
 def _docstring(kind: type, name: str) -> str:
-    """The docstring below a field."""
+    """Return the docstring below a field."""
     for each in kind.__mro__:
         if name not in inspect.get_annotations(each):
             continue
@@ -186,8 +183,7 @@ def _flat_hint(hint: Any, given: object) -> tuple[Any, object]:  # noqa: ANN401
 def from_tyro(parsed: Any, value: T, prefix: str = "--") -> T:  # noqa: ANN401
     """Turn an instance of the class of `for_tyro` into one of the class of `value`.
 
-    Raises:
-        ConfigError: impossible settings; names their flags.
+    Impossible settings are a ConfigError, which names their flags.
     """
     settings: dict[str, Any] = {}
     fields = dataclasses.fields(value)  # pyright: ignore[reportArgumentType]

@@ -90,10 +90,12 @@ def _print_chain(
 
 
 def _published_lines(published: PublishedResult | None, total: int) -> Iterator[str]:
-    if published is not None and published.parameters is not None:
+    if published is None:
+        return
+    if published.parameters is not None:
         difference = 100 * (total / (1e6 * published.parameters) - 1)
         yield f"the paper's count: {published.parameters:.2f}M ({difference:+.2f} % here)"
-    if published is not None and published.bits_per_dim is not None:
+    if published.bits_per_dim is not None:
         figure = f"{published.bits_per_dim:.2f} bits/dim, {published.where}; {published.note}"
         yield f"the paper's figure: {figure}"
 

@@ -39,8 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mixerflow {__version__}")
         return 0
     warnings.showwarning = _print_warning
+    command, *rest = arguments
     try:
-        return _run_command(arguments[0], arguments[1:])
+        if command not in _COMMANDS:
+            raise ConfigError("no such command", command, nearest(command, _COMMANDS))
+        module, function = _COMMANDS[command][0].split(".")
+        return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(rest)
     except MixerFlowError as error:
         problem = error
     except KeyboardInterrupt:
@@ -67,13 +71,6 @@ def _is_first_to_report(line: str) -> bool:
     if processes is None:
         return os.environ.get("RANK", "0") == "0"
     return processes.first_to_report(line)
-
-
-def _run_command(command: str, arguments: list[str]) -> int:
-    if command not in _COMMANDS:
-        raise ConfigError("no such command", command, nearest(command, _COMMANDS))
-    module, function = _COMMANDS[command][0].split(".")
-    return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(arguments)
 
 
 def _usage() -> str:

@@ -25,14 +25,10 @@ def parse(
     prog: str,
     default: T | Any = tyro.MISSING_NONPROP,  # noqa: ANN401
 ) -> T:
-    """Make an instance of the dataclass `kind` from command-line flags.
+    """Make an instance of the dataclass `kind` from the words after the command `prog`.
 
-    Args:
-        kind: a class whose fields are the flags; nested dataclasses give ``--part.field``, and
-            parts have the flags of `mixerflow.cli.flags`.
-        arguments: the words after the command.
-        prog: the command, for the help text.
-        default: gives the values of absent flags.
+    The fields of `kind` are the flags, and `default` gives the values of absent flags. Nested
+    dataclasses give ``--part.field``; parts have the flags of `mixerflow.cli.flags`.
 
     Raises:
         ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.

@@ -4,12 +4,4 @@ from mixerflow.data.dataset import Images, Splits, hold_out, make_images
 from mixerflow.data.folder import OnBadImage
 from mixerflow.data.sources import load, names
 
-__all__ = [
-    "Images",
-    "OnBadImage",
-    "Splits",
-    "hold_out",
-    "load",
-    "make_images",
-    "names",
-]
+__all__ = ["Images", "OnBadImage", "Splits", "hold_out", "load", "make_images", "names"]

@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,39 +24,25 @@ _TRAIN = re.compile(r"(train_)?data_batch_(\d+)(\.bin|\.npz)?|train(\.bin)?")
 _TEST = re.compile(r"test_batch(\.bin)?|val_data(\.npz)?|test(\.bin)?")
 
 
-class BatchFiles(NamedTuple):
-    """Batch files of each split, in their order."""
-
-    train: list[Path]
-    test: list[Path]
-
-
-def batch_files(path: Path) -> BatchFiles:
-    """List the batch files in a folder, by their names; or a file itself, if so named."""
+def batch_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """List the training and the test batches in a folder; or a file itself, if so named."""
     files = sorted(path.iterdir(), key=_number) if path.is_dir() else [path]
     files = [file for file in files if file.is_file()]
     train = [file for file in files if _TRAIN.fullmatch(file.name)]
     test = [file for file in files if _TEST.fullmatch(file.name)]
-    return BatchFiles(train, test) if train else BatchFiles(test, [])
+    return (train, test) if train else (test, [])
 
 
-def read_batches(batches: BatchFiles, where: Path) -> RawSplits:
-    """Read the splits found by `batch_files`.
-
-    Raises:
-        DataError: a file is not such a batch, or the same batches are there in two formats.
-    """
+def read_batches(batches: tuple[list[Path], list[Path]], where: Path) -> RawSplits:
+    """Read the splits found by `batch_files`; a file that is no such batch is a DataError."""
     if len({file.suffix for split in batches for file in split}) > 1:
         raise DataError("batches in more than one format", where, "leave the files of one format")
-    return _read_split(batches.train), _read_split(batches.test) if batches.test else None
+    train, test = batches
+    return _read_split(train), _read_split(test) if test else None
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dictionary of arrays, numbers and texts without running anything in it.
-
-    Raises:
-        DataError: not such a file.
-    """
+    """Read a pickled dictionary of arrays, numbers and texts without running anything in it."""
     try:
         with path.open("rb") as file:
             content = _without_stand_ins(_Unpickler(file, encoding="bytes").load())
@@ -118,7 +104,7 @@ def _read_batch(path: Path) -> RawSplit:
 
 
 def _read_binary(path: Path) -> RawSplit:
-    """CIFAR's binary rows: a label (CIFAR-100: a coarse and a fine one), then 3 x 32 x 32 bytes."""
+    """Read CIFAR's rows: a label (CIFAR-100: a coarse and a fine one), then 3 x 32 x 32 bytes."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:

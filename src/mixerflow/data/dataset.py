@@ -1,7 +1,7 @@
 """A set of images in memory, and its split into training and validation images.
 
-Pixels are integers, channels first; `levels` says how many values a pixel can take. Every `Images`
-has been checked, so the code that uses one asks about types or shapes no more.
+Pixels are integers, channels first. Every `Images` has been checked, so the code that uses one
+asks about types or shapes no more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A checked set of images of one shape.
+    """A checked set of images of one shape; arrays that do not fit together are a DataError.
 
     Args:
         pixels: `(N, C, *spatial)`, uint8 or uint16, or float32 for data without levels;
@@ -29,9 +29,6 @@ class Images:
         dataset_id: the name of the data. A bare name (`cifar10`) is the published set, image for
             image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one.
         skipped: one line "file: reason" for each file that was left out.
-
-    Raises:
-        DataError: the arrays do not fit together.
     """
 
     pixels: np.ndarray
@@ -88,11 +85,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Training images, and test images where the source has them.
-
-    Raises:
-        DataError: the two differ in shape or levels.
-    """
+    """Training images, and test images where the source has them; of one shape and levels."""
 
     train: Images
     test: Images | None
@@ -125,12 +118,9 @@ def make_images(
 
 
 def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Images, Images]:
-    """Split off validation images: drawn with `seed`, both parts in their old order.
+    """Split off the share `fraction` as validation images: both parts keep their old order.
 
-    Args:
-        images: the set to split.
-        fraction: share of the validation images, between 0 and 1; each part has at least one image.
-        seed: seed of the draw.
+    Each part has at least one image.
 
     Raises:
         ConfigError: the fraction is not between 0 and 1.

@@ -23,11 +23,7 @@ Color = tuple[int, int, int]
 
 
 def parse_transparency(text: str) -> Color | None:
-    """The colour of the ground under transparent images, or None for `refuse`.
-
-    Raises:
-        ConfigError: neither `refuse` nor a colour.
-    """
+    """Return the colour of the ground under transparent images, or None for `refuse`."""
     if text == "refuse":
         return None
     try:
@@ -51,9 +47,7 @@ def bombs_refused() -> Iterator[None]:
 def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
     """Decode one file: `(C, H, W)`, uint8 or uint16. Call this inside `bombs_refused`.
 
-    Args:
-        path: the file; READABLE lists the endings.
-        ground: colour under transparent images, or None to refuse these.
+    Transparent images are put on the colour `ground`, or refused if it is None.
 
     Raises:
         DataError: the file is unreadable, damaged, animated or too large, or its pixels fit
@@ -90,7 +84,7 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
 
 
 def _refuse_losses(image: Image.Image, where: object) -> None:
-    """Refuse, by its header, an image of which Pillow would read one frame, or the upper 8 bits."""
+    """Refuse an image of which Pillow would read one frame, or the upper 8 of 16 bits."""
     if getattr(image, "is_animated", False):
         raise DataError("more than one frame", where, "save one frame as PNG")
     # Pillow has no 16-bit colour: it reads the upper bytes and calls the result RGB. The raw mode
@@ -107,12 +101,10 @@ def _refuse_losses(image: Image.Image, where: object) -> None:
 
 
 def to_array(image: Image.Image, where: object, ground: Color | None = None) -> np.ndarray:
-    """A decoded picture as `(C, H, W)`, turned as its EXIF orientation says.
+    """Return a decoded picture as `(C, H, W)`, turned as its EXIF orientation says.
 
-    Two-level pictures become 0 and 255, palettes RGB, transparency goes onto `ground`.
-
-    Raises:
-        DataError: transparency without a ground, or a mode that cannot be read without loss.
+    Two-level pictures become 0 and 255, palettes RGB, transparency goes onto `ground`. A mode that
+    cannot be read without loss is a DataError.
     """
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data and image.mode != "I;16":

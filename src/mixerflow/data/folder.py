@@ -45,8 +45,10 @@ def read_folder(
 ) -> RawSplits:
     """Read a folder of images, recursively, in the order of the files' names.
 
+    Links are followed, hidden files and other kinds of file passed over.
+
     Args:
-        root: the folder; links are followed, hidden files and other kinds of file passed over.
+        root: the folder.
         transparency: `refuse` or a colour, see `parse_transparency`.
         on_bad_image: `stop` at the first bad file, or leave out (`skip`) bad files and files not
             of the commonest format.
@@ -65,12 +67,9 @@ def read_folder(
 
 
 def image_files(root: Path, *, leave_out: Sequence[Path] = ()) -> list[Path]:
-    """All files under `root` with an image's ending, sorted by name, links followed.
+    """List all files under `root` with an image's ending, sorted by name, links followed.
 
-    Folders of `leave_out` are not entered.
-
-    Raises:
-        DataError: a folder that cannot be listed.
+    Folders of `leave_out` are not entered. A folder that cannot be listed is a DataError.
     """
     files: list[Path] = []
 
@@ -157,7 +156,7 @@ class _Reader(NamedTuple):
 
 
 def _good_files(files: list[Path], ground: Color | None) -> tuple[list[int], tuple[str, ...]]:
-    """Indices of good files of the commonest format, and a line for each other file."""
+    """Return the indices of good files of the commonest format, and a line for each other file."""
     formats: dict[int, str] = {}
     reasons: dict[int, str] = {}
     with bombs_refused():
@@ -185,7 +184,7 @@ def _format(image: np.ndarray) -> str:
 def _labels(
     files: list[Path], folder: Path, classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Names of the classes and a label for each file; `((), None)` for folders without classes."""
+    """Return class names and a label for each file; `((), None)` for folders without classes."""
     parents = [path.relative_to(folder).parts[:-1] for path in files]
     if classes == () or not all(parents):
         return (), None

@@ -33,13 +33,10 @@ RawSplits = tuple[RawSplit, RawSplit | None]
 
 
 def read_arrays(path: Path) -> RawSplits:
-    """Read training and test images from an .npz or .npy file.
+    """Read training and test images from an .npz or .npy file; DataError if it has none.
 
     Keys of an .npz are `train_images`, `train_labels`, `test_images`, `test_labels`; or `images`
     and `labels`; or there is one array of any name. Arrays are `(N, H, W)` or `(N, H, W, C)`.
-
-    Raises:
-        DataError: no such arrays, or not images of whole numbers.
     """
     if path.suffix.lower() == ".npy":
         try:
@@ -63,11 +60,7 @@ def read_arrays(path: Path) -> RawSplits:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """Open an .npz file; each array is read on its first use, and none may hold a pickle.
-
-    Raises:
-        DataError: the file cannot be read, on entering or later.
-    """
+    """Open an .npz file; each array is read on its first use, and none may hold a pickle."""
     try:  # numpy would leave the file open on an error, had it opened it
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
@@ -81,7 +74,7 @@ def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
 
 
 def idx_files(folder: Path) -> dict[str, Path]:
-    """The MNIST-named idx files of a folder, keyed `train-images`, `train-labels`, `test-...`."""
+    """List a folder's MNIST-named idx files, keyed `train-images`, `train-labels`, `test-...`."""
     found = {}
     for split, stem in _IDX_STEMS.items():
         for kind, rank in (("images", 3), ("labels", 1)):
@@ -93,11 +86,7 @@ def idx_files(folder: Path) -> dict[str, Path]:
 
 
 def read_idx_folder(files: dict[str, Path], folder: Path) -> RawSplits:
-    """Read the splits found by `idx_files`; test images alone are returned as training images.
-
-    Raises:
-        DataError: labels without images, or a damaged file.
-    """
+    """Read the splits found by `idx_files`; test images alone are returned as training images."""
     splits = []
     for name in _IDX_STEMS:
         images, labels = files.get(f"{name}-images"), files.get(f"{name}-labels")
@@ -120,11 +109,7 @@ def is_idx(path: Path) -> bool:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes (`.gz` or plain) of any rank.
-
-    Raises:
-        DataError: not such a file, or its length is not the one in its header.
-    """
+    """Read an idx file of bytes (`.gz` or plain) of any rank, as long as its header says."""
     try:
         with _open_idx(path) as file:
             content = file.read()
@@ -144,7 +129,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """The error for a file that the operating system or its format's reader refuses."""
+    """Return the error for a file that the system or the reader of its format refuses."""
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"cannot be read ({error.strerror})", path, "check its permissions")
     if isinstance(error, ValueError) and "allow_pickle" in str(error):
@@ -172,7 +157,7 @@ def _split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path: Pat
 
 
 def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
-    """`(N, H, W)` or `(N, H, W, C)` integers as `(N, C, H, W)`; no copy where none is needed."""
+    """Turn `(N, H, W)` or `(N, H, W, C)` integers into `(N, C, H, W)`, as a view."""
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise DataError(f"pixels are {array.dtype}", where, _conversion(array))
     if array.size == 0:
@@ -188,7 +173,7 @@ def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _conversion(array: np.ndarray) -> str:
-    """The remedy for pixels of a wrong type: how they become whole numbers."""
+    """Return the remedy for pixels of a wrong type: how they become whole numbers."""
     kind = array.dtype.kind
     if kind == "b":
         return "convert with images.astype('uint8') * 255"

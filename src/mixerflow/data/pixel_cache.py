@@ -20,14 +20,10 @@ _VERSION = 1
 
 
 class ImageStream(NamedTuple):
-    """Images that are decoded one at a time.
+    """Images `(C, H, W)` of one shape and type that are decoded one at a time.
 
-    Args:
-        images: as many as `kept`, each `(C, H, W)`.
-        shape: shape of each image.
-        dtype: type of each image.
-        kept: positions, among the files, of the files that are used.
-        skipped: a line for each other file.
+    `kept` has the positions, among the files, of the files that are used; `skipped` has a line for
+    each other file.
     """
 
     images: Iterator[np.ndarray]
@@ -37,16 +33,12 @@ class ImageStream(NamedTuple):
     skipped: tuple[str, ...]
 
 
-class DecodedImages(NamedTuple):
-    """Pixels `(N, C, H, W)`, and `kept` and `skipped` as an `ImageStream` has them."""
-
-    pixels: np.ndarray
-    kept: list[int]
-    skipped: tuple[str, ...]
+DecodedImages = tuple[np.ndarray, list[int], tuple[str, ...]]
+"""Pixels `(N, C, H, W)`, and `kept` and `skipped` as an `ImageStream` has them."""
 
 
 def cache_key(folder: Path, files: list[Path], settings: str) -> str:
-    """A name for the content of `files`, by their paths, sizes, times of change and `settings`."""
+    """Return a name for the content of `files`: paths, sizes, times of change and `settings`."""
     digest = hashlib.sha256(f"{_VERSION} {settings} {folder.resolve()}\n".encode())
     for path in files:
         try:
@@ -87,7 +79,7 @@ def load_or_decode(
     pixels = np.empty((len(stream.kept), *stream.shape), stream.dtype)
     for row, image in enumerate(stream.images):
         pixels[row] = image
-    return DecodedImages(pixels, stream.kept, stream.skipped)
+    return pixels, stream.kept, stream.skipped
 
 
 def _map(entry: Path) -> DecodedImages:
@@ -96,7 +88,7 @@ def _map(entry: Path) -> DecodedImages:
         index = json.loads((entry / "index.json").read_text())
     except (OSError, ValueError) as error:
         raise DataError("damaged cache", entry, "delete this folder") from error
-    return DecodedImages(pixels, index["kept"], tuple(index["skipped"]))
+    return pixels, index["kept"], tuple(index["skipped"])
 
 
 def _write(stream: ImageStream, entry: Path) -> None:
@@ -106,12 +98,9 @@ def _write(stream: ImageStream, entry: Path) -> None:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
         with (temporary / "pixels.npy").open("wb") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(stream.dtype),
-                "fortran_order": False,
-                "shape": (len(stream.kept), *stream.shape),
-            }
-            np.lib.format.write_array_header_1_0(file, header)
+            shape, kind = (len(stream.kept), *stream.shape), stream.dtype
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
             for image in stream.images:
                 file.write(image.tobytes())
             file.flush()

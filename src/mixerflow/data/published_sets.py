@@ -24,8 +24,8 @@ class NamedSet:
 
     Args:
         shape: `(C, H, W)`.
-        train: number of training images, None where publications differ.
-        test: number of test (or official validation) images, None where publications differ.
+        counts: numbers of training and of test (or official validation) images; None where
+            publications differ.
         remedy: how a person gets the set.
         repository: name on the Hugging Face hub, None where the set is not there as published.
         column: name of the images' column in that repository.
@@ -34,8 +34,7 @@ class NamedSet:
     """
 
     shape: tuple[int, int, int]
-    train: int | None
-    test: int | None
+    counts: tuple[int | None, int | None]
     remedy: str
     repository: str | None = None
     column: str = "image"
@@ -49,7 +48,7 @@ def _old_imagenet(side: int, torrent: str) -> NamedSet:
         f" https://academictorrents.com/details/{torrent}; unpack it and give"
         f" imagenet{side}-old:FOLDER"
     )
-    return NamedSet((3, side, side), 1_281_149, 49_999, remedy)
+    return NamedSet((3, side, side), (1_281_149, 49_999), remedy)
 
 
 def _new_imagenet(side: int) -> NamedSet:
@@ -57,14 +56,13 @@ def _new_imagenet(side: int) -> NamedSet:
         f"sign in at https://image-net.org/download-images, fetch Imagenet{side}_train_npz and"
         f" Imagenet{side}_val_npz, unpack both into one folder and give imagenet{side}-new:FOLDER"
     )
-    return NamedSet((3, side, side), 1_281_167, 50_000, remedy)
+    return NamedSet((3, side, side), (1_281_167, 50_000), remedy)
 
 
 SETS: dict[str, NamedSet] = {
     "mnist": NamedSet(
         (1, 28, 28),
-        60_000,
-        10_000,
+        (60_000, 10_000),
         "or give its four idx files: mnist:FOLDER",
         repository="ylecun/mnist",
         classes=tuple("0123456789"),
@@ -75,8 +73,7 @@ SETS: dict[str, NamedSet] = {
     ),
     "fashion-mnist": NamedSet(
         (1, 28, 28),
-        60_000,
-        10_000,
+        (60_000, 10_000),
         "or give its four idx files (github.com/zalandoresearch/fashion-mnist):"
         " fashion-mnist:FOLDER",
         repository="zalando-datasets/fashion_mnist",
@@ -91,8 +88,7 @@ SETS: dict[str, NamedSet] = {
     ),
     "cifar10": NamedSet(
         (3, 32, 32),
-        50_000,
-        10_000,
+        (50_000, 10_000),
         "or unpack an archive of https://www.cs.toronto.edu/~kriz/cifar.html: cifar10:FOLDER",
         repository="uoft-cs/cifar10",
         column="img",
@@ -111,22 +107,19 @@ SETS: dict[str, NamedSet] = {
     "imagenet64-new": _new_imagenet(64),
     "celeba64": NamedSet(
         (3, 64, 64),
-        None,
-        None,
+        (None, None),
         "fetch CelebA (aligned and cropped) from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html,"
         " scale it to 64 x 64 and give celeba64:FOLDER",
     ),
     "anime-faces": NamedSet(
         (3, 64, 64),
-        63_565,
-        None,
+        (63_565, None),
         "fetch Anime Face Dataset from https://www.kaggle.com/datasets/splcher/animefacedataset,"
         " scale it to 64 x 64 and give anime-faces:FOLDER",
     ),
     "galaxy": NamedSet(
         (3, 32, 32),
-        5_000,
-        None,
+        (5_000, None),
         "follow https://github.com/SpaceML/merger_transfer_learning, scale the non-interacting"
         " galaxies to 32 x 32 and give galaxy:FOLDER",
     ),
@@ -183,7 +176,7 @@ def content_digest(pixels: np.ndarray) -> str:
 
 
 def identify(train: np.ndarray, test: np.ndarray | None) -> str | None:
-    """The name of the published set that has these pixels, image for image, or None."""
+    """Return the name of the published set that has these pixels, image for image, or None."""
     for name, known in SETS.items():
         if known.digests and not _difference(known, train, test):
             return name
@@ -191,18 +184,14 @@ def identify(train: np.ndarray, test: np.ndarray | None) -> str | None:
 
 
 def confirm(name: str, train: np.ndarray, test: np.ndarray | None, where: object) -> None:
-    """Check that these pixels are the published set `name`, as far as it is known.
-
-    Raises:
-        DataError: counts, shape or content differ.
-    """
+    """Refuse pixels that are not the published set `name`, as far as it is known."""
     if difference := _difference(SETS[name], train, test):
         raise DataError(f"not {name}: {difference}", where, "give the path without a name")
 
 
 def _difference(known: NamedSet, train: np.ndarray, test: np.ndarray | None) -> str:
-    """The first difference between these pixels and the known set; empty where there is none."""
-    splits = [("training", train, known.train), ("test", test, known.test)]
+    """Return the first difference between these pixels and the known set, or an empty text."""
+    splits = [("training", train, known.counts[0]), ("test", test, known.counts[1])]
     for kind, pixels, count in splits:
         if pixels is None:
             continue

@@ -21,7 +21,7 @@ EMBEDDED = "fashion-mini"
 
 
 def names() -> tuple[str, ...]:
-    """The names of sets that `load` knows."""
+    """Return the names of sets that `load` knows."""
     return (EMBEDDED, *SETS)
 
 
@@ -74,7 +74,7 @@ def load(
 
 
 def _existing_path(text: str) -> Path:
-    """The path, which exists and can be read."""
+    """Return the path, which exists and can be read."""
     path = Path(text).expanduser()
     try:
         if not text or not path.exists():
@@ -89,7 +89,7 @@ def _existing_path(text: str) -> Path:
 
 
 def _missing_path(spec: str, path: Path) -> DataError:
-    """The error for a path that does not exist: perhaps a misspelt name of a set or a file."""
+    """Return the error for a path that does not exist: perhaps a misspelt set or file."""
     if near := difflib.get_close_matches(spec.lower(), names(), n=1):
         return DataError("no such data set or path", spec, f"did you mean {near[0]}?")
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

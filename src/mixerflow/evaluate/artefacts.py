@@ -19,9 +19,8 @@ _BATCH = 1024
 class GridArtefacts:
     """Differences of neighbouring pixels across patch borders, relative to those inside patches.
 
-    Attributes:
-        ratio: of the mean squared differences; 1 if the grid is invisible.
-        standard_error: of the ratio, over images; NaN for a single one.
+    `ratio` divides the mean squared differences; it is 1 if the grid is invisible. The standard
+    error of the ratio is over images, and NaN for a single one.
     """
 
     ratio: float
@@ -79,7 +78,7 @@ def grid_artefacts(images: Tensor | np.ndarray, patch: int | Shape) -> GridArtef
 
 
 def _means(x: Tensor, sides: Shape, axes: list[int]) -> Tensor:
-    """Mean squared differences across borders and inside, summed over axes: ``(2, N)``."""
+    """Return mean squared differences across borders and inside, summed over axes: ``(2, N)``."""
     means = torch.zeros(2, len(x), dtype=x.dtype, device=x.device)
     for axis in axes:
         squares = x.diff(dim=axis).square()

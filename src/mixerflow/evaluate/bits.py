@@ -32,7 +32,7 @@ class Bits:
             that papers quote; with more, ``-log2 mean_k p(x + u_k) / D``, a tighter bound.
         dataset_id: the data; comparable with published values only if the name has no suffix.
         split: the part of the data.
-        seed: of the dequantization noise.
+        seed: seed of the dequantization noise.
         per_image: each image's bits/dim, in order.
     """
 
@@ -48,7 +48,7 @@ class Bits:
     per_image: np.ndarray = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields but `per_image`, for JSON."""
+        """Return all fields but `per_image`, for JSON."""
         fields = dataclasses.asdict(self)
         del fields["per_image"]
         if math.isnan(self.standard_error):
@@ -67,7 +67,7 @@ class Bits:
 
 
 def kind_of(figure: dict[str, Any]) -> str:
-    """The kind of value in words, from the dict that `Bits.as_dict` made."""
+    """Return the kind of value in words, from the dict that `Bits.as_dict` made."""
     kind = f"{figure['density']} density, {figure['dequantization']} dequantisation"
     draws = figure["importance_samples"]
     if figure["dequantization"] == "none" and draws == 1:
@@ -88,19 +88,19 @@ def bits(
     on_batch: Callable[[int], None] | None = None,
     processes: Processes = SINGLE,
 ) -> Bits:
-    """Score images ``(N, *shape)`` in eval mode.
+    """Score images ``(N, *shape)``, integers as the flow's levels say or floats, in eval mode.
 
     An image's noise is a function of `seed` and its own pixels: its value does not depend on the
     other images, on `batch`, nor on the number of processes.
 
     Args:
         flow: the model.
-        images: integer images as the flow's levels say, or floats.
+        images: the images.
         labels: ``(N,)`` for a class-conditional flow.
         batch: images at a time, in each process.
         importance_samples: K noise draws an image, which cost K passes: the value is
             ``-log2 mean_k p(x + u_k) / D``, a bound that K tightens.
-        seed: of the dequantization noise.
+        seed: seed of the dequantization noise.
         dataset_id: recorded in the result.
         split: recorded in the result.
         on_batch: called with the number of images scored, by all processes, after each batch.
@@ -155,7 +155,7 @@ def bits(
 def _score(
     flow: Flow, images: Tensor, context: Tensor | None, *, seed: int, draws: int
 ) -> np.ndarray:
-    """``-log2 mean_k p(x + u_k) / D`` of each image ``(B,)``, float64, in memory constant in k."""
+    """Return ``-log2 mean_k p(x + u_k) / D`` of images ``(B,)``, float64; memory constant in k."""
     keys = Noise.of(seed, images).keys
     unit = flow.dims * math.log(2)
     one = total = np.zeros(0)

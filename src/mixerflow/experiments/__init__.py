@@ -4,13 +4,4 @@ from mixerflow.experiments.results import outcome
 from mixerflow.experiments.table import BUDGETS, RUN_TIME, Budget, Cell, Claim
 from mixerflow.experiments.tables import TABLES, table
 
-__all__ = [
-    "BUDGETS",
-    "RUN_TIME",
-    "TABLES",
-    "Budget",
-    "Cell",
-    "Claim",
-    "outcome",
-    "table",
-]
+__all__ = ["BUDGETS", "RUN_TIME", "TABLES", "Budget", "Cell", "Claim", "outcome", "table"]

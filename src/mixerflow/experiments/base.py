@@ -18,7 +18,7 @@ _SHAPES = dict((recipe.MNIST, recipe.CIFAR10))
 
 
 def column(data: str, paper: Model, train: TrainConfig, twin: Model, *, twin_steps: int) -> Column:
-    """A column at the three budgets: the paper's model, its twin, and a twin of two layers."""
+    """Make a column at all budgets: the paper's model, its twin, and a twin of two layers."""
     tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
     setups: dict[Budget, Setup] = {
         "tiny": Setup(tiny, _SECONDS),

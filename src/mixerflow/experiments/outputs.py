@@ -42,8 +42,7 @@ TableText = tuple[list[str], list[list[str]]]
 def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
     """Write ``BUDGET.json``, ``BUDGET.md``, the curves and the sample grids of a table.
 
-    Raises:
-        ResourceError: `out` cannot be written.
+    A folder `out` that cannot be written is a ResourceError.
     """
     results = collect(table, budget, root)
     with writing(out):
@@ -56,7 +55,7 @@ def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
 
 
 def _file_name(budget: str, name: str) -> str:
-    """A picture's file name, with the budget's name where the budget is not `cpu`."""
+    """Return a picture's file name, with the budget's where the budget is not `cpu`."""
     return name if budget == "cpu" else f"{budget}-{name}"
 
 
@@ -80,7 +79,7 @@ def _rows(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 
 def markdown_text(results: dict[str, Any]) -> str:
-    """The tables of every column, with the claims, in Markdown."""
+    """Return the tables of every column, with the claims, in Markdown."""
     budget = results["budget"]
     lines = [f"# {results['title']}", "", results["caption"], "", COMPARABLE[budget]]
     for column in results["columns"]:
@@ -95,12 +94,7 @@ def markdown_text(results: dict[str, Any]) -> str:
 
 
 def write_page(results: Path) -> Path:
-    """Write ``report.html`` beside the tables' folders and return its path.
-
-    Raises:
-        ConfigError: no table was run there.
-        ResourceError: the page cannot be written.
-    """
+    """Write ``report.html`` beside the tables' folders and return its path."""
     files = sorted(path for name in COMPARABLE for path in results.glob(f"*/{name}.json"))
     if not files:
         remedy = "run one: `mixerflow reproduce TABLE`; or name their folder with --out"
@@ -135,7 +129,6 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
 
 
 def _settings_text(column: dict[str, Any]) -> str:
-    """The budget's settings in words."""
     base, runs = column["base"], [run for row in column["rows"] for run in row["runs"]]
     names = {"layers": "layers", "flow.net.width": "width", "patching.size": "patches"}
     settings = [f"{word} {_plain(base[name])}" for name, word in names.items() if name in base]
@@ -151,7 +144,7 @@ def _settings_text(column: dict[str, Any]) -> str:
 
 
 def rows_table(column: dict[str, Any]) -> TableText:
-    """A column's rows beside the paper's."""
+    """Return a column's rows beside the paper's."""
     measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
     head = ["row", "paper", "ours, mean ± s.e. over seeds", "seeds", "full parameters / paper's"]
     head += ["parameters here", "images/s", "steps", *measures]
@@ -177,7 +170,7 @@ def rows_table(column: dict[str, Any]) -> TableText:
 
 
 def claims_table(column: dict[str, Any]) -> TableText:
-    """A column's claims, each with its difference and verdict."""
+    """Return a column's claims, each with its difference and verdict."""
     head = ["the paper says", "better - worse row", "paper", "ours, difference ± s.e.", "verdict"]
     labels = {row["row"]: row["label"] for row in column["rows"]}
     rows = []
@@ -202,7 +195,7 @@ def _plain(value: object) -> str:
 
 
 def curves(results: dict[str, Any]) -> bytes:
-    """Validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
+    """Draw validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
     columns = results["columns"]
     figure = Figure(figsize=(9, 4.2 * len(columns)), layout="constrained")
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]

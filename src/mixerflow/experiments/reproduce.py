@@ -37,8 +37,7 @@ def reproduce(
     Runs are in folders below `runs`, the table's outputs in `out`; `load` loads the images that
     `data` names for each column, and every run records `command`.
 
-    Returns:
-        0; 143 / 130 after SIGTERM / SIGINT; 6 where a row's training did not stay finite.
+    Returns 0; 143 / 130 after SIGTERM / SIGINT; 6 where a row's training did not stay finite.
 
     Raises:
         ConfigError: a run folder holds a run of other settings.

@@ -21,42 +21,35 @@ from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
 from mixerflow.runs.weights import pieces_of
 
-Verdict = Literal["holds", "fails", "undecided"]
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of the runs on a claim."""
+    """The result of the runs on a claim; means and errors are None for too few seeds."""
 
     difference: float | None
-    """Mean of worse minus better, in bits/dim; None without a seed of both rows."""
+    """Mean of worse minus better, in bits/dim."""
     standard_error: float | None
-    """Standard error of that mean over seeds; None for fewer than two."""
+    """Standard error of that mean over the seeds of both rows."""
     seeds: int
-    verdict: Verdict
+    verdict: Literal["holds", "fails", "undecided"]
 
 
 def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
-    """Judge the claim that one row has fewer bits/dim than another.
+    """Judge the claim that one row has fewer bits/dim than another, given as seed -> bits/dim.
 
     With ``d_i = worse_i - better_i`` for every seed i of both rows, the claim holds where
     ``mean(d) > 2 s.e.``, fails where ``mean(d) < -2 s.e.``, and is undecided in between and with
     fewer than two seeds.
-
-    Args:
-        better: seed -> bits/dim of the row that the claim calls better.
-        worse: seed -> bits/dim of the other row.
     """
     seeds = sorted(better.keys() & worse.keys())
     mean, error = _mean_and_error([worse[seed] - better[seed] for seed in seeds])
-    verdict: Verdict = "undecided"
-    if mean is not None and error is not None and abs(mean) > 2 * error:
-        verdict = "holds" if mean > 0 else "fails"
-    return Outcome(mean, error, len(seeds), verdict)
+    if mean is None or error is None or abs(mean) <= 2 * error:
+        return Outcome(mean, error, len(seeds), "undecided")
+    return Outcome(mean, error, len(seeds), "holds" if mean > 0 else "fails")
 
 
 def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
-    """The mean and its standard error; None where there are too few values."""
+    """Return the mean and its standard error; None where there are too few values."""
     mean = statistics.fmean(values) if values else None
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return mean, error
@@ -65,8 +58,7 @@ def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
     """Collect all results of a table at a budget, for JSON.
 
-    Runs below `root` of other settings than the table's, and unfinished ones, are listed but not
-    counted.
+    Runs of other settings than the table's, and unfinished ones, are listed but not counted.
     """
     columns, left_out = [], []
     for column in table.columns:
@@ -127,7 +119,7 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
 
 
 def _run_results(run: Run) -> dict[str, Any] | str:
-    """The results of a finished run, or the reason why a run is not counted."""
+    """Return the results of a finished run, or the reason why a run is not counted."""
     try:
         metadata = run.read_metadata()
         if metadata is None:
@@ -164,12 +156,9 @@ def _claims(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     claims = []
     for claim in table.claims:
         better, worse = by_name[claim.better], by_name[claim.worse]
-        better_bits, worse_bits = _by_seed_and_images(better), _by_seed_and_images(worse)
-        common = better_bits.keys() & worse_bits.keys()
-        result = outcome(
-            {key[0]: better_bits[key] for key in common},
-            {key[0]: worse_bits[key] for key in common},
-        )
+        bits = [_by_seed_and_images(row) for row in (better, worse)]
+        common = bits[0].keys() & bits[1].keys()
+        result = outcome(*({key[0]: each[key] for key in common} for each in bits))
         papers = [row["paper"]["bits_per_dim"] for row in (worse, better)]
         paper = None if None in papers else papers[0] - papers[1]
         claims.append(asdict(claim) | {"paper_difference": paper} | asdict(result))

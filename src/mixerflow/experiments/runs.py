@@ -25,7 +25,7 @@ _SAMPLES = 256
 
 
 def _border_ratio(flow: Flow, cell: Cell) -> float:
-    """How much more neighbours differ across the borders of the base's patches in samples."""
+    """Compare neighbours across the borders of the base's patches with others, in samples."""
     pixels, _ = draw_pixels(flow, _SAMPLES, seed=1)
     base = cell.column.setups["gpu"].model
     is_mixer = isinstance(base, MixerFlow)
@@ -110,7 +110,7 @@ class Run:
         return ""
 
     def figures(self) -> dict[str, Any] | None:
-        """The figures of the trained flow, or None where there are none yet."""
+        """Return the figures of the trained flow, or None where there are none yet."""
         try:
             return json.loads(self._figures_path.read_bytes())
         except (OSError, ValueError):
@@ -121,8 +121,7 @@ class Run:
     ) -> int:
         """Train, or go on with training, and score the flow; finished work is not repeated.
 
-        Returns:
-            0, or 143 / 130 after SIGTERM / SIGINT.
+        Returns 0, or 143 / 130 after SIGTERM / SIGINT.
 
         Raises:
             ConfigError: the folder holds a run of other settings or images.
@@ -151,24 +150,17 @@ class Run:
             if result.exit_code:
                 return result.exit_code
         figures, sha256 = self.figures(), images.test.fingerprint()
-        if (
-            figures is None
-            or figures["images_sha256"] != sha256
-            or figures["measures"].keys() != _MEASURES.keys()
-        ):
+        scored = figures and (figures["images_sha256"], *figures["measures"])
+        if scored != (sha256, *_MEASURES):
             self._score(images, sha256, device)
         return 0
 
     def _score(self, images: SeedImages, sha256: str, device: torch.device) -> None:
         """Score the averaged weights of the last step: no step is chosen by its figure."""
         flow = load(self.path, which="last", device=device)
-        figure = bits(
-            flow,
-            images.test.pixels,
-            labels=images.test.labels if flow.context_net is not None else None,
-            dataset_id=images.test.dataset_id,
-            split=images.split,
-        )
+        test, split = images.test, images.split
+        labels = None if flow.context_net is None else test.labels
+        figure = bits(flow, test.pixels, labels=labels, dataset_id=test.dataset_id, split=split)
         measures = {name: measure(flow, self.cell) for name, measure in _MEASURES.items()}
         record = figure.as_dict() | {"images_sha256": sha256, "measures": measures}
         with writing(self.path):

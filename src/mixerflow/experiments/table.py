@@ -95,11 +95,7 @@ class Table:
         return tuple(Cell(self, row, column) for row in self.rows for column in self.columns)
 
     def choose(self, names: Iterable[str]) -> tuple[Cell, ...]:
-        """The cells with these names, of a row or of a cell; all cells for no names.
-
-        Raises:
-            ConfigError: no such row; names the nearest.
-        """
+        """Return the cells with these names, of a row or of a cell; all cells for no names."""
         wanted = set(names)
         known = {name for cell in self.cells for name in (cell.row.name, cell.name)}
         for name in sorted(wanted - known):
@@ -128,7 +124,7 @@ class Cell:
         return self.row.published.get(self.column.name, PublishedResult(None))
 
     def model(self, budget: Budget) -> Model:
-        """The row's model at a budget."""
+        """Return the row's model at a budget."""
         model = self.row.change(self.column.setups[budget].model)
         return self.row.full(model) if budget == "gpu" else model
 

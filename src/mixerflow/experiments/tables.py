@@ -210,11 +210,7 @@ TABLES = {
 
 
 def table(name: str) -> Table:
-    """Look up a table by its name.
-
-    Raises:
-        ConfigError: there is no such table; names the nearest.
-    """
+    """Look up a table by its name; an unknown name is a ConfigError that names the nearest."""
     if name not in TABLES:
         raise ConfigError("no such table", name, nearest(name, TABLES, cutoff=0.4))
     return TABLES[name]

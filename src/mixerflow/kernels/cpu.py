@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.kernels.library import library
-from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
+from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Ctx, Plan, Step
 from mixerflow.processes import Processes
 
 _TILE = 64
@@ -42,8 +42,8 @@ class _ReusedBuffer(np.ndarray):
 def empty_reused(numbers: int, dtype: torch.dtype) -> Tensor:
     """Return an uninitialised tensor ``(numbers,)`` in memory that is reused after its deletion.
 
-    If no free buffer has the right size, the others are returned to the system: a batch size that
-    is not used any more keeps no memory.
+    If no free buffer has the right size, the others go back to the system: a batch size that is not
+    used any more keeps no memory.
     """
     kind = np.dtype({torch.float32: np.float32, torch.float64: np.float64}[dtype])
     spare = _spare.get((numbers, kind))
@@ -87,7 +87,7 @@ class _Sharing:
 
 
 def _pooled_moments(parts: Tensor) -> Tensor:
-    """Count, means and summed squares of all rows, given those of the parts ``(W, 1 + 2 H)``."""
+    """Pool count, means and summed squares of the parts' rows ``(W, 1 + 2 H)``."""
     counts, means, squares = parts[:, :1], *parts[:, 1:].chunk(2, 1)
     rows = counts.sum(0)
     mean = (counts * means).sum(0) / rows
@@ -115,7 +115,7 @@ class _Kept(ctypes.Structure):
 
 
 def _flow(plan: Plan, count: int) -> _Flow:
-    """The flow's settings for a call on `count` rows, which counts a batch for batch norm."""
+    """Return the flow's settings for a call on `count` rows; batch norm counts a batch."""
     norm = plan.norm or plan.by_row
     kind = "batch" if plan.norm else plan.by_row.kind if plan.by_row else "none"
     momentum = plan.moved()
@@ -167,12 +167,8 @@ def _kept_sizes(plan: Plan, x: Tensor) -> list[list[int]]:
     return [*sizes, [wide * len(x)]]  # and the rows after the last step
 
 
-def _kept_buffer(plan: Plan, x: Tensor) -> Tensor:
-    return empty_reused(sum(map(sum, _kept_sizes(plan, x))), x.dtype)
-
-
 def _kept(plan: Plan, x: Tensor, buffer: Tensor) -> tuple[ctypes.Array[_Kept], int]:
-    """Pointers into `buffer`: a structure for each step, and the rows after the last step."""
+    """Return pointers into `buffer`: a structure for each step, and the rows after the last."""
     kept = (_Kept * (len(plan.steps) - 1))()
     at = buffer.data_ptr()
     for step, sizes in zip(kept, _kept_sizes(plan, x)[:-1], strict=True):
@@ -182,29 +178,27 @@ def _kept(plan: Plan, x: Tensor, buffer: Tensor) -> tuple[ctypes.Array[_Kept], i
     return kept, at
 
 
+def _forward(plan: Plan, x: Tensor, *, store: bool) -> tuple[Tensor, Tensor, _Flow, Tensor | None]:
+    """Run the kernel and return its results, and the buffer that it stores activations in."""
+    z, log_det = torch.empty_like(x), x.new_empty(len(x))
+    flow = _flow(plan, len(x))
+    buffer = empty_reused(sum(map(sum, _kept_sizes(plan, x))), x.dtype) if store else None
+    kept = (None, None) if buffer is None else _kept(plan, x, buffer)
+    _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
+    return z, log_det, flow, buffer
+
+
 class _Apply(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        plan: Plan,
-        x: Tensor,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        z, log_det = torch.empty_like(x), x.new_empty(len(x))
-        flow = _flow(plan, len(x))
-        buffer = _kept_buffer(plan, x)
-        kept = _kept(plan, x, buffer)
-        _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
-        ctx.plan, ctx.flow = plan, flow
-        ctx.kinds = plan.kinds()
+    def forward(ctx: Ctx, plan: Plan, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det, flow, buffer = _forward(plan, x, store=True)
+        ctx.plan, ctx.flow, ctx.kinds = plan, flow, plan.kinds()
         ctx.save_for_backward(buffer, *parameters)
         return z, log_det
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        dz: Tensor,
-        dlog_det: Tensor,
+        ctx: Ctx, dz: Tensor, dlog_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         plan.check(ctx.kinds)
@@ -241,17 +235,12 @@ def rows_forward(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
     parameters = plan.parameters()
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return _Apply.apply(plan, x, *parameters)  # pyright: ignore[reportReturnType]
-    z, log_det = torch.empty_like(x), x.new_empty(len(x))
-    flow = _flow(plan, len(x))
-    buffer = _kept_buffer(plan, x) if plan.batch else None  # batch statistics need all rows
-    kept = (None, None) if buffer is None else _kept(plan, x, buffer)
-    _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
-    return z, log_det
+    return _forward(plan, x, store=plan.batch)[:2]  # batch statistics need all rows
 
 
 @torch.no_grad()
 def rows_inverse(plan: Plan, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `rows_forward`, without gradients; of the same rows in training mode."""
+    """Invert `rows_forward`, without gradients; of the same rows in training mode."""
     z = z.contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     flow = _flow(plan, len(z))

@@ -32,18 +32,18 @@ class BuildError(RuntimeError):
 
 
 def compiler() -> list[str]:
-    """The command of the C compiler, ``$CC`` or cc, with its first arguments."""
+    """Return the command of the C compiler, ``$CC`` or cc, with its first arguments."""
     return shlex.split(os.environ.get("CC", "")) or ["cc"]
 
 
 def cache_folder() -> Path:
-    """The folder of built kernels: ``$XDG_CACHE_HOME/mixerflow/kernels``."""
+    """Return the folder of built kernels: ``$XDG_CACHE_HOME/mixerflow/kernels``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mixerflow" / "kernels"
 
 
 def _processor() -> str:
-    """Features of the processor, on which ``-march=native`` depends."""
+    """Return the processor's features, on which ``-march=native`` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
@@ -53,11 +53,7 @@ def _processor() -> str:
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Load the kernels for float32, or for float64, which proofs use.
-
-    Raises:
-        BuildError: no compiler, or it fails.
-    """
+    """Load the kernels for float32, or for float64, which proofs use; BuildError if they fail."""
     real = {torch.float32: "float", torch.float64: "double"}[dtype]
     sources = b"".join((_HERE / name).read_bytes() for name in _SOURCES)
     build = repr((real, compiler(), _FLAGS, platform.machine(), _processor(), torch.__version__))

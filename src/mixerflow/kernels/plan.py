@@ -7,7 +7,7 @@ ActNorm, for vectors ``(rows, n)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ STATISTICS = ("mean1", "var1", "mean2", "var2")
 DENSE = ("weight", "inverse", "log_det")
 
 Where = Literal["cpu", "gpu"]
+Ctx: TypeAlias = Any
+"""The `ctx` of an autograd function, to which any attribute may be added."""
 Keep = Literal["inputs", "output"]
 """Rows stored for a GPU's backward pass: those that enter each step, or the last ones."""
 GPU_LONGEST = 64
@@ -174,11 +176,11 @@ class Plan:
         return None if all(t.is_contiguous() for t in tensors) else "strided parameters"
 
     def parameters(self) -> list[Tensor]:
-        """The parameters that exist, step by step."""
+        """Return the parameters that exist, step by step."""
         return [p for step in self.steps for p in step.parameters if p is not None]
 
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
-        """Dtype and device of each parameter, for `check` in the backward pass.
+        """Return dtype and device of each parameter, for `check` in the backward pass.
 
         Addresses in memory are left out: FSDP2 gathers parameters anew for the backward pass.
         """

@@ -37,10 +37,9 @@ def disabled() -> Iterator[None]:
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """In a ``with``, run the GPU's kernels in Triton's interpreter, for slow checks on the CPU.
+    """Run the GPU's kernels in Triton's interpreter in a ``with``, for slow checks on the CPU.
 
-    Raises:
-        RuntimeError: ``TRITON_INTERPRET=1`` was not set when they were first used.
+    It needs ``TRITON_INTERPRET=1`` before their first use, else it raises a RuntimeError.
     """
     global _interpreted
     from mixerflow.kernels.gpu.launch import INTERPRETED
@@ -55,7 +54,7 @@ def interpreted() -> Iterator[None]:
 
 
 def where(x: Tensor) -> Where:
-    """The device whose kernels rows like `x` go through, if they go through kernels."""
+    """Return the device whose kernels rows like `x` go through, if they go through kernels."""
     return "gpu" if _interpreted or x.device.type != "cpu" else "cpu"
 
 
@@ -117,12 +116,10 @@ def rows_forward(
 ) -> tuple[Tensor, Tensor]:
     """Map rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
-    Args:
-        plan: the row flow.
-        x: float32 (or float64, on the CPU). On a GPU the nets compute in bfloat16 under autocast.
-        keep: what is stored for the GPU's backward pass; the CPU stores hidden activations too.
-        place: position of the rows in x, of any shape, and then in z; on a GPU only. Log-dets are
-            then those of images.
+    x is float32 (or float64, on the CPU); on a GPU the nets compute in bfloat16 under autocast.
+    `keep` is stored for the GPU's backward pass; the CPU stores hidden activations too. `place` is
+    the position of the rows in x, of any shape, and then in z; on a GPU only, and log-dets are then
+    those of images.
     """
     if where(x) == "cpu":
         return cpu.rows_forward(plan, x)
@@ -132,7 +129,7 @@ def rows_forward(
 
 
 def rows_inverse(plan: Plan, z: Tensor, *, place: Place | None = None) -> tuple[Tensor, Tensor]:
-    """The inverse of `rows_forward`, without gradients; of the same rows in training mode."""
+    """Invert `rows_forward`, without gradients; of the same rows in training mode."""
     if where(z) == "cpu":
         return cpu.rows_inverse(plan, z)
     from mixerflow.kernels.gpu import flow

@@ -267,7 +267,7 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         "",
         "## The runs that led here",
         "",
-        "Each began from weights of the one before, with Adam's moments at zero.",
+        "Each began from weights of the run before; Adam's moments began at zero unless named.",
         "",
         markdown.table(head, map(_piece, card["pieces"])),
         "",
@@ -278,10 +278,11 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
 def _piece(piece: dict[str, Any]) -> list[str]:
     start, steps = piece["schedule_start"], piece["steps"]
     whole = piece["schedule_steps"] or start + (piece["of"] or steps)
-    begun = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
+    source = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
+    source += ", with moments" if piece["moments"] else ""
     cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
     cells += [str(piece[key]) for key in ("batch", "lr", "seed", "precision", "device")]
-    return [*cells, begun]
+    return [*cells, source]
 
 
 def _kind(figure: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
         "steps": steps,
         "of": metadata.get("steps"),
         "from_sha256": origin.get("sha256"),
+        "moments": bool(origin.get("moments")),
         **{name: getattr(config, name) for name in (*kept, "seed")},
         **{name: metadata.get(name) for name in ("recipe", "command", "seconds", "versions")},
         "device": (metadata.get("machine") or {}).get("device"),

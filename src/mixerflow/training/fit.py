@@ -17,9 +17,16 @@ from mixerflow.data import Images, hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
-from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, begin_from, existing_run
+from mixerflow.runs import (
+    Checkpoint,
+    Checkpoints,
+    RunFolder,
+    begin_from,
+    existing_run,
+    is_published,
+    read_metadata,
+)
 from mixerflow.runs.metadata import make_metadata, require_same_run
-from mixerflow.runs.weights import is_published
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
@@ -144,15 +151,20 @@ def train(
             trainer.begin(stage)
         with _status(folder, made | {"steps": number}, processes, fresh=existing is None):
             exit_code = loop.run()
-        status = "finished" if exit_code == 0 else "interrupted"
-        if folder is not None:
-            result = None if loop.result is None else loop.result.as_dict()
-            seconds = loop.metrics.counters.seconds
-            folder.update({"status": status, "seconds": seconds, "result": result})
-        trainer.leave()
-        flow.load_state_dict(trainer.average.flow.state_dict())
-        trainer.task.eval()
-        return Trained(status, trainer.step, loop.result, loop.path, exit_code)
+        return _finish(flow, loop, exit_code)
+
+
+def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
+    """Record the result in ``run.json``; give the flow the averaged weights, in eval mode."""
+    trainer, status = loop.trainer, "finished" if exit_code == 0 else "interrupted"
+    if loop.folder is not None:
+        result = None if loop.result is None else loop.result.as_dict()
+        seconds = loop.metrics.counters.seconds
+        loop.folder.update({"status": status, "seconds": seconds, "result": result})
+    trainer.leave()
+    flow.load_state_dict(trainer.average.flow.state_dict())
+    trainer.task.eval()
+    return Trained(status, trainer.step, loop.result, loop.path, exit_code)
 
 
 @contextmanager
@@ -193,11 +205,13 @@ def _begin(
             raise ConfigError(what, "--train.schedule-start", remedy)
         return None, None
     path = Path(begin)
-    if not is_published(path) and RunFolder(path).metadata_path.exists():
-        spec = RunFolder(path).read_metadata().get("model")
-        if is_deeper(flow, spec):
-            stage = grow_from(flow, path)
-            return stage.origin, stage
+    known = is_published(path) or RunFolder(path).metadata_path.exists()
+    if known and is_deeper(flow, read_metadata(path).get("model")):
+        if is_published(path):
+            what = "published weights have no Adam moments for a deeper model to continue with"
+            raise ConfigError(what, path, "name the run folder that they are from")
+        stage = grow_from(flow, path)
+        return stage.origin, stage
     return begin_from(flow, path), None
 
 

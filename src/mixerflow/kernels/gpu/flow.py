@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
-from mixerflow.kernels.plan import Keep, Place, Plan
+from mixerflow.kernels.plan import Ctx, Keep, Place, Plan
 
 
 @functools.cache  # never freed: a captured graph keeps the address only
@@ -32,13 +31,7 @@ def _image_log_dets(log_det: Tensor, place: Place) -> Tensor:
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        plan: Plan,
-        low: bool,
-        keep: Keep,
-        place: Place,
-        x: Tensor,
-        *parameters: Tensor,
+        ctx: Ctx, plan: Plan, low: bool, keep: Keep, place: Place, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, x.device)
@@ -57,9 +50,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        dz: Tensor,
-        d_log_det: Tensor,
+        ctx: Ctx, dz: Tensor, d_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         plan, setting, weights, place = ctx.plan, ctx.setting, ctx.weights, ctx.place
         plan.check(ctx.kinds)
@@ -78,33 +69,18 @@ class _Apply(torch.autograd.Function):
                 setting, place, weights, k, z, dz, d_log_det, x, dx, spills, total, inverse=inverse
             )
             z, dz = x, dx
-        return (
-            None,
-            None,
-            None,
-            None,
-            dx,
-            *disassemble(plan, setting, weights, found, d_log_det, place.within),
-        )
+        grads = disassemble(plan, setting, weights, found, d_log_det, place.within)
+        return None, None, None, None, dx, *grads
 
 
 def rows_forward(
-    plan: Plan,
-    x: Tensor,
-    *,
-    low: bool = False,
-    keep: Keep = "inputs",
-    place: Place | None = None,
+    plan: Plan, x: Tensor, *, low: bool = False, keep: Keep = "inputs", place: Place | None = None
 ) -> tuple[Tensor, Tensor]:
     """Map rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
-    Args:
-        plan: the flow.
-        x: float32.
-        low: whether nets compute in bfloat16; rows, linear maps and log-dets stay float32.
-        keep: rows kept for the backward pass.
-        place: where the rows lie in x, of any shape; None for x ``(R, n)``. Each number of x must
-            be in a row. Log-dets are then those of images, ``(B,)``.
+    `low`: nets compute in bfloat16; rows, linear maps and log-dets stay float32. `keep`: rows kept
+    for the backward pass. `place`: where the rows lie in x, of any shape; each number of x must be
+    in a row, and log-dets are then those of images, ``(B,)``.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.contiguous()

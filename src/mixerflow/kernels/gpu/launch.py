@@ -29,7 +29,7 @@ SUMS = (
 )  # fmt: skip
 """The gradients that a program sums, in their order in memory."""
 NORMS = {"none": 0, "layer": 1, "scale": 2, "rms": 3}
-"""Of hidden rows, as the kernels number them: "scale" is a fixed one before the first GELU."""
+"""Norms of hidden rows by their numbers: "scale" is a fixed one before the first GELU."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Setting:
     Attributes:
         n: length of the rows.
         hidden: width of the nets: a power of two.
-        flips: of each step, whether its net reads the second part.
+        flips: whether each step's net reads the second part.
         norm: one of `NORMS`.
-        eps: of that norm.
+        eps: constant in that norm.
         squash: whether nets read sign(x) log(1 + |x|).
-        bound: of the log-scales; 0 for none.
+        bound: bound of the log-scales; 0 for none.
         low: whether nets compute in bfloat16.
         linear: precision of the state's products, as Triton names it.
     """
@@ -88,11 +88,7 @@ class Setting:
         scales = [h if self.norm == NORMS["layer"] else None] * 4
         ends = [(n,) if tail else None] * 2
         out = 2 * changed
-        return [
-            *((n, n), (n,), (out,), (out, *h), (*h, given), h, h * 2, h * 2, h),
-            *scales,
-            *ends,
-        ]
+        return [*((n, n), (n,), (out,), (out, *h), (*h, given), h, h * 2, h * 2, h), *scales, *ends]
 
 
 class Weights(NamedTuple):
@@ -161,17 +157,9 @@ def programs(place: Place, size: Size, device: torch.device) -> int:
 
 
 def run_step(
-    setting: Setting,
-    place: Place,
-    weights: Weights,
-    k: int,
-    x: Tensor,
-    z: Tensor,
-    log_det: Tensor,
-    *,
-    add: bool,
-    inverse: Tensor | None = None,
-) -> None:
+    setting: Setting, place: Place, weights: Weights, k: int, x: Tensor, z: Tensor, log_det: Tensor,
+    *, add: bool, inverse: Tensor | None = None,
+) -> None:  # fmt: skip
     """Map rows in x by step k to z (which may be x), or back with the `inverse` maps ``(S, n, n)``.
 
     Writes the log-dets to ``log_det`` ``(rows,)``, or adds them.
@@ -190,20 +178,10 @@ def run_step(
 
 
 def run_gradient(
-    setting: Setting,
-    place: Place,
-    weights: Weights,
-    k: int,
-    z: Tensor,
-    dz: Tensor,
-    d_log_det: Tensor,
-    x: Tensor,
-    dx: Tensor,
-    spills: tuple[Tensor, Tensor],
-    total: Tensor,
-    *,
-    inverse: Tensor | None,
-) -> None:
+    setting: Setting, place: Place, weights: Weights, k: int,
+    z: Tensor, dz: Tensor, d_log_det: Tensor, x: Tensor, dx: Tensor,
+    spills: tuple[Tensor, Tensor], total: Tensor, *, inverse: Tensor | None,
+) -> None:  # fmt: skip
     """Write step k's gradients: dx from dz (which may be dx), and those of `SUMS` to `total`.
 
     With `inverse` maps x is rebuilt from z and written, else it is read.
