@@ -7,9 +7,8 @@ each row by the same channel flow, and each column by the same patch flow; and u
 flow is a few times (linear map, coupling, ActNorm). Every fourth layer is a shift layer: the same
 layer on an inner window, whose patches straddle the borders of the other layers' patches.
 
-References:
-    English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4,
-    Tables 8 and 9. https://arxiv.org/abs/2310.16777
+Reference: English et al., MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4, Tables 8
+    and 9, arXiv:2310.16777.
 
 The paper leaves open, and we chose (the parameter counts of its Tables 1, 2 and 8 settle the first
 three points, within 0.5 %):

@@ -1,5 +1,7 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
+# isort: off
+# fmt: off
 from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
@@ -10,12 +12,7 @@ from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine,
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands,
-    CheckerboardSqueeze,
-    Dilated,
-    Patchify,
-    Squeeze,
-    Stripes,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Squeeze, Stripes,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
@@ -33,4 +30,4 @@ __all__ = [
     "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic", "Rescale", "Residual",
     "SigmoidAffine", "Split", "Squeeze", "Stripes", "TokenAttention", "UnpackedPLU", "Woodbury",
     "halves",
-]  # fmt: skip
+]

@@ -27,9 +27,7 @@ class Coupling(Transform):
         elementwise: the map of the transformed part.
         flip: only with a number for `split`: condition on the second half instead of the first.
 
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), eq. 4 to 8.
-        https://arxiv.org/abs/1605.08803
+    Reference: Dinh et al., Real NVP (2017), eq. 4 to 8, arXiv:1605.08803.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class Coupling(Transform):
 
     @property
     def flip(self) -> bool:
-        """Whether the split is flipped."""
+        """Whether the net reads the second part."""
         return self.split.flip
 
     def _parameters_of(self, given: Tensor, changed: Tensor, context: Tensor | None) -> Tensor:
@@ -58,11 +56,9 @@ class Coupling(Transform):
         raw = self.net(given, context).to(changed.dtype)
         expected = params * changed.shape[axis]
         if raw.shape[axis] != expected:
-            raise ValueError(
-                f"Coupling: {self.elementwise!r} takes {expected} parameters for "
-                f"{changed.shape[axis]} features; the net gives {raw.shape[axis]} "
-                f"from {tuple(given.shape)}"
-            )
+            count, got = changed.shape[axis], f"{raw.shape[axis]} from {tuple(given.shape)}"
+            wanted = f"{self.elementwise!r} takes {expected} parameters for {count} features"
+            raise ValueError(f"Coupling: {wanted}; the net gives {got}")
         return self.split.raw(raw, params)
 
     def _transform(self, event: Tensor, context: Context, *, inverse: bool) -> Mapped:

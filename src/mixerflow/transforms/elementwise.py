@@ -108,9 +108,8 @@ class SigmoidAffine(_ScaleAndShift):
     Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
     for an offset of 2.
 
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018); the
-        sigmoid is in its published code. https://arxiv.org/abs/1807.03039
+    Reference: Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code,
+        arXiv:1807.03039.
     """
 
     offset: float = 2.0

@@ -49,12 +49,9 @@ def failed_check(
         wrong = not worst < 1  # or NaN
         _reasons[key] = f"their error is {worst:.1e} times the allowed one" if wrong else None
         if wrong:
-            warnings.warn(
-                f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden} are not "
-                f"used: {_reasons[key]}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            which = f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden}"
+            message = f"{which} are not used: {_reasons[key]}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
     return _reasons[key]
 
 

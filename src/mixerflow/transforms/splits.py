@@ -106,9 +106,7 @@ class Checkerboard(Split):
     pixels; the parameters of the other colour are not used. Unflipped, the pixels whose coordinates
     have an even sum, such as the top left pixel, are transformed.
 
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.4.
-        https://arxiv.org/abs/1605.08803
+    Reference: Dinh et al., Real NVP (2017), section 3.4, arXiv:1605.08803.
     """
 
     flip: bool = False
@@ -116,10 +114,8 @@ class Checkerboard(Split):
 
     def check(self, shape: Shape) -> None:
         if not 2 <= len(shape) <= 4 or max(shape[1:]) < 2:
-            raise ValueError(
-                f"Coupling: a checkerboard takes events (C, *spatial) of 1 to 3 spatial axes and 2 "
-                f"pixels at least; got {shape}"
-            )
+            wanted = "events (C, *spatial) of 1 to 3 spatial axes and 2 pixels at least"
+            raise ValueError(f"Coupling: a checkerboard takes {wanted}; got {shape}")
 
     def _transformed(self, x: Tensor) -> Tensor:
         """The mask ``(*spatial)`` of the pixels of `x` ``(..., *spatial)`` that are transformed."""
@@ -150,9 +146,7 @@ class Columns(Split):
 
     Columns are numbered from 0; unflipped couplings condition on the even columns.
 
-    References:
-        Ho, Chen, Srinivas, Duan, Abbeel: Flow++ (2019), which calls this split a "checkerboard".
-        https://arxiv.org/abs/1902.00275
+    Reference: Ho et al., Flow++ (2019), which calls this split a "checkerboard", arXiv:1902.00275.
     """
 
     flip: bool = False
@@ -160,10 +154,8 @@ class Columns(Split):
 
     def check(self, shape: Shape) -> None:
         if len(shape) < 2 or shape[-1] % 2 or not shape[-1]:
-            raise ValueError(
-                f"Coupling: the columns of events {shape} do not make pairs; the last of 2 axes or "
-                f"more must be even"
-            )
+            what = f"the columns of events {shape} do not make pairs"
+            raise ValueError(f"Coupling: {what}; the last of 2 axes or more must be even")
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         even, odd = x[..., 0::2], x[..., 1::2]
@@ -182,9 +174,8 @@ class NoSplit(Split):
     A coupling with it is a learned prior, one for each class where labels are the context: behind a
     flow, with `Affine`, a learned Gaussian in place of the standard one.
 
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018): the prior
-        of the last scale, in its published code. https://arxiv.org/abs/1807.03039
+    Reference: Kingma, Dhariwal, Glow (2018): the prior of the last scale, in its published code,
+        arXiv:1807.03039.
     """
 
     reads: Shape
@@ -196,9 +187,8 @@ class NoSplit(Split):
 
     def check(self, shape: Shape) -> None:
         if tuple(shape[1:]) != tuple(self.reads[1:]):
-            raise ValueError(
-                f"Coupling: the net reads zeros {self.reads}, and events are {tuple(shape)}"
-            )
+            what = f"the net reads zeros {self.reads}, and events are {tuple(shape)}"
+            raise ValueError(f"Coupling: {what}")
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x.new_zeros(x.shape[0], *self.reads), x
