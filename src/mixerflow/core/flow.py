@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -147,7 +147,7 @@ class Flow(nn.Module):
         flow.inference = True
         return flow.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Flow:
         """Set training or eval mode; raise a RuntimeError for training an inference copy."""
         if mode and self.inference:
             raise RuntimeError("this flow is an inference copy: train the one that it was made of")

@@ -301,5 +301,4 @@ def _not_invertible(layer: Transform) -> str:
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Warn, once a process for each text."""
     warnings.warn(text, stacklevel=2)

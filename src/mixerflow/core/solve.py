@@ -73,10 +73,7 @@ def monotone_root(
 
 
 def report(module: object, error: Tensor, tolerance: float, remedy: str) -> None:
-    """Warn (`ConvergenceWarning`) of rows whose `error` ``(B, ...)`` exceeds `tolerance`, if any.
-
-    The warning gives their number, the first of them, the largest error and the remedy.
-    """
+    """Warn (`ConvergenceWarning`) of rows whose `error` ``(B, ...)`` exceeds `tolerance`."""
     worst = error.flatten(1).amax(1) if error.dim() > 1 and error.numel() else error
     wrong = torch.nonzero(~(worst <= tolerance)).flatten()
     if not error.numel() or not len(wrong):

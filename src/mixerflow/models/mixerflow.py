@@ -144,10 +144,7 @@ class MixerFlow(PositiveCounts, Model):
         return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
     def _vector_flow(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
-        """Return a channel flow (``dim=-1``) or a patch flow (``dim=-2``) of vectors of length n.
-
-        There is an ActNorm before the first flow layer and after each, or a batch norm at the end.
-        """
+        """Return a channel flow (``dim=-1``) or patch flow (``dim=-2``) of vectors of length n."""
         encoding = self.positions
         context = self.context + (encoding.width if encoding else 0)
 

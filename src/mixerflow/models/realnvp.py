@@ -18,8 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from mixerflow.core import Chain, Inverse, MultiScale, Shape, Transform
 from mixerflow.nets import TanhScale
-from mixerflow.parts.conditioners import ResidualConv
-from mixerflow.parts.model import LogitPixels, Model, Pixels, PositiveCounts
+from mixerflow.parts import LogitPixels, Model, Pixels, PositiveCounts, ResidualConv
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,

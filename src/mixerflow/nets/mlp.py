@@ -98,7 +98,6 @@ class Velocity(Conditioner):
         return first, (self.middle(first) + t * self.time2).tanh()
 
     def forward(self, t: Time, x: RowsIn, context: RowContext = None) -> RowsIn:
-        """The velocity of rows ``(rows, n)`` at time t."""
         return self.leave(self._hidden(t, x, context)[1])
 
     def divergence(

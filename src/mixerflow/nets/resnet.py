@@ -91,7 +91,6 @@ class TanhScale(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The net's inputs to ``(B, out, ...)``."""
         return self._bounded(self.net(x, context))
 
     @torch.no_grad()

@@ -119,11 +119,11 @@ class GlowSteps(PositiveCounts, MixerAddition):
     """The 1x1 convolution."""
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
-        """Return one layer for each pair; an image with an odd side is not squeezed."""
+        """Return one layer for each pair."""
         return [self._pair(shape, context) for _ in range(self.pairs)]
 
     def _pair(self, shape: Shape, context: int) -> Transform:
-        even = all(side % 2 == 0 for side in shape[1:])
+        even = all(side % 2 == 0 for side in shape[1:])  # else the image is not squeezed
         squeeze = Squeeze(shape, 2 if even else 1)
         step = functools.partial(glow_step, self.net, self.elementwise, squeeze.latent_shape)
         steps: list[Transform] = []

@@ -6,7 +6,9 @@ from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
-from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.coupling import (
+    Checkerboard, Columns, Coupling, Halves, NoSplit, Split, halves,
+)
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
@@ -20,7 +22,6 @@ from mixerflow.transforms.low_rank import Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
-from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
 
 __all__ = [
     "LU", "PLU", "RLU", "ActNorm", "Affine", "Autoregressive", "Bands", "BatchNorm", "Butterfly",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total, widen
 from mixerflow.registry import register
-from mixerflow.transforms.splits import Halves
+from mixerflow.transforms.coupling import Halves
 
 
 class _TokenHalves(Transform):

@@ -56,7 +56,6 @@ class Affine(_ScaleAndShift):
             raise ValueError(f"Affine: bound must be positive; got {self.bound}")
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-scale and the shift."""
         log_scale, shift = raw[0], raw[1]
         if self.bound is not None:
             log_scale = self.bound * torch.tanh(log_scale / self.bound)

@@ -204,11 +204,8 @@ class MixerLayer(Layer):
 
 
 def _find_mixings(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
-    """Find where each row flow's rows lie, or why kernels cannot run the chain on images.
-
-    The rearrangements are applied to an image that holds each number's index.
-    """
-    image = torch.arange(math.prod(shape)).reshape(1, *shape)
+    """Find where each row flow's rows lie, or why kernels cannot run the chain on images."""
+    image = torch.arange(math.prod(shape)).reshape(1, *shape)  # each number is its own index
     indices, found = image, []
     for number, step in enumerate(chain):
         if isinstance(step.transform if isinstance(step, Inverse) else step, _Rearrangement):

@@ -96,10 +96,7 @@ def worst_error(
 def _test_place(
     n: int, place: kernels.Place | None, device: torch.device
 ) -> tuple[kernels.Place, Tensor]:
-    """Return a few images' rows like those of `place`, or plain rows; and their numbers' positions.
-
-    The positions are ``(within, n)``.
-    """
+    """Return few rows' place, like `place` or plain, and the numbers' positions ``(within, n)``."""
     if place is None:
         tables = (torch.zeros(1, dtype=torch.int32), torch.arange(n, dtype=torch.int32))
         place = kernels.Place(_ROWS, 1, n, *(table.to(device) for table in tables))

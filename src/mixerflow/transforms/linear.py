@@ -86,7 +86,6 @@ class Linear(_LinearMap):
         return self.log_det
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """One dense map of this one and an affine neighbour."""
         return Linear(core.Chain(before, after), self.n) if before.affine and after.affine else None
 
 
@@ -112,7 +111,6 @@ class LU(_LinearMap):
         return self.packed
 
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-        """L and U."""
         packed = self.packed_triangles()
         lower = packed.tril(-1) + torch.diag_embed(torch.ones_like(packed[0]))
         upper = packed.triu(1) + torch.diag_embed(packed.diagonal().exp())

@@ -50,7 +50,6 @@ class LogisticMixture(Elementwise):
         return 3 * self.components + 2
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor, Mixture]:
-        """The log-scale a, the shift b and the mixture."""
         k = self.components
         gain = torch.linspace(0.5, 1.5, k, dtype=raw.dtype, device=raw.device)
         logits, mean, log_scale = raw[2:].unflatten(0, (3, k)).unbind()

@@ -34,17 +34,20 @@ class DiagonalAffine(Transform):
         self.log_scale = nn.Parameter(torch.zeros(self.shape))
         self.shift = nn.Parameter(torch.zeros(self.shape))
 
-    def _log_det(self, log_scale: Tensor, x: Tensor) -> Tensor:
+    def _event_sum(self, log_scale: Tensor, x: Tensor) -> Tensor:
         """The sum of `log_scale`, broadcast to an event of `x`; checks the event's shape."""
         self.out_shape(tuple(x.shape[1:]))
         return log_scale.sum() * (math.prod(x.shape[1:]) // log_scale.numel())
 
+    def _log_det(self, x: Tensor) -> Tensor:
+        return self._event_sum(self.log_scale, x)
+
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        log_det = constant(self._log_det(self.log_scale, x), x)
+        log_det = constant(self._log_det(x), x)
         return x * self.log_scale.exp() + self.shift, log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        log_det = constant(-self._log_det(self.log_scale, z), z)
+        log_det = constant(-self._log_det(z), z)
         return (z - self.shift) * (-self.log_scale).exp(), log_det
 
     def out_shape(self, shape: Shape) -> Shape:
@@ -148,12 +151,12 @@ class BatchNorm(DiagonalAffine):
             log_scale, shift = self._coefficients(*self.moments(self._rows(x)))
         else:
             log_scale, shift = self._running_coefficients()
-        log_det = constant(self._log_det(log_scale, x), x)
+        log_det = constant(self._event_sum(log_scale, x), x)
         return (x * log_scale.exp() + shift).to(x.dtype), log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_scale, shift = self._running_coefficients()
-        log_det = constant(-self._log_det(log_scale, z), z)
+        log_det = constant(-self._event_sum(log_scale, z), z)
         return (z - shift) * (-log_scale).exp(), log_det
 
     @torch.no_grad()
@@ -197,7 +200,6 @@ class Moments(RunningMoments):
         return mean, variance, len(rows)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The batch's mean and variance."""
         mean, variance, rows = self.of(input)
         if self.update:
             self.move(mean.detach(), variance.detach(), rows)

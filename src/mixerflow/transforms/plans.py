@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from mixerflow import kernels
 from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
-from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.elementwise import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.norms import ActNorm
-from mixerflow.transforms.splits import halves
 
 _LONGEST = 512
 """Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""

@@ -204,7 +204,6 @@ class Monotone(_ContractionMap):
         return self._cayley(z, context, -1.0)
 
     def _cayley(self, x: Tensor, context: Tensor | None, sign: float) -> tuple[Tensor, Tensor]:
-        """The map made of ``sign G``."""
         with torch.autocast(x.device.type, enabled=False):
             x = widen(x)
             u, jacobian = self._solve(self._prepared(context), 2 * x, sign)

@@ -117,9 +117,9 @@ class Batch(NamedTuple):
 
 
 class Subject:
-    """A perturbed copy of a transform in eval mode, and seeded inputs for it.
+    """A perturbed copy of a transform in eval mode, and its seeded inputs; arguments of `check`.
 
-    Takes the arguments of `check`. Latent events are the transform's images of data events.
+    Latent events are the transform's images of data events.
     """
 
     def __init__(
