@@ -242,7 +242,7 @@ def test_signals_save_and_exit_with_their_code(folder, tmp_path, number, code):
     os.kill(child.pid, number)
     said, errors = child.communicate(timeout=60)
     assert child.returncode == code, errors
-    assert "go on with: mixerflow train" in said
+    assert "resume with: mixerflow train" in said
     header = json.loads((out / "run.json").read_text())
     assert header["status"] == "interrupted"
     assert int((out / "checkpoints" / "last").read_text()) > 0
