@@ -24,7 +24,7 @@ from mixerflow.runs import device_of
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a table of the paper; the same command goes on with it. Without TABLE: list them."""
+    """Run a table of the paper; the same command resumes. Without TABLE: list them."""
 
     table: tyro.conf.Positional[str]
     """A table's name, or `report` to write the page of all tables."""
