@@ -67,7 +67,7 @@ def test_every_row_of_every_table_can_be_built(budget):
         for cell in table.cells:
             assert parameters(cell.model(budget), cell.column.shape) > 0
             steps = cell.column.setups[budget].train.steps
-            taken = sum(train.steps for _, train in cell.stages(budget, 3))
+            taken = sum(config.steps for _, config in cell.stages(budget, 3))
             assert taken == steps, "rows are compared at equal steps"
 
 

@@ -87,6 +87,7 @@ _MODULES = (
     "errors",
     "evaluate",
     "export",
+    "kernels",
     "pictures",
     "models",
     "nets",

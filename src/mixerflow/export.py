@@ -40,22 +40,29 @@ class _InputNoise(Noise):
         raise ValueError(_OTHER_NOISE)
 
 
-class Density(nn.Module):
-    """Images to log-probabilities in nats: see `density`."""
-
+class _Exported(nn.Module):
     def __init__(self, flow: Flow) -> None:
         super().__init__()
         self.flow = flow
 
+    def _labels(self, batch: int) -> dict[str, Tensor]:
+        net = self.flow.context_net
+        if net is not None and not isinstance(net, nn.Embedding):
+            remedy = "call torch.export with your own context"
+            raise ConfigError("only class labels have an example", "export", remedy)
+        return {} if net is None else {"context": torch.zeros(batch, dtype=torch.int64)}
+
+
+class Density(_Exported):
+    """Images to log-probabilities in nats: see `density`."""
+
     def forward(
         self, images: Tensor, noise: Tensor | None = None, context: Tensor | None = None
     ) -> Tensor:
-        """Map images ``(B, *shape)`` to log-probabilities ``(B,)``.
+        """Map images ``(B, *shape)``, as the flow's levels say, to log-probabilities ``(B,)``.
 
-        Args:
-            images: integers for a flow with levels, else floats.
-            noise: of the images' shape, uniform on ``[0, 1)``; None for float data.
-            context: class labels ``(B,)``, or other input of the flow's ``context_net``.
+        `noise` has the images' shape and is uniform on ``[0, 1)``; None for float data.
+        `context` has labels ``(B,)``, or other input of the flow's ``context_net``.
         """
         return self.flow(images, context, None if noise is None else _InputNoise(noise)).log_prob
 
@@ -64,17 +71,13 @@ class Density(nn.Module):
         shape, levels = (batch, *self.flow.shape), self.flow.levels
         images = torch.zeros(shape, dtype=self.flow.dtype)
         if levels is None:
-            return {"images": images, **_labels(self.flow, batch)}
+            return {"images": images, **self._labels(batch)}
         integers = images.to(torch.uint8 if levels <= 256 else torch.int32)
-        return {"images": integers, "noise": images + 0.5, **_labels(self.flow, batch)}
+        return {"images": integers, "noise": images + 0.5, **self._labels(batch)}
 
 
-class Decoder(nn.Module):
+class Decoder(_Exported):
     """Latents to images: see `decoder`."""
-
-    def __init__(self, flow: Flow) -> None:
-        super().__init__()
-        self.flow = flow
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents ``(B, D)`` to images ``(B, *shape)``, as `Flow.decode` does."""
@@ -83,7 +86,7 @@ class Decoder(nn.Module):
     def example(self, batch: int = 2) -> dict[str, Tensor]:
         """Return inputs that this flow's decoder takes, by name."""
         z = torch.zeros(batch, math.prod(self.flow.latent_shape), dtype=self.flow.dtype)
-        return {"z": z, **_labels(self.flow, batch)}
+        return {"z": z, **self._labels(batch)}
 
 
 def density(flow: Flow) -> Density:
@@ -109,9 +112,7 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
     """Write a density or decoder as an ONNX model, for batches of any size from 1 up.
 
     Its inputs have the names that `example` gives; its output is named ``log_prob`` or ``images``.
-
-    Raises:
-        ConfigError: the extra ``onnx`` is not installed.
+    Without the extra ``onnx`` it raises a ConfigError.
     """
     try:
         import onnxscript  # noqa: F401
@@ -128,12 +129,3 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
         external_data=False,
         verbose=False,
     )
-
-
-def _labels(flow: Flow, batch: int) -> dict[str, Tensor]:
-    if flow.context_net is None:
-        return {}
-    if not isinstance(flow.context_net, nn.Embedding):
-        remedy = "call torch.export with your own context"
-        raise ConfigError("only class labels have an example", "export", remedy)
-    return {"context": torch.zeros(batch, dtype=torch.int64)}

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mixerflow.processes import SINGLE, Processes
+
+Saved = Any
+"""The `ctx` of an autograd function, which takes any attribute from `forward` to `backward`."""
 
 
 def shared_moments(rows: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,11 +27,7 @@ td, th { padding: .15rem 1rem .15rem 0; vertical-align: top; font-size: .9rem }
 
 
 def write(path: Path, title: str, body: Iterable[str]) -> Path:
-    """Write a page of HTML fragments and return its path.
-
-    Raises:
-        ResourceError: the page cannot be written.
-    """
+    """Write a page of HTML fragments and return its path."""
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
@@ -42,28 +38,28 @@ def write(path: Path, title: str, body: Iterable[str]) -> Path:
 
 
 def heading(text: str, level: int = 2) -> str:
-    """A heading: level 1 for the page, 2 for a section, 3 within a section."""
+    """Return a heading: level 1 for the page, 2 for a section, 3 within a section."""
     return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def paragraph(text: str) -> str:
-    """A paragraph."""
+    """Return a paragraph."""
     return f"<p>{escape(text)}</p>"
 
 
 def note(text: str) -> str:
-    """A small grey paragraph."""
+    """Return a small grey paragraph."""
     return f"<p class='note'>{escape(text)}</p>"
 
 
 def items(items: Iterable[tuple[str, str]]) -> str:
-    """A list of texts, each with a word that is printed bold and is its CSS class too."""
+    """Return a list of texts, each with a word that is printed bold and is its CSS class too."""
     lines = (f"<li>{escape(text)}: <b class='{word}'>{word}</b>" for text, word in items)
     return f"<ul>{''.join(lines)}</ul>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; an empty head has no line."""
+    """Return a table; an empty head has no line."""
     lines = [("th", head)] if head else []
     lines += [("td", row) for row in rows]
     cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line) for tag, line in lines)
@@ -71,7 +67,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def picture(png: bytes, kind: str = "pixels", caption: str = "") -> str:
-    """A PNG file inside the page; the kind `pixels` is shown unsmoothed, `plot` smoothed."""
+    """Return a PNG file as an image; the kind `pixels` is shown unsmoothed, `plot` smoothed."""
     data = base64.b64encode(png).decode()
     image = f"<img class='{kind}' alt='' src='data:image/png;base64,{data}'>"
     if not caption:
@@ -88,7 +84,7 @@ def finish_plot(axes: Axes, low: float, high: float) -> None:
 
 
 def png_of(figure: Figure) -> bytes:
-    """A figure as a PNG file."""
+    """Return a figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -13,25 +13,18 @@ import numpy as np
 from PIL import Image
 
 Codec = Literal["png", "webp"]
-
-# A WebP file's sides are 14-bit numbers.
-_LONGEST_SIDE = 16383
+_LONGEST_SIDE = 16383  # a WebP file's sides are 14-bit numbers
 
 
 def grid(
     pixels: np.ndarray, *, columns: int | None = None, pad: int = 2, scale: int = 1
 ) -> Image.Image:
-    """Lay images out in rows, on white.
+    """Lay images `(N, C, H, W)` out in rows, on white, with `pad` pixels around each image.
 
-    Args:
-        pixels: `(N, C, H, W)` uint8 or uint16 (shown by its upper eight bits). One channel is
-            shown as grey, two as the first one, three or more as the first three as RGB.
-        columns: images in a row; by default the grid is about square.
-        pad: white pixels around each image, before scaling.
-        scale: side of the square that stands for one pixel.
-
-    Raises:
-        ValueError: not a stack of images, or a layout that cannot be drawn.
+    Images are uint8 or uint16 (shown by its upper eight bits). One channel is shown as grey, two as
+    the first one, three or more as the first three as RGB. `columns` is the number of images in a
+    row, by default for a grid about square; `scale` the side of the square that stands for a pixel.
+    Anything but a stack of images, and a layout that cannot be drawn, is a ValueError.
     """
     if pixels.ndim != 4 or pixels.size == 0 or pixels.dtype not in (np.uint8, np.uint16):
         shape = tuple(pixels.shape)
@@ -65,23 +58,18 @@ def save(image: Image.Image, path: Path) -> None:
 def png_bytes(pixels: np.ndarray) -> bytes:
     """Encode one image `(C, H, W)` as PNG, at the strongest compression.
 
-    Raises:
-        ValueError: PNG has no such image (channels other than 1 or 3, or 16 bits in colour).
+    Channels other than 1 or 3, and 16 bits in colour, are a ValueError: PNG has no such image.
     """
     return _encode(np.moveaxis(pixels, 0, -1), "png")
 
 
 def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
-    """Bits per dimension of a lossless codec at its strongest setting, headers included.
+    """Return bits per dimension of a lossless codec at its strongest setting, headers included.
 
-    Args:
-        pixels: `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only).
-        codec: `png` (level 9, optimised) or `webp` (lossless, quality 100, method 6).
-        sheet: put all images into one picture (about square; several where a side would pass
-            16,383 pixels), with one header for all; otherwise each image is a file.
-
-    Raises:
-        ValueError: the codec has no such images.
+    Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
+    others. PNG is of level 9, optimised; WebP lossless of quality 100, method 6. `sheet` puts all
+    images into one picture (about square; several where a side would pass 16,383 pixels), with one
+    header for all; otherwise each image is a file.
     """
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
@@ -91,7 +79,6 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
 
 
 def _encode(picture: np.ndarray, codec: Codec) -> bytes:
-    """Encode one picture `(H, W, C)`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
     if channels not in (1, 3) or not (dtype == np.uint8 or deep):
@@ -120,7 +107,7 @@ def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _square(cells: np.ndarray) -> int:
-    """The number of columns of an about square sheet of cells `(N, H, W, C)`."""
+    """Return the number of columns of an about square sheet of cells `(N, H, W, C)`."""
     count, height, width = cells.shape[:3]
     return min(count, max(1, round(math.sqrt(count * height / width))))
 

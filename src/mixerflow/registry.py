@@ -43,10 +43,8 @@ def register(word: str, /) -> Callable[[type[T]], type[T]]: ...
 def register(kind: type | str, /) -> Any:
     """Let files and flags name a class: a decorator, with a word for flags or without.
 
-    A module's constructor is wrapped, so that objects made from now on record their arguments.
-
-    Raises:
-        ValueError: another class has that name.
+    A module's constructor is wrapped, so that objects made from now on record their arguments. A
+    name that another class has is a ValueError.
     """
     if isinstance(kind, str):
         return lambda made: _register(made, kind)
@@ -78,12 +76,12 @@ def forget_arguments(module: nn.Module) -> None:
 
 
 def word_of(kind: type) -> str:
-    """The command line's word for the class of a value."""
+    """Return the command line's word for the class of a value."""
     return _WORDS[kind]
 
 
 def choices(kind: type) -> dict[str, type]:
-    """The registered dataclasses that derive from `kind`, by their words."""
+    """Return the registered dataclasses that derive from `kind`, by their words."""
     return {
         word: each
         for each, word in _WORDS.items()
@@ -99,8 +97,7 @@ def is_value(thing: object) -> bool:
 def describe(thing: object) -> Any:  # noqa: ANN401
     """Turn an object into the JSON from which `construct` builds it.
 
-    Raises:
-        Unregistered: a part of it is of no registered class and is no setting; names the part.
+    A part that is of no registered class and is no setting raises Unregistered, which names it.
     """
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
@@ -122,7 +119,7 @@ def describe(thing: object) -> Any:  # noqa: ANN401
 
 
 def _arguments(module: object) -> dict[str, Any]:
-    """The constructor arguments of a module by name, without generators, which cannot be reused."""
+    """Return a module's constructor arguments by name; generators cannot be reused."""
     if _ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
         name = type(module).__name__
         raise Unregistered(f"this {name} was made before {name} was registered: make it after")
@@ -134,8 +131,7 @@ def _arguments(module: object) -> dict[str, Any]:
 def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
     """Build the object that `describe` turned into JSON; lists become tuples.
 
-    Raises:
-        CheckpointError: a class is not registered, or does not take its settings.
+    A class that is not registered or does not take its settings is a CheckpointError.
     """
     if isinstance(spec, list):
         return tuple(construct(each, where) for each in spec)
@@ -175,7 +171,7 @@ def _check_kinds(kind: type, settings: dict[str, Any], where: object) -> None:
 
 
 def parts_in(hint: Any) -> tuple[type, ...]:  # noqa: ANN401
-    """The dataclasses, and base classes of dataclasses, in a field's type."""
+    """Return the dataclasses, and base classes of dataclasses, in a field's type."""
     if isinstance(hint, type):
         basic = hint.__module__ == "builtins" or issubclass(hint, (nn.Module, torch.Tensor))
         return () if basic else (hint,)
@@ -200,10 +196,8 @@ def restore(kind: type[T], stored: dict[str, Any]) -> T:
 def evolve(value: T, changes: dict[str, Any]) -> T:
     """Change settings of a value and of its parts: ``{"flow.net.width": 64}``.
 
-    A class given for a part replaces it and keeps the settings that both have, as `swap` does.
-
-    Raises:
-        ConfigError: there is no such setting; names the nearest.
+    A class given for a part replaces it and keeps the settings that both have, as `swap` does. A
+    setting that does not exist is a ConfigError, which names the nearest.
     """
     for path, new in changes.items():
         name, _, rest = path.partition(".")

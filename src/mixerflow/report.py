@@ -25,13 +25,7 @@ _SCORED, _EXTREMES, _RECONSTRUCTED = 500, 16, 10
 def write_report(run: Path, images: Images) -> Path:
     """Write ``report.html`` into the run folder and return its path.
 
-    Args:
-        run: the run folder.
-        images: images of the run's shape; the first few hundred are scored for the page.
-
-    Raises:
-        CheckpointError: the run cannot be loaded.
-        ResourceError: the page cannot be written.
+    The page shows `images`, which have the shape of the run's, and scores the first few hundred.
     """
     folder = RunFolder(run)
     metadata, records = folder.read_metadata(), folder.read_metrics()
@@ -74,7 +68,7 @@ def _headline(metadata: dict[str, Any]) -> str:
 
 
 def _curves(records: list[dict[str, Any]]) -> bytes:
-    """Bits/dim against steps, as PNG."""
+    """Draw bits/dim against steps, as PNG."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     train = [record for record in records if record["kind"] == "train"]
@@ -102,7 +96,7 @@ def _grid(pixels: np.ndarray, columns: int | None = None) -> str:
 
 
 def _reconstructions(flow: Flow, images: Images) -> list[str]:
-    """Images, and images decoded from their latents and from latents moved towards the mean."""
+    """Show images, and images decoded from their latents and from latents nearer the mean."""
     images = images.first(_RECONSTRUCTED)
     context = None
     if flow.context_net is not None and images.labels is not None:

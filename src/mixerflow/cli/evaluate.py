@@ -152,7 +152,7 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
 
 
 def _codecs(pixels: np.ndarray) -> dict[str, float | None]:
-    """Bits/dim of PNG and lossless WebP, by file and as one sheet; None for a codec that fails."""
+    """Score PNG and lossless WebP, by file and as one sheet; None for a codec that fails."""
     figures: dict[str, float | None] = {}
     for codec in ("png", "webp"):
         for name, sheet in (("a file an image", False), ("one sheet", True)):

@@ -63,7 +63,7 @@ def _may_be_part(default: object, path: str) -> bool:
 
 
 def _class_of(default: object, path: str, flag: str, word: str) -> type | None:
-    """The class that a word chooses for the part at a path; None for `none`."""
+    """Return the class that a word chooses for the part at a path; None for `none`."""
     parent, _, name = path.rpartition(".")
     holder = _part_at(default, parent)
     hint = _hints(holder).get(name)
@@ -167,7 +167,7 @@ def _docstring(kind: type, name: str) -> str:
 
 
 def _flat_hint(hint: Any, given: object) -> tuple[Any, object]:  # noqa: ANN401
-    """A field's type and value for tyro: a tuple in place of a union, `2x4` for a tuple in it."""
+    """Return type and value for tyro: a tuple in place of a union, `2x4` for a tuple in it."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         tuples = [each for each in typing.get_args(hint) if typing.get_origin(each) is tuple]
         hint = tuples[0] if tuples else hint

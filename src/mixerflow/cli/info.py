@@ -101,7 +101,7 @@ def _published_lines(published: PublishedResult | None, total: int) -> Iterator[
 
 
 def _kernel_use(flow: Flow) -> Iterator[str]:
-    """How many of its row flows kernels run: on this CPU, on GPUs, and on this machine's GPU."""
+    """Count the row flows that kernels run: on this CPU, on GPUs, and on this machine's GPU."""
     chains = [module for module in flow.modules() if isinstance(module, KernelChain)]
     if not chains:
         return
@@ -120,7 +120,7 @@ def _kernel_use(flow: Flow) -> Iterator[str]:
 
 
 def _refusal(chain: KernelChain, where: kernels.Where) -> str | None:
-    """Why no kernel runs a row flow there; None where one does."""
+    """Return why no kernel runs a row flow there; None where one does."""
     plan = plan_of(chain)
     return plan if isinstance(plan, str) else plan.refused(where, differentiated=True)
 

@@ -12,7 +12,7 @@ from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_l
 from mixerflow.version import __version__
 
 _COMMANDS = {
-    "train": ("train.main", "train a recipe on images, or go on with a run"),
+    "train": ("train.main", "train a recipe on images, or resume a run"),
     "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
     "sample": ("sample.sample", "draw images from a run"),
     "report": ("sample.report", "write a run's report.html"),

@@ -56,7 +56,7 @@ def parse(
 
 
 def _nearest(flag: str, known: list[str]) -> list[str]:
-    """Known flags whose last word is like that of an unknown one."""
+    """Return the known flags whose last word is like that of an unknown one."""
     last_words = {each: each.rpartition(".")[2] for each in known}
     last_word = flag.rpartition(".")[2]
     like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.6)
@@ -64,7 +64,7 @@ def _nearest(flag: str, known: list[str]) -> list[str]:
 
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
-    """Every long flag that tyro makes of a dataclass."""
+    """Yield every long flag that tyro makes of a dataclass."""
     hints, notes = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         named = [getattr(n, "name", None) for n in getattr(notes[field.name], "__metadata__", ())]
@@ -78,7 +78,7 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
 
 
 def _one_line(boxed: str) -> str:
-    """Tyro's boxed message in one line; for a wrong value, the flag and the value."""
+    """Put tyro's boxed message in one line; for a wrong value, the flag and the value."""
     lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
     words = " ".join(line for line in lines if line and "help" not in line)
     choice = re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?\((.*?)\)", words)

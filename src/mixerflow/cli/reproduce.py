@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.box import SIMPLE
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.table import Column, Table
 
 from mixerflow import experiments
 from mixerflow.cli.parse import parse
+from mixerflow.cli.train import set_threads
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.experiments import BUDGETS, RUN_TIME, Budget, Cell
@@ -24,7 +24,7 @@ from mixerflow.runs import device_of
 
 @dataclass(frozen=True)
 class Arguments:
-    """Run a table of the paper; the same command goes on with it. Without TABLE: list them."""
+    """Run a table of the paper; the same command resumes. Without TABLE: list them."""
 
     table: tyro.conf.Positional[str]
     """A table's name, or `report` to write the page of all tables."""
@@ -63,10 +63,7 @@ def main(arguments: list[str]) -> int:
     cells = table.choose(names)  # refuses an empty name
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
-    if not 0 <= given.threads <= 1024:
-        raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    set_threads(given.threads)
     device = device_of(given.device)
     out = given.out or Path("results") / table.name
     from mixerflow.experiments.outputs import write_page
@@ -90,7 +87,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
-    """Column -> the argument of `mixerflow.data.load`."""
+    """Return the argument of `mixerflow.data.load` for each column."""
     chosen = {cell.column.name: cell.column.name for cell in cells}
     for each in given:
         name, equals, spec = each.partition("=")

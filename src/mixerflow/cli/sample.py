@@ -75,7 +75,6 @@ def sample(arguments: list[str]) -> int:
 
 
 def _check(given: _SampleArguments) -> None:
-    """Refuse impossible values of flags."""
     if given.number < 1:
         raise ConfigError(f"{given.number} images", "-n", "draw at least 1")
     if not 0 <= given.temperature < math.inf:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -77,12 +77,17 @@ def main(arguments: list[str]) -> int:
         recipe, given = _resumed(Path(name), rest)
     else:
         recipe, given = name, _new(name, rest)
-    if not 0 <= given.threads <= 1024:
-        raise ConfigError(f"{given.threads} threads", "--threads", "give 1 to 1024, or 0 for all")
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    set_threads(given.threads)
     with joined() as processes:
         return _train(recipe, given, arguments, processes)
+
+
+def set_threads(count: int) -> None:
+    """Let torch use `count` CPU threads; 0 leaves the number as torch has chosen it."""
+    if not 0 <= count <= 1024:
+        raise ConfigError(f"{count} threads", "--threads", "give 1 to 1024, or 0 for all")
+    if count:
+        torch.set_num_threads(count)
 
 
 def _new(name: str, rest: list[str]) -> Arguments:
@@ -126,22 +131,13 @@ def _train(recipe: str | None, given: Arguments, words: list[str], processes: Pr
         raise ConfigError("the run would lie among its images", "--out", "name another folder")
     if is_published(out):
         raise ConfigError("published weights lie there", "--out", "name a folder of its own")
-    splits = load_data(
-        given.data,
-        transparency=given.transparency,
-        on_bad_image=given.on_bad_image,
-        cache=given.cache,
-    )
+    how: dict[str, Any] = {name: getattr(given, name) for name in ("transparency", "on_bad_image")}
+    splits = load_data(given.data, **how, cache=given.cache)
     for line in splits.train.skipped if processes.main else ():
         print(f"skipped {line}", file=sys.stderr)
     model = _fit(given.model, splits.train)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
-    source = {
-        "data": given.data,
-        "transparency": given.transparency,
-        "on_bad_image": given.on_bad_image,
-    }
     result = train(
         flow,
         splits.train,
@@ -156,15 +152,15 @@ def _train(recipe: str | None, given: Arguments, words: list[str], processes: Pr
         metadata={
             "recipe": recipe,
             "command": shlex.join(["mixerflow", "train", *words]),
-            "source": source,
+            "source": {"data": given.data, **how},
         },
     )
     if processes.main:
-        _tell(result, given.out, splits)
+        _print_result(result, given.out, splits)
     return result.exit_code
 
 
-def _tell(result: Trained, out: Path, splits: Splits) -> None:
+def _print_result(result: Trained, out: Path, splits: Splits) -> None:
     if result.validation is None:
         print(f"stopped at step {result.step}; resume with: mixerflow train {out}")
         return
@@ -175,7 +171,7 @@ def _tell(result: Trained, out: Path, splits: Splits) -> None:
 
 
 def _fit(model: Model, images: Images) -> Model:
-    """The model's settings with the levels of the images, if they allow it."""
+    """Set the images' number of levels in the model, and refuse images that do not fit it."""
     assert images.levels is not None, "files hold integers"
     levels, classes = model.pixels.levels, model.classes
     if levels == 256 != images.levels:

@@ -2,20 +2,17 @@
 
 A `Transform` maps data to latents (`forward`) and back (`inverse`), each with its own log-det.
 `Chain`, `Inverse`, `Along`, `Window` and `MultiScale` combine transforms; a `Flow` is a transform
-with a base distribution, which together are a density over images. All other parts of a model are
-transforms too. `Flow.layers` lists the layers of a flow.
+with a base distribution, which together are a density over images. `Flow.layers` lists the layers
+of a flow.
 
 Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more generally
 ``(C, *spatial)``; log-dets and log-probabilities are ``(B,)`` in nats, float32 or wider.
 """
 
+# isort: off
+# fmt: off
 from mixerflow.core.bases import (
-    Base,
-    Cauchy,
-    GaussianMixture,
-    SpikeAndSlab,
-    StandardNormal,
-    StudentT,
+    Base, Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT,
 )
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
 from mixerflow.core.flow import Encoded, Flow, Samples
@@ -24,21 +21,8 @@ from mixerflow.core.noise import Centre, Noise, as_tensor
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
-    Composite,
-    Context,
-    Density,
-    Dequantization,
-    FixedShape,
-    Mapped,
-    PlacedLayer,
-    Runner,
-    Shape,
-    Transform,
-    constant,
-    expect,
-    floating,
-    submodules,
-    total,
+    Composite, Context, Density, Dequantization, FixedShape, Mapped, PlacedLayer, Runner, Shape,
+    Transform, constant, expect, floating, submodules, total, widen,
 )
 
 __all__ = [
@@ -47,5 +31,5 @@ __all__ = [
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
     "constant", "expect", "fixed_point", "floating", "monotone_root", "refuse_sharded", "report",
-    "submodules", "total", "uncounted",
-]  # fmt: skip
+    "submodules", "total", "uncounted", "widen",
+]

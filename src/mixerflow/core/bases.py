@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from mixerflow.core.transform import Context, total
+from mixerflow.core.transform import Context, total, widen
 from mixerflow.registry import register
 
 
@@ -19,10 +19,8 @@ class Base(nn.Module):
     ``context_net``, one row an image; the others ignore it.
     """
 
-    def log_prob(
-        self, z: Float[Tensor, "batch dim"], context: Context = None
-    ) -> Float[Tensor, " batch"]:
-        """Return the log-density of each row in nats, ``(B,)``, float32 or wider."""
+    def log_prob(self, z: Tensor, context: Context = None) -> Float[Tensor, " batch"]:
+        """Return each row's log-density in nats, ``(B, D)`` to ``(B,)``, in float32 or wider."""
         raise NotImplementedError
 
     def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
@@ -67,10 +65,10 @@ class StudentT(Base):
             ``LEAST_DOF + exp(raw_dof)``.
 
     References:
-        Alexanderson, Henter: Robust model training and generalisation with Studentising flows
-        (2020). https://arxiv.org/abs/2006.06599
-        Bailey: Polar generation of random variates with the t-distribution (1994).
-        https://doi.org/10.2307/2153537
+        Alexanderson, Henter, Robust model training and generalisation with Studentising flows
+        (2020), arXiv:2006.06599.
+        Bailey, Polar generation of random variates with the t-distribution (1994),
+        doi:10.2307/2153537.
     """
 
     def __init__(self, dof: float = 5.0, *, learned: bool = True) -> None:
@@ -88,7 +86,7 @@ class StudentT(Base):
         return LEAST_DOF + self.raw_dof.double().exp()
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = widen(z)
         if self.fixed is not None:
             dof, half = self.fixed, (self.fixed + 1) / 2
             peak = math.lgamma(half) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi * dof)
@@ -132,10 +130,8 @@ class _Mixture(Base):
     log_scales: nn.Parameter
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
-        z = z.to(torch.promote_types(z.dtype, torch.float32)).unsqueeze(-1)
-        logits, means, log_scales = (
-            t.to(z.dtype) for t in (self.logits, self.means, self.log_scales)
-        )
+        z, mine = widen(z).unsqueeze(-1), (self.logits, self.means, self.log_scales)
+        logits, means, log_scales = (t.to(z.dtype) for t in mine)
         peaks = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
         log_densities = peaks - 0.5 * ((z - means) * (-log_scales).exp()).square()
         return total(log_densities.logsumexp(-1))
@@ -156,12 +152,8 @@ class GaussianMixture(_Mixture):
     It starts near the standard normal, with mean 0 and variance 1. The components' means start at
     the normal's quantiles, so that the components can learn different things.
 
-    Args:
-        components: number of Gaussians.
-
-    References:
-        Izmailov, Kirichenko, Finzi, Wilson: Semi-supervised learning with normalizing flows (2020),
-        with classes as components. https://arxiv.org/abs/1912.13025
+    Reference: Izmailov et al., Semi-supervised learning with normalizing flows (2020), with classes
+        as components, arXiv:1912.13025.
     """
 
     def __init__(self, components: int = 8) -> None:
@@ -184,12 +176,8 @@ class GaussianMixture(_Mixture):
 class SpikeAndSlab(_Mixture):
     """``p(z) = w N(z; 0, spike^2) + (1 - w) N(z; 0, slab^2)``: latents that are mostly near 0.
 
-    Weight and both scales are learned, and the same for all latents.
-
-    Args:
-        spike: initial scale of the narrow Gaussian.
-        slab: initial scale of the wide Gaussian.
-        weight: initial weight of the spike, between 0 and 1.
+    Weight w, between 0 and 1, and both scales are learned from the given start, the same for all
+    latents.
     """
 
     def __init__(self, spike: float = 0.25, slab: float = 1.25, weight: float = 0.4) -> None:

@@ -25,12 +25,9 @@ from mixerflow.registry import register
 
 @register
 class Chain(Composite):
-    """Transforms one after another: ``z = t_n(... t_1(x))``, log-dets added.
+    """Transforms one after another, data to latent: ``z = t_n(... t_1(x))``, log-dets added.
 
-    The steps' layers are the chain's.
-
-    Args:
-        transforms: first the one nearest the data. None gives the identity.
+    The steps' layers are the chain's. A chain of no transforms is the identity.
     """
 
     def __init__(self, *transforms: Transform) -> None:
@@ -100,9 +97,6 @@ class Layer(Chain):
 
     Its steps run together: memory modes run the layer again as a whole, sharding gathers it as a
     whole, and it has one learning rate.
-
-    Args:
-        transforms: as `Chain` takes them.
     """
 
     layer_shapes = Transform.layer_shapes
@@ -110,10 +104,7 @@ class Layer(Chain):
 
 
 class _Wrapper(Composite):
-    """One layer, which runs another transform on a rearrangement or a part of the event.
-
-    A subclass says how in `compose`.
-    """
+    """One layer, which runs another transform on a rearrangement or a part of the event."""
 
     transform: Transform
     layer_shapes = Transform.layer_shapes
@@ -130,9 +121,7 @@ class _Wrapper(Composite):
 class Inverse(FixedShape, _Wrapper):
     """A transform run backwards: data to latent is the other's latent to data.
 
-    Args:
-        transform: the transform to turn round; it must not be stochastic.
-        shape: the event shape that `transform` takes, which is this one's latent shape.
+    `shape` is the event shape that `transform`, which must not be stochastic, takes.
     """
 
     def __init__(self, transform: Transform, shape: Shape) -> None:
@@ -174,9 +163,7 @@ class Along(_Wrapper):
 
     def __init__(self, dim: int, transform: Transform, *, rows: nn.Module | None = None) -> None:
         super().__init__()
-        self.dim = dim
-        self.transform = transform
-        self.rows = rows
+        self.dim, self.transform, self.rows = dim, transform, rows
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         axis = self.dim + 1 if self.dim >= 0 else self.dim
@@ -217,18 +204,15 @@ class Along(_Wrapper):
 class Window(_Wrapper):
     """A transform of an inner box of the event; the frame around it passes untouched.
 
-    Args:
-        start: first index of the box on each of the last ``len(start)`` axes.
-        size: its length on each of them.
-        transform: a transform that keeps the shape of ``(..., *size)`` events.
+    The box has a first index and a length on each of the last ``len(start)`` axes, and `transform`
+    keeps the shape of ``(..., *size)`` events.
     """
 
     def __init__(self, start: Shape, size: Shape, transform: Transform) -> None:
         super().__init__()
         if len(start) != len(size) or min(start) < 0 or min(size) < 1:
             raise ValueError(f"Window: start {start} and size {size} do not make a box")
-        self.start, self.size = tuple(start), tuple(size)
-        self.transform = transform
+        self.start, self.size, self.transform = tuple(start), tuple(size), transform
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         crops = list(zip(range(-len(self.start), 0), self.start, self.size, strict=True))

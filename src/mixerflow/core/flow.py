@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class Flow(nn.Module):
 
     @property
     def density(self) -> Density:
-        """Whether `log_prob` is exact, a lower bound or an estimate."""
+        """Kind of `log_prob`: exact, a lower bound or an estimate."""
         return self.transform.density
 
     def layers(self) -> list[Transform]:
@@ -147,7 +147,7 @@ class Flow(nn.Module):
         flow.inference = True
         return flow.eval().requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Flow:
         """Set training or eval mode; raise a RuntimeError for training an inference copy."""
         if mode and self.inference:
             raise RuntimeError("this flow is an inference copy: train the one that it was made of")
@@ -156,11 +156,9 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Encoded:
         """Return latents and log-probability of images ``(B, *shape)``.
 
-        Args:
-            x: integer images for a flow with levels, else floats.
-            context: the input of ``context_net``, one entry an image.
-            noise: None draws from the noise that `drawing` set, else from torch's generator; a
-                `Noise` makes the result a pure function.
+        Images are integers for a flow with levels, else floats; `context` is the input of
+        ``context_net``, one entry an image. A `Noise` makes the result a pure function; None draws
+        from the noise that `drawing` set, else from torch's generator.
 
         Raises:
             ValueError: images of another shape or range, context missing or not wanted.
@@ -192,9 +190,7 @@ class Flow(nn.Module):
         finally:
             self._noise = before
 
-    def log_prob(
-        self, x: Tensor, context: Context = None, noise: Noise | None = None
-    ) -> Float[Tensor, " batch"]:
+    def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
         return self(x, context, noise).log_prob
 
@@ -247,11 +243,8 @@ class Flow(nn.Module):
     ) -> Tensor:
         """Draw `n` images ``(n, *shape)``.
 
-        Args:
-            n: how many.
-            context: as in `forward`, or one entry for all of them.
-            temperature: scales the latents; below 1 gives likelier, less varied images.
-            generator: of the base's draws; None is torch's own.
+        `context` is as in `forward`, or one entry for all images. `temperature` scales the latents;
+        below 1 it gives likelier, less varied images. `generator` is that of the base's draws.
         """
         return self.draw(n, context, temperature=temperature, generator=generator).images
 
@@ -289,9 +282,7 @@ class Flow(nn.Module):
         """Set data-dependent parameters (ActNorm's) from a batch of images, once.
 
         Call it before training, compilation, DDP and sharding; until then ActNorm is the identity.
-
-        Raises:
-            RuntimeError: the flow was initialised before, or is an inference copy.
+        A second call, and one of an inference copy, is a RuntimeError.
         """
         if self.inference:
             raise RuntimeError("this flow is an inference copy: initialise before `fused`")

@@ -15,10 +15,8 @@ stores the first input and the last output of each row. A `MultiScale` has a row
 autograd stores what a `Composite` computes between rows.
 
 References:
-    Chen, Xu, Zhang, Guestrin: Training deep nets with sublinear memory cost (2016).
-    https://arxiv.org/abs/1604.06174
-    Gomez, Ren, Urtasun, Grosse: The reversible residual network (2017), algorithm 1.
-    https://arxiv.org/abs/1707.04585
+    Chen et al., Training deep nets with sublinear memory cost (2016), arXiv:1604.06174.
+    Gomez et al., The reversible residual network (2017), algorithm 1, arXiv:1707.04585.
 """
 
 from __future__ import annotations
@@ -39,6 +37,7 @@ from torch.autograd.function import once_differentiable
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import Context, Mapped, Transform
 from mixerflow.errors import ConfigError
+from mixerflow.moments import Saved
 
 Memory = Literal["store", "checkpoint", "invert"]
 
@@ -64,18 +63,10 @@ def through(
     so are the gradients of "checkpoint" where sums have one order. Those of "invert" carry the
     rounding of the inverses. Where autograd is off, all three are the same.
 
-    Args:
-        transform: taken layer by layer, see `Transform.walk`.
-        x: ``(B, *event)``.
-        context: ``(B, K)``, or None.
-        noise: as `Transform.forward` takes it.
-        memory: under "invert" a layer stores its input if it cannot rebuild it in training, because
-            it is not ``invertible`` or draws from torch's generator; a warning says so once.
-            Another warning says if rebuilt activations differ from stored ones by more than
-            `DRIFT`.
-
-    Raises:
-        ConfigError: parameters have hooks that would run twice.
+    Under "invert" a layer stores its input if it cannot rebuild it in training, because it is not
+    ``invertible`` or draws from torch's generator; a warning says so once. Another warning says if
+    rebuilt activations differ from stored ones by more than `DRIFT`. Parameters whose hooks would
+    run twice are a ConfigError.
     """
     if memory == "store" or not torch.is_grad_enabled():
         return transform(x, context, noise)
@@ -88,8 +79,7 @@ def through(
 def refuse_sharded(module: nn.Module, memory: Memory) -> None:
     """Raise a ConfigError where parameters are sharded (FSDP2) and `memory` is not "store".
 
-    FSDP2 gathers parameters for a forward pass only. A layer that runs again in backward, or
-    backwards, would meet shards, or weights that autograd knows by another name.
+    FSDP2 gathers parameters for a forward pass only: a layer that runs again would meet shards.
     """
     tensors = sys.modules.get("torch.distributed.tensor")
     fsdp = sys.modules.get("torch.distributed.fsdp")
@@ -235,11 +225,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        call: _LayerCall,
-        x: Tensor,
-        context: Context,
-        *parameters: Tensor,
+        ctx: Saved, call: _LayerCall, x: Tensor, context: Context, *parameters: Tensor
     ) -> Mapped:
         z, log_det = call.first(x, context)
         ctx.call = call
@@ -250,8 +236,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        *grads: Tensor,
+        ctx: Saved, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         call: _LayerCall = ctx.call
         stored, context, *parameters = ctx.saved_tensors
@@ -316,5 +301,4 @@ def _not_invertible(layer: Transform) -> str:
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Warn, once a process for each text."""
     warnings.warn(text, stacklevel=2)

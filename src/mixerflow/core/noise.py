@@ -1,8 +1,7 @@
 """Randomness as an argument: noise that depends on the seed and the image, not on the batch.
 
-Reference:
-    Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (2011), Philox4x32-10.
-    https://doi.org/10.1145/2063384.2063405
+Reference: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011), Philox4x32-10,
+    doi:10.1145/2063384.2063405.
 """
 
 from __future__ import annotations
@@ -79,12 +78,8 @@ class Noise:
     """Draws that are a pure function of seed, key, draw, stream and position.
 
     A score with such noise depends on no batch size, order, process or recomputation. With the keys
-    of `of` it depends on no other image either: equal images have equal scores.
-
-    Args:
-        seed: any integer; its low 64 bits count.
-        keys: ``(B,)`` int64, one an image; images with the same key have the same noise.
-        draw: number of the draw under that seed, from 0; 32 bits count.
+    of `of` it depends on no other image either: equal images have equal scores. The keys are
+    ``(B,)`` int64, one an image. 64 bits of the seed count, and 32 bits of the draw's number.
     """
 
     def __init__(self, seed: int, keys: Int[Tensor, " batch"], *, draw: int = 0) -> None:

@@ -46,9 +46,7 @@ class MultiScale(FixedShape, Composite):
     Raises:
         ValueError: no scales, or a scale that keeps none or all of its channels; names the events.
 
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
-        https://arxiv.org/abs/1605.08803
+    Reference: Dinh et al., Real NVP (2017), section 3.6, arXiv:1605.08803.
     """
 
     def __init__(

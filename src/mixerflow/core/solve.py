@@ -48,16 +48,10 @@ def monotone_root(
 ) -> tuple[Tensor, Tensor]:
     """Solve ``function(x) = target`` for an increasing elementwise function in a bracket.
 
-    The bracket shrinks with each step. A Newton step that leaves it is replaced by its middle. An
-    element is final once it moves by at most ``tolerance (1 + |x|)``.
-
-    Args:
-        function: maps x to its value and log-derivative, elementwise.
-        target: any shape.
-        low: of target's shape, with ``function(low) <= target``.
-        high: of target's shape, with ``function(high) >= target``.
-        tolerance: of x.
-        most: number of steps; 200 halvings exhaust a float64.
+    `function` returns value and log-derivative; ``function(low) <= target <= function(high)``, all
+    of one shape. The bracket shrinks with each step. A Newton step that leaves it is replaced by
+    its middle. An element is final once it moves by at most ``tolerance (1 + |x|)``. There are at
+    most `most` steps; 200 halvings exhaust a float64.
 
     Returns:
         x, and each element's last relative move; more than `tolerance` if it has not converged.
@@ -79,15 +73,10 @@ def monotone_root(
 
 
 def report(module: object, error: Tensor, tolerance: float, remedy: str) -> None:
-    """Warn (`ConvergenceWarning`) of rows whose `error` ``(B, ...)`` exceeds `tolerance`, if any.
-
-    The warning gives their number, the first of them, the largest error and the remedy.
-    """
-    if not error.numel():
-        return
-    worst = error.flatten(1).amax(1) if error.dim() > 1 else error
+    """Warn (`ConvergenceWarning`) of rows whose `error` ``(B, ...)`` exceeds `tolerance`."""
+    worst = error.flatten(1).amax(1) if error.dim() > 1 and error.numel() else error
     wrong = torch.nonzero(~(worst <= tolerance)).flatten()
-    if not len(wrong):
+    if not error.numel() or not len(wrong):
         return
     rows = ", ".join(map(str, wrong[:8].tolist())) + (", ..." if len(wrong) > 8 else "")
     warnings.warn(

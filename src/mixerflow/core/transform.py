@@ -42,6 +42,11 @@ def constant(log_det: Float[Tensor, ""] | float, x: Shaped[Tensor, "batch *event
     return torch.full((x.shape[0],), log_det, dtype=dtype, device=x.device)
 
 
+def widen(x: Tensor) -> Tensor:
+    """Return `x` in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def expect(module: object, shape: Shape, wanted: Shape) -> None:
     """Raise a ValueError that names both shapes unless `shape` is the `wanted` event shape."""
     if tuple(shape) != tuple(wanted):
@@ -57,11 +62,12 @@ def floating(module: nn.Module) -> Tensor:
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A part of a model with a shorter form for inference."""
+    """A part of a model with a shorter form for inference, which `folded` returns.
 
-    def folded(self) -> nn.Module:
-        """Return that form. This part is a copy, in eval mode and float64, and may change."""
-        ...
+    The part is a copy, in eval mode and float64, and may change.
+    """
+
+    def folded(self) -> nn.Module: ...
 
 
 def fold_parts(module: nn.Module) -> None:
@@ -74,10 +80,7 @@ def fold_parts(module: nn.Module) -> None:
 
 
 def submodules(module: nn.Module) -> Iterator[nn.Module]:
-    """Iterate over a module and all modules in it.
-
-    This is ten times as fast as `nn.Module.modules`, but a shared module comes more than once.
-    """
+    """Iterate over a module and all in it, much faster than `modules`; shared ones come again."""
     left: list[nn.Module] = [module]
     while left:
         module = left.pop()
@@ -147,11 +150,7 @@ class Transform(nn.Module):
         raise NotImplementedError
 
     def out_shape(self, shape: Shape) -> Shape:
-        """Return the latent's event shape for data events of `shape`.
-
-        Raises:
-            ValueError: this transform cannot take such events; names both shapes.
-        """
+        """Return the latent's event shape; a ValueError names both shapes if they do not fit."""
         return shape
 
     @torch.no_grad()
@@ -187,10 +186,7 @@ class Transform(nn.Module):
         return self
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Return one transform equal to `before` followed by `after`, or None.
-
-        This transform is one of the two.
-        """
+        """Return one transform equal to `before`, then `after`, or None; this is one of the two."""
         return None
 
     def same_as(self, other: Transform) -> bool:
@@ -199,14 +195,10 @@ class Transform(nn.Module):
 
 
 class FixedShape(Transform):
-    """A transform of events of one shape.
+    """A transform of data events of one shape; an integer n stands for vectors ``(n,)``.
 
     A subclass begins `forward` with ``self.check_data(x)`` and `inverse` with
     ``self.check_latent(z)``; one that computes its latent's shape may set ``latent_shape`` later.
-
-    Args:
-        shape: of the data's events; an integer n stands for vectors ``(n,)``.
-        latent_shape: of the latent's events; None for the data's shape.
     """
 
     def __init__(self, shape: Shape | int, latent_shape: Shape | None = None) -> None:

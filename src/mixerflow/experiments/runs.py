@@ -119,7 +119,7 @@ class Run:
     def train_and_score(
         self, images: SeedImages, device: torch.device, metadata: dict[str, Any]
     ) -> int:
-        """Train, or go on with training, and score the flow; finished work is not repeated.
+        """Train, or resume training, and score the flow; finished work is not repeated.
 
         Returns 0, or 143 / 130 after SIGTERM / SIGINT.
 

@@ -39,7 +39,6 @@ class Column:
     name: str
     """The name of the data, which `mixerflow.data.load` takes unless ``--data`` names others."""
     shape: Shape
-    """Shape of an image."""
     setups: Mapping[Budget, Setup]
 
 

@@ -54,14 +54,9 @@ class RowNorm(NamedTuple):
 
 @dataclass(frozen=True)
 class Net:
-    """A residual MLP's tensors and settings, otherwise as in `Plan`.
+    """A residual MLP that maps `given` numbers to `out`; other attributes as in `Plan`.
 
-    Attributes:
-        given: length of the input.
-        out: length of the output.
-        hidden: width.
-        parameters: in the order of `PARAMETERS`, from "enter" on.
-        statistics: batch norm's running values, in the order of `STATISTICS`.
+    `parameters` begin at "enter" in the order of `PARAMETERS`, `statistics` are as in `Step`.
     """
 
     given: int

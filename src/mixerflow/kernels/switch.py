@@ -69,7 +69,7 @@ def _build_error() -> str | None:
         library(torch.float32)
     except BuildError as error:
         warnings.warn(
-            f"mixerflow runs operator by operator, two to three times slower: its CPU kernels "
+            f"mixerflow runs operator by operator, about half as fast: its CPU kernels "
             f"could not be built ({error})",
             RuntimeWarning,
             stacklevel=2,

@@ -16,26 +16,12 @@ from mixerflow.models.realnvp import RealNVP
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = [
-    "MAF",
-    "NSF",
-    "Glow",
-    "MixerFlow",
-    "Model",
-    "RealNVP",
-    "flow_from",
-    "from_spec",
-    "spec_of",
-    "spec_of_flow",
-]
+__all__ = ["MAF", "NSF", "Glow", "MixerFlow", "Model", "RealNVP"]
+__all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 
 def spec_of_flow(flow: Flow) -> dict[str, Any]:
-    """Return the description from which `flow_from` rebuilds a flow: its model, or its modules.
-
-    Raises:
-        Unregistered: a flow without a model has a module of a class that is not registered.
-    """
+    """Return the description from which `flow_from` rebuilds a flow: its model, or its modules."""
     return flow.spec if flow.spec is not None else describe(flow)
 
 
@@ -60,8 +46,7 @@ def flow_from(spec: dict[str, Any], where: object = "run.json") -> Flow:
 def from_spec(spec: dict[str, Any], where: object = "run.json") -> tuple[Model, Shape]:
     """Return a model and its images' shape from the description of `spec_of`.
 
-    Raises:
-        CheckpointError: as `flow_from`, or the description of a flow that was made by hand.
+    The description of a flow that was made by hand is a CheckpointError, see also `flow_from`.
     """
     if spec.get("type") == "Flow":
         what, remedy = "a flow made by hand", "use mixerflow.load, and mixerflow.train in a program"

@@ -7,11 +7,11 @@ Gaussian given the other channels, which is an affine coupling before the standa
 scale's latents are scored under a learned Gaussian of their own.
 
 References:
-    Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018).
-    https://arxiv.org/abs/1807.03039
+    Kingma, Dhariwal, Glow: generative flow with invertible 1x1 convolutions (2018),
+    arXiv:1807.03039.
     The defaults are those of the MixerFlow paper's Tables 1 and 2 at another depth (8 and 16 steps
-    a scale, 11,017,908 parameters at 3x32x32): "settings as in" Lu, Huang: Woodbury transformations
-    for deep generative flows (2020). https://arxiv.org/abs/2002.12229
+    a scale, 11,017,908 parameters at 3x32x32), "settings as in" Lu, Huang: Woodbury transformations
+    for deep generative flows (2020), arXiv:2002.12229.
 
 Departs from the paper:
     - no extra input channel marks the border for convolutions;
@@ -74,14 +74,5 @@ class Glow(PositiveCounts, Model):
 
     def step(self, shape: Shape) -> Transform:
         """Return ActNorm, 1x1 convolution and coupling as one layer."""
-        steps = glow_step(
-            self.net,
-            self.elementwise,
-            shape,
-            linear=self.linear,
-            bias=False,
-            floor=self.floor,
-            flip=self.flip,
-            context=self.context,
-        )
-        return Layer(*steps)
+        settings = {"bias": False, "floor": self.floor, "flip": self.flip, "context": self.context}
+        return Layer(*glow_step(self.net, self.elementwise, shape, linear=self.linear, **settings))

@@ -6,10 +6,9 @@ A layer is an affine autoregressive map by a masked net, and batch norm where th
 layers. One layer is MADE with Gaussian conditionals.
 
 References:
-    Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
-    sections 3.1 and 4, appendices B and D. https://arxiv.org/abs/1705.07057
-    Germain, Gregor, Murray, Larochelle: MADE: masked autoencoder for distribution estimation
-    (2015). https://arxiv.org/abs/1502.03509
+    Papamakarios et al., Masked autoregressive flow for density estimation (2017), sections 3.1 and
+    4, appendices B and D, arXiv:1705.07057.
+    Germain et al., MADE: masked autoencoder for distribution estimation (2015), arXiv:1502.03509.
 
 Departs from the paper:
     - ``(x - mu) exp(alpha)`` is ``x exp(s) + t`` here, and nets' outputs start at 0: layers start

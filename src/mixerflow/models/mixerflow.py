@@ -7,9 +7,8 @@ each row by the same channel flow, and each column by the same patch flow; and u
 flow is a few times (linear map, coupling, ActNorm). Every fourth layer is a shift layer: the same
 layer on an inner window, whose patches straddle the borders of the other layers' patches.
 
-References:
-    English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4,
-    Tables 8 and 9. https://arxiv.org/abs/2310.16777
+Reference: English et al., MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4, Tables 8
+    and 9, arXiv:2310.16777.
 
 The paper leaves open, and we chose (the parameter counts of its Tables 1, 2 and 8 settle the first
 three points, within 0.5 %):
@@ -145,10 +144,7 @@ class MixerFlow(PositiveCounts, Model):
         return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
     def _vector_flow(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
-        """Return a channel flow (``dim=-1``) or a patch flow (``dim=-2``) of vectors of length n.
-
-        There is an ActNorm before the first flow layer and after each, or a batch norm at the end.
-        """
+        """Return a channel flow (``dim=-1``) or patch flow (``dim=-2``) of vectors of length n."""
         encoding = self.positions
         context = self.context + (encoding.width if encoding else 0)
 

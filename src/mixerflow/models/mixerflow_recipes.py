@@ -20,10 +20,7 @@ from mixerflow.models.recipe import (
     UNIFORM,
     Recipe,
 )
-from mixerflow.parts.conditioners import KAN, MLP, MaskedNet
-from mixerflow.parts.linear import RLUMap
-from mixerflow.parts.patching import Patching
-from mixerflow.parts.rows import RowAutoregression, RowCoupling
+from mixerflow.parts import KAN, MLP, MaskedNet, Patching, RLUMap, RowAutoregression, RowCoupling
 from mixerflow.registry import evolve
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Affine, RationalQuadratic

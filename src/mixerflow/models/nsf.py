@@ -17,8 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.models.glow import Glow
-from mixerflow.parts.conditioners import ImageNet, PlainConv, ZeroConvolution
-from mixerflow.parts.images import Prior
+from mixerflow.parts import ImageNet, PlainConv, Prior, ZeroConvolution
 from mixerflow.registry import register
 from mixerflow.transforms import Elementwise, RationalQuadratic
 

@@ -4,9 +4,8 @@ A scale has three couplings with a checkerboard mask, then, on the squeezed imag
 the channels, with nets twice as wide. One colour of the board is factored out. The last scale has
 four couplings with a checkerboard mask.
 
-References:
-    Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), sections 3 and 4.1.
-    https://arxiv.org/abs/1605.08803
+Reference: Dinh et al., Density estimation using Real NVP (2017), sections 3 and 4.1,
+    arXiv:1605.08803.
 
 Departs from the paper:
     - batch norm is in the residual nets alone, not between the couplings;
@@ -19,8 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from mixerflow.core import Chain, Inverse, MultiScale, Shape, Transform
 from mixerflow.nets import TanhScale
-from mixerflow.parts.conditioners import ResidualConv
-from mixerflow.parts.model import LogitPixels, Model, Pixels, PositiveCounts
+from mixerflow.parts import LogitPixels, Model, Pixels, PositiveCounts, ResidualConv
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,

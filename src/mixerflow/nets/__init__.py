@@ -1,5 +1,7 @@
 """Conditioners: plain modules that know nothing of flows or kernels."""
 
+# isort: off
+# fmt: off
 from mixerflow.nets.attention import AttentionNet
 from mixerflow.nets.base import Conditioner, squash
 from mixerflow.nets.conv import DenseConvNet, ImageConditioner, PlainConvNet, ResidualConvNet
@@ -7,12 +9,7 @@ from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
-    CLipSwish,
-    LipschitzDense,
-    LipschitzMLP,
-    LipSwish,
-    SpectralLinear,
-    spectral_bound,
+    CLipSwish, LipschitzDense, LipschitzMLP, LipSwish, SpectralLinear, spectral_bound,
 )
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP, Velocity
@@ -20,16 +17,11 @@ from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.nets.resnet import ResNet, TanhScale
 
-__all__ = ["AttentionNet"]
-__all__ += ["Conditioner", "squash"]
-__all__ += ["DenseConvNet", "ImageConditioner", "PlainConvNet", "ResidualConvNet"]
-__all__ += ["ChannelAffine", "GlowNet", "ZeroConv"]
-__all__ += ["SplineNet"]
-__all__ += ["Kernel", "KernelNet", "matern", "squared_exponential"]
-__all__ += ["CLipSwish", "LipSwish", "LipschitzDense", "LipschitzMLP", "SpectralLinear"]
-__all__ += ["spectral_bound"]
-__all__ += ["MADE", "MaskedMLP"]
-__all__ += ["ResidualMLP", "Velocity"]
-__all__ += ["Norm", "Scale", "SyncedBatchNorm", "norm_of"]
-__all__ += ["LearnedPositionalEncoding", "SinusoidalPositionalEncoding"]
-__all__ += ["ResNet", "TanhScale"]
+__all__ = [
+    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseConvNet", "GlowNet",
+    "ImageConditioner", "Kernel", "KernelNet", "LearnedPositionalEncoding", "LipSwish",
+    "LipschitzDense", "LipschitzMLP", "MaskedMLP", "Norm", "PlainConvNet", "ResNet",
+    "ResidualConvNet", "ResidualMLP", "Scale", "SinusoidalPositionalEncoding", "SpectralLinear",
+    "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "ZeroConv", "matern", "norm_of",
+    "spectral_bound", "squared_exponential", "squash",
+]

@@ -56,10 +56,8 @@ class AttentionNet(Conditioner):
             tokens, without positions.
 
     References:
-        Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention is all you
-        need (2017), eq. 1. https://arxiv.org/abs/1706.03762
-        Ho, Chen, Srinivas, Duan, Abbeel: Flow++ (2019), section 3.3.
-        https://arxiv.org/abs/1902.00275
+        Vaswani et al., Attention is all you need (2017), eq. 1, arXiv:1706.03762.
+        Ho et al., Flow++ (2019), section 3.3, arXiv:1902.00275.
     """
 
     def __init__(
@@ -90,7 +88,6 @@ class AttentionNet(Conditioner):
     def forward(
         self, x: Float[Tensor, "batch tokens in"], context: Float[Tensor, "batch k"] | None = None
     ) -> Float[Tensor, "batch tokens out"]:
-        """``(B, tokens, in_features)`` and ``(B, K)`` to ``(B, tokens, out_features)``."""
         length, position = self.enter.in_features, self.position
         tokens = "any" if position is None else len(position)
         if x.dim() != 3 or x.shape[-1] != length or tokens not in ("any", x.shape[1]):

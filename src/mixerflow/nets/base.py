@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+RowsIn = Float[Tensor, "rows in"]
+RowsOut = Float[Tensor, "rows out"]
+RowContext = Float[Tensor, "rows k"] | None
+"""The input, the output and the context of a conditioner of rows."""
 
 
 def squash(x: Tensor) -> Tensor:
@@ -68,20 +73,14 @@ class Conditioner(nn.Module):
 
 
 class ConcatenatingNet(Conditioner):
-    """Base of the nets that read a vector and its context as one longer vector.
-
-    Args:
-        in_features: length of the vectors.
-        context: length K of the contexts, 0 for none.
-        squash: whether the vectors, without their contexts, are squashed.
-    """
+    """Base of the nets that read a vector (squashed or not) and its context as one vector."""
 
     def __init__(self, in_features: int, context: int, *, squash: bool) -> None:
         super().__init__()
         self.in_features, self.context_length, self.squash = in_features, context, squash
 
     def concatenate(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, in_features + K)``."""
+        """Return ``(rows, in_features + K)``."""
         self.require_vectors(x, self.in_features)
         x = squash(x) if self.squash else x
         if not self.context_length:

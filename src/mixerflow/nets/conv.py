@@ -25,7 +25,6 @@ class PerPixel(nn.Module):
         self.module = module
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
-        """``(B, C, *spatial)`` to the same shape."""
         last = x.movedim(1, -1)
         return self.module(last.flatten(0, -2)).reshape(last.shape).movedim(-1, 1)
 
@@ -35,20 +34,13 @@ def norm_of_channels(kind: Norm, width: int) -> nn.Module:
     return nn.Identity() if kind == "none" else PerPixel(norm_of(kind, width))
 
 
-def convolution(
-    axes: int, given: int, out: int, size: int = 1, *, bias: bool = True
-) -> Convolution:
-    """A convolution over `axes` spatial axes that keeps their lengths.
-
-    Raises:
-        ValueError: an even size, or axes that are not 1, 2 or 3.
-    """
+def convolution(axes: int, n: int, out: int, size: int = 1, *, bias: bool = True) -> Convolution:
+    """A convolution over 1 to 3 spatial axes, of odd size, that keeps their lengths."""
     if axes not in (1, 2, 3) or size % 2 != 1:
-        raise ValueError(
-            f"convolutions have 1 to 3 axes and an odd size; got {axes} axes, size {size}"
-        )
+        got = f"{axes} axes, size {size}"
+        raise ValueError(f"convolutions have 1 to 3 axes and an odd size; got {got}")
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
-    return kind(given, out, size, padding=size // 2, bias=bias)
+    return kind(n, out, size, padding=size // 2, bias=bias)
 
 
 class ImageConditioner(Conditioner):
@@ -66,20 +58,13 @@ class ImageConditioner(Conditioner):
     Args:
         enter: the convolution E.
         leave: the module L.
-        squash: see `Conditioner`.
-        context: see `Conditioner`.
+        squash, context: see `Conditioner`.
         zero: whether all parameters of L start at 0. Whatever map reads the output then starts as
             the identity.
     """
 
     def __init__(
-        self,
-        enter: Convolution,
-        leave: nn.Module,
-        *,
-        squash: bool,
-        context: int,
-        zero: bool = True,
+        self, enter: Convolution, leave: nn.Module, *, squash: bool, context: int, zero: bool = True
     ) -> None:
         super().__init__()
         self.in_channels, self.axes, self.squash = enter.in_channels, enter.weight.dim() - 2, squash
@@ -97,33 +82,23 @@ class ImageConditioner(Conditioner):
         x: Float[Tensor, "batch in *spatial"],
         context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
-        """``(B, in_channels, *spatial)`` and the context to ``(B, out_channels, *spatial)``."""
         return self.leave(self.hidden(self.read(x, context)))
 
     def read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """``E s(x) + C c``, ``(B, width, *spatial)``.
-
-        Raises:
-            ValueError: images with other channels or axes, no context, or a context map with other
-                sides.
-        """
-        name = type(self).__name__
+        """Return ``E s(x) + C c``, ``(B, width, *spatial)``; wrong shapes are a ValueError."""
+        name, sides = type(self).__name__, tuple(x.shape[2:])
         if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{name}: reads {self.in_channels} channels on {self.axes} axes; got events "
-                f"{tuple(x.shape[1:])}"
-            )
+            wanted = f"{self.in_channels} channels on {self.axes} axes"
+            raise ValueError(f"{name}: reads {wanted}; got events {tuple(x.shape[1:])}")
         h = self.enter(squash(x) if self.squash else x)
         if self.context is None:
             return h
         context = self.require_context(context)
+        given = tuple(context.shape[2:])
         if context.dim() == 2:  # the same at every pixel
             context = context[(...,) + (None,) * self.axes]
-        elif context.shape[2:] != x.shape[2:]:
-            raise ValueError(
-                f"{name}: the context is a map of {tuple(context.shape[2:])}, and the image of "
-                f"{tuple(x.shape[2:])}"
-            )
+        elif given != sides:
+            raise ValueError(f"{name}: the context is a map of {given}, and the image of {sides}")
         return self.add_context(h, context)
 
 
@@ -137,7 +112,6 @@ class ResidualBlock(nn.Module):
         self.look = convolution(axes, width, width, kernel)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to the same shape."""
         return h + self.look(gelu(self.norm2(self.mix(gelu(self.norm1(h))))))
 
 
@@ -152,9 +126,7 @@ class ResidualConvNet(ImageConditioner):
         depth: residual blocks, with `norm` before each GELU.
         kernel: side of the convolutions that are not pointwise; odd.
 
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), section
-        4. https://arxiv.org/abs/1807.03039
+    Reference: Kingma, Dhariwal, Glow (2018), section 4, arXiv:1807.03039.
     """
 
     def __init__(
@@ -188,9 +160,8 @@ class PlainConvNet(ImageConditioner):
         zero: whether the last convolution starts at 0; otherwise whatever map reads the output does
             not start as the identity.
 
-    References:
-        Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019), whose published code
-        has this net. https://arxiv.org/abs/1906.04032
+    Reference: Durkan et al., Neural spline flows (2019), whose published code has this net,
+        arXiv:1906.04032.
     """
 
     def __init__(
@@ -228,7 +199,6 @@ class DenseBlock(nn.Module):
         self.gate = convolution(axes, width + growth * depth, 3 * width)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to the same shape."""
         for mix, grow in zip(self.mix, self.grow, strict=True):
             h = torch.cat([h, grow(mix(h).relu()).relu()], 1)
         a, b, g = self.gate(h).chunk(3, 1)
@@ -247,12 +217,10 @@ class DenseConvNet(ImageConditioner):
         kernel: side of the convolutions that are not pointwise; odd.
 
     References:
-        Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks (2017),
-        section 3. https://arxiv.org/abs/1608.06993
-        Nielsen, Jaini, Hoogeboom, Winther, Welling: SurVAE flows (2020), appendix (image
-        experiments). https://arxiv.org/abs/2007.02731
-        Grcić, Grubišić, Šegvić: Densely connected normalizing flows (2021), figure 2 (dense part
-        of the coupling's net). https://arxiv.org/abs/2106.04627
+        Huang et al., Densely connected convolutional networks (2017), section 3, arXiv:1608.06993.
+        Nielsen et al., SurVAE flows (2020), appendix (image experiments), arXiv:2007.02731.
+        Grcić et al., Densely connected normalizing flows (2021), figure 2 (dense part of the
+        coupling's net), arXiv:2106.04627.
     """
 
     def __init__(

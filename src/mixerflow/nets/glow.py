@@ -1,4 +1,7 @@
-"""Glow's conditioner: norms inside that start from data, and an output that starts at 0."""
+"""Glow's conditioner: norms inside that start from data, and an output that starts at 0.
+
+Reference: Kingma, Dhariwal, Glow (2018), sections 3.3 and 4, arXiv:1807.03039.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,8 @@ from mixerflow.registry import register
 class ChannelAffine(nn.Module):
     """``y = (x + bias) * exp(log_scale)`` per channel of ``(B, C, *spatial)``.
 
-    It is the identity until `initialize` gives a batch's output mean 0 and variance 1.
-
-    Args:
-        channels: C.
-        axes: spatial axes.
-        floor: lower bound of the standard deviations that `initialize` divides by.
+    It is the identity until `initialize` gives a batch's output mean 0 and variance 1; `floor` is
+    the lower bound of the standard deviations that `initialize` divides by.
     """
 
     def __init__(self, channels: int, *, axes: Axes = 2, floor: float = 1e-3) -> None:
@@ -29,16 +28,11 @@ class ChannelAffine(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(channels, *(1,) * axes))
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
-        """``(B, C, *spatial)`` to the same shape."""
         return (x + self.bias) * self.log_scale.exp()
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        """Take mean and variance from a batch, and return the batch's output.
-
-        Raises:
-            ValueError: an empty batch.
-        """
+        """Take mean and variance from a batch, and return the batch's output."""
         if x.shape[0] == 0:
             raise ValueError("ChannelAffine: cannot be initialised from an empty batch")
         variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0, keepdim=True)
@@ -58,10 +52,6 @@ class ZeroConv(ImageConditioner):
         size: side of K, odd.
         factor: how many times faster the scale learns; 3 in Glow's published code.
         second_bias: whether there is a b besides K's own bias. The map with b can express no more.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), sec. 3.3.
-        https://arxiv.org/abs/1807.03039
     """
 
     def __init__(
@@ -92,15 +82,8 @@ class GlowNet(ImageConditioner):
     """``h = relu(N(E x + C c))``, ``h = relu(N(P h))``, ``out = Z h``: convolutions 3-1-3.
 
     N is a `ChannelAffine`, which starts from data, and Z a `ZeroConv`; E and P have no bias and
-    start at N(0, 0.05^2). The net reads pixels without a squash.
-
-    Args, besides those of `ImageConditioner`:
-        factor: as for `ZeroConv`.
-        second_bias: as for `ZeroConv`.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), section 4.
-        https://arxiv.org/abs/1807.03039
+    start at N(0, 0.05^2). The net reads pixels without a squash. `factor` and `second_bias` are
+    those of Z.
 
     Departs from the paper:
         In the published code one more input channel marks the border for 3x3 convolutions; this net

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.base import ConcatenatingNet
+from mixerflow.nets.base import ConcatenatingNet, RowContext, RowsIn, RowsOut
 from mixerflow.nets.norm import Norm, norm_of
 from mixerflow.registry import register
 
@@ -51,13 +51,8 @@ class Edges(nn.Module):
 
     This is one matrix product with silu and all B of every input, ``(rows, (grid + 4) n)``.
 
-    Args:
-        in_features: input nodes.
-        out_features: output nodes.
-        grid: intervals of the splines.
-        extent: the grid is ``[-extent, extent]``; see `cubic_basis` for inputs outside.
-        zero: whether base and scale start at 0, and the output with them. The coefficients do not
-            start at 0: scales have gradients at once, and all parameters after one step.
+    With `zero`, base and scale start at 0, and the output with them. The coefficients do not: the
+    scales have gradients at once, and all parameters have gradients after one step.
     """
 
     def __init__(
@@ -74,11 +69,9 @@ class Edges(nn.Module):
             nn.init.uniform_(self.base, -bound, bound)
             nn.init.constant_(self.scale, bound / 2)
 
-    def forward(self, x: Float[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
-        """``(rows, in_features)`` to ``(rows, out_features)``."""
-        x = x.to(
-            torch.promote_types(x.dtype, torch.float32)
-        )  # positions in the grid need more than bfloat16
+    def forward(self, x: RowsIn) -> RowsOut:
+        # positions in the grid need more than bfloat16
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         basis = cubic_basis(x, grid=self.grid, extent=self.extent)
         read = torch.cat([nn.functional.silu(x)[:, None], basis], 1)
         splines = self.scale[:, None] * self.coefficients
@@ -102,9 +95,8 @@ class SplineNet(ConcatenatingNet):
         grid: intervals of each spline.
         extent: the splines cover ``[-extent, extent]``.
 
-    References:
-        Liu, Wang, Vaidya, Ruehle, Halverson, Soljačić, Hou, Tegmark: KAN: Kolmogorov-Arnold
-        networks (2024), eq. 2.10 to 2.12. https://arxiv.org/abs/2404.19756
+    Reference: Liu et al., KAN: Kolmogorov-Arnold networks (2024), eq. 2.10 to 2.12,
+        arXiv:2404.19756.
 
     Departs from the paper:
         - splines are straight lines outside the grid, see `cubic_basis`; the paper moves the
@@ -131,8 +123,5 @@ class SplineNet(ConcatenatingNet):
         self.norm = norm_of(norm, width)
         self.leave = Edges(width, out_features, grid=grid, extent=extent, zero=True)
 
-    def forward(
-        self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
+    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
         return self.leave(self.norm(self.enter(self.concatenate(x, context))))

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.base import ConcatenatingNet, zeroed
+from mixerflow.nets.base import ConcatenatingNet, RowContext, RowsIn, RowsOut, zeroed
 from mixerflow.nets.norm import Norm, norm_of
 from mixerflow.registry import register
 
@@ -39,9 +39,8 @@ class KernelNet(ConcatenatingNet):
     Args, besides those of `Conditioner`:
         kernel: `squared_exponential` or `matern`, or another function of the squared distance.
 
-    References:
-        English, Kirchler, Lippert: Kernelised normalising flows (2023), section 3 (auxiliary
-        points). https://arxiv.org/abs/2307.14839
+    Reference: English et al., Kernelised normalising flows (2023), section 3 (auxiliary points),
+        arXiv:2307.14839.
 
     Departs from the paper:
         - points start as standard normal draws; `place` puts them on data;
@@ -68,10 +67,7 @@ class KernelNet(ConcatenatingNet):
         self.log_length = nn.Parameter(torch.full((n,), n**0.5).log())
         self.leave = zeroed(nn.Linear(width, out_features))
 
-    def forward(
-        self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
+    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
         rows = self.norm(self.concatenate(x, context))
         return self.leave(self.kernel(self.squared_distances(rows)))
 
@@ -86,21 +82,11 @@ class KernelNet(ConcatenatingNet):
 
     @torch.no_grad()
     def place(
-        self,
-        x: Float[Tensor, "rows in"],
-        context: Float[Tensor, "rows k"] | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, x: RowsIn, context: RowContext = None, *, generator: torch.Generator | None = None
     ) -> None:
-        """Put the points on randomly chosen rows of a batch of conditioning vectors.
+        """Put the points on rows of a batch of conditioning vectors, which `generator` chooses.
 
-        Args:
-            x: ``(rows, in_features)``, at least as many rows as there are points.
-            context: ``(rows, K)``.
-            generator: draws the rows.
-
-        Raises:
-            ValueError: fewer rows than points.
+        A batch with fewer rows than there are points is a ValueError.
         """
         rows, count = self.norm(self.concatenate(x, context)), len(self.points)
         if len(rows) < count:

@@ -4,10 +4,9 @@
 divided by an upper bound of its spectral norm, computed from its present weight.
 
 References:
-    Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible residual networks (2019), eq. 3.
-    https://arxiv.org/abs/1811.00995
-    Delattre, Barthelemy, Araujo, Allauzen: Efficient bound of Lipschitz constant for convolutional
-    layers by Gram iteration (2023), algorithm 1. https://arxiv.org/abs/2305.16173
+    Behrmann et al., Invertible residual networks (2019), eq. 3, arXiv:1811.00995.
+    Delattre et al., Efficient bound of Lipschitz constant for convolutional layers by Gram
+    iteration (2023), algorithm 1, arXiv:2305.16173.
 Departs from the papers:
     - Gram iteration bounds the norm from above; the power iteration of residual flows approaches
       the norm from below, and its vector is out of date once the weights move.
@@ -23,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, softplus
 
-from mixerflow.nets.base import Conditioner, context_map, zeroed
+from mixerflow.nets.base import Conditioner, RowContext, RowsIn, RowsOut, context_map, zeroed
 from mixerflow.registry import register
 
 _TINY = 1e-18
@@ -51,13 +50,7 @@ def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float
 
 
 class SpectralLinear(nn.Linear):
-    """``min(1, coefficient / |W|) W x + b``: a linear map whose 2-norm is at most `coefficient`.
-
-    Args:
-        in_features: length of the rows.
-        out_features: length of the output.
-        coefficient: upper bound of the norm.
-    """
+    """``min(1, coefficient / |W|) W x + b``: a linear map whose 2-norm is at most `coefficient`."""
 
     def __init__(self, in_features: int, out_features: int, *, coefficient: float = 1.0) -> None:
         super().__init__(in_features, out_features)
@@ -69,7 +62,6 @@ class SpectralLinear(nn.Linear):
         return self.weight * (self.coefficient / bound)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, in)`` to ``(rows, out)``."""
         return linear(input, self.bounded(), self.bias)
 
     @torch.no_grad()
@@ -85,9 +77,7 @@ class SpectralLinear(nn.Linear):
 class LipSwish(nn.Module):
     """``x sigmoid(softplus(beta) x) / 1.1``, whose slope is never above 1 (0.99985).
 
-    References:
-        Chen, Behrmann, Duvenaud, Jacobsen: Residual flows for invertible generative modeling
-        (2019), section 3.3. https://arxiv.org/abs/1906.02735
+    Reference: Chen et al., Residual flows (2019), section 3.3, arXiv:1906.02735.
     """
 
     copies = 1
@@ -98,18 +88,12 @@ class LipSwish(nn.Module):
         self.beta = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(rows, n)`` to ``(rows, copies n)``."""
         return x * torch.sigmoid(softplus(self.beta) * x) / 1.1
 
 
 @register
 class CLipSwish(LipSwish):
-    """``[f(x), f(-x)] / 1.004`` with f LipSwish: twice as many numbers, 1-Lipschitz.
-
-    References:
-        Perugachi-Diaz, Tomczak, Bhulai: Invertible DenseNets with concatenated LipSwish (2021),
-        section 3.3. https://arxiv.org/abs/2102.02694
-    """
+    """``[f(x), f(-x)] / 1.004`` with f LipSwish: 1-Lipschitz; section 3.3 of i-DenseNets' paper."""
 
     copies = 2
 
@@ -124,13 +108,8 @@ RowFunction = Callable[[Tensor], Tensor]
 class _Lipschitz(Conditioner):
     """Base of nets of `SpectralLinear` maps, each but the last one followed by an activation.
 
-    Args:
-        lengths: input length of each map; the last map has `coefficient` and starts at 0.
-        out: output length of the last map; `width` is that of the others.
-        width: see above.
-        coefficient: the net's Lipschitz constant, below 1.
-        activation: `LipSwish` or `CLipSwish`.
-        context: length K of the context vectors, 0 for none.
+    The maps read vectors of `lengths` and write vectors of length `width`; the last map writes
+    length `out`, has the coefficient and starts at 0.
     """
 
     def __init__(
@@ -165,14 +144,11 @@ class _Lipschitz(Conditioner):
         """``C c``, or 0 for a net that reads no context."""
         return 0.0 if self.context is None else self.context(self.require_context(context))
 
-    def prepare(self, context: Float[Tensor, "rows k"] | None = None) -> RowFunction:
+    def prepare(self, context: RowContext = None) -> RowFunction:
         """The net as a function of rows; weights are bounded and the context is read only once."""
         raise NotImplementedError
 
-    def forward(
-        self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
+    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
         return self.prepare(context)(x)
 
 
@@ -180,12 +156,7 @@ class _Lipschitz(Conditioner):
 class LipschitzMLP(_Lipschitz):
     """``g(x) = W_d a(... a(W_0 x + C c))``; W_d has norm `coefficient`, all else is 1-Lipschitz.
 
-    The output starts at 0. A context may change g in any way.
-
-    Args, besides those of `Conditioner`:
-        depth: hidden layers.
-        coefficient: the net's Lipschitz constant, below 1.
-        activation: `LipSwish` or `CLipSwish`.
+    There are `depth` hidden layers. The output starts at 0. A context may change g in any way.
     """
 
     def __init__(
@@ -220,15 +191,11 @@ class LipschitzDense(_Lipschitz):
     """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
 
     The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised. ``C c``
-    is added to ``W_0 x``. The output starts at 0.
+    is added to ``W_0 x``. The output starts at 0. `width` is the output length of each W_i; with
+    `CLipSwish` a layer adds twice as many features.
 
-    Args, besides those of `LipschitzMLP`:
-        width: output length of each W_i; with `CLipSwish` a layer adds twice as many features.
-        depth: dense layers.
-
-    References:
-        Perugachi-Diaz, Tomczak, Bhulai: Invertible DenseNets with concatenated LipSwish (2021),
-        section 3. https://arxiv.org/abs/2102.02694
+    Reference: Perugachi-Diaz et al., Invertible DenseNets with concatenated LipSwish (2021),
+        section 3, arXiv:2102.02694.
     Departs from the paper:
         - the last map alone has the coefficient, all maps before it have the constant 1.
     """

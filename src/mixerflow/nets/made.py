@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
-from mixerflow.nets.base import Conditioner, context_map, squash, zeroed
+from mixerflow.nets.base import (
+    Conditioner,
+    RowContext,
+    RowsIn,
+    RowsOut,
+    context_map,
+    squash,
+    zeroed,
+)
 from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.registry import register
 
@@ -18,12 +26,10 @@ _Apply = Callable[[int, Tensor], Tensor]
 
 
 class MaskedLinear(nn.Linear):
-    """``y = (W * mask) x + b``; an output that reads no input is its bias.
+    """``y = (W * mask) x + b``, given the degrees of the inputs and of the outputs.
 
-    Args:
-        given: degrees of the inputs.
-        out: degrees of the outputs.
-        strict: whether an output reads inputs of lower degree only, not those of its own degree.
+    A `strict` output reads inputs of lower degree only, not those of its own degree. An output that
+    reads no input is its bias.
     """
 
     mask: Tensor | None
@@ -35,7 +41,6 @@ class MaskedLinear(nn.Linear):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, inputs)`` to ``(rows, outputs)``."""
         weight = self.weight if self.mask is None else self.weight * self.mask
         return linear(input, weight, self.bias)
 
@@ -83,10 +88,7 @@ class _MaskedNet(Conditioner):
         self.linears = nn.ModuleList(MaskedLinear(hidden, hidden) for _ in range(linears))
         self.leave = zeroed(MaskedLinear(hidden, features * params, strict=True))
 
-    def forward(
-        self, x: Float[Tensor, "rows n"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, n)`` and ``(rows, K)`` to ``(rows, params * n)``."""
+    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
         self.require_vectors(x, self.n)
         x = x if self.order is None else x[:, self.order]
         h = self.add_context(self.enter(squash(x) if self.squash else x), context)
@@ -97,10 +99,7 @@ class _MaskedNet(Conditioner):
         return out.unflatten(1, (self.params, self.n))[:, :, back].flatten(1)
 
     def sequence(
-        self,
-        choose: Callable[[int, Tensor], Tensor],
-        like: Float[Tensor, "rows n"],
-        context: Float[Tensor, "rows k"] | None = None,
+        self, choose: _Apply, like: Float[Tensor, "rows n"], context: RowContext = None
     ) -> None:
         """Choose the features one by one, each by its parameters given the features before it.
 
@@ -108,11 +107,9 @@ class _MaskedNet(Conditioner):
         cost as much as one forward pass, not n passes. Batch norm in training mode takes each
         unit's statistics from the batch and moves no running average.
 
-        Args:
-            choose: takes i and the parameters ``(rows, params)`` of the i-th feature in `order`;
-                returns the feature's value ``(rows,)``.
-            like: a tensor with the number of rows, dtype and device of the features.
-            context: as in `forward`.
+        `choose` takes i and the parameters ``(rows, params)`` of the i-th feature in `order`, and
+        returns the feature's value ``(rows,)``. `like` has the number of rows, dtype and device of
+        the features.
         """
         start = self.add_context(torch.zeros_like(like[:, :1]), context)
         # the outputs in another order: all parameters of a feature, then those of the next
@@ -158,8 +155,6 @@ class MADE(_MaskedNet):
     the parameters of the first feature could not depend on the context.
 
     Args, besides those of `Conditioner`:
-        n: length of the vectors.
-        params: parameters of each feature.
         norm: "batch" or "none", before each GELU. With layer norm each unit would read all others.
         blocks: number of residual blocks.
         order: order of the features; None for 0 to n - 1. A given order is in the state dict, so
@@ -169,10 +164,8 @@ class MADE(_MaskedNet):
         ValueError: lengths below 1, layer norm, or an order that is no permutation of n features.
 
     References:
-        Germain, Gregor, Murray, Larochelle: MADE: masked autoencoder for distribution estimation
-        (2015), eq. 12 and 13. https://arxiv.org/abs/1502.03509
-        Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
-        section 2.2. https://arxiv.org/abs/1705.07057
+        Germain et al., MADE (2015), eq. 12 and 13, arXiv:1502.03509.
+        Papamakarios et al., Masked autoregressive flow (2017), section 2.2, arXiv:1705.07057.
     """
 
     def __init__(
@@ -214,12 +207,6 @@ class MaskedMLP(_MaskedNet):
     """``h = relu(A s(x) + C c);  h = relu(W h), layers - 1 times;  out = B h``, masked as `MADE`.
 
     The plain net of the MADE and MAF papers, for whole images.
-
-    Args, besides those of `MADE`:
-        layers: number of hidden layers.
-
-    Raises:
-        ValueError: as `MADE`.
     """
 
     def __init__(
@@ -258,9 +245,8 @@ class _BiasOnly(nn.Module):
 class _PartialSums:
     """Outputs of a masked linear map, released in order as soon as their inputs are complete.
 
-    Args:
-        start: the bias, ``(rows, outputs)``.
-        weight: ``(outputs, inputs)``, with the outputs by degree.
+    The sums start as the bias ``(rows, outputs)``; the weight is ``(outputs, inputs)``, with the
+    outputs by degree.
     """
 
     def __init__(self, start: Tensor, weight: Tensor | None) -> None:

@@ -7,9 +7,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from mixerflow.nets.base import Conditioner, context_map, squash, zeroed
+from mixerflow.nets.base import (
+    Conditioner,
+    RowContext,
+    RowsIn,
+    RowsOut,
+    context_map,
+    squash,
+    zeroed,
+)
 from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.registry import register
+
+Time = Float[Tensor, ""] | float
 
 
 @register
@@ -39,10 +49,7 @@ class ResidualMLP(Conditioner):
         self.linear1, self.linear2 = nn.Linear(width, width), nn.Linear(width, width)
         self.leave = zeroed(nn.Linear(width, out_features))
 
-    def forward(
-        self, x: Float[Tensor, "rows in"], context: Float[Tensor, "rows k"] | None = None
-    ) -> Float[Tensor, "rows out"]:
-        """``(rows, in_features)`` and ``(rows, K)`` to ``(rows, out_features)``."""
+    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
         self.require_vectors(x, self.enter.in_features)
         h = self.add_context(self.enter(squash(x) if self.squash else x), context)
         h = h + self.linear2(gelu(self.norm2(self.linear1(gelu(self.norm1(h))))))
@@ -73,11 +80,6 @@ class Velocity(Conditioner):
 
     This is exact and costs about as much as the velocity itself, however long the rows are.
 
-    Args:
-        features: length of the rows.
-        width: length of the two hidden layers.
-        context: length K of the context vectors, 0 for none.
-
     Departs from the paper (FFJORD): there are two hidden layers rather than three, and a learned
     vector times t is added to both of them, but not to the last map.
     """
@@ -90,28 +92,17 @@ class Velocity(Conditioner):
         self.middle = nn.Linear(width, width)
         self.leave = zeroed(nn.Linear(width, features))
 
-    def _hidden(
-        self, t: Tensor | float, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _hidden(self, t: Time, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         self.require_vectors(x, self.enter.in_features)
         first = self.add_context(self.enter(x) + t * self.time1, context).tanh()
         return first, (self.middle(first) + t * self.time2).tanh()
 
-    def forward(
-        self,
-        t: Float[Tensor, ""] | float,
-        x: Float[Tensor, "rows n"],
-        context: Float[Tensor, "rows k"] | None = None,
-    ) -> Float[Tensor, "rows n"]:
-        """The velocity of rows ``(rows, n)`` at time t."""
+    def forward(self, t: Time, x: RowsIn, context: RowContext = None) -> RowsIn:
         return self.leave(self._hidden(t, x, context)[1])
 
     def divergence(
-        self,
-        t: Float[Tensor, ""] | float,
-        x: Float[Tensor, "rows n"],
-        context: Float[Tensor, "rows k"] | None = None,
-    ) -> tuple[Float[Tensor, "rows n"], Float[Tensor, " rows"]]:
+        self, t: Time, x: RowsIn, context: RowContext = None
+    ) -> tuple[RowsIn, Float[Tensor, " rows"]]:
         """The velocity and the trace of its Jacobian ``(rows,)``."""
         first, second = self._hidden(t, x, context)
         through = self.middle.weight * (self.enter.weight @ self.leave.weight).T

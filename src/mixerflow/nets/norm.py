@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mixerflow.moments import RunningMoments, shared_moments
+from mixerflow.moments import RunningMoments, Saved, shared_moments
 from mixerflow.processes import Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -36,7 +36,6 @@ class Scale(nn.Module):
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same shape."""
         return torch.addcmul(self.bias, input, self.weight)
 
     def forward_units(self, input: Tensor, units: slice) -> Tensor:
@@ -51,7 +50,6 @@ class SyncedBatchNorm(RunningMoments):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(rows, width)`` to the same shape."""
         if self.training and self.processes.together:
             shared = _Shared.apply(input, self.weight, self.bias, self.eps, self.processes)
             normal, mean, variance, rows = shared  # pyright: ignore[reportGeneralTypeIssues]
@@ -91,12 +89,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        processes: Processes,
+        ctx: Saved, x: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, variance, rows = shared_moments(wide, processes)
@@ -108,9 +101,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        grad: Tensor,
-        *_: Tensor,
+        ctx: Saved, grad: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, scale, rows = ctx.saved_tensors
         normal = (x - mean) * scale

@@ -12,6 +12,8 @@ from mixerflow.registry import register
 
 
 class _Encoding(nn.Module):
+    """A vector of length `width` for each of the `rows` of an event."""
+
     table: Tensor
 
     def __init__(self, rows: int, width: int) -> None:
@@ -19,18 +21,12 @@ class _Encoding(nn.Module):
         self.rows, self.width = rows, width
 
     def forward(self) -> Float[Tensor, "rows width"]:
-        """The encodings of all rows."""
         return self.table
 
 
 @register
 class LearnedPositionalEncoding(_Encoding):
-    """A learned vector for each row, ``(rows, width)``, standard normal at the start.
-
-    Args:
-        rows: number of rows of an event.
-        width: length K of a vector.
-    """
+    """A learned vector for each row, ``(rows, width)``, standard normal at the start."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__(rows, width)
@@ -43,13 +39,7 @@ class SinusoidalPositionalEncoding(_Encoding):
 
     ``p_{i, 2k} = sin(i / 10000^(2k / width))``, and ``p_{i, 2k + 1}`` the cosine of that angle.
 
-    Args:
-        rows: number of rows of an event.
-        width: length K of a vector.
-
-    References:
-        Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin: Attention is all you
-        need (2017), section 3.5. https://arxiv.org/abs/1706.03762
+    Reference: Vaswani et al., Attention is all you need (2017), section 3.5, arXiv:1706.03762.
     """
 
     def __init__(self, rows: int, width: int) -> None:

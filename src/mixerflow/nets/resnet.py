@@ -20,7 +20,6 @@ class ResNetBlock(nn.Module):
         self.look2 = convolution(axes, width, width, 3)
 
     def forward(self, h: Tensor) -> Tensor:
-        """``(B, width, *spatial)`` to the same shape."""
         return h + self.look2(self.norm2(self.look1(self.norm1(h).relu())).relu())
 
 
@@ -35,10 +34,9 @@ class ResNet(ImageConditioner):
         depth: residual blocks, with `norm` before each ReLU.
 
     References:
-        He, Zhang, Ren, Sun: Identity mappings in deep residual networks (2016), figure 4 (e).
-        https://arxiv.org/abs/1603.05027
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
-        https://arxiv.org/abs/1605.08803
+        He et al., Identity mappings in deep residual networks (2016), figure 4 (e),
+        arXiv:1603.05027.
+        Dinh et al., Real NVP (2017), section 3.6, arXiv:1605.08803.
 
     Departs from the paper:
         Real NVP's residual nets have skip connections, batch norm and weight norm, and the paper
@@ -93,7 +91,6 @@ class TanhScale(nn.Module):
         self.gain = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The net's inputs to ``(B, out, ...)``."""
         return self._bounded(self.net(x, context))
 
     @torch.no_grad()

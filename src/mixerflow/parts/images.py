@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import nn
@@ -46,17 +47,9 @@ def glow_step(
     flip: bool = False,
     context: int = 0,
 ) -> list[Transform]:
-    """Return ActNorm, 1x1 convolution and coupling of events ``(C, *spatial)``.
+    """Return ActNorm, 1x1 convolution (`linear`) and coupling of events ``(C, *spatial)``.
 
-    Args:
-        net: conditioner of the coupling.
-        elementwise: transform of each number in the coupling.
-        shape: shape of the events.
-        linear: the 1x1 convolution.
-        bias: whether the convolution has a bias.
-        floor: lower bound of the standard deviations that ActNorm's start from data divides by.
-        flip: whether the coupling's halves are swapped.
-        context: length of the context.
+    `floor` is the lower bound of the standard deviations that ActNorm's start from data divides by.
     """
     channels, axes = shape[0], len(shape) - 1
     steps: list[Transform] = [ActNorm((channels, *(1,) * axes), floor=floor)]
@@ -126,18 +119,16 @@ class GlowSteps(PositiveCounts, MixerAddition):
     """The 1x1 convolution."""
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
-        """Return one layer for each pair; an image with an odd side is not squeezed."""
+        """Return one layer for each pair."""
         return [self._pair(shape, context) for _ in range(self.pairs)]
 
     def _pair(self, shape: Shape, context: int) -> Transform:
-        even = all(side % 2 == 0 for side in shape[1:])
+        even = all(side % 2 == 0 for side in shape[1:])  # else the image is not squeezed
         squeeze = Squeeze(shape, 2 if even else 1)
-        net, elementwise, inner = self.net, self.elementwise, squeeze.latent_shape
+        step = functools.partial(glow_step, self.net, self.elementwise, squeeze.latent_shape)
         steps: list[Transform] = []
         for flip in (False, True):
-            steps += glow_step(
-                net, elementwise, inner, linear=self.linear, flip=flip, context=context
-            )
+            steps += step(linear=self.linear, flip=flip, context=context)
         return Layer(squeeze, *steps, Inverse(squeeze, shape))
 
 
@@ -173,10 +164,12 @@ class InvertibleAttention(MixerAddition):
         return steps
 
 
-class PositionalEncoding(Part):
+@dataclass(frozen=True)
+class PositionalEncoding(PositiveCounts, Part):
     """A positional encoding: tells a row flow which row of an event it transforms."""
 
-    width: int
+    width: int = 16
+    """Length of a row's vector."""
 
     def build(self, rows: int) -> nn.Module:
         """Return a module without arguments whose output is ``(rows, width)``."""
@@ -185,24 +178,18 @@ class PositionalEncoding(Part):
 
 @register("learned")
 @dataclass(frozen=True)
-class LearnedEncoding(PositiveCounts, PositionalEncoding):
+class LearnedEncoding(PositionalEncoding):
     """A learned vector for each row."""
 
     makes = LearnedPositionalEncoding
 
-    width: int = 16
-    """Length of the vector."""
-
 
 @register("sinusoidal")
 @dataclass(frozen=True)
-class SinusoidalEncoding(PositiveCounts, PositionalEncoding):
+class SinusoidalEncoding(PositionalEncoding):
     """Sines and cosines of the row's index."""
 
     makes = SinusoidalPositionalEncoding
-
-    width: int = 16
-    """Number of sines and cosines."""
 
 
 @register

@@ -29,11 +29,7 @@ class Part:
 
 
 class PositiveCounts:
-    """A value whose counts, the fields of type int, are checked to be at least `least`.
-
-    Raises:
-        ValueError: a smaller count, as the value is made.
-    """
+    """A value whose counts, the fields of type int, must be at least `least`, else ValueError."""
 
     least: ClassVar[int] = 1
 
@@ -120,8 +116,7 @@ class Model:
     def compose(self, shape: Shape) -> Transform:
         """Return the transform from images ``(C, *spatial)`` to latents.
 
-        Raises:
-            ValueError: the settings do not fit the images or each other.
+        Settings that do not fit the images or each other are a ValueError.
         """
         raise NotImplementedError
 
@@ -137,8 +132,7 @@ class Model:
     def build(self, shape: Shape) -> Flow:
         """Return an untrained flow over images ``(C, *spatial)``.
 
-        Raises:
-            ConfigError: the settings do not fit the images or each other; names the flag.
+        Settings that do not fit the images or each other are a ConfigError, which names the flag.
         """
         shape = tuple(shape)
         if not 2 <= len(shape) <= 4 or min(shape) < 1:

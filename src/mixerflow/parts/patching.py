@@ -44,12 +44,7 @@ class Patching:
                 raise ValueError(f"Patching: {name} names none")
 
     def of(self, shape: Shape, number: int, layers: int) -> tuple[Cut, Shape, Shape]:
-        """Return cut, patch sides and shift of layer `number`, from 1, of `layers`.
-
-        Raises:
-            ValueError: more sizes than layers, a shift as long as a patch, or settings for another
-                number of axes.
-        """
+        """Return cut, patch sides and shift of layer `number`, from 1, of `layers`."""
         sizes, shifts, cuts = self.size, self.shift, self.cut
         assert isinstance(sizes, tuple) and isinstance(shifts, tuple) and isinstance(cuts, tuple)
         if len(sizes) > layers:
@@ -58,10 +53,8 @@ class Patching:
         shift = _per_axis("shift", shifts[(number - 1) % len(shifts)], len(shape) - 1)
         for axis, (p, s) in enumerate(zip(size, shift, strict=True)):
             if s and not 0 <= s < p:
-                raise ValueError(
-                    f"shift {s} on spatial axis {axis} must lie in 0..{p - 1}, less than the patch "
-                    f"{p}"
-                )
+                wanted = f"lie in 0..{p - 1}, less than the patch {p}"
+                raise ValueError(f"shift {s} on spatial axis {axis} must {wanted}")
         return cuts[(number - 1) % len(cuts)], size, shift
 
     def kinds(self, shape: Shape, layers: int) -> set[tuple[Cut, Shape, Shape]]:
@@ -89,11 +82,7 @@ def window_of(shape: Shape, cut: Cut, size: Shape, shift: Shape) -> tuple[Shape,
 
 
 def patchify(shape: Shape, cut: Cut, size: Shape) -> Patchify:
-    """Return the transform that cuts images of that shape.
-
-    Raises:
-        ValueError: a side that does not divide the image's; names the sides that do.
-    """
+    """Return the transform that cuts images of that shape."""
     try:
         return CUTS[cut](shape, size)
     except ValueError as error:

@@ -33,21 +33,15 @@ LogDet = Literal["exact", "unbiased"]
 
 
 class RowFlow:
-    """A flow of vectors.
-
-    A subclass has `transform`, or `build` where the order of the entries matters.
-    """
+    """A flow of vectors: `transform` of a subclass, or `build` where the entries' order matters."""
 
     def build(
         self, n: int, *, flip: bool = False, reversed: bool = False, context: int = 0
     ) -> Transform | None:
         """Return the flow of vectors of length n; None where there is nothing to transform.
 
-        Args:
-            n: length of the vectors.
-            flip: whether to swap the halves, or reverse the order; true for every second flow.
-            reversed: whether the linear map before the flow has reversed the order already.
-            context: length of the context, 0 for none.
+        Every second flow has `flip`: it swaps the halves, or reverses the order, unless the linear
+        map before it has `reversed` the order already.
         """
         return self.transform(n, context)
 

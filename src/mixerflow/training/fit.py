@@ -118,7 +118,7 @@ def train(
         if existing is None:
             origin, stage = _begin(flow, begin, config)
         else:
-            origin, stage = _known_origin(existing, begin, folder), None
+            origin, stage = _known_origin(existing, begin, out), None
         config = _placed(config, origin)
         held.enter_context(_seeded(flow, config))
         objective = objective or likelihood
@@ -216,7 +216,7 @@ def _begin(
 
 
 def _known_origin(
-    existing: dict[str, Any], begin: Path | str | None, folder: RunFolder | None
+    existing: dict[str, Any], begin: Path | str | None, out: Path | str | None
 ) -> dict[str, Any] | None:
     """Return the origin of a run that resumes; its weights need not be there any more.
 
@@ -228,7 +228,7 @@ def _known_origin(
     if begin is not None and str(begin) != path:
         what = f"another run is here: it began from {path or 'weights of its own'}"
         remedy = "leave --from out to resume it, or use another --out"
-        raise ConfigError(what, "--out" if folder is None else folder.path, remedy)
+        raise ConfigError(what, out, remedy)
     return origin
 
 

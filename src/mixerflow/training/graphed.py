@@ -42,16 +42,9 @@ class GraphedTrainer(Trainer):
     whose objective or gradient is not finite changes no weight, moment or average: the device
     skips the step, and the host reads all figures every `read_every` steps.
 
-    Args:
-        flow: the flow to train, on its device, initialised.
-        batches: of training images.
-        config: settings; ``graph`` is ignored. Without CUDA the same step runs operator by
-            operator.
-        steps: the whole run's number of steps.
-        objective: the likelihood; no other objective has a graph.
-
-    Raises:
-        ConfigError: settings that the flow or the steps do not allow, or that have no graph.
+    Arguments are those of `Trainer`; ``config.graph`` is ignored, and the objective is the
+    likelihood. Without CUDA the same step runs operator by operator. Settings that the flow or the
+    steps do not allow, or that have no graph, are a ConfigError.
     """
 
     def __init__(
@@ -85,8 +78,7 @@ class GraphedTrainer(Trainer):
     def advance(self) -> Step:
         """Take one step; read the figures every `read_every` steps, and after the last.
 
-        Raises:
-            ConfigError: the flow's step cannot be captured; in the first step.
+        A flow whose step cannot be captured is a ConfigError, in the first step.
         """
         lr = self._load()
         generators = self._generators()
@@ -230,7 +222,7 @@ class GraphedTrainer(Trainer):
         self._restore_generators(generators)
 
     def state(self) -> dict[str, Any]:
-        """Return what `Trainer.state` does, and under "figures" the figures not yet read.
+        """Return `Trainer.state` and, under "figures", the figures not yet read.
 
         The numbers of skipped steps count all steps up to now.
         """
@@ -262,11 +254,7 @@ def trainer_of(
     steps: int,
     objective: Objective = likelihood,
 ) -> Trainer:
-    """Return the trainer that `config` asks for; arguments as `Trainer` has them.
-
-    Raises:
-        ConfigError: settings that the flow, the processes, the steps or the device do not allow.
-    """
+    """Return the trainer that `config` asks for; arguments and errors as `Trainer` has them."""
     if not config.graph:
         return Trainer(flow, batches, config, steps=steps, objective=objective)
     if flow.device.type != "cuda":

@@ -190,7 +190,7 @@ def _check_identity(flow: Flow, mapped: set[str]) -> None:
         if not (same and bool((log_det.abs() <= _ROUNDING * x[0].numel()).all())):
             what = f"layer {number} of {len(layers)} is not the identity at its start"
             remedy = (
-                "grow models whose layers start as the identity (an even --model.flow-layers with "
-                "RLU, no batch norm between layers)"
+                "grow models whose layers start as the identity: no batch norm between layers, an "
+                "even number of rlu maps, no random rotations or sigmoid scales"
             )
             raise ConfigError(what, _FLAG, remedy)

@@ -125,7 +125,7 @@ class Loop:
 
     def _give_up(self, step: Step) -> NoReturn:
         where = "in memory" if self.folder is None else self.folder.path
-        remedy = "lower --train.lr, or set --model.scale-bound 2"
+        remedy = "lower --train.lr, or bound a coupling's scales (its elementwise.bound)"
         if self._checkpoints is not None:
             remedy += f"; the checkpoint of step {self._checkpoints.steps()[-1]} is untouched"
         raise NonFiniteError(

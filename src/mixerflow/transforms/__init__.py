@@ -1,21 +1,20 @@
 """Transforms, one idea a file; `mixerflow.transforms.checks` holds the laws they obey."""
 
+# isort: off
+# fmt: off
 from mixerflow.transforms.attention import MapAttention, TokenAttention
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
-from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.coupling import (
+    Checkerboard, Columns, Coupling, Halves, NoSplit, Split, halves,
+)
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands,
-    CheckerboardSqueeze,
-    Dilated,
-    Patchify,
-    Squeeze,
-    Stripes,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Squeeze, Stripes,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
@@ -23,7 +22,6 @@ from mixerflow.transforms.low_rank import Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
-from mixerflow.transforms.splits import Checkerboard, Columns, Halves, NoSplit, Split, halves
 
 __all__ = [
     "LU", "PLU", "RLU", "ActNorm", "Affine", "Autoregressive", "Bands", "BatchNorm", "Butterfly",
@@ -33,4 +31,4 @@ __all__ = [
     "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic", "Rescale", "Residual",
     "SigmoidAffine", "Split", "Squeeze", "Stripes", "TokenAttention", "UnpackedPLU", "Woodbury",
     "halves",
-]  # fmt: skip
+]

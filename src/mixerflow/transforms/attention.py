@@ -1,4 +1,11 @@
-"""Invertible attention: one half of each token's features decides how the other half is mixed."""
+"""Invertible attention: one half of each token's features decides how the other half is mixed.
+
+Reference: Sukthanker et al., Generative flows with invertible attentions (2022), map-based and
+    transformer-based attention, arXiv:2106.03959.
+
+Departs from the paper:
+    - the features are cut in halves, where the paper takes a checkerboard of them.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total, widen
 from mixerflow.registry import register
-from mixerflow.transforms.splits import Halves
+from mixerflow.transforms.coupling import Halves
 
 
 class _TokenHalves(Transform):
@@ -32,8 +39,7 @@ class _TokenHalves(Transform):
         """One direction; the map is computed in float32 or wider."""
         self.out_shape(tuple(event.shape[1:]))
         given, changed = self.split.parts(event)
-        changed = changed.to(torch.promote_types(changed.dtype, torch.float32))
-        changed, log_det = self._map(given, changed, inverse=inverse)
+        changed, log_det = self._map(given, widen(changed), inverse=inverse)
         return self.split.join(given, changed.to(given.dtype)), log_det
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
@@ -59,12 +65,7 @@ class MapAttention(_TokenHalves):
     ``log|det dz/dx| = sum_tokens (n_b log m)``. The map m lets a token through or fades it out.
     Starts as the identity: w and c are 0. `flip` reads the second half and changes the first.
 
-    References:
-        Sukthanker, Huang, Kumar, Timofte, Van Gool: Generative flows with invertible attentions
-        (2022), map-based attention. https://arxiv.org/abs/2106.03959
-
     Departs from the paper:
-        - the features are cut in halves, where the paper takes a checkerboard of them;
         - its pointwise convolution and the mean over the channels are one linear map here, which
           can do the same;
         - the weight is twice the sigmoid, which is 1 at 0;
@@ -108,12 +109,7 @@ class TokenAttention(_TokenHalves):
         width: length of each head's queries and keys.
         flip: read the second half of the features and change the first.
 
-    References:
-        Sukthanker, Huang, Kumar, Timofte, Van Gool: Generative flows with invertible attentions
-        (2022), transformer-based attention. https://arxiv.org/abs/2106.03959
-
     Departs from the paper:
-        - the features are cut in halves, where the paper takes a checkerboard of them;
         - its matrix is P + I, which is singular where P has the eigenvalue -1 (two tokens that read
           each other only) and is the identity at no setting; here the gate's bound excludes a
           singular matrix, and the gate 0 gives the identity;
@@ -125,10 +121,8 @@ class TokenAttention(_TokenHalves):
     def __init__(self, n: int, *, heads: int = 1, width: int = 16, flip: bool = False) -> None:
         super().__init__(n, flip=flip)
         if heads < 1 or self.changed % heads:
-            raise ValueError(
-                f"TokenAttention: heads must divide the {self.changed} features that are changed; "
-                f"got {heads}"
-            )
+            what = f"heads must divide the {self.changed} features that are changed; got {heads}"
+            raise ValueError(f"TokenAttention: {what}")
         self.heads = heads
         self.read = nn.Linear(self.given, 2 * heads * width)
         self.gate = nn.Parameter(torch.zeros(heads))

@@ -30,10 +30,9 @@ class Autoregressive(FixedShape):
         elementwise: the map of each feature.
 
     References:
-        Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
-        eq. 3 to 6. https://arxiv.org/abs/1705.07057
-        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling: Improved variational inference with
-        inverse autoregressive flow (2016), eq. 10. https://arxiv.org/abs/1606.04934
+        Papamakarios et al., Masked autoregressive flow (2017), eq. 3 to 6, arXiv:1705.07057.
+        Kingma et al., Improved variational inference with inverse autoregressive flow (2016), eq.
+        10, arXiv:1606.04934.
 
     Departs from the paper:
         - MAF's ``(x - mu) exp(alpha)`` is here ``x exp(s) + t``: the same maps.
@@ -49,10 +48,8 @@ class Autoregressive(FixedShape):
         raw = self.net(x, context).to(x.dtype)
         expected = self.elementwise.params * self.n
         if raw.shape[1:] != (expected,):
-            raise ValueError(
-                f"Autoregressive: {self.elementwise!r} takes {expected} parameters for {self.n} "
-                f"features; the net gives {tuple(raw.shape[1:])}"
-            )
+            wanted = f"{self.elementwise!r} takes {expected} parameters for {self.n} features"
+            raise ValueError(f"Autoregressive: {wanted}; the net gives {tuple(raw.shape[1:])}")
         return raw.unflatten(1, (self.elementwise.params, self.n)).movedim(1, 0)
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:

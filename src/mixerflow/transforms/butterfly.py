@@ -33,11 +33,9 @@ class Butterfly(_LinearMap):
     Args:
         n: length of the vectors, at least 2.
         levels: their number, 1 to log2 P; None for log2 P. Fewer leave out the short distances.
-        bias: whether to add b.
 
-    References:
-        Meng, Zhou, Choi, Dao, Ermon: ButterflyFlow: building invertible layers with butterfly
-        matrices (2022), section 3. https://arxiv.org/abs/2209.13774
+    Reference: Meng et al., ButterflyFlow: building invertible layers with butterfly matrices
+        (2022), section 3, arXiv:2209.13774.
 
     Departs from the paper:
         - Blocks are free 2x2 matrices there, which may become singular, and lengths must be
@@ -93,10 +91,8 @@ class Butterfly(_LinearMap):
 
     def _apply_levels(self, x: Tensor, *, inverse: bool) -> Tensor:
         """All levels of all windows, ``(B, n)`` to the same, or their inverse."""
-        groups = [
-            range(start, min(start + _MERGED, self.levels))
-            for start in range(0, self.levels, _MERGED)
-        ]
+        levels = range(self.levels)
+        groups = [levels[start : start + _MERGED] for start in levels[::_MERGED]]
         windows = list(zip(self.starts, self.blocks(inverse=inverse), strict=True))
         if inverse:
             groups = [group[::-1] for group in groups[::-1]]

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, report
+from mixerflow.core import Context, Mapped, Noise, Transform, report, widen
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 
@@ -22,9 +22,7 @@ Motion = Callable[[Tensor | float, State], State]
 class Divergent(Protocol):
     """A velocity net with a closed form of its Jacobian's trace, as `mixerflow.nets.Velocity`."""
 
-    def divergence(
-        self, t: Tensor | float, x: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def divergence(self, t: Tensor | float, x: Tensor, context: Context = None) -> State:
         """Velocity ``(B, *event)`` and trace ``(B,)``."""
         ...
 
@@ -35,10 +33,10 @@ class Continuous(Transform):
 
     ``log|det dz/dx|`` is the integral of ``tr(df/dx)`` along the way.
 
-    In training an adaptive solver (torchdiffeq's dopri5) takes the steps that the whole batch
-    needs; gradients are by backpropagation through these steps. The adjoint method would save
-    memory that small nets on rows do not need, at the price of a second solve and of gradients with
-    an error of their own; `mixerflow.core.memory` saves the memory exactly.
+    In training an adaptive solver (torchdiffeq's dopri5, from the extra ``ode``) takes the steps
+    that the whole batch needs; gradients are by backpropagation through these steps. The adjoint
+    method would solve a second time for gradients with an error of their own;
+    `mixerflow.core.memory` saves the memory exactly.
 
     Evaluation and the inverse take equal steps of the classical Runge-Kutta method of order 4,
     twice: the second time half as long. Rows whose two results differ by more than `tolerance` go
@@ -62,17 +60,9 @@ class Continuous(Transform):
             the batch, so that rows depend on each other in training. None trains with equal steps,
             too, and does not need torchdiffeq.
 
-    Raises:
-        ConfigError: in training, if the extra ``ode`` is not installed.
-
-    Warns:
-        ConvergenceWarning: rows that are not within tolerance.
-
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud: Neural ordinary differential equations (2018),
-        eq. 8. https://arxiv.org/abs/1806.07366
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud: FFJORD (2019), eq. 4 to 7.
-        https://arxiv.org/abs/1810.01367
+        Chen et al., Neural ordinary differential equations (2018), eq. 8, arXiv:1806.07366.
+        Grathwohl et al., FFJORD (2019), eq. 4 to 7, arXiv:1810.01367.
 
     Departs from the papers: gradients by backpropagation, not by the adjoint method, and equal
     steps in evaluation, not the batch's.
@@ -107,7 +97,7 @@ class Continuous(Transform):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(x.device.type, enabled=False):
-            x, context = _wide(x), None if context is None else _wide(context)
+            x, context = widen(x), None if context is None else widen(context)
             signs = None
             if self.trace == "hutchinson":
                 drawn = torch.rand_like(x) if noise is None else noise.uniform(x, self.stream)
@@ -120,7 +110,7 @@ class Continuous(Transform):
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(z.device.type, enabled=False):
-            z, context = _wide(z), None if context is None else _wide(context)
+            z, context = widen(z), None if context is None else widen(context)
             motion = _motion(self.net, context, None)
             return self._to_tolerance(motion, (z, z.new_zeros(len(z))), 1.0, 0.0)
 
@@ -141,20 +131,14 @@ class Continuous(Transform):
                 differences = (_difference(a, b) for a, b in zip(fine, coarse, strict=True))
                 error = torch.where(moving, torch.maximum(*differences), error)
             of_row = moving.view(-1, *[1] * (fine[0].dim() - 1))
-            state = (
-                torch.where(of_row, fine[0], state[0]),
-                torch.where(moving, fine[1], state[1]),
-            )
+            z, log_det = state
+            state = torch.where(of_row, fine[0], z), torch.where(moving, fine[1], log_det)
             coarse = fine
         report(self, error, tolerance, "more halvings (most), or a smoother velocity")
         return state
 
     def extra_repr(self) -> str:
         return f"trace={self.trace}, steps={self.steps}"
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _difference(new: Tensor, old: Tensor) -> Tensor:
@@ -172,22 +156,19 @@ def _motion(net: nn.Module, context: Tensor | None, signs: Tensor | None) -> Mot
             velocity, trace = net.divergence(t, x, context)
             _check_shape(velocity, x)
             return velocity, trace
-        return _velocity_and_trace(net, t, x, context, signs)
+        return _differentiated(lambda x: net(t, x, context), x, signs)
 
     return motion
 
 
 def _check_shape(velocity: Tensor, x: Tensor) -> None:
     if velocity.shape != x.shape:
-        raise ValueError(
-            f"Continuous: the net gives {tuple(velocity.shape[1:])} for events "
-            f"{tuple(x.shape[1:])}; a velocity has the events' shape"
-        )
+        given, events = tuple(velocity.shape[1:]), tuple(x.shape[1:])
+        what = f"the net gives {given} for events {events}; a velocity has the events' shape"
+        raise ValueError(f"Continuous: {what}")
 
 
-def _velocity_and_trace(
-    net: nn.Module, t: Tensor | float, x: Tensor, context: Tensor | None, signs: Tensor | None
-) -> State:
+def _differentiated(field: Callable[[Tensor], Tensor], x: Tensor, signs: Tensor | None) -> State:
     """Velocity and trace of its Jacobian J (or ``signs^T J signs``), by automatic differentiation.
 
     The exact trace takes one backward pass for each of an event's numbers, all in one call.
@@ -195,7 +176,7 @@ def _velocity_and_trace(
     live = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if live and x.requires_grad else x.detach().requires_grad_()
-        velocity = net(t, x, context)
+        velocity = field(x)
         _check_shape(velocity, x)
         if signs is not None:
             (row,) = torch.autograd.grad(velocity, x, signs, create_graph=live)
@@ -235,11 +216,9 @@ def _adaptive(motion: Motion, start: State, tolerance: float) -> State:
     try:
         from torchdiffeq import odeint
     except ImportError:
-        raise ConfigError(
-            "training a continuous flow needs torchdiffeq",
-            "Continuous",
-            "pip install 'mixerflow[ode]', or train_tolerance=None",
-        ) from None
+        what = "training a continuous flow needs torchdiffeq"
+        remedy = "pip install 'mixerflow[ode]', or train_tolerance=None"
+        raise ConfigError(what, "Continuous", remedy) from None
     times = torch.tensor([0.0, 1.0], dtype=start[0].dtype, device=start[0].device)
     solution = odeint(motion, start, times, rtol=tolerance, atol=tolerance, method="dopri5")
     z, log_det = cast(State, solution)

@@ -21,12 +21,7 @@ class Dequantize(Transform):
     bits/dim (uniform dequantisation, one sample). The inverse is the floor: its log-det is 0 by
     definition, and values outside the levels stay outside: `Flow.draw` counts them.
 
-    Args:
-        levels: number of values of a pixel: 256 for 8 bits.
-
-    References:
-        Theis, van den Oord, Bethge: A note on the evaluation of generative models (2016).
-        https://arxiv.org/abs/1511.01844
+    Reference: Theis et al., A note on the evaluation of generative models (2016), arXiv:1511.01844.
     """
 
     draws = True
@@ -53,10 +48,9 @@ class Dequantize(Transform):
                 got = f"{low.item():g} to {high.item():g}"
                 raise ValueError(f"Dequantize: pixels must lie in 0..{self.levels - 1}; got {got}")
             if x.is_floating_point() and not bool((values == values.floor()).all()):
-                raise ValueError(
-                    f"Dequantize: pixels must be integers 0..{self.levels - 1}; got {x.dtype} with "
-                    "fractions (for images in [0, 1] multiply by the highest level and round)"
-                )
+                advice = "for images in [0, 1] multiply by the highest level and round"
+                what = f"integers 0..{self.levels - 1}; got {x.dtype} with fractions ({advice})"
+                raise ValueError(f"Dequantize: pixels must be {what}")
         return values
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
@@ -74,12 +68,7 @@ class Dequantize(Transform):
 
 @register
 class Rescale(Transform):
-    """``z = x * scale + shift`` with fixed numbers; log-det ``D log|scale|``.
-
-    Args:
-        scale: not 0; ``1 / levels`` brings dequantised pixels into the unit interval.
-        shift: added afterwards.
-    """
+    """``z = x * scale + shift`` with fixed numbers; log-det ``D log|scale|``."""
 
     affine = True
 
@@ -106,14 +95,10 @@ class Rescale(Transform):
 class Logit(Transform):
     """``z = logit(alpha + (1 - 2 alpha) x)`` for x in the unit interval.
 
-    ``log dz/dx = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``.
+    ``log dz/dx = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``; the
+    margin alpha, in ``[0, 1/2)``, keeps z finite at the ends of the interval.
 
-    Args:
-        alpha: margin that keeps z finite at the ends of the interval; in ``[0, 1/2)``.
-
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 4.1.
-        https://arxiv.org/abs/1605.08803
+    Reference: Dinh et al., Real NVP (2017), section 4.1, arXiv:1605.08803.
     """
 
     def __init__(self, alpha: float = 0.05) -> None:

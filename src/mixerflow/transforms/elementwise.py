@@ -56,7 +56,6 @@ class Affine(_ScaleAndShift):
             raise ValueError(f"Affine: bound must be positive; got {self.bound}")
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-scale and the shift."""
         log_scale, shift = raw[0], raw[1]
         if self.bound is not None:
             log_scale = self.bound * torch.tanh(log_scale / self.bound)
@@ -108,9 +107,8 @@ class SigmoidAffine(_ScaleAndShift):
     Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
     for an offset of 2.
 
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018); the
-        sigmoid is in its published code. https://arxiv.org/abs/1807.03039
+    Reference: Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code,
+        arXiv:1807.03039.
     """
 
     offset: float = 2.0

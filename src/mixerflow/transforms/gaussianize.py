@@ -56,15 +56,13 @@ class Gaussianize(FixedShape):
     Put a rotation, `Householder`, between two of these.
 
     Args:
-        n: length of the vectors.
         components: number K of anchors of a feature, at least 2.
         floor: least bandwidth that `initialize` sets, in the data's own unit.
 
     References:
-        Meng, Song, Song, Ermon: Gaussianization flows (2020).
-        https://arxiv.org/abs/2003.01941
-        Laparra, Camps-Valls, Malo: Iterative Gaussianization: from ICA to random rotations (2011).
-        https://arxiv.org/abs/1602.00229
+        Meng et al., Gaussianization flows (2020), arXiv:2003.01941.
+        Laparra et al., Iterative Gaussianization: from ICA to random rotations (2011),
+        arXiv:1602.00229.
 
     Departs from the paper:
         The mixture's weights are trained, and anchors start at K quantiles, not at data points.
@@ -107,11 +105,7 @@ class Gaussianize(FixedShape):
         return torch.where(upper, z, -z), total(rate.log() + _log_mills(z))
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        """Map latents to data.
-
-        Warns:
-            ConvergenceWarning: some x are not the inverse to rounding.
-        """
+        """Map to data; a `ConvergenceWarning` tells of x that are not the inverse to rounding."""
         self.check_latent(z)
         logit = torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
         x = self._mixture().quantile(logit, self)

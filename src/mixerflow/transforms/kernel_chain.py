@@ -107,6 +107,9 @@ def _differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+_Call = tuple[KernelChain, kernels.Plan, kernels.Place]
+
+
 class _Mixing(NamedTuple):
     """Index of a row flow, number of rows in an image, and where they lie: see `kernels.Place`."""
 
@@ -141,9 +144,7 @@ class MixerLayer(Layer):
         calls = self._kernel_calls(x)
         return calls if isinstance(calls, str) else "kernel"
 
-    def _kernel_calls(
-        self, x: Tensor
-    ) -> list[tuple[KernelChain, kernels.Plan, kernels.Place]] | str:
+    def _kernel_calls(self, x: Tensor) -> list[_Call] | str:
         """The row flows with what the kernels take to run them on images like `x`, or why none."""
         if kernels.where(x) != "gpu":
             return "only a GPU's kernels take images"
@@ -203,11 +204,8 @@ class MixerLayer(Layer):
 
 
 def _find_mixings(chain: Chain, shape: Shape, device: torch.device) -> list[_Mixing] | str:
-    """Find where each row flow's rows lie, or why kernels cannot run the chain on images.
-
-    The rearrangements are applied to an image that holds each number's index.
-    """
-    image = torch.arange(math.prod(shape)).reshape(1, *shape)
+    """Find where each row flow's rows lie, or why kernels cannot run the chain on images."""
+    image = torch.arange(math.prod(shape)).reshape(1, *shape)  # each number is its own index
     indices, found = image, []
     for number, step in enumerate(chain):
         if isinstance(step.transform if isinstance(step, Inverse) else step, _Rearrangement):

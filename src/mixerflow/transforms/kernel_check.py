@@ -49,12 +49,9 @@ def failed_check(
         wrong = not worst < 1  # or NaN
         _reasons[key] = f"their error is {worst:.1e} times the allowed one" if wrong else None
         if wrong:
-            warnings.warn(
-                f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden} are not "
-                f"used: {_reasons[key]}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            which = f"the GPU's kernels for rows of {plan.n} and nets of width {plan.hidden}"
+            message = f"{which} are not used: {_reasons[key]}"
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
     return _reasons[key]
 
 
@@ -99,10 +96,7 @@ def worst_error(
 def _test_place(
     n: int, place: kernels.Place | None, device: torch.device
 ) -> tuple[kernels.Place, Tensor]:
-    """Return a few images' rows like those of `place`, or plain rows; and their numbers' positions.
-
-    The positions are ``(within, n)``.
-    """
+    """Return few rows' place, like `place` or plain, and the numbers' positions ``(within, n)``."""
     if place is None:
         tables = (torch.zeros(1, dtype=torch.int32), torch.arange(n, dtype=torch.int32))
         place = kernels.Place(_ROWS, 1, n, *(table.to(device) for table in tables))

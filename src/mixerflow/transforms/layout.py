@@ -1,4 +1,7 @@
-"""Rearrangements of an image's numbers: patchify, which makes a patch matrix, and squeeze."""
+"""Rearrangements of an image's numbers: patchify, which makes a patch matrix, and squeeze.
+
+Reference: Dinh et al., Real NVP (2017), section 3.6: squeeze and checkerboard, arXiv:1605.08803.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,9 @@ from mixerflow.registry import register
 class _Rearrangement(FixedShape):
     """A reshape that splits each spatial axis into cells, and a permutation of the axes; log-det 0.
 
-    A subclass sets ``latent_shape``, and ``_order``: the split axes in the latent's order.
-
-    Args:
-        shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
-        sides: pixels of a cell on each spatial axis.
-        contiguous: whether a cell's pixels are neighbours, or lie one grid apart.
-
-    Raises:
-        ValueError: a side does not divide the image's; names the sides that do.
+    A subclass sets ``latent_shape``, and ``_order``: the split axes in the latent's order. The
+    pixels of a contiguous cell are neighbours; those of another lie one grid apart. A cell's side
+    that does not divide the image's is a ValueError that names the sides that do.
     """
 
     _order: tuple[int, ...]
@@ -37,10 +34,8 @@ class _Rearrangement(FixedShape):
         for axis, (n, p) in enumerate(zip(spatial, sides, strict=True)):
             if p < 1 or n % p:
                 fits = ", ".join(str(q) for q in range(1, n + 1) if n % q == 0)
-                raise ValueError(
-                    f"{name}: patch side {p} does not divide the {n} pixels of "
-                    f"spatial axis {axis} of images {self.shape}; these do: {fits}"
-                )
+                span = f"the {n} pixels of spatial axis {axis} of images {self.shape}"
+                raise ValueError(f"{name}: patch side {p} does not divide {span}; these do: {fits}")
         self.cells = tuple(n // p for n, p in zip(spatial, sides, strict=True))
         # each spatial axis is split in two; `contiguous` decides which of them counts the cells
         pairs = zip(self.cells, sides, strict=True)
@@ -70,12 +65,7 @@ class _Rearrangement(FixedShape):
 
 @register
 class Patchify(_Rearrangement):
-    """Rearrange ``(C, *spatial)`` into a patch matrix ``(patches, C * pixels of a patch)``.
-
-    Args:
-        shape: the image's event shape ``(C, *spatial)``, one to three spatial axes.
-        patch: a patch's side on each spatial axis, which must divide the image's.
-    """
+    """Rearrange ``(C, *spatial)`` into a patch matrix ``(patches, C * pixels of a patch)``."""
 
     contiguous = True
 
@@ -95,10 +85,6 @@ class Squeeze(_Rearrangement):
     """Space into channels: ``(C, *spatial)`` to ``(C f^axes, *(spatial / f))``; log-det 0.
 
     Channel ``(c f + dy) f + dx`` has the pixels of channel c at ``(f i + dy, f j + dx)``.
-
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
-        https://arxiv.org/abs/1605.08803
     """
 
     def __init__(self, shape: Shape, factor: int = 2) -> None:
@@ -119,10 +105,6 @@ class CheckerboardSqueeze(Squeeze):
     Four groups of C channels hold the cells' top left, bottom right, top right and bottom left
     pixels: a flow that goes on with the first half of the channels goes on with one colour of the
     whole image.
-
-    References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.6.
-        https://arxiv.org/abs/1605.08803
     """
 
     def __init__(self, shape: Shape) -> None:

@@ -1,4 +1,7 @@
-"""Invertible linear maps of vectors: triangles whose log-det is a sum, and a full matrix."""
+"""Invertible linear maps of vectors: triangles whose log-det is a sum, and a full matrix.
+
+Reference: Kingma, Dhariwal, Glow (2018), eq. 9 (matrix) and 11 (PLU), arXiv:1807.03039.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import (
-    Chain,
-    Context,
-    FixedShape,
-    Mapped,
-    Noise,
-    Transform,
-    constant,
-    floating,
-)
+from mixerflow import core
+from mixerflow.core import Context, FixedShape, Mapped, Noise, Transform, constant
 from mixerflow.registry import register
 
 
@@ -73,7 +68,7 @@ class Linear(_LinearMap):
     @torch.no_grad()
     def __init__(self, transform: Transform, n: int) -> None:
         super().__init__(n)
-        unit = torch.eye(n).to(floating(transform))
+        unit = torch.eye(n).to(core.floating(transform))
         bias, log_det = transform(torch.zeros_like(unit[:1]))
         origin = transform.inverse(torch.zeros_like(unit[:1]))[0]
         self.register_buffer("weight", (transform(unit)[0] - bias).mT.contiguous())
@@ -91,8 +86,7 @@ class Linear(_LinearMap):
         return self.log_det
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """One dense map of this one and an affine neighbour."""
-        return Linear(Chain(before, after), self.n) if before.affine and after.affine else None
+        return Linear(core.Chain(before, after), self.n) if before.affine and after.affine else None
 
 
 @register
@@ -104,9 +98,7 @@ class LU(_LinearMap):
     LAPACK packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n
     numbers.
 
-    References:
-        English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), section 4.
-        https://arxiv.org/abs/2310.16777
+    Reference: English et al., MixerFlow (2023), section 4, arXiv:2310.16777.
     """
 
     def __init__(self, n: int, *, bias: bool = True) -> None:
@@ -119,7 +111,6 @@ class LU(_LinearMap):
         return self.packed
 
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
-        """L and U."""
         packed = self.packed_triangles()
         lower = packed.tril(-1) + torch.diag_embed(torch.ones_like(packed[0]))
         upper = packed.triu(1) + torch.diag_embed(packed.diagonal().exp())
@@ -164,10 +155,6 @@ class PLU(LU):
     """``z = P L U x + b`` with fixed permutation P and signs; starts as a random rotation.
 
     ``log|det dz/dx| = sum_i log|U_ii|``. As Glow's 1x1 convolution when applied along the channels.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 11.
-        https://arxiv.org/abs/1807.03039
     """
 
     permutation: Tensor
@@ -222,10 +209,6 @@ class Matrix(_LinearMap):
     ``log|det dz/dx| = log|det W|`` costs a factorisation of W in each pass, and only the density,
     which rewards it, keeps W invertible; `LU` and `PLU` have neither fault. As Glow's 1x1
     convolution when applied along the channels.
-
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), eq. 9.
-        https://arxiv.org/abs/1807.03039
     """
 
     def __init__(self, n: int, *, generator: torch.Generator | None = None) -> None:
@@ -241,8 +224,7 @@ class Matrix(_LinearMap):
         return torch.linalg.solve(self.weight.mT, y, left=False)  # rows: multiplied from the right
 
     def _log_det(self) -> Tensor:
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return torch.linalg.slogdet(self.weight.to(wide))[1]
+        return torch.linalg.slogdet(core.widen(self.weight))[1]
 
     def folded(self) -> Transform:
         return Linear(self, self.n)

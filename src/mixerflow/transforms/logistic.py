@@ -27,10 +27,7 @@ class LogisticMixture(Elementwise):
     The inverse is found by Newton's steps inside a bracket: F lies between the least and the
     greatest of its components, whose inverses are closed forms.
 
-    References:
-        Ho, Chen, Srinivas, Duan, Abbeel: Flow++: improving flow-based generative models with
-        variational dequantization and architecture design (2019).
-        https://arxiv.org/abs/1902.00275
+    Reference: Ho et al., Flow++ (2019), arXiv:1902.00275.
 
     Departs from the paper:
         The k-th mean and log-scale are the raw ones times a gain between 1/2 and 3/2. Without
@@ -53,7 +50,6 @@ class LogisticMixture(Elementwise):
         return 3 * self.components + 2
 
     def _read(self, raw: Tensor) -> tuple[Tensor, Tensor, Mixture]:
-        """The log-scale a, the shift b and the mixture."""
         k = self.components
         gain = torch.linspace(0.5, 1.5, k, dtype=raw.dtype, device=raw.device)
         logits, mean, log_scale = raw[2:].unflatten(0, (3, k)).unbind()
@@ -67,11 +63,7 @@ class LogisticMixture(Elementwise):
         return logit * log_scale.exp() + shift, log_slope + log_scale
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse and its log-derivative.
-
-        Warns:
-            ConvergenceWarning: some x are not the inverse to rounding.
-        """
+        """Invert; a `ConvergenceWarning` tells of x that are not the inverse to rounding."""
         log_scale, shift, mixture = self._read(raw)
         x = mixture.quantile((z - shift) * (-log_scale).exp(), self)
         return x, -mixture.logit(x)[1] - log_scale

@@ -26,14 +26,11 @@ class Woodbury(_LinearMap):
     leave the scales to an `ActNorm` next to it.
 
     Args:
-        n: length of the vectors.
-        rank: of U V, 1 to n; from n / 2 on `LU` has fewer numbers.
-        bias: whether to add b.
+        rank: rank of U V, 1 to n; from n / 2 on `LU` has fewer numbers.
         generator: draws V, which starts as N(0, 1 / n); U starts at 0.
 
-    References:
-        Lu, Huang: Woodbury transformations for deep generative flows (2020), eq. 4 to 6.
-        https://arxiv.org/abs/2002.12229
+    Reference: Lu, Huang, Woodbury transformations for deep generative flows (2020), eq. 4 to 6,
+        arXiv:2002.12229.
 
     Departs from the paper:
         - U and V start at N(0, 0.01) there, so near the identity; this is the identity.
@@ -77,21 +74,16 @@ class Woodbury(_LinearMap):
 class Householder(_LinearMap):
     """``z = H_1 ... H_r x`` with reflections ``H_i = 1 - 2 v_i v_i' / |v_i|^2``; log-det 0.
 
-    Orthogonal whatever the parameters are. n reflections reach every orthogonal matrix whose
-    determinant is ``(-1)^r``; starts as a random one of them. The reflections are applied together,
+    The map is orthogonal whatever the parameters are. n reflections reach every orthogonal matrix
+    with determinant ``(-1)^r``; it starts as a random one. The reflections are applied together,
     by the product's compact form ``1 - V' T^-1 V``, with the unit vectors as the rows of V and T
-    the upper triangle of ``V V'``, its diagonal halved.
-
-    Args:
-        n: length of the vectors.
-        reflections: their number r, at least 1; None for n.
-        generator: draws the start.
+    the upper triangle of ``V V'``, its diagonal halved. None for r `reflections` is n.
 
     References:
-        Tomczak, Welling: Improving variational auto-encoders using Householder flow (2016).
-        https://arxiv.org/abs/1611.09630
-        Joffrain, Low, Quintana-Orti, van de Geijn, Van Zee: Accumulating Householder
-        transformations, revisited (2006). https://doi.org/10.1145/1141885.1141886
+        Tomczak, Welling, Improving variational auto-encoders using Householder flow (2016),
+        arXiv:1611.09630.
+        Joffrain et al., Accumulating Householder transformations, revisited (2006),
+        doi:10.1145/1141885.1141886.
     """
 
     affine = True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant
-from mixerflow.moments import RunningMoments, shared_moments
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, widen
+from mixerflow.moments import RunningMoments, Saved, shared_moments
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 
@@ -22,7 +21,7 @@ class DiagonalAffine(Transform):
     Gaussian in place of the standard one.
 
     Args:
-        shape: of the parameters. It broadcasts against the end of the event: ``(n,)`` for
+        shape: shape of the parameters. It broadcasts against the end of the event: ``(n,)`` for
             vectors, ``(C, 1, 1)`` for an image's channels, the event's own shape for one pair of
             parameters an activation.
     """
@@ -78,15 +77,12 @@ class ActNorm(DiagonalAffine):
     until then the map is the identity.
 
     Args:
-        shape: of the parameters, as a `DiagonalAffine`'s.
         floor: smallest standard deviation that `initialize` divides by. At 1 it centres and shrinks
             but never amplifies: a dimension that hardly varies in one batch (an image's empty
             border) may vary in the next, and layer upon layer of even tenfold amplification makes
             a value in the thousands out of it.
 
-    References:
-        Kingma, Dhariwal: Glow: generative flow with invertible 1x1 convolutions (2018), sec. 3.1.
-        https://arxiv.org/abs/1807.03039
+    Reference: Kingma, Dhariwal, Glow (2018), sec. 3.1, arXiv:1807.03039.
     """
 
     def __init__(self, shape: Shape | int, *, floor: float = 1.0) -> None:
@@ -114,18 +110,12 @@ class BatchNorm(DiagonalAffine):
     ``log|det dz/dx|`` is the sum of ``log_scale - log(v + eps) / 2`` over the event. In training
     mode m and v are those of the batch, so that the log-det is no likelihood and the map has no
     inverse; in eval mode, and in `inverse`, m and v are running averages, and both are exact.
-    `initialize` sets the averages from a batch. Folds into an `ActNorm`.
-
-    Args:
-        shape: of the parameters, as a `DiagonalAffine`'s.
-        momentum: share of a batch in the running averages.
-        eps: added to the variance.
+    `initialize` sets the averages from a batch. Folds into an `ActNorm`. `momentum` is the share of
+    a batch in the running averages.
 
     References:
-        Dinh, Sohl-Dickstein, Bengio: Density estimation using Real NVP (2017), section 3.7.
-        https://arxiv.org/abs/1605.08803
-        Papamakarios, Pavlakou, Murray: Masked autoregressive flow for density estimation (2017),
-        appendix B. https://arxiv.org/abs/1705.07057
+        Dinh et al., Real NVP (2017), section 3.7, arXiv:1605.08803.
+        Papamakarios et al., Masked autoregressive flow (2017), appendix B, arXiv:1705.07057.
     """
 
     affine = False  # not in training mode
@@ -140,7 +130,7 @@ class BatchNorm(DiagonalAffine):
         return not self.moments.training
 
     def _rows(self, x: Tensor) -> Tensor:
-        """The batch as ``(rows, features)``: the numbers of a column share a mean."""
+        """``(rows, features)``: the numbers of a column share a mean."""
         shared = self._shared_axes(x)
         own = [axis for axis in range(x.dim()) if axis not in shared]
         return x.permute(*shared, *own).reshape(-1, self.log_scale.numel())
@@ -193,35 +183,23 @@ class Moments(RunningMoments):
     """Mean and variance ``(width,)`` of rows in training mode, with their running averages.
 
     Trainers treat this module as the batch norm of a net.
-
-    Args:
-        width: length of the rows.
-        momentum: share of a batch in the running averages.
-        eps: for code that divides by the standard deviation.
     """
 
     def __init__(self, width: int, *, momentum: float, eps: float) -> None:
         super().__init__(width, eps=eps, momentum=momentum, affine=False)
 
     def of(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
-        """Mean and variance of rows ``(rows, width)`` over all processes, and their number.
-
-        Raises:
-            ValueError: fewer than 2 rows.
-        """
-        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        """Mean and variance of rows ``(rows, width)`` over all processes, and their number."""
+        wide = widen(rows)
         if self.processes.together:
             return _SharedMoments.apply(wide, self.processes)  # pyright: ignore[reportReturnType]
         if len(rows) < 2:
-            raise ValueError(
-                f"BatchNorm: {len(rows)} values a feature have no variance: train on 2 or more, or "
-                "call eval()"
-            )
+            what = f"{len(rows)} values a feature have no variance"
+            raise ValueError(f"BatchNorm: {what}: train on 2 or more, or call eval()")
         variance, mean = torch.var_mean(wide, 0, correction=0)
         return mean, variance, len(rows)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The batch's mean and variance."""
         mean, variance, rows = self.of(input)
         if self.update:
             self.move(mean.detach(), variance.detach(), rows)
@@ -232,11 +210,7 @@ class _SharedMoments(torch.autograd.Function):
     """`shared_moments` with gradients; one message each way."""
 
     @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401
-        x: Tensor,
-        processes: Processes,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Saved, x: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
         mean, variance, rows = shared_moments(x, processes)
         ctx.save_for_backward(x, mean, rows)
         ctx.processes = processes
@@ -245,8 +219,7 @@ class _SharedMoments(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,  # noqa: ANN401
-        *grads: Tensor,
+        ctx: Saved, *grads: Tensor
     ) -> tuple[Tensor, None]:
         x, mean, rows = ctx.saved_tensors
         by_mean, by_variance = ctx.processes.sum(torch.stack(grads[:2]))

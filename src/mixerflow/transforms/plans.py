@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from mixerflow import kernels
 from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
-from mixerflow.transforms.coupling import Coupling
+from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.elementwise import Affine
 from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.norms import ActNorm
-from mixerflow.transforms.splits import halves
 
 _LONGEST = 512
 """Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""
@@ -185,18 +184,14 @@ def _pop(left: list[Transform], kind: type[_T]) -> _T | None:
 def _fits(step: _Step) -> bool:
     """Whether all lengths agree, and the net reads and changes the coupling's halves."""
     given, changed = halves(step.n, flip=step.coupling.flip)
-    return (
-        (step.net.given, step.net.out) == (given, 2 * changed)
-        and (step.norm is None or step.norm.shape == (step.n,))
-        and (step.linear is None or step.linear.n == step.n)
-    )
+    norm_fits = step.norm is None or step.norm.shape == (step.n,)
+    linear_fits = step.linear is None or step.linear.n == step.n
+    return (step.net.given, step.net.out) == (given, 2 * changed) and norm_fits and linear_fits
 
 
 def hooked(chain: nn.Module) -> bool:
     """Whether a hook, or a replaced `forward`, sees or changes a module's input or output."""
-    if nn.modules.module._has_any_global_hook():
-        return True
-    return any(
+    return bool(nn.modules.module._has_any_global_hook()) or any(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report
+from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report, widen
 from mixerflow.registry import register
 
 Function = Callable[[Tensor], Tensor]
@@ -35,9 +35,6 @@ class _ContractionMap(Transform):
 
         One step of Newton's method, ``u - (I + sign J)^-1 (u + sign g(u) - target)`` with J kept
         fixed, ends the iteration: it polishes the root, and implicit derivatives flow through it.
-
-        Warns:
-            ConvergenceWarning: rows whose iteration has not converged.
         """
         tolerance = 32 * torch.finfo(target.dtype).eps  # the last move: some roundings
         with torch.no_grad():
@@ -72,11 +69,6 @@ def _log_det(jacobian: Tensor, sign: float = 1.0) -> Tensor:
     return torch.linalg.slogdet(unit + sign * jacobian)[1]
 
 
-def _wide(x: Tensor) -> Tensor:
-    """`x` in float32 or wider: iterations do not converge in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 @register
 class Residual(_ContractionMap):
     """``z = x + g(x)`` with ``|g(a) - g(b)| < |a - b|``; the identity where g is 0.
@@ -101,16 +93,14 @@ class Residual(_ContractionMap):
         net: maps ``(B, *event)`` and the context to the same shape, with a Lipschitz constant
             below 1 in the 2-norm, as `LipschitzMLP` and `LipschitzDense`.
         log_det: "exact" or "unbiased".
-        terms: K in training mode.
-        eval_terms: K in eval mode.
+        terms, eval_terms: K in training mode and in eval mode.
         stop: probability that N ends at each further term.
         most: largest number of steps of the inverse.
 
     References:
-        Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen: Invertible residual networks (2019), eq. 1
-        and algorithm 1. https://arxiv.org/abs/1811.00995
-        Chen, Behrmann, Duvenaud, Jacobsen: Residual flows for invertible generative modeling
-        (2019), eq. 6 and 8. https://arxiv.org/abs/1906.02735
+        Behrmann et al., Invertible residual networks (2019), eq. 1 and algorithm 1,
+        arXiv:1811.00995.
+        Chen et al., Residual flows (2019), eq. 6 and 8, arXiv:1906.02735.
 
     Departs from the papers:
         - signs instead of normal probes: less variance, none where n is 1;
@@ -140,7 +130,7 @@ class Residual(_ContractionMap):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(x.device.type, enabled=False):
-            x, g = _wide(x), self._prepared(context)
+            x, g = widen(x), self._prepared(context)  # half precision does not converge
             if self.density == "exact":
                 value, jacobian = _differentiated(g, x)
                 return x + value, _log_det(jacobian)
@@ -149,8 +139,7 @@ class Residual(_ContractionMap):
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         with torch.autocast(z.device.type, enabled=False):
-            z = _wide(z)
-            x, jacobian = self._solve(self._prepared(context), z)
+            x, jacobian = self._solve(self._prepared(context), widen(z))
             return x, -_log_det(jacobian)
 
     def _draw(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
@@ -199,17 +188,10 @@ class Monotone(_ContractionMap):
     u; ``log|det dz/dx| = log det(I - J) - log det(I + J)`` with J the Jacobian of G at u, by n
     backward passes. The inverse is the same map with -G. The identity where G is 0.
 
-    Args:
-        net: G, which maps ``(B, *event)`` and the context to the same shape, with a Lipschitz
-            constant below 1 in the 2-norm.
-        most: largest number of steps.
+    `net` and `most` are those of `Residual`; the iteration ends in a step of Newton's method, too.
 
-    References:
-        Ahn, Kim, Hong, Kim: Invertible monotone operators for normalizing flows (2022), section 4.
-        https://arxiv.org/abs/2210.08176
-
-    Departs from the paper:
-        - the end of the iteration is a step of Newton's method, through which gradients flow.
+    Reference: Ahn et al., Invertible monotone operators for normalizing flows (2022), section 4,
+        arXiv:2210.08176.
     """
 
     def __init__(self, net: nn.Module, *, most: int = 2000) -> None:
@@ -222,8 +204,7 @@ class Monotone(_ContractionMap):
         return self._cayley(z, context, -1.0)
 
     def _cayley(self, x: Tensor, context: Tensor | None, sign: float) -> tuple[Tensor, Tensor]:
-        """The map made of ``sign G``."""
         with torch.autocast(x.device.type, enabled=False):
-            x = _wide(x)
+            x = widen(x)
             u, jacobian = self._solve(self._prepared(context), 2 * x, sign)
             return u - x, _log_det(jacobian, -sign) - _log_det(jacobian, sign)

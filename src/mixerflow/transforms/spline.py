@@ -31,9 +31,7 @@ class RationalQuadratic(Elementwise):
     back x itself and a log-derivative of 0, bit for bit. Raw parameters are K widths, K heights
     and K - 1 derivatives at the inner knots; the derivatives at the two ends are 1, as the tails'.
 
-    References:
-        Durkan, Bekasov, Murray, Papamakarios: Neural spline flows (2019).
-        https://arxiv.org/abs/1906.04032
+    Reference: Durkan et al., Neural spline flows (2019), arXiv:1906.04032.
 
     Departs from the paper:
         Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0. The inverse's quadratic
@@ -51,9 +49,8 @@ class RationalQuadratic(Elementwise):
         if not 2 <= self.bins <= most:
             raise ValueError(f"RationalQuadratic: bins must be 2..{most:g}; got {self.bins}")
         if not 0 < self.tail < math.inf:
-            raise ValueError(
-                f"RationalQuadratic: tail must be positive and finite; got {self.tail}"
-            )
+            what = f"tail must be positive and finite; got {self.tail}"
+            raise ValueError(f"RationalQuadratic: {what}")
 
     @property
     def params(self) -> int:
@@ -113,11 +110,8 @@ class RationalQuadratic(Elementwise):
         return z + added.where(inside, 0.0), -log_slope.where(inside, 0.0)
 
     def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask of the values inside the interval, and x clipped to the interval.
-
-        The results for values outside are not used, but their gradients are: 0 times infinity is
-        NaN, so no far value may reach the formulas.
-        """
+        """Mask of the values inside the interval, and x clipped to the interval."""
+        # gradients of unused results count: 0 times infinity is NaN, so far values are clipped
         return x.abs() < self.tail, x.clamp(-self.tail, self.tail)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mixerflow.kernels.gpu.net import hidden_layers, outputs
 from mixerflow.kernels.gpu.parts import (
     UNSPECIALIZED,
     bounded,
@@ -31,6 +30,7 @@ from mixerflow.kernels.gpu.parts import (
     unsquash,
     use,
 )
+from mixerflow.kernels.gpu.step import hidden_layers, outputs
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)

@@ -34,16 +34,12 @@ NORMS = {"none": 0, "layer": 1, "scale": 2, "rms": 3}
 
 @dataclass(frozen=True)
 class Setting:
-    """Settings that all steps of a row flow share.
+    """Settings that all steps of a row flow share; those that `Plan` has too are the plan's.
 
     Attributes:
-        n: length of the rows.
-        hidden: width of the nets: a power of two.
         flips: whether each step's net reads the second part.
         norm: one of `NORMS`.
         eps: constant in that norm.
-        squash: whether nets read sign(x) log(1 + |x|).
-        bound: bound of the log-scales; 0 for none.
         low: whether nets compute in bfloat16.
         linear: precision of the state's products, as Triton names it.
     """
@@ -115,10 +111,9 @@ _ALIGNED = 64
 
 
 class Size(NamedTuple):
-    """Rows and warps of one program of a kernel."""
+    """Rows of a tile, and warps, of one program of a kernel."""
 
     block: int
-    """Rows a tile."""
     warps: int
 
 

@@ -132,12 +132,10 @@ def inverse_maps(plan: Plan, weights: Weights) -> Tensor:
 
 
 class Totals(NamedTuple):
-    """Memory for the gradients of all steps."""
+    """Memory for the gradients of all steps ``(S, most)``, and the number of those of each step."""
 
     sums: Tensor
-    """``(S, most)``."""
     counts: tuple[int, ...]
-    """Numbers of each step."""
 
 
 def totals(setting: Setting, weights: Weights, device: torch.device) -> Totals:

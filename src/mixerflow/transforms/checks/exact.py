@@ -9,19 +9,10 @@ from torch import Tensor
 from mixerflow.transforms.checks.subject import Batch, Direction, Subject, law
 
 
-@law("left inverse")
-def left_inverse(subject: Subject) -> None:
-    """``inverse(forward(x)) == x`` in float64 and float32."""
-    _check_round_trip(subject, "forward", "inverse")
-
-
-@law("right inverse")
-def right_inverse(subject: Subject) -> None:
-    """``forward(inverse(z)) == z`` in float64 and float32."""
-    _check_round_trip(subject, "inverse", "forward")
-
-
-def _check_round_trip(subject: Subject, first: Direction, then: Direction) -> None:
+@law("right inverse", first="inverse", then="forward")
+@law("left inverse", first="forward", then="inverse")
+def round_trip(subject: Subject, *, first: Direction, then: Direction) -> None:
+    """``inverse(forward(x)) == x``, or ``forward(inverse(z)) == z``, in float64 and float32."""
     kind = subject.kind
     for s, limit in ((subject, kind.round_trip), (subject.single, kind.round_trip_single)):
         start = s.batch(first, 8)
@@ -29,16 +20,11 @@ def _check_round_trip(subject: Subject, first: Direction, then: Direction) -> No
         s.check_close(f"{then} after {first} in {s.dtype}", end, start.values, limit)
 
 
-@law("forward log-det")
-def forward_log_det(subject: Subject) -> None:
-    """Forward's log-det is the log-det of forward's own Jacobian."""
-    check_log_det(subject, "forward", subject.data(2))
-
-
-@law("inverse log-det")
-def inverse_log_det(subject: Subject) -> None:
-    """Inverse's log-det is that of inverse's own Jacobian: errors in both cannot cancel."""
-    check_log_det(subject, "inverse", subject.batch("inverse", 2))
+@law("inverse log-det", direction="inverse")
+@law("forward log-det", direction="forward")
+def log_det(subject: Subject, *, direction: Direction) -> None:
+    """A direction's log-det is that of its own Jacobian: errors in both cannot cancel."""
+    check_log_det(subject, direction, subject.batch(direction, 2))
 
 
 def check_log_det(subject: Subject, direction: Direction, batch: Batch) -> None:

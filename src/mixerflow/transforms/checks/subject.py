@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Noise, Shape, Transform
+from mixerflow.core import Mapped, Noise, Shape, Transform
 
-KindName = Literal[
-    "algebraic",
-    "spline",
-    "iterative",
-    "residual",
-    "implicit",
-    "estimate",
-    "ode",
-    "ode estimate",
-    "stochastic",
-    "surjection",
-]
+_Algebraic = Literal["algebraic", "spline", "iterative", "residual", "implicit"]
+KindName = _Algebraic | Literal["estimate", "ode", "ode estimate", "stochastic", "surjection"]
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
 _COMPILE = frozenset({"compile forward", "compile inverse"})
@@ -127,9 +117,9 @@ class Batch(NamedTuple):
 
 
 class Subject:
-    """A perturbed copy of a transform in eval mode, and seeded inputs for it.
+    """A perturbed copy of a transform in eval mode, and its seeded inputs; arguments of `check`.
 
-    Takes the arguments of `check`. Latent events are the transform's images of data events.
+    Latent events are the transform's images of data events.
     """
 
     def __init__(
@@ -178,6 +168,12 @@ class Subject:
             return data
         return data._replace(values=self.run("forward", data)[0])
 
+    def cases(self, batch: int) -> Iterator[tuple[Subject, Direction, Batch]]:
+        """Both precisions and both directions, each with seeded events."""
+        for subject in (self, self.single):
+            for direction in DIRECTIONS:
+                yield subject, direction, subject.batch(direction, batch)
+
     def arguments(self, direction: Direction, batch: Batch) -> tuple[Any, ...]:
         """The arguments of `transform.forward` or `transform.inverse`."""
         if direction == "inverse":
@@ -187,7 +183,7 @@ class Subject:
 
     def run(
         self, direction: Direction, batch: Batch, *, transform: Transform | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Mapped:
         """One direction of the transform (or of a copy of it), without gradients."""
         with torch.no_grad():
             chosen = self.transform if transform is None else transform
@@ -217,23 +213,28 @@ class Subject:
         wanted = wanted.double()
         error = ((got.double() - wanted).abs() / (1 + wanted.abs())).flatten()
         worst = error.amax().item() if len(error) else 0.0
-        assert worst <= tolerance, (
-            f"{name}: off by {worst:.2e}, more than {tolerance:.0e}; {self.condition()}"
-        )
+        if not worst <= tolerance:
+            off = f"off by {worst:.2e}, more than {tolerance:.0e}"
+            raise AssertionError(f"{name}: {off}; {self.condition()}")
+
+    def check_same(self, name: str, got: Mapped, wanted: Mapped, tolerance: float) -> None:
+        """`check_close` of values and log-dets."""
+        self.check_close(f"{name}: values", got[0], wanted[0], tolerance)
+        self.check_close(f"{name}: log-det", got[1], wanted[1], tolerance)
 
 
-LawFunction = Callable[[Subject], None]
-LAWS: dict[str, LawFunction] = {}
+LAWS: dict[str, Callable[[Subject], None]] = {}
+_F = TypeVar("_F", bound=Callable[..., None])
 
 
-def law(name: str) -> Callable[[LawFunction], LawFunction]:
-    """Register a law; every error in it becomes an AssertionError that names the law."""
+def law(name: str, **settings: str) -> Callable[[_F], _F]:
+    """Register ``function(subject, **settings)`` as a law; all its errors are AssertionErrors."""
 
-    def register(function: LawFunction) -> LawFunction:
+    def register(function: _F) -> _F:
         @functools.wraps(function)
         def named(subject: Subject) -> None:
             try:
-                function(subject)
+                function(subject, **settings)
             except AssertionError as error:
                 raise AssertionError(f"{name}: {subject}: {error}") from None
             except Exception as error:
@@ -241,6 +242,6 @@ def law(name: str) -> Callable[[LawFunction], LawFunction]:
                 raise AssertionError(f"{name}: {subject}: {kind}: {error}") from error
 
         LAWS[name] = named
-        return named
+        return function
 
     return register
