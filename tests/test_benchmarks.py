@@ -182,6 +182,7 @@ def test_memory_and_imports_are_measured_in_fresh_processes():
     assert seconds["sleep"][0] >= 0.05 > seconds["none"][0]
 
 
+@pytest.mark.slow
 def test_linear_blocks_take_over_where_the_counts_cross():
     rows = [growth.count_terms("LU", size, batch=16) for size in (32, 64, 128)]
     products = [row["linear"] / row["conditioners"] for row in rows]
@@ -238,6 +239,7 @@ def test_inverting_takes_the_same_memory_at_any_depth():
         assert many[path]["invert"] < many[path]["checkpoint"] < many[path]["store"]
 
 
+@pytest.mark.slow
 def test_weights_are_judged_by_each_rounding_and_each_way(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8)).astype(np.uint8)
     made = make_images(pixels, None, dataset_id="made")

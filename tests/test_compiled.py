@@ -34,6 +34,7 @@ def check(result, names):
     return kernels
 
 
+@pytest.mark.slow
 def test_the_paper_s_model_in_bfloat16():
     result = compiled()
     kernels = check(result, TRAINING | {"assemble_kernel", "disassemble_kernel", "copy_kernel"})

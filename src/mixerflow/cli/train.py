@@ -135,7 +135,7 @@ def _train(recipe: str | None, given: Arguments, words: list[str], processes: Pr
     splits = load_data(given.data, **how, cache=given.cache)
     for line in splits.train.skipped if processes.main else ():
         print(f"skipped {line}", file=sys.stderr)
-    model = _fit(given.model, splits.train)
+    model = _with_data(given.model, splits.train)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
     result = train(
@@ -170,7 +170,7 @@ def _print_result(result: Trained, out: Path, splits: Splits) -> None:
     print(f"{result.step} steps, validation {result.validation}; see {page}")
 
 
-def _fit(model: Model, images: Images) -> Model:
+def _with_data(model: Model, images: Images) -> Model:
     """Set the images' number of levels in the model, and refuse images that do not fit it."""
     assert images.levels is not None, "files hold integers"
     levels, classes = model.pixels.levels, model.classes

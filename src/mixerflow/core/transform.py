@@ -186,7 +186,7 @@ class Transform(nn.Module):
         return self
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Return one transform equal to `before`, then `after`, or None; this is one of the two."""
+        """Return one transform equal to `before` then `after` (one is `self`), or None."""
         return None
 
     def same_as(self, other: Transform) -> bool:

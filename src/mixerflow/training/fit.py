@@ -105,7 +105,7 @@ def train(
         NonFiniteError: training reached NaN or infinity and did not recover.
     """
     config = config or TrainConfig()
-    if not steps is epochs is minutes is None:
+    if (steps, epochs, minutes) != (None, None, None):
         config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
     given = _as_images(images, labels)
     _check_fit(flow, given)

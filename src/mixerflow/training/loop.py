@@ -141,7 +141,7 @@ class Loop:
         at_end = trainer.step == trainer.steps
         few = trainer.config.evaluate_images or len(self.validation)
         figure = self._score(len(self.validation) if at_end else few)
-        # the same images every time, or the best would be the one that saw the easiest
+        # the same images every time, or the best checkpoint would be the one with easy images
         comparable = float(figure.per_image[:few].mean())
         best = comparable < counters.best
         counters.best = min(comparable, counters.best)

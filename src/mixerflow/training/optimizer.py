@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups, and the moving average of the weights."""
+"""The optimiser, its parameter groups, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.parallel import local
 
 
@@ -32,6 +33,11 @@ def parameter_groups(flow: Flow, last: float) -> tuple[list[dict[str, Any]], lis
     if left:
         layers, factors = [*layers, list(left.values())], [*factors, 1.0]
     return [{"params": layer} for layer in layers], factors
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Return Adam on groups of parameters."""
+    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 class Average:

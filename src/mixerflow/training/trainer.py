@@ -25,7 +25,13 @@ from mixerflow.training.objective import (
     likelihood,
     name_of,
 )
-from mixerflow.training.optimizer import Average, batch_norms, parameter_groups, recalibrate
+from mixerflow.training.optimizer import (
+    Average,
+    batch_norms,
+    make_optimizer,
+    parameter_groups,
+    recalibrate,
+)
 from mixerflow.training.parallel import (
     load_flow,
     load_optimizer,
@@ -109,7 +115,7 @@ class Trainer:
         if own := [p for p in own if p.requires_grad]:
             groups, self.rates = [*groups, {"params": own}], [*self.rates, 1.0]
             self.parameters = [*self.parameters, *own]
-        self.optimizer = torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+        self.optimizer = make_optimizer(groups, config)
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
