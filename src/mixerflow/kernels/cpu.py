@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mixerflow.kernels.library import library
-from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Ctx, Plan, Step
+from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
+from mixerflow.moments import Saved
 from mixerflow.processes import Processes
 
 _TILE = 64
@@ -190,7 +191,7 @@ def _forward(plan: Plan, x: Tensor, *, store: bool) -> tuple[Tensor, Tensor, _Fl
 
 class _Apply(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Ctx, plan: Plan, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Saved, plan: Plan, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det, flow, buffer = _forward(plan, x, store=True)
         ctx.plan, ctx.flow, ctx.kinds = plan, flow, plan.kinds()
         ctx.save_for_backward(buffer, *parameters)
@@ -198,7 +199,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Ctx, dz: Tensor, dlog_det: Tensor
+        ctx: Saved, dz: Tensor, dlog_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         plan.check(ctx.kinds)

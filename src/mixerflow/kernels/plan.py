@@ -7,7 +7,7 @@ ActNorm, for vectors ``(rows, n)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ STATISTICS = ("mean1", "var1", "mean2", "var2")
 DENSE = ("weight", "inverse", "log_det")
 
 Where = Literal["cpu", "gpu"]
-Ctx: TypeAlias = Any
-"""The `ctx` of an autograd function, to which any attribute may be added."""
 Keep = Literal["inputs", "output"]
 """Rows stored for a GPU's backward pass: those that enter each step, or the last ones."""
 GPU_LONGEST = 64

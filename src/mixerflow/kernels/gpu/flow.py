@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
-from mixerflow.kernels.plan import Ctx, Keep, Place, Plan
+from mixerflow.kernels.plan import Keep, Place, Plan
+from mixerflow.moments import Saved
 
 
 @functools.cache  # never freed: a captured graph keeps the address only
@@ -31,7 +32,7 @@ def _image_log_dets(log_det: Tensor, place: Place) -> Tensor:
 class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Ctx, plan: Plan, low: bool, keep: Keep, place: Place, x: Tensor, *parameters: Tensor
+        ctx: Saved, plan: Plan, low: bool, keep: Keep, place: Place, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, x.device)
@@ -50,7 +51,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Ctx, dz: Tensor, d_log_det: Tensor
+        ctx: Saved, dz: Tensor, d_log_det: Tensor
     ) -> tuple[Tensor | None, ...]:
         plan, setting, weights, place = ctx.plan, ctx.setting, ctx.weights, ctx.place
         plan.check(ctx.kinds)
