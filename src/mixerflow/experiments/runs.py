@@ -82,8 +82,7 @@ class Run:
 
     def read_metadata(self) -> dict[str, Any] | None:
         """The content of ``run.json``, or None where the run has not begun."""
-        folder = RunFolder(self.path)
-        return folder.read_metadata() if folder.metadata_path.exists() else None
+        return _recorded(self.path)
 
     def difference(self, recorded: Mapping[str, Any], images: Images | None = None) -> str:
         """The first difference of the run in the folder from this one; empty without any.
@@ -134,7 +133,7 @@ class Run:
         stages = self.cell.stages(self.budget, self.seed)
         paths = [self.path / f"stage-{k}" for k in range(1, len(stages))] + [self.path]
         for number, (path, (model, config)) in enumerate(zip(paths, stages, strict=True)):
-            if _is_finished(path):
+            if any(_is_finished(each) for each in (path, self.path)):
                 continue
             torch.manual_seed(self.seed)
             flow = model.build(images.train.shape).to(device)
@@ -168,6 +167,10 @@ class Run:
             write_atomically(self._figures_path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _is_finished(path: Path) -> bool:
+def _recorded(path: Path) -> dict[str, Any] | None:
     folder = RunFolder(path)
-    return folder.metadata_path.exists() and folder.read_metadata().get("status") == "finished"
+    return folder.read_metadata() if folder.metadata_path.exists() else None
+
+
+def _is_finished(path: Path) -> bool:
+    return (_recorded(path) or {}).get("status") == "finished"

@@ -23,15 +23,13 @@ from mixerflow.runs import (
     RunFolder,
     begin_from,
     existing_run,
-    is_published,
-    read_metadata,
 )
 from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import steps_of
 from mixerflow.training.graphed import trainer_of
-from mixerflow.training.growth import Stage, grow_from, is_deeper
+from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop
 from mixerflow.training.objective import Objective, likelihood, name_of
 
@@ -205,14 +203,8 @@ def _begin(
             raise ConfigError(what, "--train.schedule-start", remedy)
         return None, None
     path = Path(begin)
-    known = is_published(path) or RunFolder(path).metadata_path.exists()
-    if known and is_deeper(flow, read_metadata(path).get("model")):
-        if is_published(path):
-            what = "published weights have no Adam moments for a deeper model to continue with"
-            raise ConfigError(what, path, "name the run folder that they are from")
-        stage = grow_from(flow, path)
-        return stage.origin, stage
-    return begin_from(flow, path), None
+    stage = grow_from(flow, path)
+    return (stage.origin, stage) if stage is not None else (begin_from(flow, path), None)
 
 
 def _known_origin(

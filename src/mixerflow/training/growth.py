@@ -24,7 +24,7 @@ from mixerflow.core import Flow, Noise
 from mixerflow.errors import ConfigError
 from mixerflow.models import flow_from
 from mixerflow.registry import restore
-from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
+from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, is_published, read_metadata
 from mixerflow.runs.manifest import entry, pack_tensors
 from mixerflow.runs.metadata import model_settings
 from mixerflow.runs.weights import origin_of, pieces_of, require_same_model
@@ -55,19 +55,26 @@ class Stage:
     objective: dict[str, Tensor] | None
 
 
-def grow_from(flow: Flow, path: Path) -> Stage:
+def grow_from(flow: Flow, path: Path) -> Stage | None:
     """Map the last checkpoint of a run of a shallower model to a flow of the deeper model.
 
     Layers correspond in order; what follows the layers corresponds too. The flow gets the mapped
-    weights, and counts as initialised.
+    weights, and counts as initialised. None where the flow is not of a deeper model.
 
     Raises:
-        ConfigError: the models differ in more than depth, or a new layer is not the identity.
+        ConfigError: the models differ in more than depth, a new layer is not the identity, or the
+            weights are published ones, which have no moments.
         CheckpointError: the run is damaged.
     """
-    metadata = RunFolder(path).read_metadata()
-    spec = metadata["model"]
-    assert spec is not None
+    published = is_published(path)
+    known = published or RunFolder(path).metadata_path.exists()
+    metadata = read_metadata(path) if known else {}
+    spec = metadata.get("model")
+    if spec is None or not _is_deeper(flow, spec):
+        return None
+    if published:
+        what = "published weights have no Adam moments for a deeper model to continue with"
+        raise ConfigError(what, path, "name the run folder that they are from")
     with torch.device("meta"):
         shallow = flow_from(spec, path / "run.json")
     pairs = {name: name for name in shallow.state_dict() if not name.startswith("transform.")}
@@ -112,9 +119,9 @@ def _adam(
     return moments, state.get("objective")
 
 
-def is_deeper(flow: Flow, spec: dict[str, Any] | None) -> bool:
+def _is_deeper(flow: Flow, spec: dict[str, Any]) -> bool:
     """Whether a flow has the settings of a spec but for larger numbers: more layers, say."""
-    if spec is None or flow.spec is None or spec.get("type") == "Flow":
+    if flow.spec is None or spec.get("type") == "Flow":
         return False
     mine, theirs = model_settings(flow.spec), model_settings(spec)
     pairs = [(mine.get(n), theirs.get(n)) for n in mine.keys() | theirs.keys()]
@@ -172,10 +179,16 @@ def _signature(module: nn.Module) -> object:
 def _check_identity(flow: Flow, mapped: set[str]) -> None:
     """Raise a ConfigError unless each layer without a mapped tensor is the identity."""
     held = {id(t) for name, t in flow.state_dict(keep_vars=True).items() if name in mapped}
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        draws = torch.randn(2, *shape, dtype=torch.float64, generator=generator)
+        return draws.to(flow.device)
+
     context = None
     if flow.context_net is not None:
-        width = flow.context_net(torch.zeros(2, dtype=torch.int64, device=flow.device)).shape[1:]
-        context = torch.randn(2, *width, dtype=torch.float64, device=flow.device)
+        labels = torch.zeros(2, dtype=torch.int64, device=flow.device)
+        context = drawn(*flow.context_net(labels).shape[1:])
     layers = flow.layer_shapes()
     for number, (layer, taken, given) in enumerate(layers, 1):
         if not layer.state_dict() or any(
@@ -183,8 +196,7 @@ def _check_identity(flow: Flow, mapped: set[str]) -> None:
         ):
             continue
         exact = copy.deepcopy(layer).double().eval()
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, *taken, dtype=torch.float64, generator=generator).to(flow.device)
+        x = drawn(*taken)
         z, log_det = exact(x, context, Noise.of(0, x))
         same = taken == given and bool(((z - x).abs() <= _ROUNDING * (1 + x.abs())).all())
         if not (same and bool((log_det.abs() <= _ROUNDING * x[0].numel()).all())):
