@@ -20,7 +20,9 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     CLipSwish,
+    DenseAttentionNet,
     DenseConvNet,
+    DenseEncoder,
     GlowNet,
     KernelNet,
     LearnedPositionalEncoding,
@@ -29,12 +31,14 @@ from mixerflow.nets import (
     MaskedMLP,
     PlainConvNet,
     ResidualConvNet,
+    ResidualDenseNet,
     ResidualMLP,
     ResNet,
     SinusoidalPositionalEncoding,
     SplineNet,
     TanhScale,
     Velocity,
+    WideningConvNet,
     ZeroConv,
     matern,
 )
@@ -45,6 +49,7 @@ from mixerflow.transforms import (
     RLU,
     ActNorm,
     Affine,
+    Augment,
     Autoregressive,
     Bands,
     BatchNorm,
@@ -54,6 +59,7 @@ from mixerflow.transforms import (
     Columns,
     Continuous,
     Coupling,
+    CrossUnits,
     Dequantize,
     DiagonalAffine,
     Dilated,
@@ -78,8 +84,10 @@ from mixerflow.transforms import (
     Split,
     Squeeze,
     Stripes,
+    SwapHalves,
     TokenAttention,
     UnpackedPLU,
+    VariationalDequantize,
     Woodbury,
     halves,
 )
@@ -122,6 +130,47 @@ def dense_coupling(channels: int, *, flip=False, **settings) -> Coupling:
         return DenseConvNet(a, b, width=4, growth=3, depth=2, **settings)
 
     return through(0, channels, make, flip=flip)
+
+
+def attentive_coupling(channels: int, *, flip=False, **settings) -> Coupling:
+    def make(a, b):
+        small = {"width": 4, "growth": 3, "depth": 2, "count": 2}
+        return DenseAttentionNet(a, b, **{**small, **settings})
+
+    return through(0, channels, make, flip=flip)
+
+
+def augment(shape: Shape, channels: int = 1, *, given: int | None = None, context=0) -> Augment:
+    axes = len(shape) - 1
+    net = WideningConvNet(given or shape[0], 2 * channels, factor=2, context=context, axes=axes)
+    return Augment(shape, channels, net)
+
+
+def cross_units(shape: Shape, units: int = 3, *, context=0) -> CrossUnits:
+    """Units of one coupling and one matrix each, with a channel of noise between them."""
+    c, *spatial = shape
+    widths = [c + i for i in range(units)]
+    made = [
+        Chain(Along(0, Matrix(n)), image_coupling(n, squash=False, context=context)) for n in widths
+    ]
+    given = [c + sum(widths[:i]) for i in range(units - 1)]
+    augments = [
+        augment((n, *spatial), given=g, context=context)
+        for n, g in zip(widths, given, strict=False)
+    ]
+    return CrossUnits(shape, made, augments)
+
+
+def variational(shape: Shape, *, factor=2, levels=256) -> VariationalDequantize:
+    axes = len(shape) - 1
+    squeeze = Squeeze(shape, factor)
+    n = squeeze.latent_shape[0]
+    given, changed = halves(n)
+    net = ResidualDenseNet(given, 2 * changed, width=6, growth=6, depth=2, context=3, axes=axes)
+    steps = [DiagonalAffine((n, *(1,) * axes)), Along(0, Matrix(n)), Coupling(0, net, Affine(2.0))]
+    encoder = DenseEncoder(shape[0], width=3, growth=6, depth=2, factor=factor, axes=axes)
+    flow = Chain(*steps, Inverse(squeeze, shape))
+    return VariationalDequantize(shape, encoder, flow, squeeze.latent_shape, levels)
 
 
 def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
@@ -325,6 +374,9 @@ CASES = {
         lambda: Along(-1, coupling(3, context=5), rows=SinusoidalPositionalEncoding(8, 3)),
         (2, 4, 3),
         context=(2,),
+    ),
+    "along with a map of contexts": Case(
+        lambda: Along(0, coupling(4, context=3)), (4, 2, 3), context=(3, 2, 3)
     ),
     "two scales": Case(
         lambda: MultiScale((1, 4, 2), [squeezed((1, 4, 2)), image_coupling(2)]), (1, 4, 2)
@@ -670,6 +722,43 @@ CASES = {
     "stripes of volumes": Case(lambda: Stripes((1, 4, 2, 3), 2), (1, 4, 2, 3)),
     "bands": Case(lambda: Bands((2, 3, 6), 2), (2, 3, 6)),
     "bands of volumes": Case(lambda: Bands((1, 2, 3, 4), 2), (1, 2, 3, 4)),
+    "swap": Case(SwapHalves, (4, 2, 3)),
+    "swap, odd": Case(SwapHalves, (5,)),
+    "coupling by dense block and attention": Case(lambda: attentive_coupling(4), (4, 3, 4)),
+    "coupling by dense block and attention, transposed": Case(
+        lambda: attentive_coupling(5, transposed=True, context=2), (5, 2, 4), context=(2,)
+    ),
+    "coupling of signals by dense block and attention": Case(
+        lambda: attentive_coupling(4, axes=1, count=9, norm="none"), (4, 5)
+    ),
+    "augment with plain noise": Case(lambda: Augment((2, 1), 1), (2, 1), "augmenting"),
+    "augment": Case(lambda: augment((1, 2, 1)), (1, 2, 1), "augmenting"),
+    "augment, conditional": Case(
+        lambda: augment((2, 1, 1), 2, context=3), (2, 1, 1), "augmenting", context=(3,)
+    ),
+    "augment of a signal by a spline": Case(
+        lambda: Augment(
+            (2, 1),
+            1,
+            WideningConvNet(2, RationalQuadratic(bins=3).params, factor=2, axes=1),
+            RationalQuadratic(bins=3),
+        ),
+        (2, 1),
+        "augmenting",
+    ),
+    "cross units": Case(lambda: cross_units((2, 1, 1)), (2, 1, 1), "augmenting"),
+    "cross units, conditional": Case(
+        lambda: cross_units((2, 1, 1), 4, context=2), (2, 1, 1), "augmenting", context=(2,)
+    ),
+    "variational dequantization": Case(
+        lambda: variational((2, 2)), (2, 2), "variational", inputs=pixels(256)
+    ),
+    "variational dequantization, 16 bits, odd": Case(
+        lambda: variational((2, 1, 1), factor=1, levels=2**16),
+        (2, 1, 1),
+        "variational",
+        inputs=pixels(2**16),
+    ),
     "dequantize": Case(Dequantize, (3, 2, 4), "stochastic", inputs=pixels(256)),
     "dequantize, 5 levels": Case(lambda: Dequantize(5), (7,), "stochastic", inputs=pixels(5)),
     "dequantize, 16 bits": Case(

@@ -11,7 +11,7 @@ from mixerflow.core import Noise
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import NSF, Glow, RealNVP, flow_from, from_spec, spec_of
 from mixerflow.parts import Classes
-from mixerflow.parts.conditioners import GlowConv, PlainConv, ResidualConv
+from mixerflow.parts.image_nets import GlowConv, PlainConv, ResidualConv
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import PLUMap, UnpackedPLUMap
 from mixerflow.recipes import RECIPES

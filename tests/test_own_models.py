@@ -61,7 +61,7 @@ class TwoScale(mixerflow.Model):
             steps = [self.step(at, flip=i % 2 == 1) for i in range(self.depth)]
             scales.append(Chain(squeeze, *steps))
             at = (at[0] // 2, *at[1:])
-        return Chain(*self.pixels.steps(), MultiScale(shape, scales))
+        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
     def step(self, shape, *, flip):
         coupling = image_coupling(self.net, Affine(2.0), shape, flip=flip)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MAF, NSF, Glow, MixerFlow, RealNVP
+    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MixerFlow, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bits": "evaluate",
+    "DenseFlow": "models",
     "Flow": "core",
     "Images": "data",
     "Glow": "models",
@@ -60,6 +61,7 @@ __all__ = [
     "NSF",
     "RECIPES",
     "Bits",
+    "DenseFlow",
     "Flow",
     "Glow",
     "Images",

@@ -22,7 +22,7 @@ from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, PlacedLayer, Runner, Shape,
-    Transform, constant, expect, floating, submodules, total, widen,
+    Transform, constant, expect, floating, number_streams, submodules, total, widen,
 )
 
 __all__ = [
@@ -30,6 +30,6 @@ __all__ = [
     "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
-    "constant", "expect", "fixed_point", "floating", "monotone_root", "refuse_sharded", "report",
-    "submodules", "total", "uncounted", "widen",
+    "constant", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
+    "refuse_sharded", "report", "submodules", "total", "uncounted", "widen",
 ]

@@ -152,7 +152,8 @@ class Along(_Wrapper):
 
     Rows are folded into the batch, transformed as ``(B * rows, n)``, and put back; their log-dets
     are summed per image. Mixing the channels or the patches of a patch matrix, and the 1x1
-    convolution of an image, are this with different axes.
+    convolution of an image, are this with different axes. Each row sees the event's context; of a
+    context that is a map ``(B, K, *spatial)``, along the channels, that of its pixel.
 
     Args:
         dim: event axis: 0 is the first (an image's channels), -1 the last.
@@ -176,8 +177,11 @@ class Along(_Wrapper):
 
     def _row_contexts(self, context: Context, batch: int, n: int) -> Context:
         """Context of each of the `n` rows of `batch` events, ``(batch * n, K)``."""
-        if context is not None and context.dim() != 2:
-            raise ValueError(f"Along: context is (B, K); got shape {tuple(context.shape)}")
+        if context is not None and context.dim() > 2:  # a map has a row for each pixel
+            if self.dim != 0 or context.shape[2:].numel() != n or self.rows is not None:
+                what = f"a context (B, K), or a map with {n} pixels along axis 0"
+                raise ValueError(f"Along: takes {what}; got shape {tuple(context.shape)}")
+            return context.movedim(1, -1).flatten(0, -2)
         if self.rows is None:
             return None if context is None else context.repeat_interleave(n, 0)
         encoding: Tensor = self.rows()

@@ -25,11 +25,9 @@ from mixerflow.core.transform import (
     Transform,
     evaluating,
     floating,
+    number_streams,
 )
 from mixerflow.registry import register
-
-_FIRST_STREAM = 3
-"""Stream of the first transform that draws; another number would change every score."""
 
 
 class Encoded(NamedTuple):
@@ -97,9 +95,7 @@ class Flow(nn.Module):
         self.context_net = context_net
         self.levels = levels
         self.register_buffer("initialized", torch.tensor(False))
-        drawing = (m for m in self.modules() if isinstance(m, Transform) and m.draws)
-        for stream, module in enumerate(drawing, _FIRST_STREAM):
-            module.stream = stream
+        number_streams(transform)
 
     @property
     def density(self) -> Density:

@@ -88,6 +88,17 @@ def submodules(module: nn.Module) -> Iterator[nn.Module]:
         left.extend(part for part in module._modules.values() if part is not None)
 
 
+_FIRST_STREAM = 3
+"""Stream of the first transform that draws; another number would change every score."""
+
+
+def number_streams(module: nn.Module) -> None:
+    """Give each transform in `module` that draws noise a stream of its own."""
+    drawing = (m for m in module.modules() if isinstance(m, Transform) and m.draws)
+    for stream, transform in enumerate(drawing, _FIRST_STREAM):
+        transform.stream = stream
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Set eval mode in a ``with``, and restore each module's own mode after it."""

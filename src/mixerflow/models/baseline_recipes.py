@@ -18,10 +18,10 @@ from mixerflow.models.maf import MAF
 from mixerflow.models.nsf import NSF
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.recipe import ANIME64, CIFAR10, MNIST, Recipe
-from mixerflow.parts.conditioners import GlowConv, PlainConv, ResidualConv, ZeroConvolution
+from mixerflow.parts.image_nets import GlowConv, PlainConv, ResidualConv, ZeroConvolution
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import UnpackedPLUMap
-from mixerflow.parts.model import LogitPixels
+from mixerflow.parts.pixels import LogitPixels
 from mixerflow.train_config import TrainConfig
 
 _MADE_MNIST = MAF(layers=1, batch_norm=False)

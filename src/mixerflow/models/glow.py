@@ -24,10 +24,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
-from mixerflow.parts.conditioners import GlowConv, ImageNet, ZeroConvolution
+from mixerflow.parts.base import PositiveCounts
+from mixerflow.parts.image_nets import GlowConv, ImageNet, ZeroConvolution
 from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
 from mixerflow.parts.linear import LinearMap, MatrixMap
-from mixerflow.parts.model import Model, Pixels, PositiveCounts, ScaledPixels
+from mixerflow.parts.model import Model
+from mixerflow.parts.pixels import Pixels, ScaledPixels
 from mixerflow.registry import register
 from mixerflow.transforms import Affine, Elementwise, SigmoidAffine, Squeeze
 
@@ -70,7 +72,7 @@ class Glow(PositiveCounts, Model):
                 steps.append(image_coupling(self.split, Affine(), inner, context=self.context))
             scales.append(Chain(*steps))
             inner = (inner[0] // 2, *inner[1:])
-        return Chain(*self.pixels.steps(), MultiScale(shape, scales))
+        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
     def step(self, shape: Shape) -> Transform:
         """Return ActNorm, 1x1 convolution and coupling as one layer."""

@@ -26,7 +26,9 @@ import torch
 
 from mixerflow.core import Along, Chain, Layer, Shape, Transform
 from mixerflow.nets import MaskedMLP
-from mixerflow.parts.model import LogitPixels, Model, Pixels, PositiveCounts
+from mixerflow.parts.base import PositiveCounts
+from mixerflow.parts.model import Model
+from mixerflow.parts.pixels import LogitPixels, Pixels
 from mixerflow.registry import register
 from mixerflow.transforms import Affine, Autoregressive, BatchNorm, Elementwise, Patchify
 
@@ -57,7 +59,7 @@ class MAF(PositiveCounts, Model):
         """As `Model.compose`; random orders come from torch's generator, and are in the state."""
         flat = Patchify(shape, shape[1:])
         layers = [self.layer(flat.matrix[1], number) for number in range(self.layers)]
-        return Chain(*self.pixels.steps(), flat, *layers)
+        return Chain(*self.pixel_steps(shape), flat, *layers)
 
     def layer(self, n: int, number: int) -> Transform:
         """Return the layer of that number, from 0, over one row of n numbers."""

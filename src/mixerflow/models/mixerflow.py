@@ -36,10 +36,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
+from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.bases import BaseChoice, NormalBase
 from mixerflow.parts.images import GlowSteps, MixerAddition, PositionalEncoding, Scales
 from mixerflow.parts.linear import LinearMap, LUMap, SameMap
-from mixerflow.parts.model import Model, PositiveCounts
+from mixerflow.parts.model import Model
 from mixerflow.parts.patching import Cut, Patching, patchify, window_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
@@ -86,7 +87,7 @@ class MixerFlow(PositiveCounts, Model):
 
     def compose(self, shape: Shape) -> Transform:
         self._check(shape)
-        steps = self.pixels.steps()
+        steps = self.pixel_steps(shape)
         if self.colour:
             steps.append(Along(0, LU(shape[0], bias=False)))
         inner = shape

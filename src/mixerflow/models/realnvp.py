@@ -61,7 +61,7 @@ class RealNVP(PositiveCounts, Model):
             inner, net = (channels // 2, *spatial), wide
         masks = [Checkerboard(flip) for flip in (False, True, False, True)]
         scales.append(Chain(*(self.coupling(mask, inner, net) for mask in masks)))
-        return Chain(*self.pixels.steps(), MultiScale(shape, scales))
+        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
     def coupling(self, split: Split, shape: Shape, net: ResidualConv) -> Coupling:
         """Return ``x exp(g tanh(s)) + t`` of one part of the event, with g learned per channel."""

@@ -4,7 +4,8 @@
 # fmt: off
 from mixerflow.nets.attention import AttentionNet
 from mixerflow.nets.base import Conditioner, squash
-from mixerflow.nets.conv import DenseConvNet, ImageConditioner, PlainConvNet, ResidualConvNet
+from mixerflow.nets.conv import ImageConditioner, PlainConvNet, ResidualConvNet, WideningConvNet
+from mixerflow.nets.dense import DenseAttentionNet, DenseConvNet, DenseEncoder, ResidualDenseNet
 from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
@@ -14,14 +15,16 @@ from mixerflow.nets.lipschitz import (
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP, Velocity
 from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
+from mixerflow.nets.nystrom import NystromAttention
 from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.nets.resnet import ResNet, TanhScale
 
 __all__ = [
-    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseConvNet", "GlowNet",
-    "ImageConditioner", "Kernel", "KernelNet", "LearnedPositionalEncoding", "LipSwish",
-    "LipschitzDense", "LipschitzMLP", "MaskedMLP", "Norm", "PlainConvNet", "ResNet",
-    "ResidualConvNet", "ResidualMLP", "Scale", "SinusoidalPositionalEncoding", "SpectralLinear",
-    "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "ZeroConv", "matern", "norm_of",
+    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
+    "DenseConvNet", "DenseEncoder", "GlowNet", "ImageConditioner", "Kernel", "KernelNet",
+    "LearnedPositionalEncoding", "LipSwish", "LipschitzDense", "LipschitzMLP", "MaskedMLP", "Norm",
+    "NystromAttention", "PlainConvNet", "ResNet", "ResidualConvNet", "ResidualDenseNet",
+    "ResidualMLP", "Scale", "SinusoidalPositionalEncoding", "SpectralLinear", "SplineNet",
+    "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern", "norm_of",
     "spectral_bound", "squared_exponential", "squash",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -34,12 +33,19 @@ def norm_of_channels(kind: Norm, width: int) -> nn.Module:
     return nn.Identity() if kind == "none" else PerPixel(norm_of(kind, width))
 
 
-def convolution(axes: int, n: int, out: int, size: int = 1, *, bias: bool = True) -> Convolution:
-    """A convolution over 1 to 3 spatial axes, of odd size, that keeps their lengths."""
-    if axes not in (1, 2, 3) or size % 2 != 1:
+def convolution(
+    axes: int, n: int, out: int, size: int = 1, *, stride: int = 1, bias: bool = True
+) -> Convolution:
+    """A convolution over 1 to 3 spatial axes: of odd size, it keeps their lengths.
+
+    With a stride it has that size, and divides the lengths by it.
+    """
+    if axes not in (1, 2, 3) or (stride == 1 and size % 2 != 1):
         got = f"{axes} axes, size {size}"
         raise ValueError(f"convolutions have 1 to 3 axes and an odd size; got {got}")
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    if stride > 1:
+        return kind(n, out, stride, stride=stride, bias=bias)
     return kind(n, out, size, padding=size // 2, bias=bias)
 
 
@@ -184,43 +190,18 @@ class PlainConvNet(ImageConditioner):
         return self.mix(h.relu()).relu()
 
 
-class DenseBlock(nn.Module):
-    """``h_i = [h, relu(K_i relu(P_i h))]`` with P pointwise; then ``a + b sigmoid(g)``.
-
-    Each of `depth` layers appends `growth` channels to all before it; a pointwise convolution of
-    all of them gives a, b and g, `width` channels each.
-    """
-
-    def __init__(self, width: int, *, growth: int, depth: int, kernel: int, axes: int) -> None:
-        super().__init__()
-        widths = [width + growth * i for i in range(depth)]
-        self.mix = nn.ModuleList(convolution(axes, n, n) for n in widths)
-        self.grow = nn.ModuleList(convolution(axes, n, growth, kernel) for n in widths)
-        self.gate = convolution(axes, width + growth * depth, 3 * width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        for mix, grow in zip(self.mix, self.grow, strict=True):
-            h = torch.cat([h, grow(mix(h).relu()).relu()], 1)
-        a, b, g = self.gate(h).chunk(3, 1)
-        return a + b * g.sigmoid()
-
-
 @register
-class DenseConvNet(ImageConditioner):
-    """``h = P s(x) + C c``, a `DenseBlock`, ``out = L relu(norm(h))``.
+class WideningConvNet(ImageConditioner):
+    """``h = E x + C c``, ``out = L relu(h)``: E is 3x3 and widens the image, L is pointwise.
 
-    The last convolution starts at 0: whatever map reads the output starts as the identity.
+    DenseFlow's net of the noise that it adds: it reads many channels, and each `factor` times. The
+    output starts at 0.
 
     Args, besides those of `ImageConditioner`:
-        growth: channels that each layer of the block appends.
-        depth: layers of the block, which `norm` follows.
-        kernel: side of the convolutions that are not pointwise; odd.
+        factor: hidden channels over input channels.
 
-    References:
-        Huang et al., Densely connected convolutional networks (2017), section 3, arXiv:1608.06993.
-        Nielsen et al., SurVAE flows (2020), appendix (image experiments), arXiv:2007.02731.
-        Grcić et al., Densely connected normalizing flows (2021), figure 2 (dense part of the
-        coupling's net), arXiv:2106.04627.
+    Reference: Grcić et al., Densely connected normalizing flows (2021), section 3.1,
+        arXiv:2106.04627.
     """
 
     def __init__(
@@ -228,20 +209,14 @@ class DenseConvNet(ImageConditioner):
         in_channels: int,
         out_channels: int,
         *,
-        width: int,
-        growth: int = 64,
-        depth: int = 7,
-        norm: Norm = "none",
-        squash: bool = True,
+        factor: int = 4,
         context: int = 0,
-        kernel: int = 3,
         axes: Axes = 2,
     ) -> None:
-        enter = convolution(axes, in_channels, width)
+        width = factor * in_channels
+        enter = convolution(axes, in_channels, width, 3)
         leave = convolution(axes, width, out_channels)
-        super().__init__(enter, leave, squash=squash, context=context)
-        self.block = DenseBlock(width, growth=growth, depth=depth, kernel=kernel, axes=axes)
-        self.norm = norm_of_channels(norm, width)
+        super().__init__(enter, leave, squash=False, context=context)
 
     def hidden(self, h: Tensor) -> Tensor:
-        return self.norm(self.block(h)).relu()
+        return h.relu()

@@ -6,12 +6,17 @@ where the sizes are known. Elementwise transforms are values too, in `mixerflow.
 
 # isort: off
 # fmt: off
+from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.parts.bases import (
     BaseChoice, CauchyBase, MixtureBase, NormalBase, SpikeAndSlabBase, StudentTBase,
 )
 from mixerflow.parts.conditioners import (
-    KAN, MLP, Attention, ConvNet, DenseLipschitzNet, DenseNet, GlowConv, ImageNet, KernelMachine,
-    LipschitzNet, MaskedNet, PlainConv, ResidualConv, RowNet, VelocityNet, ZeroConvolution,
+    KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
+    VelocityNet,
+)
+from mixerflow.parts.image_nets import (
+    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, ResidualConv, ResidualDense,
+    WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
     ActivationPrior, ConvolutionPrior, GlowSteps, InvertibleAttention, LearnedEncoding,
@@ -22,10 +27,11 @@ from mixerflow.parts.linear import (
     ButterflyMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap, SameMap, UnpackedPLUMap,
     WoodburyMap,
 )
-from mixerflow.parts.model import (
-    Classes, LogitPixels, Model, Part, Pixels, PositiveCounts, ScaledPixels,
-)
+from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
+from mixerflow.parts.pixels import (
+    Dequantizer, LogitPixels, Pixels, ScaledPixels, UniformDequantizer, VariationalDequantizer,
+)
 from mixerflow.parts.rows import (
     RowAutoregression, RowContinuous, RowCoupling, RowDenseResidual, RowFlow, RowGaussianization,
     RowInverseAutoregression, RowMonotone, RowResidual,
@@ -33,14 +39,15 @@ from mixerflow.parts.rows import (
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
-    "Classes", "ConvNet", "ConvolutionPrior", "DenseLipschitzNet", "DenseNet", "GlowConv",
-    "GlowSteps", "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding",
-    "LinearMap", "LipschitzNet", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition",
-    "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching",
-    "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts", "Prior", "RLUMap",
-    "ResidualConv", "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual",
-    "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet",
-    "RowResidual", "SameMap", "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase",
-    "StudentTBase", "UnpackedPLUMap", "VelocityNet", "WoodburyMap", "ZeroConvolution", "glow_step",
-    "image_coupling",
+    "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
+    "Dequantizer", "GlowConv", "GlowSteps", "ImageNet", "InvertibleAttention", "KernelMachine",
+    "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels", "MaskedNet",
+    "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part",
+    "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
+    "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous",
+    "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression",
+    "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales",
+    "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer",
+    "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap",
+    "ZeroConvolution", "glow_step", "image_coupling",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.core import Base, Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT
-from mixerflow.parts.model import Part
+from mixerflow.parts.base import Part
 from mixerflow.registry import register
 
 

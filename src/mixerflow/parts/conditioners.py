@@ -1,4 +1,4 @@
-"""Conditioners as values: the settings of nets that are built where their sizes are known."""
+"""Conditioners of rows and tokens as values: settings of nets that parts build."""
 
 from __future__ import annotations
 
@@ -11,21 +11,15 @@ from torch import nn
 from mixerflow.nets import (
     MADE,
     AttentionNet,
-    DenseConvNet,
-    GlowNet,
     KernelNet,
     LipschitzDense,
     LipschitzMLP,
     Norm,
-    PlainConvNet,
-    ResidualConvNet,
     ResidualMLP,
-    ResNet,
     SplineNet,
     Velocity,
-    ZeroConv,
 )
-from mixerflow.parts.model import Part, PositiveCounts
+from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register
 
 
@@ -35,14 +29,6 @@ class RowNet(Part):
     def build(self, given: int, out: int, *, context: int = 0) -> nn.Module:
         """Return the net, whose output starts at 0."""
         return self.make(given, out, context=context)
-
-
-class ImageNet(Part):
-    """A conditioner of images ``(B, given, *spatial)``; a context is ``(B, context)`` or a map."""
-
-    def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
-        """Return the net, whose output is ``(B, out, *spatial)``, for `axes` spatial axes."""
-        return self.make(given, out, context=context, axes=axes)
 
 
 @dataclass(frozen=True)
@@ -185,99 +171,3 @@ class Attention(PositiveCounts, Part):
         """Return the net, whose output is ``(B, tokens, out)``."""
         heads = math.gcd(self.heads, self.width)
         return self.make(given, out, tokens=tokens, context=context, heads=heads)
-
-
-@register("convolution")
-@dataclass(frozen=True)
-class ConvNet(PositiveCounts, ImageNet):
-    """Residual blocks of convolutions."""
-
-    makes = ResidualConvNet
-
-    width: int = 128
-    """Hidden channels."""
-    depth: int = 1
-    """Residual blocks."""
-    kernel: int = 3
-    """Side of the convolutions that are not pointwise; odd."""
-    norm: Norm = "batch"
-    """Norm of each pixel's hidden channels."""
-    squash: bool = True
-    """Whether the net reads sign(x) log(1 + |x|)."""
-
-
-@register("dense")
-@dataclass(frozen=True)
-class DenseNet(PositiveCounts, ImageNet):
-    """A densely connected block of convolutions."""
-
-    makes = DenseConvNet
-
-    width: int = 128
-    """Channels before and after the block."""
-    growth: int = 64
-    """Channels that each convolution of the block adds."""
-    depth: int = 3
-    """Number of these convolutions."""
-    kernel: int = 3
-    """Side of these convolutions; odd."""
-    norm: Norm = "batch"
-    """Norm of each pixel's channels after the block."""
-    squash: bool = True
-    """Whether the net reads sign(x) log(1 + |x|)."""
-
-
-@register("glow")
-@dataclass(frozen=True)
-class GlowConv(PositiveCounts, ImageNet):
-    """Glow's convolutions 3-1-3 with norms that start from data; the last one starts at 0."""
-
-    makes = GlowNet
-
-    width: int = 512
-    """Hidden channels."""
-    factor: float = 1.0
-    """How many times faster the last convolution's scale learns; 3 in Glow's published code."""
-    second_bias: bool = True
-    """Whether the last convolution has a second bias, which is redundant."""
-
-
-@register("zero")
-@dataclass(frozen=True)
-class ZeroConvolution(ImageNet):
-    """One convolution that starts at 0; it gives the means and scales of Glow's priors."""
-
-    makes = ZeroConv
-
-    factor: float = 1.0
-    """How many times faster the convolution's scale learns."""
-    second_bias: bool = True
-    """Whether the convolution has a second bias, which is redundant."""
-
-
-@register("plain")
-@dataclass(frozen=True)
-class PlainConv(PositiveCounts, ImageNet):
-    """Plain convolutions 3-1-3."""
-
-    makes = PlainConvNet
-
-    width: int = 256
-    """Hidden channels."""
-    zero: bool = False
-    """Whether the last convolution, and so the net's output, starts at 0."""
-
-
-@register("residual")
-@dataclass(frozen=True)
-class ResidualConv(PositiveCounts, ImageNet):
-    """A residual net with skip connections from every block; its output starts at 0."""
-
-    makes = ResNet
-
-    width: int = 64
-    """Hidden channels."""
-    depth: int = 8
-    """Residual blocks."""
-    norm: Norm = "batch"
-    """Norm of each pixel's hidden channels."""

@@ -9,9 +9,10 @@ from torch import nn
 
 from mixerflow.core import Along, Inverse, Layer, Shape, Transform
 from mixerflow.nets import LearnedPositionalEncoding, SinusoidalPositionalEncoding
-from mixerflow.parts.conditioners import Attention, ConvNet, ImageNet, ZeroConvolution
+from mixerflow.parts.base import Part, PositiveCounts
+from mixerflow.parts.conditioners import Attention
+from mixerflow.parts.image_nets import ConvNet, ImageNet, ZeroConvolution
 from mixerflow.parts.linear import LinearMap, LUMap
-from mixerflow.parts.model import Part, PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,

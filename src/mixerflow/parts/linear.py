@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixerflow.core import Transform
-from mixerflow.parts.model import Part, PositiveCounts
+from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register, word_of
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
 

@@ -1,4 +1,4 @@
-"""The base of models and parts: pixels as real numbers, classes, and a flow over images."""
+"""The base of models: pixels, classes, and a flow over images."""
 
 from __future__ import annotations
 
@@ -7,82 +7,15 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from mixerflow.core import Base, Flow, Shape, Transform
 from mixerflow.errors import ConfigError
+from mixerflow.parts.base import PositiveCounts
+from mixerflow.parts.pixels import Pixels, ScaledPixels
 from mixerflow.registry import Unregistered, describe, evolve, is_value, register, settings_of
-from mixerflow.transforms import Dequantize, Logit, Rescale
-
-
-class Part:
-    """A value that makes an object of the class `makes`, with its own fields as settings."""
-
-    makes: ClassVar[type[Any]]
-
-    def make(self, *sizes: int, **settings: object) -> Any:  # noqa: ANN401
-        """Return an object of the class `makes`, from `sizes`, `settings` and the other fields."""
-        return self.makes(*sizes, **(vars(self) | settings))
-
-
-class PositiveCounts:
-    """A value whose counts, the fields of type int, must be at least `least`, else ValueError."""
-
-    least: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
-            count = getattr(self, field.name)
-            if field.type in (int, "int") and count < self.least:
-                what = f"{field.name} must be at least {self.least}; got {count}"
-                raise ValueError(f"{type(self).__name__}: {what}")
-
-
-class Pixels:
-    """The first transforms of a model, which make real numbers of an image's values."""
-
-    levels: int | None
-
-    def steps(self) -> list[Transform]:
-        """Return the transforms, nearest the data first; none for float data."""
-        return [] if self.levels is None else self.transforms(self.levels)
-
-    def transforms(self, levels: int) -> list[Transform]:
-        """Return the transforms of pixels with that number of levels."""
-        raise NotImplementedError
-
-
-@register("scaled")
-@dataclass(frozen=True)
-class ScaledPixels(Pixels):
-    """Integers, uniformly dequantised and scaled to an interval."""
-
-    low: float = -1.0
-    """Lower end of the interval."""
-    high: float = 1.0
-    """Upper end of the interval."""
-    levels: int | None = 256
-    """Values a pixel can have; None for float data, taken as it is."""
-
-    def transforms(self, levels: int) -> list[Transform]:
-        return [Dequantize(levels), Rescale((self.high - self.low) / levels, self.low)]
-
-
-@register("logit")
-@dataclass(frozen=True)
-class LogitPixels(Pixels):
-    """Integers, uniformly dequantised, scaled to the unit interval, and their logit."""
-
-    alpha: float = 0.05
-    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite."""
-    levels: int | None = 256
-    """Values a pixel can have; None for float data, taken as it is, without a logit."""
-
-    def transforms(self, levels: int) -> list[Transform]:
-        return [Dequantize(levels), Rescale(1 / levels), Logit(self.alpha)]
 
 
 @register
@@ -123,6 +56,10 @@ class Model:
     def latents(self) -> Base | None:
         """Return the distribution of the latents; None for the standard normal."""
         return None
+
+    def pixel_steps(self, shape: Shape) -> list[Transform]:
+        """Return the first transforms of `compose`, of images ``(C, *spatial)``."""
+        return self.pixels.steps(shape)
 
     @property
     def context(self) -> int:

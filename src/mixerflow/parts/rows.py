@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mixerflow.core import Chain, Inverse, Transform
+from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.conditioners import (
     MLP,
     DenseLipschitzNet,
@@ -14,7 +15,6 @@ from mixerflow.parts.conditioners import (
     RowNet,
     VelocityNet,
 )
-from mixerflow.parts.model import PositiveCounts
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,

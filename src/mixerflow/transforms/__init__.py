@@ -3,6 +3,7 @@
 # isort: off
 # fmt: off
 from mixerflow.transforms.attention import MapAttention, TokenAttention
+from mixerflow.transforms.augment import Augment, CrossUnits
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
@@ -14,7 +15,7 @@ from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine,
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands, CheckerboardSqueeze, Dilated, Patchify, Squeeze, Stripes,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Squeeze, Stripes, SwapHalves,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
@@ -22,13 +23,14 @@ from mixerflow.transforms.low_rank import Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.spline import RationalQuadratic
+from mixerflow.transforms.variational import VariationalDequantize
 
 __all__ = [
-    "LU", "PLU", "RLU", "ActNorm", "Affine", "Autoregressive", "Bands", "BatchNorm", "Butterfly",
-    "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "Dequantize",
-    "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine", "Gaussianize", "Halves",
-    "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix",
-    "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic", "Rescale", "Residual",
-    "SigmoidAffine", "Split", "Squeeze", "Stripes", "TokenAttention", "UnpackedPLU", "Woodbury",
-    "halves",
+    "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive", "Bands", "BatchNorm",
+    "Butterfly", "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling",
+    "CrossUnits", "Dequantize", "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine",
+    "Gaussianize", "Halves", "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit",
+    "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic",
+    "Rescale", "Residual", "SigmoidAffine", "Split", "Squeeze", "Stripes", "SwapHalves",
+    "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury", "halves",
 ]

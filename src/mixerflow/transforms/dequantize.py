@@ -38,8 +38,8 @@ class Dequantize(Transform):
         self.steps = 2.0 ** min(12, 24 - math.ceil(math.log2(levels)))
         self.register_buffer("unit", torch.ones(()), persistent=False)  # follows .double(), .to()
 
-    def _integers(self, x: Tensor) -> Tensor:
-        """The pixels in the model's dtype; checks the range unless the dtype guarantees it."""
+    def integers(self, x: Tensor) -> Tensor:
+        """Return the pixels in the model's dtype; check the range where the dtype allows others."""
         guaranteed = x.dtype == torch.uint8 and self.levels >= 256
         values = x.to(self.unit.dtype)
         if not guaranteed and not torch.compiler.is_compiling() and values.numel():
@@ -54,7 +54,7 @@ class Dequantize(Transform):
         return values
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        values = self._integers(x)
+        values = self.integers(x)
         u = torch.rand_like(values) if noise is None else noise.uniform(values, self.stream)
         u = (u * self.steps).floor() / self.steps
         return values + u, constant(0.0, values)

@@ -149,3 +149,18 @@ class Bands(Patchify):
 
     def __init__(self, shape: Shape, width: int) -> None:
         super().__init__(shape, (*shape[1:-1], width))
+
+
+@register
+class SwapHalves(Transform):
+    """The second half of the first axis before the first: ``z = [x_b, x_a]``; log-det 0.
+
+    The first half has the middle entry of an odd number, as in couplings: after a coupling that
+    transforms b given a, the next one transforms a given b.
+    """
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        return x.roll(x.shape[1] // 2, 1), constant(0.0, x)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        return z.roll(-(z.shape[1] // 2), 1), constant(0.0, z)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow.transforms.checks.subject import Batch, Direction, Subject, law
+from mixerflow.transforms.checks.subject import Batch, Direction, Subject, law, normal
 
 
 @law("right inverse", first="inverse", then="forward")
@@ -64,6 +66,41 @@ def zero_log_det(subject: Subject) -> None:
     """The inverse of rounding has log-det 0 by definition."""
     log_det = subject.run("inverse", subject.batch("inverse", 4))[1]
     assert not log_det.any(), f"inverse log-det {log_det.abs().max().item():g}, not 0"
+
+
+@law("integral")
+def integral(subject: Subject, draws: int = 50_000) -> None:
+    """``E h(z) exp(log-det) / p(x)`` is 1 for a density h: what z adds to x is integrated out.
+
+    Over x ~ p = N(0, I) and the noise of `forward`. With ``log-det = log|det| - log q(n | x)`` the
+    mean is the integral of h(z) over x and n, and so over z, which is 1.
+    """
+    data = subject.data(draws)
+    assert subject.inputs is normal, "the law takes normal events"
+    z, log_det = subject.run("forward", data)
+    scale = 0.4  # a narrow h has no large weights
+    normals = (data.values, 1.0, -1), (z, scale, 1)
+    log_weight = log_det + sum(
+        sign * (-0.5 * (t / s).square() - math.log(s * math.sqrt(2 * math.pi))).flatten(1).sum(1)
+        for t, s, sign in normals
+    )
+    weight = log_weight.exp()
+    error = ((weight.mean() - 1).abs() / (weight.std() * draws**-0.5)).item()
+    assert error <= 4, f"mean of {draws} draws is {error:.1f} standard errors from 1"
+    assert weight.std() * draws**-0.5 < 0.05, "the mean is too uncertain for a verdict"
+
+
+@law("cube")
+def cube(subject: Subject, draws: int = 10_000) -> None:
+    """``E b(u) / q(u | x)`` is 1 for a density b on the unit cube: a narrow normal one."""
+    event, z, log_det = _many_draws(subject, draws)
+    u = z - event.values.to(z.dtype)
+    # b lies where q has its mass: elsewhere 1 / q has heavy tails
+    scale, mean = 0.4 * u.std(0), u.mean(0)
+    log_b = -0.5 * ((u - mean) / scale).square() - (scale * math.sqrt(2 * math.pi)).log()
+    weight = (log_b.flatten(1).sum(1) + log_det).exp()
+    error = ((weight.mean() - 1).abs() / (weight.std() * draws**-0.5)).item()
+    assert error <= 4, f"mean of {draws} draws is {error:.1f} standard errors from 1"
 
 
 @law("expectation")

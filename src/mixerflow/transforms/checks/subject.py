@@ -11,17 +11,23 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Mapped, Noise, Shape, Transform
+from mixerflow.core import Mapped, Noise, Shape, Transform, number_streams
 
 _Algebraic = Literal["algebraic", "spline", "iterative", "residual", "implicit"]
-KindName = _Algebraic | Literal["estimate", "ode", "ode estimate", "stochastic", "surjection"]
+KindName = (
+    _Algebraic
+    | Literal["estimate", "ode", "ode estimate", "stochastic", "variational", "augmenting"]
+    | Literal["surjection"]
+)
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
 _COMPILE = frozenset({"compile forward", "compile inverse"})
 # laws that apply only to the kinds that name them
 _ESTIMATED = frozenset({"estimated log-det"})
 _ROUNDED = frozenset({"zero log-det", "expectation"})
-_SPECIAL = _ESTIMATED | _ROUNDED
+_LEARNED = frozenset({"zero log-det", "cube"})
+_WIDENED = frozenset({"integral"})
+_SPECIAL = _ESTIMATED | _ROUNDED | _LEARNED | _WIDENED
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,16 @@ KINDS: dict[KindName, Kind] = {
     "ode": Kind(1e-7, 1e-4, 1e-5, _COMPILE | {"export"}),
     # the estimate is a gradient inside of forward, which does not compile
     "ode estimate": Kind(1e-7, 1e-4, 3.0, _JACOBIAN | _COMPILE | {"export"}, _ESTIMATED),
+    # dequantisation: the inverse is the floor, and forgets the noise
     "stochastic": Kind(0.0, 0.0, 0.0, _JACOBIAN | {"right inverse"}, _ROUNDED),
+    # the same with learned noise, whose parameters the inverse does not use
+    "variational": Kind(
+        0.0, 0.0, 0.0, _JACOBIAN | {"right inverse", "inverse gradients"}, _LEARNED
+    ),
+    # noise beside the data, which the inverse drops
+    "augmenting": Kind(
+        1e-10, 1e-4, 0.0, _JACOBIAN | {"right inverse", "inverse gradients"}, _WIDENED
+    ),
     # its log-det is a closed form that the transform's own test states
     "surjection": Kind(1e-10, 1e-4, 0.0, _JACOBIAN | {"left inverse"}),
 }
@@ -137,6 +152,7 @@ class Subject:
         self.context = context
         self.dtype = torch.float64
         self.transform = copy.deepcopy(transform).double().eval()
+        number_streams(self.transform)
         perturb(self.transform, seed=seed, size=size)
 
     def __str__(self) -> str:

@@ -1,0 +1,29 @@
+"""The bases of parts: what makes objects, and what counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+
+class Part:
+    """A value that makes an object of the class `makes`, with its own fields as settings."""
+
+    makes: ClassVar[type[Any]]
+
+    def make(self, *sizes: int, **settings: object) -> Any:  # noqa: ANN401
+        """Return an object of the class `makes`, from `sizes`, `settings` and the other fields."""
+        return self.makes(*sizes, **(vars(self) | settings))
+
+
+class PositiveCounts:
+    """A value whose counts, the fields of type int, must be at least `least`, else ValueError."""
+
+    least: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            count = getattr(self, field.name)
+            if field.type in (int, "int") and count < self.least:
+                what = f"{field.name} must be at least {self.least}; got {count}"
+                raise ValueError(f"{type(self).__name__}: {what}")

@@ -1,0 +1,165 @@
+"""Added dimensions: noise beside the data, and its conditioning across the units of a block.
+
+A flow keeps the number of dimensions; noise that is appended to the data lets it be wider. The
+density becomes a lower bound: ``log p(x) >= E [log p(x, n) - log q(n | x)]`` for noise n ~ q.
+
+References:
+    Grcić et al., Densely connected normalizing flows (2021), sections 2 and 3.1, arXiv:2106.04627.
+    Huang et al., Augmented normalizing flows (2020), eq. 3, arXiv:2002.07101.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mixerflow.core import (
+    Composite,
+    Context,
+    FixedShape,
+    Mapped,
+    Noise,
+    PlacedLayer,
+    Runner,
+    Shape,
+    Transform,
+    constant,
+    expect,
+    total,
+)
+from mixerflow.registry import register
+from mixerflow.transforms.elementwise import Affine, Elementwise
+
+
+def draw_normal(like: Tensor, noise: Noise | None, stream: int) -> Mapped:
+    """Draw ``e ~ N(0, I)`` of the shape of `like`; return e and ``-log N(e; 0, I)`` ``(B,)``."""
+    e = torch.randn_like(like) if noise is None else noise.normal(like, stream)
+    return e, total(0.5 * e.square() + 0.5 * math.log(2 * math.pi))
+
+
+@register
+class Augment(FixedShape):
+    """``z = [x, n]`` with noise n of `channels` more channels, drawn from q(n | given).
+
+    ``n = f(e; net(given)), e ~ N(0, I)``, and the log-det is ``-log q(n | given)``, the term of the
+    lower bound: ``sum log f'(e) - log N(e; 0, I)``; for an affine f, ``n = sigma e + mu``, the sum
+    of ``log sigma``. The inverse drops the noise; its log-det is 0 by definition.
+
+    Args:
+        shape: of the data, ``(C, *spatial)``.
+        channels: how many channels n has.
+        net: maps what is given, and the context, to the raw parameters of `elementwise`: parameter
+            k of channel j is output channel ``k * channels + j``. None for ``n = e``.
+        elementwise: the map f.
+    """
+
+    density = "bound"
+    draws = True
+
+    def __init__(
+        self,
+        shape: Shape,
+        channels: int,
+        net: nn.Module | None = None,
+        elementwise: Elementwise | None = None,
+    ) -> None:
+        if channels < 1:
+            raise ValueError(f"Augment: channels must be at least 1; got {channels}")
+        super().__init__(shape, (shape[0] + channels, *shape[1:]))
+        self.channels, self.net = channels, net
+        self.elementwise = Affine(2.0) if elementwise is None else elementwise
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Context = None,
+        noise: Noise | None = None,
+        *,
+        given: Tensor | None = None,
+    ) -> Mapped:
+        """Append noise to x; `given` is what the net reads, x itself by default."""
+        self.check_data(x)
+        like = x.new_empty(len(x), self.channels, *self.shape[1:])
+        n, log_det = draw_normal(like, noise, self.stream)
+        if self.net is not None:
+            raw = self.net(x if given is None else given, context).to(n.dtype)
+            raw = raw.unflatten(1, (self.elementwise.params, self.channels)).movedim(1, 0)
+            n, log_slope = self.elementwise.forward(n, raw)
+            log_det = log_det + total(log_slope)
+        return torch.cat([x, n], 1), log_det
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        return z[:, : self.shape[0]], constant(0.0, z)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, channels={self.channels}, elementwise={self.elementwise!r}"
+
+
+@register
+class CrossUnits(FixedShape, Composite):
+    """Units one after another, with noise between them that all earlier units condition.
+
+    ``h_{i+1} = [y_i, n_i]``, ``y_i = unit_i(h_i)``, where ``n_i ~ q(n | x, y_0, ..., y_{i-1})``
+    reads the block's input x and the outputs of all units before unit i, never ``y_i``, to which it
+    is appended. The noise's nets are not layers: memory modes store what these compute.
+
+    Args:
+        shape: of the block's input x, ``(C, *spatial)``.
+        units: the units; they keep the spatial axes.
+        augments: the noise after each unit but the last. The net of augment i reads the channels of
+            x and of i outputs, in that order.
+
+    Raises:
+        ValueError: not one augment between each two units, or shapes that do not fit.
+    """
+
+    def __init__(
+        self, shape: Shape, units: Sequence[Transform], augments: Sequence[Augment]
+    ) -> None:
+        super().__init__(shape)
+        if len(augments) != len(units) - 1:
+            what = f"{len(units)} units of events {self.shape} and {len(augments)} augments"
+            raise ValueError(f"CrossUnits: {what}; one goes between each two units")
+        self.units, self.augments = nn.ModuleList(units), nn.ModuleList(augments)
+        for part in self.parts():
+            self.latent_shape = tuple(part.out_shape(self.latent_shape))
+
+    def parts(self) -> Iterator[Transform]:
+        pairs = itertools.zip_longest(self.units, self.augments)
+        return (part for pair in pairs for part in pair if part is not None)  # pyright: ignore
+
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        self.check_data(x)
+        log_det, given = constant(0.0, x), x
+        for number, unit in enumerate(self.units):
+            x, unit_log_det = run(unit, x, context, noise)  # pyright: ignore[reportArgumentType]
+            log_det = log_det + unit_log_det
+            if number == len(self.augments):
+                break
+            augmented, noise_log_det = self.augments[number](x, context, noise, given=given)
+            log_det = log_det + noise_log_det
+            if number + 1 < len(self.augments):
+                given = torch.cat([given, x], 1)
+            x = augmented
+        return x, log_det
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        log_det = constant(0.0, z)
+        for part in reversed(list(self.parts())):
+            z, part_log_det = part.inverse(z, context, noise)
+            log_det = log_det + part_log_det
+        return z, log_det
+
+    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
+        expect(self, shape, self.shape)
+        layers = []
+        for part in self.parts():
+            layers += part.layer_shapes(shape)
+            shape = part.out_shape(shape)
+        return layers
