@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.models import baseline_recipes, mixerflow_recipes
+from mixerflow.models import baseline_recipes, denseflow_recipes, mixerflow_recipes
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
 
 __all__ = ["RECIPES", "PublishedResult", "Recipe", "build", "recipe"]
 
-RECIPES: dict[str, Recipe] = {**mixerflow_recipes.RECIPES, **baseline_recipes.RECIPES}
+RECIPES: dict[str, Recipe] = {
+    **mixerflow_recipes.RECIPES,
+    **denseflow_recipes.RECIPES,
+    **baseline_recipes.RECIPES,
+}
 
 
 def recipe(name: str) -> Recipe:

@@ -43,7 +43,7 @@ class DenseBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         for mix, grow in zip(self.mix, self.grow, strict=True):
-            h = torch.cat([h, grow(mix(h).relu()).relu()], 1)
+            h = torch.cat([h, grow(mix(h).relu_()).relu_()], 1)
         a, b, g = self.gate(h).chunk(3, 1)
         return a + b * g.sigmoid()
 
