@@ -1,5 +1,6 @@
 """The laws are tested: each planted fault breaks the law that should see it, its parent none."""
 
+import importlib
 import math
 import re
 from dataclasses import dataclass, replace
@@ -8,20 +9,29 @@ import pytest
 import torch
 
 from mixerflow.core import Along, MultiScale, Transform
-from mixerflow.nets import ResidualConvNet, ResidualMLP
+from mixerflow.nets import (
+    DenseAttentionNet,
+    DenseEncoder,
+    ResidualConvNet,
+    ResidualMLP,
+    WideningConvNet,
+)
 from mixerflow.transforms import (
     LU,
     ActNorm,
     Affine,
+    Augment,
     Checkerboard,
     Columns,
     Coupling,
     Dequantize,
+    DiagonalAffine,
     Matrix,
     NoSplit,
     Rescale,
     SigmoidAffine,
     UnpackedPLU,
+    VariationalDequantize,
 )
 from mixerflow.transforms.checks import LAWS, check
 
@@ -380,6 +390,87 @@ def pixels(batch, shape, generator):
 def test_a_faulty_dequantiser_breaks_its_law(fault, laws):
     assert broken_laws(fault, (3, 4), kind="stochastic", inputs=pixels) >= laws
     assert broken_laws(Dequantize(), (3, 4), kind="stochastic", inputs=pixels) == set()
+
+
+class ForgetsTheScale(Augment):
+    def forward(self, x, context=None, noise=None, *, given=None):
+        z, log_det = super().forward(x, context, noise, given=given)
+        s = self.net(x, context)[:, : self.channels]
+        return z, log_det - (2 * torch.tanh(s / 2)).flatten(1).sum(1)
+
+
+class AddsTheNoisesDensity(Augment):
+    """``+ log N(e)`` in place of ``- log N(e)``, as a wrong sign in the bound has it."""
+
+    def forward(self, x, context=None, noise=None, *, given=None):
+        z, log_det = super().forward(x, context, noise, given=given)
+        e = noise.normal(x.new_empty(len(x), self.channels, *self.shape[1:]), self.stream)
+        return z, log_det - (e.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+
+class DropsTheData(Augment):
+    def inverse(self, z, context=None, noise=None):
+        return super().inverse(z.flip(1), context, noise)
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"),
+    [
+        (ForgetsTheScale, "integral"),
+        (AddsTheNoisesDensity, "integral"),
+        (DropsTheData, "left inverse"),
+    ],
+)
+def test_faulty_noise_beside_the_data_breaks_its_law(fault, law):
+    def made(kind):
+        return kind((1, 2, 1), 1, WideningConvNet(1, 2))
+
+    assert law in broken_laws(made(fault), (1, 2, 1), kind="augmenting")
+    assert broken_laws(made(Augment), (1, 2, 1), kind="augmenting") == set()
+
+
+class ForgetsTheSigmoid(VariationalDequantize):
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        u = z - x
+        return z, log_det - (u * (1 - u)).log().flatten(1).sum(1)
+
+
+class LeavesItsCell(VariationalDequantize):
+    def forward(self, x, context=None, noise=None):
+        z, log_det = super().forward(x, context, noise)
+        return 1.2 * (z - x) + x, log_det + 4 * math.log(1.2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"), [(ForgetsTheSigmoid, "cube"), (LeavesItsCell, "left inverse")]
+)
+def test_faulty_learned_noise_breaks_its_law(fault, law):
+    def made(kind):
+        encoder = DenseEncoder(2, width=3, growth=6, depth=2, factor=1)
+        return kind((2, 2, 1), encoder, DiagonalAffine((2, 1, 1)), (2, 2, 1))
+
+    laws = set(LAWS) - GRAPHS - {"gradients"}  # this noise's flow does not read the encoder
+    settings = {"kind": "variational", "inputs": pixels}
+    with pytest.raises(AssertionError, match=law):
+        check(made(fault), (2, 2, 1), laws=laws, **settings)
+    check(made(VariationalDequantize), (2, 2, 1), laws=laws, **settings)
+
+
+def test_attention_that_looks_at_other_images_breaks_its_law(monkeypatch):
+    """The public Nyström package starts its pseudo-inverse from the largest norms of the batch."""
+    module = importlib.import_module("mixerflow.nets.nystrom")
+
+    def of_the_batch(k, steps=6):
+        v = k.mT / (k.abs().sum(-2).amax() * k.abs().sum(-1).amax())
+        for _ in range(steps):
+            v = (2 * v) - v @ k @ v
+        return v
+
+    attentive = Coupling(0, DenseAttentionNet(2, 4, width=4, growth=2, depth=1), Affine(2.0))
+    assert broken_laws(attentive, (4, 3, 4)) == set()
+    monkeypatch.setattr(module.nystrom_attention, "__kwdefaults__", {"inverse": of_the_batch})
+    assert {"rows", "batch size"} <= broken_laws(attentive, (4, 3, 4))
 
 
 def test_a_fault_in_both_directions_is_not_seen_by_cancelling():
