@@ -78,6 +78,20 @@ def test_widths_and_what_the_noise_reads():
     assert len(of_type(flow, NystromAttention)) == 74
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10", "mnist"])
+def test_the_full_model_runs_both_ways_with_a_gradient_for_every_parameter(name):
+    flow = build(f"denseflow-{name}")
+    x = torch.randint(0, 256, (2, *flow.shape), dtype=torch.uint8)
+    flow.initialize(x)
+    perturb(flow, size=0.05)
+    (-flow(x).log_prob.mean()).backward()
+    idle = [n for n, p in flow.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not idle
+    flow.eval()
+    assert torch.equal(flow.decode(flow.encode(x)), x)
+
+
 def test_all_published_runs_are_of_that_model():
     for name in ("cifar10", "imagenet32", "imagenet64", "celeba64"):
         assert RECIPES[f"denseflow-{name}"].model == DenseFlow()
@@ -338,13 +352,17 @@ def test_memory_modes_give_the_gradients_of_store(memory):
     ("change", "words"),
     [
         ({"units": (2, 0)}, ["units", "at least 1"]),
-        ({"modules": (1,)}, ["modules", "2 blocks"]),
         ({"growth": -1}, ["growth", "-1"]),
     ],
 )
 def test_impossible_settings_name_themselves(change, words):
     with pytest.raises(ValueError, match=".*".join(words)):
         evolve(SMALL, change)
+
+
+def test_units_and_modules_of_other_numbers_of_blocks_name_the_flag():
+    with pytest.raises(ConfigError, match=r"modules.*units.*--model\.(modules|units)"):
+        evolve(SMALL, {"modules": (1,)}).build((1, 8, 8))
 
 
 def test_sides_that_cannot_be_halved_name_the_images():

@@ -72,25 +72,29 @@ class DenseFlow(Model):
     def __post_init__(self) -> None:
         for name in ("units", "modules"):
             counts = getattr(self, name)
-            if not counts or min(counts) < 1 or len(counts) != len(self.units):
+            if not counts or min(counts) < 1:
                 what = f"{name} must be a number of at least 1 for each block; got {counts}"
-                raise ValueError(f"DenseFlow: {what} for {len(self.units)} blocks")
+                raise ValueError(f"DenseFlow: {what}")
         if self.growth < 0:
             raise ValueError(f"DenseFlow: growth must be at least 0; got {self.growth}")
 
     def compose(self, shape: Shape) -> Transform:
+        if len(self.units) != len(self.modules):
+            what = f"as many modules as units; got {self.modules} for {self.units}"
+            raise ValueError(f"DenseFlow: takes {what}")
         squeeze = Squeeze(shape)
-        inner, scales, steps = squeeze.latent_shape, [], [squeeze]
-        for number, (units, modules) in enumerate(zip(self.units, self.modules, strict=True), 1):
-            steps.append(self.block(inner, units, modules))
-            inner = steps[-1].out_shape(inner)
-            if number < len(self.units):
-                steps.append(Squeeze(inner))
-                inner = steps[-1].out_shape(inner)
+        inner, scales = squeeze.latent_shape, []
+        for units, modules in zip(self.units, self.modules, strict=True):
+            steps = [squeeze] if not scales else []
+            block = self.block(inner, units, modules)
+            inner = block.out_shape(inner)
+            if len(scales) + 1 < len(self.units):
+                transition = Squeeze(inner)
+                inner = transition.latent_shape
             else:
-                steps.append(DiagonalAffine((inner[0], *(1,) * (len(inner) - 1))))
-            scales.append(Chain(*steps))
-            inner, steps = (inner[0] // 2, *inner[1:]), []
+                transition = DiagonalAffine((inner[0], *(1,) * (len(inner) - 1)))
+            scales.append(Chain(*steps, block, transition))
+            inner = (inner[0] // 2, *inner[1:])
         return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
     def block(self, shape: Shape, units: int, modules: int) -> Transform:

@@ -33,7 +33,7 @@ class DenseBlock(nn.Module):
         growth: int,
         depth: int,
         kernel: int,
-        axes: Axes,
+        axes: int,
     ) -> None:
         super().__init__()
         widths = [width + growth * i for i in range(depth)]
@@ -174,7 +174,7 @@ class DenseEncoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, *, width: int, growth: int, depth: int, factor: int, axes: Axes = 2
+        self, in_channels: int, *, width: int, growth: int, depth: int, factor: int, axes: int = 2
     ) -> None:
         super().__init__()
         settings = {"growth": growth, "depth": depth, "kernel": 3}
