@@ -9,6 +9,8 @@ from typing import Literal, get_args
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
 
+Optimizer = Literal["adam", "adamax"]
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -27,12 +29,14 @@ class TrainConfig:
     """Images of a step, over all processes."""
     accumulate: int = 1
     """Parts in which a batch goes through the model, to save memory; gradients are added."""
+    optimizer: Optimizer = "adam"
+    """Optimiser: Adam, or Adamax, which divides by the largest recent gradient."""
     lr: float = 1e-3
-    """Adam's highest learning rate; a cosine takes the rate to 0 over the budget."""
+    """The highest learning rate; a cosine takes the rate to 0 over the budget."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
+    """The optimiser's decay rates."""
     warmup: int = 500
     """Steps over which the learning rate rises from 0, or to its value at `schedule_start`; at most
     a tenth of the budget."""
@@ -91,22 +95,23 @@ class TrainConfig:
         start, end = self.schedule_start, self.schedule_steps
         later = end is None or end > start
         _require("schedule_steps", end, later, f"more than --train.schedule-start, {start}")
-        known = get_args(Memory)
-        _require("memory", self.memory, self.memory in known, f"one of {', '.join(known)}")
+        for name, known in (("memory", get_args(Memory)), ("optimizer", get_args(Optimizer))):
+            value = getattr(self, name)
+            _require(name, value, value in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
     def lr_at(self, step: int, steps: int, *, moments: bool = False) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`: linear up, a cosine to 0.
 
-        Both count the steps of this run. A run that begins late in its schedule with Adam's moments
-        at zero first rises to the rate there: at the full rate its first steps would undo what
+        Both count the steps of this run. A run that begins late in its schedule with moments at
+        zero first rises to the rate there: at the full rate its first steps would undo what
         hundreds of steps have learned.
 
         Args:
             step: the step.
             steps: the steps of this run.
-            moments: whether Adam's moments came with the weights that the run began from.
+            moments: whether the optimiser's moments came with the weights that the run began from.
         """
         place = self.schedule_start + step
         whole = self.schedule_steps or self.schedule_start + steps
