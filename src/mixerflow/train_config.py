@@ -8,10 +8,13 @@ from typing import Literal, get_args
 
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
+from mixerflow.registry import register
+from mixerflow.schedule import Cosine, Schedule
 
 Optimizer = Literal["adam", "adamax"]
 
 
+@register
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
@@ -32,11 +35,13 @@ class TrainConfig:
     optimizer: Optimizer = "adam"
     """Optimiser: Adam, or Adamax, which divides by the largest recent gradient."""
     lr: float = 1e-3
-    """The highest learning rate; a cosine takes the rate to 0 over the budget."""
+    """Learning rate at the end of the warm-up; `schedule` says what follows."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
     betas: tuple[float, float] = (0.9, 0.999)
     """The optimiser's decay rates."""
+    schedule: Schedule = Cosine()
+    """Learning rate after the warm-up: a cosine from `lr` to 0 over the budget, or a constant."""
     warmup: int = 500
     """Steps over which the learning rate rises from 0, or to its value at `schedule_start`; at most
     a tenth of the budget."""
@@ -102,7 +107,7 @@ class TrainConfig:
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
     def lr_at(self, step: int, steps: int, *, moments: bool = False) -> float:
-        """Return the learning rate of step `step` (from 0) of `steps`: linear up, a cosine to 0.
+        """Return the learning rate of step `step` (from 0) of `steps`: linear up, then `schedule`.
 
         Both count the steps of this run. A run that begins late in its schedule with moments at
         zero first rises to the rate there: at the full rate its first steps would undo what
@@ -119,8 +124,7 @@ class TrainConfig:
         if place < warmup:
             rate = self.lr * (place + 1) / warmup
         else:
-            part = (place - warmup) / max(1, whole - warmup)
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * part))
+            rate = self.schedule.rate(self.lr, place, whole, warmup)
         rise = min(self.warmup, steps // 10) if self.schedule_start and not moments else 0
         return rate * (step + 1) / rise if step < rise else rate
 
