@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mixerflow.augmentation import Augmentation
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
@@ -53,13 +54,15 @@ class TrainConfig:
     """Largest norm of the gradient of the mean bits/dim; a longer gradient is shortened to it."""
     ema: float = 0.999
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of the training images."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the conditioner nets in training; transforms and log-dets stay float32."""
     memory: Memory = "store"
     """Tensors that a step keeps for its backward pass: all, each layer's input, or none
     ("invert")."""
     seed: int = 0
-    """Seed of the weights, the order of images, the noise and the held-out part."""
+    """Seed of the weights, the order of images, augmentation, noise and the held-out part."""
     validation: Literal["held-out", "test"] = "held-out"
     """Images to validate on: 4 % held out from the training images, or the test images."""
     initial: int = 512

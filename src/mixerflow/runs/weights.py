@@ -93,7 +93,7 @@ def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     origin = metadata.get("origin") or {}
     config = describe(restore(TrainConfig, metadata["train"]))
     kept = ("schedule_start", "schedule_steps", "batch", "lr", "betas", "ema", "clip", "precision")
-    parts = ("optimizer", "schedule")
+    parts = ("optimizer", "schedule", "augmentation")
     piece = {
         "steps": steps,
         "of": metadata.get("steps"),

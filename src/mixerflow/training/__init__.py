@@ -1,5 +1,6 @@
 """Training: the loop, its steps, and the objective that they make smaller."""
 
+from mixerflow.augmentation import Augmentation
 from mixerflow.schedule import Constant, Cosine, Schedule
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.fit import Trained, train
@@ -8,6 +9,7 @@ from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.trainer import Trainer
 
 __all__ = [
+    "Augmentation",
     "Constant",
     "Cosine",
     "Loop",

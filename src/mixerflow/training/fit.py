@@ -128,6 +128,7 @@ def train(
             conditional=flow.context_net is not None,
             parts=config.accumulate,
             processes=processes,
+            augmentation=config.augmentation,
         )
         made = make_metadata(flow, given, validation, name_of(objective), config, processes)
         made = {**(metadata or {}), **made} | ({} if origin is None else {"origin": origin})
