@@ -16,7 +16,9 @@ from PIL import Image
 from mixerflow import kernels
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
+from mixerflow.registry import describe
 from mixerflow.runs import RunFolder, labels_of
+from mixerflow.training import Augmentation, Constant, TrainConfig
 
 TINY = [
     "--model.layers",
@@ -166,6 +168,7 @@ def test_help_needs_no_plots():
         (["train", "mixerflow-tiny", "--threads", "-1"], 2, "--threads"),
         (["train", "mixerflow-tiny", "--threads", "100000"], 2, "--threads"),
         (["train", "mixerflow-tiny", "--train.seed", str(2**64)], 2, "--train.seed"),
+        (["train", "mixerflow-tiny", "--train.augmentation.shift", "-1"], 2, "augmentation.shift:"),
         (["train", "mixerflow-tiny", "--device", "meta", "--steps", "1"], 2, "--device"),
         (["info", "mixerflow-cifr10"], 2, "did you mean mixerflow-cifar10?"),
     ],
@@ -230,6 +233,34 @@ def test_the_same_words_go_on_with_a_run_and_so_does_its_folder(folder, tmp_path
     capsys.readouterr()
     assert run(*words, "--train.lr", 0.5) == 2
     assert "another run is here" in capsys.readouterr().err
+
+
+def test_optimiser_schedule_and_augmentation_are_flags(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "mixerflow-tiny", "--data", folder, "--out", out, *QUICK]
+    words += ["--train.schedule", "constant", "--train.schedule.cooldown=0.5"]
+    words += ["--train.augmentation.flip", "--train.augmentation.shift", "1"]
+    words += ["--train.optimizer", "adamax"]
+    assert run(*words) == 0
+    header = json.loads((out / "run.json").read_text())
+    wanted = TrainConfig(
+        optimizer="adamax",
+        schedule=Constant(cooldown=0.5),
+        augmentation=Augmentation(flip=True, shift=1),
+    )
+    changed = ("optimizer", "schedule", "augmentation")
+    assert all(header["train"][name] == describe(getattr(wanted, name)) for name in changed)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if line["kind"] == "train"]
+    assert rates == [0.01, 0.01, 2e-5, 2e-5]
+    assert "cooldown_lr" in (out / "report.html").read_text()
+    assert run("train", out) == 0  # its own settings are the defaults
+    assert run("publish", out, "--to", tmp_path / "weights", "--images", "4") == 0
+    (piece,) = json.loads((tmp_path / "weights" / "card.json").read_text())["pieces"]
+    assert all(piece[name] == header["train"][name] for name in changed)
+    capsys.readouterr()
+    assert run("train", out, "--train.schedule", "cosine") == 2
+    assert "its train.schedule is constant, not cosine" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(trained, capsys):

@@ -27,7 +27,7 @@ from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, NonFiniteError
 from mixerflow.processes import Processes
 from mixerflow.recipes import build
-from mixerflow.registry import restore
+from mixerflow.registry import describe, restore
 from mixerflow.runs import Checkpoints, RunFolder
 from mixerflow.training import TrainConfig, Trainer, fit, loop, train
 from mixerflow.training.batches import Batches
@@ -488,7 +488,7 @@ def test_without_a_gpu_graphs_are_refused_and_say_what_to_do(tmp_path):
 
 
 def test_runs_from_before_graphs_have_none():
-    stored = dataclasses.asdict(settings(graph=True))
+    stored = describe(settings(graph=True))
     del stored["graph"]
     assert restore(TrainConfig, stored) == settings()
 

@@ -24,6 +24,7 @@ from mixerflow.data import make_images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import from_spec
 from mixerflow.recipes import build, recipe
+from mixerflow.registry import describe
 from mixerflow.runs import Checkpoints, Evaluator, RunFolder, begin_from, load, publish
 from mixerflow.runs.folder import FORMAT
 from mixerflow.runs.publish import is_large, rounded
@@ -407,7 +408,7 @@ def test_the_papers_model_fits_the_limit(tmp_path):
     header = {
         "format": FORMAT,
         "model": flow.spec,
-        "train": vars(TrainConfig()),
+        "train": describe(TrainConfig()),
         "data": data,
         "parameters": count,
     }

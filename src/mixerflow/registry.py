@@ -184,13 +184,8 @@ def _nearest(word: object, known: Iterable[str] = _CLASSES) -> str:
 
 
 def restore(kind: type[T], stored: dict[str, Any]) -> T:
-    """Build the dataclass `kind` from JSON; raise a CheckpointError if it has other fields."""
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        what = f"settings of another version ({error})"
-        raise CheckpointError(what, "run.json", "use the mixerflow that wrote it") from error
+    """Build a value of the class `kind` as `construct` does, from JSON that may lack its type."""
+    return construct(stored | {"type": kind.__name__})
 
 
 def evolve(value: T, changes: dict[str, Any]) -> T:

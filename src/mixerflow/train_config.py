@@ -6,10 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mixerflow.augmentation import Augmentation
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
+from mixerflow.registry import register
+from mixerflow.schedule import Cosine, Schedule
+
+Optimizer = Literal["adam", "adamax"]
 
 
+@register
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
@@ -27,12 +33,16 @@ class TrainConfig:
     """Images of a step, over all processes."""
     accumulate: int = 1
     """Parts in which a batch goes through the model, to save memory; gradients are added."""
+    optimizer: Optimizer = "adam"
+    """Optimiser: Adam, or Adamax, which divides by the largest recent gradient."""
     lr: float = 1e-3
-    """Adam's highest learning rate; a cosine takes the rate to 0 over the budget."""
+    """Learning rate at the end of the warm-up; `schedule` says what follows."""
     layer_lr: float = 1.0
     """Learning rate of the last layer, nearest the latent, over the first's; geometric between."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
+    """The optimiser's decay rates."""
+    schedule: Schedule = Cosine()
+    """Learning rate after the warm-up: a cosine from `lr` to 0 over the budget, or a constant."""
     warmup: int = 500
     """Steps over which the learning rate rises from 0, or to its value at `schedule_start`; at most
     a tenth of the budget."""
@@ -44,13 +54,15 @@ class TrainConfig:
     """Largest norm of the gradient of the mean bits/dim; a longer gradient is shortened to it."""
     ema: float = 0.999
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of the training images."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the conditioner nets in training; transforms and log-dets stay float32."""
     memory: Memory = "store"
     """Tensors that a step keeps for its backward pass: all, each layer's input, or none
     ("invert")."""
     seed: int = 0
-    """Seed of the weights, the order of images, the noise and the held-out part."""
+    """Seed of the weights, the order of images, augmentation, noise and the held-out part."""
     validation: Literal["held-out", "test"] = "held-out"
     """Images to validate on: 4 % held out from the training images, or the test images."""
     initial: int = 512
@@ -91,22 +103,23 @@ class TrainConfig:
         start, end = self.schedule_start, self.schedule_steps
         later = end is None or end > start
         _require("schedule_steps", end, later, f"more than --train.schedule-start, {start}")
-        known = get_args(Memory)
-        _require("memory", self.memory, self.memory in known, f"one of {', '.join(known)}")
+        for name, known in (("memory", get_args(Memory)), ("optimizer", get_args(Optimizer))):
+            value = getattr(self, name)
+            _require(name, value, value in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
     def lr_at(self, step: int, steps: int, *, moments: bool = False) -> float:
-        """Return the learning rate of step `step` (from 0) of `steps`: linear up, a cosine to 0.
+        """Return the learning rate of step `step` (from 0) of `steps`: linear up, then `schedule`.
 
-        Both count the steps of this run. A run that begins late in its schedule with Adam's moments
-        at zero first rises to the rate there: at the full rate its first steps would undo what
+        Both count the steps of this run. A run that begins late in its schedule with moments at
+        zero first rises to the rate there: at the full rate its first steps would undo what
         hundreds of steps have learned.
 
         Args:
             step: the step.
             steps: the steps of this run.
-            moments: whether Adam's moments came with the weights that the run began from.
+            moments: whether the optimiser's moments came with the weights that the run began from.
         """
         place = self.schedule_start + step
         whole = self.schedule_steps or self.schedule_start + steps
@@ -114,8 +127,7 @@ class TrainConfig:
         if place < warmup:
             rate = self.lr * (place + 1) / warmup
         else:
-            part = (place - warmup) / max(1, whole - warmup)
-            rate = self.lr * 0.5 * (1 + math.cos(math.pi * part))
+            rate = self.schedule.rate(self.lr, place, whole, warmup)
         rise = min(self.warmup, steps // 10) if self.schedule_start and not moments else 0
         return rate * (step + 1) / rise if step < rise else rate
 

@@ -48,7 +48,7 @@ class Arguments:
     """Budget in time on this machine, in place of the recipe's."""
     weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Begin from published weights or a run folder: averaged weights of the same model, or a run of
-    fewer layers, whose schedule and Adam moments continue."""
+    fewer layers, whose schedule and moments of the optimiser continue."""
     from_step: int | None = None
     """Resume from the checkpoint of this step rather than the last."""
     device: str = "auto"

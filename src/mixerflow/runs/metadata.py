@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import platform
@@ -16,7 +15,7 @@ from mixerflow.data import Images
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.models import flow_from, from_spec, spec_of_flow
 from mixerflow.processes import Processes
-from mixerflow.registry import Unregistered, restore, settings_of, word_of
+from mixerflow.registry import Unregistered, describe, restore, settings_of, word_of
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.train_config import TrainConfig
@@ -53,7 +52,7 @@ def make_metadata(
         "format": FORMAT,
         "model": _spec(flow),
         "objective": objective,
-        "train": dataclasses.asdict(config),
+        "train": describe(config),
         "data": {
             "dataset_id": images.dataset_id,
             "training_images": len(images),
@@ -115,11 +114,10 @@ def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder:
     Raises:
         ConfigError: the folder holds another run; names the first setting that differs.
     """
-    # a setting that is younger than the run has its default
-    train = dataclasses.asdict(restore(TrainConfig, existing.get("train") or {}))
-    theirs_all = {"objective": "likelihood", **existing, "train": train}
+    theirs_all = {"objective": "likelihood", **existing}
+    readers = {"model": model_settings, "train": _train_settings}
     for part in ("model", "objective", "train", "data"):
-        read = model_settings if part == "model" else functools.partial(_flatten, name=part)
+        read = readers.get(part) or functools.partial(_flatten, name=part)
         mine, theirs = read(metadata[part]), read(theirs_all.get(part))
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
@@ -129,6 +127,11 @@ def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder:
                     folder.path,
                     "use its settings to resume it, or another --out",
                 )
+
+
+def _train_settings(stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Return training settings by their flags' paths; one younger than the run has its default."""
+    return settings_of(restore(TrainConfig, stored or {}), "train.")
 
 
 def _flatten(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401

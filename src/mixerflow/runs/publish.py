@@ -267,7 +267,7 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         "",
         "## The runs that led here",
         "",
-        "Each began from weights of the run before; Adam's moments began at zero unless named.",
+        "Each began from weights of the run before; moments began at zero unless named.",
         "",
         markdown.table(head, map(_piece, card["pieces"])),
         "",

@@ -14,7 +14,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.models import flow_from
-from mixerflow.registry import restore
+from mixerflow.registry import describe, restore
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.runs.manifest import (
@@ -91,14 +91,15 @@ class Weights:
 def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
     """Return the runs that led to a run's weights after `steps` of its own steps, in order."""
     origin = metadata.get("origin") or {}
-    config = restore(TrainConfig, metadata["train"])
+    config = describe(restore(TrainConfig, metadata["train"]))
     kept = ("schedule_start", "schedule_steps", "batch", "lr", "betas", "ema", "clip", "precision")
+    parts = ("optimizer", "schedule", "augmentation")
     piece = {
         "steps": steps,
         "of": metadata.get("steps"),
         "from_sha256": origin.get("sha256"),
         "moments": bool(origin.get("moments")),
-        **{name: getattr(config, name) for name in (*kept, "seed")},
+        **{name: config[name] for name in (*kept, *parts, "seed")},
         **{name: metadata.get(name) for name in ("recipe", "command", "seconds", "versions")},
         "device": (metadata.get("machine") or {}).get("device"),
     }

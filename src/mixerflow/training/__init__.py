@@ -1,9 +1,23 @@
 """Training: the loop, its steps, and the objective that they make smaller."""
 
+from mixerflow.augmentation import Augmentation
+from mixerflow.schedule import Constant, Cosine, Schedule
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.fit import Trained, train
 from mixerflow.training.loop import Loop
 from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.trainer import Trainer
 
-__all__ = ["Loop", "Objective", "TrainConfig", "Trained", "Trainer", "likelihood", "train"]
+__all__ = [
+    "Augmentation",
+    "Constant",
+    "Cosine",
+    "Loop",
+    "Objective",
+    "Schedule",
+    "TrainConfig",
+    "Trained",
+    "Trainer",
+    "likelihood",
+    "train",
+]

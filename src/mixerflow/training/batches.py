@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow.core import as_tensor
+from mixerflow.augmentation import Augmentation
+from mixerflow.core import Noise, as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.processes import SINGLE, Processes
 
 _ON_DEVICE_BYTES = 2 << 30
+_UNCHANGED = Augmentation()
 
 
 class Batches:
@@ -20,14 +22,15 @@ class Batches:
     Args:
         images: the training images.
         batch: number of images in a batch.
-        seed: seed of the orders.
+        seed: seed of the orders and of the augmentation.
         device: device of the batches; it holds all images where they fit.
         conditional: whether the flow needs labels.
         parts: number of parts in which a batch goes through the model.
         processes: processes that share each part evenly; a batch is this process's share.
+        augmentation: random changes of the images of each step.
 
     Raises:
-        ConfigError: no labels, or a batch that cannot be shared evenly.
+        ConfigError: no labels, a batch that cannot be shared evenly, or a shift beyond the images.
     """
 
     def __init__(
@@ -40,9 +43,12 @@ class Batches:
         conditional: bool,
         parts: int = 1,
         processes: Processes = SINGLE,
+        augmentation: Augmentation = _UNCHANGED,
     ) -> None:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
         self.conditional, self.parts, self.processes = conditional, parts, processes
+        self.augmentation = augmentation
+        augmentation.check(images.shape)
         if batch % (parts * processes.world):
             what = f"a batch of {batch} in {parts} x {processes.world} equal parts"
             remedy = "make it a multiple of --train.accumulate times the number of processes"
@@ -63,10 +69,13 @@ class Batches:
         while len(chosen) < self.batch:
             epoch, position = divmod(first + len(chosen), n)
             chosen.extend(self._order(epoch)[position : position + self.batch - len(chosen)])
-        return self.take(np.asarray(chosen)[self._own()])
+        x, labels = self.take(np.asarray(chosen)[self._own()])
+        if self.augmentation != _UNCHANGED:
+            x = self.augmentation.augmented(x, Noise(self.seed, self.index(step)))
+        return x, labels
 
     def index(self, step: int) -> Tensor:
-        """Return a number for each image of `at`, unique in the run: the key of its noise."""
+        """Return a number for each image of `at`, unique in the run: the key of its draws."""
         return torch.from_numpy(step * self.batch + self._own()).to(self.device)
 
     def _own(self) -> np.ndarray:

@@ -87,8 +87,8 @@ def train(
         out: the run folder; None keeps everything in memory.
         config: settings.
         begin: a run folder or published weights to begin from: averaged weights of the same model,
-            or a run of a model with fewer layers, which continues with Adam's moments and its place
-            in the schedule, the new layers at the identity.
+            or a run of a model with fewer layers, which continues with its moments and its place in
+            the schedule, the new layers at the identity.
         steps: budget in optimiser steps; overrides that of `config`, as the next two do.
         epochs: budget in passes over the images.
         minutes: budget in time on this machine.
@@ -128,6 +128,7 @@ def train(
             conditional=flow.context_net is not None,
             parts=config.accumulate,
             processes=processes,
+            augmentation=config.augmentation,
         )
         made = make_metadata(flow, given, validation, name_of(objective), config, processes)
         made = {**(metadata or {}), **made} | ({} if origin is None else {"origin": origin})
@@ -203,7 +204,7 @@ def _begin(
             raise ConfigError(what, "--train.schedule-start", remedy)
         return None, None
     path = Path(begin)
-    stage = grow_from(flow, path)
+    stage = grow_from(flow, path, config.optimizer)
     return (stage.origin, stage) if stage is not None else (begin_from(flow, path), None)
 
 

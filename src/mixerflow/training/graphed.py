@@ -273,6 +273,8 @@ def _refuse_ungraphable(
         "an objective other than the likelihood": objective is not likelihood,
         "several processes": batches.processes.together,
         f"--train.memory {config.memory}": config.memory != "store",
+        # torch's Adamax cannot skip a step on the device
+        f"--train.optimizer {config.optimizer}": config.optimizer != "adam",
         "parameters other than float32": any(p.dtype != torch.float32 for p in flow.parameters()),
         # dequantisation would read on the host whether these lie within its levels
         "pixels other than uint8 of 256 levels": any(

@@ -1,8 +1,8 @@
 """Growth in depth: a deeper flow that begins from a run of a shallower one.
 
 Appendix D of the MixerFlow paper trains in stages of growing depth. Here a stage is a run of its
-own: the shallower model's layers, averaged weights and Adam moments go over into the deeper model,
-whose new layers start as the identity, and the schedule continues at its place.
+own: the shallower model's layers, averaged weights and moments of the optimiser go over into the
+deeper model, whose new layers start as the identity, and the schedule continues at its place.
 
 References:
     English, Kirchler, Lippert: MixerFlow: MLP-Mixer meets Normalising Flows (2023), appendix D,
@@ -28,7 +28,7 @@ from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, is_published, rea
 from mixerflow.runs.manifest import entry, pack_tensors
 from mixerflow.runs.metadata import model_settings
 from mixerflow.runs.weights import origin_of, pieces_of, require_same_model
-from mixerflow.train_config import TrainConfig
+from mixerflow.train_config import Optimizer, TrainConfig
 from mixerflow.training.optimizer import parameter_groups
 
 _FLAG = "--from"
@@ -44,7 +44,7 @@ class Stage:
         origin: the entry "origin" of ``run.json``, with the place in the schedule.
         model: the state dict.
         ema: the averaged weights' state dict.
-        moments: Adam's state by parameter name; new layers have none.
+        moments: the optimiser's state by parameter name; new layers have none.
         objective: the state dict of an objective that learns, or None.
     """
 
@@ -55,15 +55,15 @@ class Stage:
     objective: dict[str, Tensor] | None
 
 
-def grow_from(flow: Flow, path: Path) -> Stage | None:
+def grow_from(flow: Flow, path: Path, optimizer: Optimizer) -> Stage | None:
     """Map the last checkpoint of a run of a shallower model to a flow of the deeper model.
 
     Layers correspond in order; what follows the layers corresponds too. The flow gets the mapped
     weights, and counts as initialised. None where the flow is not of a deeper model.
 
     Raises:
-        ConfigError: the models differ in more than depth, a new layer is not the identity, or the
-            weights are published ones, which have no moments.
+        ConfigError: the models differ in more than depth, a new layer is not the identity, the
+            weights are published ones, which have no moments, or `optimizer` is not the run's.
         CheckpointError: the run is damaged.
     """
     published = is_published(path)
@@ -73,7 +73,7 @@ def grow_from(flow: Flow, path: Path) -> Stage | None:
     if spec is None or not _is_deeper(flow, spec):
         return None
     if published:
-        what = "published weights have no Adam moments for a deeper model to continue with"
+        what = "published weights have no moments for a deeper model to continue with"
         raise ConfigError(what, path, "name the run folder that they are from")
     with torch.device("meta"):
         shallow = flow_from(spec, path / "run.json")
@@ -83,9 +83,12 @@ def grow_from(flow: Flow, path: Path) -> Stage | None:
     except ValueError:
         require_same_model(flow, spec, path)  # names the setting
         raise
+    config = restore(TrainConfig, metadata["train"])
+    if config.optimizer != optimizer:
+        what = f"the moments there are those of {config.optimizer}, not {optimizer}"
+        raise ConfigError(what, path, f"use --train.optimizer {config.optimizer}")
     checkpoint = Checkpoints(path / "checkpoints").load("last")
     _check_identity(flow, set(pairs.values()))
-    config = restore(TrainConfig, metadata["train"])
     place = config.schedule_start + checkpoint.step
     later = config.schedule_steps if (config.schedule_steps or 0) > place else None
     digest = entry(pack_tensors(checkpoint.model))["sha256"]
@@ -100,13 +103,13 @@ def grow_from(flow: Flow, path: Path) -> Stage | None:
         for tensors in (checkpoint.model, checkpoint.ema or checkpoint.model)
     )
     flow.load_state_dict(model)
-    return Stage(origin, model, ema, *_adam(checkpoint, shallow, config, pairs))
+    return Stage(origin, model, ema, *_moments(checkpoint, shallow, config, pairs))
 
 
-def _adam(
+def _moments(
     checkpoint: Checkpoint, shallow: Flow, config: TrainConfig, pairs: dict[str, str]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor] | None]:
-    """Adam's moments by the deeper flow's parameter names, and the objective's own weights."""
+    """The optimiser's state by the deeper flow's names, and the objective's own weights."""
     names = {id(p): name for name, p in shallow.named_parameters()}
     groups, _ = parameter_groups(shallow, config.layer_lr)
     order = [names[id(p)] for group in groups for p in group["params"]]

@@ -36,7 +36,9 @@ def parameter_groups(flow: Flow, last: float) -> tuple[list[dict[str, Any]], lis
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """Return Adam on groups of parameters."""
+    """Return the optimiser that `config` names, on groups of parameters."""
+    if config.optimizer == "adamax":
+        return torch.optim.Adamax(groups, lr=config.lr, betas=config.betas, foreach=True)
     return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

@@ -65,7 +65,7 @@ class Step:
 
 
 class Trainer:
-    """Adam on the mean loss of a flow, in bits/dim, with an average of its weights.
+    """The optimiser on the mean loss of a flow, in bits/dim, with an average of its weights.
 
     Args:
         flow: the flow to train, on its device, initialised; process 0's weights go to all.
@@ -81,7 +81,7 @@ class Trainer:
     read_every: int = 1
     """Steps between two readings of the figures, for a trainer that reads them from its device."""
     moments: bool = False
-    """Whether Adam's moments came with the weights that the run began from."""
+    """Whether the optimiser's moments came with the weights that the run began from."""
 
     def __init__(
         self,
