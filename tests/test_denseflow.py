@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mixerflow
+from mixerflow.augmentation import Augmentation
 from mixerflow.core import Along, Chain, Flow, Noise
 from mixerflow.errors import ConfigError
 from mixerflow.models import DenseFlow
@@ -23,6 +24,7 @@ from mixerflow.parts import (
 )
 from mixerflow.recipes import RECIPES, build
 from mixerflow.registry import evolve
+from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import LU, Affine, Augment, CrossUnits
 from mixerflow.transforms.checks import perturb
 
@@ -381,3 +383,34 @@ def test_every_model_can_learn_its_noise():
         flow.initialize(x)
         assert flow.bits_per_dim(x).isfinite().all()
         assert torch.equal(flow.decode(flow.encode(x)), x)
+
+
+def trained(images, **settings) -> Flow:
+    torch.manual_seed(0)
+    flow = SMALL.build((1, 8, 8))
+    config = TrainConfig(
+        steps=3,
+        batch=8,
+        initial=16,
+        evaluate_every=10,
+        optimizer="adamax",
+        augmentation=Augmentation(flip=True, shift=1),
+        **settings,
+    )
+    done = mixerflow.train(flow, images, config=config, quiet=True)
+    assert done.validation is not None
+    assert done.validation.density == "bound"
+    assert math.isfinite(done.validation.bits_per_dim)
+    return flow
+
+
+def test_it_trains_with_recomputation_and_with_bfloat16_nets():
+    images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)
+    stored, recomputed = trained(images), trained(images, memory="checkpoint")
+    for (name, a), b in zip(
+        stored.state_dict().items(), recomputed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(tensor, found[name]), name
+    half = trained(images, precision="bfloat16", memory="checkpoint")
+    changed = half.state_dict()["transform.steps.2.scales.0.steps.1.units.0.steps.0.steps.0.shift"]
+    assert changed.dtype == torch.float32 and changed.isfinite().all()

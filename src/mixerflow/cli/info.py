@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.runs import is_published, read_metadata
-from mixerflow.transforms import Coupling, KernelChain, MixerLayer, Patchify
+from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
 
@@ -85,7 +86,7 @@ def _print_chain(
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     console.print(table)
-    for line in (*_kernel_use(flow), *_published_lines(published, total)):
+    for line in (*_noise_use(flow), *_kernel_use(flow), *_published_lines(published, total)):
         console.print(line, highlight=False)
 
 
@@ -93,11 +94,21 @@ def _published_lines(published: PublishedResult | None, total: int) -> Iterator[
     if published is None:
         return
     if published.parameters is not None:
-        difference = 100 * (total / (1e6 * published.parameters) - 1)
-        yield f"the paper's count: {published.parameters:.2f}M ({difference:+.2f} % here)"
+        millions = published.parameters
+        same = f"{total / 1e6:.2f}" == f"{millions:.2f}"
+        here = "the same" if same else f"{100 * (total / (1e6 * millions) - 1):+.2f} %"
+        yield f"the paper's count: {millions:.2f}M ({here} here)"
     if published.bits_per_dim is not None:
         figure = f"{published.bits_per_dim:.2f} bits/dim, {published.where}; {published.note}"
         yield f"the paper's figure: {figure}"
+
+
+def _noise_use(flow: Flow) -> Iterator[str]:
+    """Say what the noise that a flow adds makes of its dimensions and its density."""
+    latents = math.prod(flow.latent_shape)
+    if latents > flow.dims:
+        noise = f"{latents - flow.dims:,} of {latents:,} latents come from noise"
+        yield f"{noise}, {flow.dims:,} from the image; bits/dim count the image's numbers alone"
 
 
 def _kernel_use(flow: Flow) -> Iterator[str]:
@@ -164,6 +175,10 @@ def _describe(step: Transform, shape: Shape) -> str:
         return f"{_describe(step.transform, (shape[step.dim],))} along axis {step.dim}"
     if isinstance(step, Coupling):
         return f"Coupling by {step.elementwise!r}"
+    if isinstance(step, Augment):
+        read = getattr(step.net, "in_channels", step.shape[0])
+        given = f" given {read}" if step.net is not None else ""
+        return f"noise: {step.channels} channels{given}"
     if isinstance(step, Inverse):
         return f"inverse {type(step.transform).__name__}"
     return f"{type(step).__name__}({step.extra_repr()})"

@@ -40,7 +40,7 @@ def iterated_inverse(k: Float[Tensor, "batch n n"], steps: int = 6) -> Tensor:
     size = k.abs()
     v = k.mT / (size.sum(-2).amax(-1) * size.sum(-1).amax(-1))[:, None, None]
     for _ in range(steps):
-        kv = k @ v
+        kv = k.bmm(v)
         inner = torch.baddbmm(kv, kv, kv, beta=7, alpha=-1)
         inner = torch.baddbmm(kv, kv, inner, beta=15, alpha=-1)
         v = torch.baddbmm(v, v, inner, beta=13 / 4, alpha=-1 / 4)
@@ -61,9 +61,11 @@ def nystrom_attention(
     softmax is over keys; `q` comes divided by the root of its width.
     """
     q_marks, k_marks = landmarks(q, count), landmarks(k, count)
-    read = (q_marks @ k.mT).softmax(-1) @ v
-    written = (q @ k_marks.mT).softmax(-1)
-    return written @ (inverse((q_marks @ k_marks.mT).softmax(-1)) @ read)
+    read = q_marks.bmm(k.mT).softmax(-1).bmm(v)
+    middle = inverse(q_marks.bmm(k_marks.mT).softmax(-1))
+    # tokens come last here: a softmax along a last axis of four numbers is slow
+    written = k_marks.bmm(q.mT).softmax(1)
+    return middle.bmm(read).mT.bmm(written).mT
 
 
 def transposed_attention(q: Tokens, k: Tokens, v: Tokens, *, count: int) -> Tokens:
