@@ -40,9 +40,10 @@ def test_one_draw_is_the_single_sample_figure():
     flow, x = model(), pixels(9)
     wanted = flow.bits_per_dim(x, noise=Noise.of(3, torch.from_numpy(x))).double()
     figure = bits(flow, x, seed=3, importance_samples=1)
-    assert np.array_equal(figure.per_image, wanted.numpy())
+    np.testing.assert_allclose(figure.per_image, wanted.numpy(), rtol=1e-6)
     assert figure.importance_samples == 1 and figure.dequantization == "uniform"
     assert figure.bits_per_dim == figure.per_image.mean()
+    assert "curve" not in figure.as_dict()
 
 
 def test_streaming_is_the_mean_of_all_draws_at_once():
@@ -122,12 +123,21 @@ class Learned(Dequantize):
 def test_the_figure_says_what_it_is():
     figure = bits(Flow(Chain(Learned(), Rescale(0.1)), SHAPE, levels=256), pixels(3))
     assert figure.dequantization == "variational"
-    assert figure.kind == "exact density, variational dequantisation, one draw an image"
+    assert figure.kind == "exact density, variational dequantisation, single-sample"
+    assert figure.kind in str(figure)
     floats = bits(Flow(Residual(LipschitzMLP(3, 3, width=4)), (3,)), torch.randn(4, 3))
-    assert floats.dequantization == "none" and floats.kind == "exact density, none dequantisation"
+    assert floats.dequantization == "none" and floats.kind == "exact density, no dequantisation"
     many = bits(model(), pixels(2), importance_samples=16)
-    assert many.kind == "exact density, uniform dequantisation, 16 draws an image"
-    assert kind_of(json.loads(json.dumps(many.as_dict()))) == many.kind
+    words = "exact density, uniform dequantisation, importance-weighted (K = 16)"
+    assert many.kind == words == kind_of(json.loads(json.dumps(many.as_dict())))
+
+
+def test_a_bound_draws_noise_without_dequantisation():
+    """And a figure of before importance weighting had the words reads as a single sample."""
+    old = {"density": "bound", "dequantization": "none"}
+    assert kind_of(old) == "lower bound of the density, no dequantisation, single-sample"
+    words = "lower bound of the density, no dequantisation, importance-weighted (K = 2,000)"
+    assert kind_of(old | {"importance_samples": 2000}) == words
 
 
 def test_draws_that_mean_nothing_are_refused():
@@ -138,3 +148,6 @@ def test_draws_that_mean_nothing_are_refused():
     assert bits(estimated, torch.randn(2, 3)).density == "estimate"
     with pytest.raises(ConfigError, match="overstate"):
         bits(estimated, torch.randn(2, 3), importance_samples=2)
+    noiseless = Flow(Residual(LipschitzMLP(3, 3, width=4)), (3,))
+    with pytest.raises(ConfigError, match="draws no noise"):
+        bits(noiseless, torch.randn(2, 3), importance_samples=2)

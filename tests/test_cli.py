@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mixerflow import kernels
+from mixerflow import kernels, recipes
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
+from mixerflow.evaluate import Draws
 from mixerflow.registry import describe
 from mixerflow.runs import RunFolder, labels_of
 from mixerflow.training import Augmentation, Constant, TrainConfig
@@ -202,8 +203,6 @@ def test_train_evaluate_sample_and_report(trained, tmp_path, capsys):
     assert weighted["importance_samples"] == 3
     assert weighted["bits_per_dim"] < result["bits_per_dim"]
     assert kept[0].read_text() == json.dumps(result, indent=2) + "\n"  # its figure stays beside
-    assert run("evaluate", trained, "--images", 3, "--importance-samples", 3) == 0
-    assert "3 draws an image" in " ".join(capsys.readouterr().out.split())
     files = tmp_path / "files"
     assert run("sample", trained, "-n", 5, "--temperature", 0.7, "--files", files) == 0
     assert "values clamped" in capsys.readouterr().out
@@ -220,6 +219,53 @@ def test_train_evaluate_sample_and_report(trained, tmp_path, capsys):
 
 
 KINDS = ("a file an image", "one sheet")
+
+
+def evaluated(trained, capsys, *words):
+    capsys.readouterr()
+    assert run("evaluate", trained, *words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_bounds_of_several_kinds_have_columns_of_their_own(trained, capsys):
+    words = ["--images", 3, "--importance-samples", 20]
+    curve = evaluated(trained, capsys, *words)["curve"]
+    assert [bound["importance_samples"] for bound in curve] == [1, 10, 20]
+    assert run("evaluate", trained, *words) == 0
+    told = capsys.readouterr().out
+    flow, codecs = told.split("lossless code")
+    assert "3 images; exact density, uniform dequantisation\n" in flow
+    assert "single-sample" in flow and flow.count("importance-") == 2
+    assert "(K = 10)" in flow and "(K = 20)" in flow and "webp" in codecs
+    rows = {line.split()[0]: line.split()[1:] for line in flow.splitlines() if line.strip()}
+    assert rows["bits/dim"] == [f"{bound['bits_per_dim']:.3f}" for bound in curve]
+    assert rows["gain"] == [f"{bound['gain']:.4f}" for bound in curve[1:]]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_evaluation_goes_on(trained, capsys, monkeypatch, number, code):
+    words = ["--importance-samples", 12]
+    whole = evaluated(trained, capsys, *words)
+    add, added = Draws.add, []
+
+    def add_and_signal(self, rows, log_weights):
+        add(self, rows, log_weights)
+        added.extend(rows)
+        if len(added) == 30:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Draws, "add", add_and_signal)
+    assert run("evaluate", trained, *words, "--batch", 5, "--json") == code
+    said = capsys.readouterr()
+    assert said.out == "" and "stopped after 30 of 144 draws: the same command goes on" in said.err
+    (kept,) = (trained / "evaluations").glob("draws-*")
+    other = evaluated(trained, capsys, "--importance-samples", 12, "--seed", 1)
+    assert kept.exists() and len(added) == 30 + 144  # of another seed: nothing to go on with
+    goes_on = evaluated(trained, capsys, *words)
+    assert len(added) == 144 + 144 and not kept.exists()
+    assert goes_on["bits_per_dim"] == pytest.approx(whole["bits_per_dim"], abs=1e-6)
+    assert abs(other["bits_per_dim"] - whole["bits_per_dim"]) > 1e-5
+    assert goes_on["curve"][1]["gain"] == pytest.approx(whole["curve"][1]["gain"], abs=1e-6)
 
 
 def test_the_same_words_go_on_with_a_run_and_so_does_its_folder(folder, tmp_path, capsys):
@@ -332,6 +378,18 @@ def test_info_shows_the_papers_counts(capsys):
         assert "shift layer" in said or name == "mnist"
     assert run("info") == 0
     assert "mixerflow-galaxy32-tiny" in capsys.readouterr().out
+
+
+def test_the_papers_figures_of_two_kinds_have_two_columns(capsys, monkeypatch):
+    one = recipes.RECIPES["mixerflow-cifar10"]
+    other = one.reported(3.08, None, "", "variational dequantisation, single-sample; learned")
+    monkeypatch.setattr(recipes, "RECIPES", {"one": one, "other": other})
+    assert run("info") == 0
+    table, _, caption = capsys.readouterr().out.partition("paper: ")
+    assert "uniform dequantisation, single-sample; variational" in " ".join(caption.split())
+    column = {figure: table.rindex(figure) - table.rindex("\n", 0, table.rindex(figure))
+              for figure in ("3.46", "3.08")}  # fmt: skip
+    assert column["3.08"] > column["3.46"] + 5
 
 
 @pytest.mark.parametrize(

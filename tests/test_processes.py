@@ -20,7 +20,7 @@ from mixerflow.augmentation import Augmentation
 from mixerflow.cli import main
 from mixerflow.core import Noise
 from mixerflow.errors import ConfigError, DataError, ResourceError
-from mixerflow.evaluate import bits
+from mixerflow.evaluate import Draws, bits
 from mixerflow.processes import SINGLE, joined
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder, load
@@ -464,6 +464,39 @@ def test_the_command_line_trains_and_evaluates_in_two_processes(tmp_path, capfd)
     check_training(tmp_path, *capfd.readouterr())
     assert together(2, commanded, ["evaluate", str(tmp_path / "run"), "--json"]) == [0, 0]
     check_evaluation(tmp_path, capfd.readouterr().out)
+
+
+def stopped(processes, words, draws):
+    """Evaluate until process 1 gets a signal."""
+    add = Draws.add
+
+    def add_and_signal(self, rows, log_weights):
+        add(self, rows, log_weights)
+        if processes.rank == 1 and self.count.sum() == draws:
+            signal.raise_signal(signal.SIGTERM)
+
+    Draws.add = add_and_signal
+    return main(words)
+
+
+def test_one_process_goes_on_with_the_draws_of_two(tmp_path, capsys):
+    train(flow_of(), images(), out=tmp_path, config=settings(steps=1), quiet=True)
+    np.savez(tmp_path / "ramps.npz", x=images(30).pixels[:, 0])
+    words = ["evaluate", tmp_path, "--data", tmp_path / "ramps.npz", "--importance-samples", 12]
+    words = [*map(str, words), "--json"]
+    assert together(2, stopped, [*words, "--batch", "4"], 72) == [143, 143]
+    kept = sorted((tmp_path / "evaluations").glob("draws-*-12-[01]"))
+    assert len(kept) == 2
+    capsys.readouterr()
+    add, added = Draws.add, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Draws, "add", lambda *given: (added.extend(given[1]), add(*given)))
+        assert main(words) == 0
+    assert len(added) == 12 * 30 - 2 * 72
+    figure = json.loads(capsys.readouterr().out)
+    whole = bits(load(tmp_path), images(30).pixels, importance_samples=12)
+    assert figure["bits_per_dim"] == pytest.approx(whole.bits_per_dim, abs=1e-6)
+    assert not any(path.exists() for path in kept)
 
 
 @pytest.mark.slow

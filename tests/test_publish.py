@@ -1,5 +1,6 @@
 """Published weights and what begins from them: small, verified, outdone only by better ones."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -181,6 +182,7 @@ def test_the_card_tells_what_was_trained_and_judged(run, tmp_path):
     assert told == json.loads(json.dumps(card))
     page = (tmp_path / "w" / "card.md").read_text()
     assert f"**{figure['bits_per_dim']:.3f} ± " in page
+    assert "exact density, uniform dequantisation, single-sample, noise of seed 0" in page
     assert card["files"]["model.safetensors"]["sha256"] in page
 
 
@@ -200,6 +202,8 @@ def test_only_better_weights_replace_what_is_published(run, tmp_path):
         publish(run, to, judge())
     with pytest.raises(ConfigError, match="judged by 64 images of ramps"):
         publish(better, to, judge(seed=6))
+    with pytest.raises(ConfigError, match=r"judged by exact density, uniform .*, single-sample"):
+        publish(better, to, dataclasses.replace(judge(), importance_samples=2))
     assert (to / "model.safetensors").read_bytes() == before
     assert publish(run, to, judge(), force=True)["figure"] == first["figure"]
 

@@ -14,8 +14,8 @@ import pytest
 
 from mixerflow.cli import main
 from mixerflow.experiments import TABLES, Claim, outcome
-from mixerflow.experiments.outputs import markdown_text
-from mixerflow.experiments.results import collect, parameters
+from mixerflow.experiments.outputs import markdown_text, rows_table
+from mixerflow.experiments.results import claims_of, collect, parameters
 from mixerflow.runs import RunFolder
 
 
@@ -54,6 +54,26 @@ def test_a_claim_holds_fails_or_is_undecided():
     # paired: seeds differ by far more than rows do, which the differences do not see
     far = {0: 1.0, 1: 9.0}
     assert outcome({0: 0.9, 1: 8.89}, far).verdict == "holds"
+
+
+def test_figures_of_two_kinds_are_in_two_columns_and_in_no_claim():
+    column = results(Path(__file__).parents[1] / "results/table-10/cpu.json")["columns"][0]
+    head, _ = rows_table(column)
+    assert [name for name in head if name.startswith("ours")] == ["ours, mean ± s.e. over seeds"]
+    for run in column["rows"][1]["runs"]:
+        run |= {"density": "bound", "dequantization": "variational"}
+    head, cells = rows_table(column)
+    ours = [i for i, name in enumerate(head) if name.startswith("ours")]
+    assert [head[i].split(": ")[1] for i in ours] == [
+        "exact density, uniform dequantisation, single-sample",
+        "lower bound of the density, variational dequantisation, single-sample",
+    ]
+    filled = [[bool(row[i]) for i in ours] for row in cells]
+    assert filled == [[i != 1, i == 1] for i in range(len(cells))]
+    assert {len(row) for row in cells} == {len(head)}
+    for claim in claims_of(TABLES["table-10"], column["rows"]):
+        other = "layers" in (claim["better"], claim["worse"])
+        assert (claim["seeds"] == 0) == other
 
 
 @pytest.mark.parametrize("budget", ["tiny", "cpu", pytest.param("gpu", marks=pytest.mark.slow)])

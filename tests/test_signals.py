@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mixerflow.training.loop import Interrupt
+from mixerflow.signals import Interrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

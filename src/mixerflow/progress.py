@@ -79,6 +79,11 @@ class ProgressBar:
         else:
             print(line, file=sys.stderr, flush=True)
 
+    @property
+    def rate(self) -> float:
+        """Units a second since this bar began; 0 before the first."""
+        return (self.done - self._begun_at) / max(time.monotonic() - self._begun, 1e-9)
+
     def _left(self) -> str:
         passed, units = time.monotonic() - self._begun, self.done - self._begun_at
         seconds = round(passed / max(1, units) * (self.total - self.done))

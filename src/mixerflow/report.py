@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from mixerflow import page, pictures
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
-from mixerflow.evaluate import bits, draw_pixels, kind_of, to_pixels
+from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of, to_pixels
 from mixerflow.runs import RunFolder, labels_of, load
 
 _SCORED, _EXTREMES, _RECONSTRUCTED = 500, 16, 10
@@ -41,14 +41,14 @@ def write_report(run: Path, images: Images) -> Path:
         _headline(metadata),
         page.heading("Training"),
         page.picture(_curves(records), "plot"),
-        page.note("Validation uses the moving average of the weights."),
+        page.note(f"Validation uses the moving average of the weights{_validated(records)}."),
     ]
     for temperature in (0.7, 1.0) if len(flow.shape) == 3 else ():
         samples = draw_pixels(flow, 64, seed=1, temperature=temperature)[0]
         body += [page.heading(f"Samples at temperature {temperature:g}"), _grid(samples)]
     body += _reconstructions(flow, scored)
-    body += _extremes("Fewest bits/dim", scored, figure.per_image, order[:_EXTREMES])
-    body += _extremes("Most bits/dim", scored, figure.per_image, order[::-1][:_EXTREMES])
+    body += _extremes("Fewest bits/dim", scored, figure, order[:_EXTREMES])
+    body += _extremes("Most bits/dim", scored, figure, order[::-1][:_EXTREMES])
     settings = [[key, _setting(value)] for key, value in metadata.items()]
     body += [page.heading("Settings"), page.table([], settings)]
     return page.write(run / "report.html", run.name, body)
@@ -65,6 +65,12 @@ def _headline(metadata: dict[str, Any]) -> str:
         f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
         f"{metadata.get('parameters', 0):,} parameters.</p>"
     )
+
+
+def _validated(records: list[dict[str, Any]]) -> str:
+    """Return the kinds of the validation figures, after a colon."""
+    kinds = sorted({kind_of(record) for record in records if record["kind"] == "validation"})
+    return f": {'; '.join(kinds)}" if kinds else ""
 
 
 def _curves(records: list[dict[str, Any]]) -> bytes:
@@ -115,9 +121,10 @@ def _reconstructions(flow: Flow, images: Images) -> list[str]:
     return [page.heading("Reconstructions"), picture, page.note(note)]
 
 
-def _extremes(title: str, images: Images, per_image: np.ndarray, indices: np.ndarray) -> list[str]:
-    figures = ", ".join(f"{per_image[i]:.2f}" for i in indices)
-    note = f"In order: {figures} bits/dim; of {len(images)} images of {images.dataset_id}."
+def _extremes(title: str, images: Images, figure: Bits, indices: np.ndarray) -> list[str]:
+    figures = ", ".join(f"{figure.per_image[i]:.2f}" for i in indices)
+    of = f"of {len(images)} images of {images.dataset_id}"
+    note = f"In order: {figures} bits/dim; {of}: {figure.kind}."
     picture = _grid(images.take(indices).pixels, columns=_EXTREMES // 2)
     return [page.heading(title), picture, page.note(note)]
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from mixerflow import pictures, runs
 from mixerflow.cli.parse import parse
+from mixerflow.core import Flow
 from mixerflow.data import Images, Splits, load
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Bits
+from mixerflow.evaluate import Bits, density_of, estimator_of, kind_of
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
-from mixerflow.runs import Evaluator
-from mixerflow.runs.files import write_atomically
+from mixerflow.runs import Evaluator, KeptDraws
+from mixerflow.runs.files import write_atomically, writing
+from mixerflow.signals import Interrupt, Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class EvaluationArguments(WeightsArguments):
     images: int | None = None
     """Score the first so many only."""
     seed: int = 0
-    """Seed of the dequantisation noise."""
+    """Seed of the noise."""
     batch: int = 128
     """Images at a time, in each process."""
     transparency: str | None = None
@@ -78,14 +82,6 @@ class EvaluationArguments(WeightsArguments):
             return images.first(self.images), f"{name}, first {self.images}"
         return images, name
 
-    def evaluator(self, images: Images, split: str, bar: ProgressBar, **more: Any) -> Evaluator:  # noqa: ANN401
-        """Make an evaluator of these arguments that shows its progress."""
-
-        def on_batch(count: int) -> None:
-            bar.update(bar.done + count, "")
-
-        return Evaluator(images, split, seed=self.seed, batch=self.batch, on_batch=on_batch, **more)
-
 
 def load_run_data(metadata: dict[str, Any], data: str | None, **options: str | None) -> Splits:
     """Load images as the run of this ``run.json`` did, unless the arguments differ.
@@ -110,13 +106,17 @@ class _EvaluateArguments(EvaluationArguments):
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
     importance_samples: int = 1
-    """Draws of dequantisation noise an image: more tighten the bound, and take as often as long."""
+    """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
+    K times its time."""
     json: bool = False
     """Print JSON rather than a table."""
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Score the weights and codecs, print the figures, and write them into the run folder."""
+    """Score the weights and codecs, print the figures, and write them into the run folder.
+
+    The exit code is 0, or 130 / 143 after a signal: the same command then goes on.
+    """
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
     with joined() as processes:
@@ -125,30 +125,88 @@ def evaluate(arguments: list[str]) -> int:
 
 def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     device = processes.place(runs.device_of(given.device))
-    flow = runs.load(given.run, which=given.checkpoint, average=not given.raw, device=device)
-    metadata = runs.read_metadata(given.run)
+    held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
+    flow, metadata = held.flow(device), held.metadata
     images, split = given.load_images(metadata)
-    with ProgressBar("image", len(images), quiet=given.json or not processes.main) as bar:
-        draws = given.importance_samples
-        evaluator = given.evaluator(
-            images, split, bar, importance_samples=draws, processes=processes
-        )
-        figure = evaluator.score(flow, metadata)
-    if not processes.main:
-        return 0
-    keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
-    averaged = metadata.get("averaged", not given.raw)
-    result = figure.as_dict() | {
-        "codecs": _codecs(images.pixels),
-        "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
-        "run": {key: metadata.get(key) for key in keys},
-    }
-    _write_result(given.run, result)
-    if given.json:
-        print(json.dumps(result, indent=2))
-    else:
-        _print_table(figure, result["codecs"])
+    evaluator = Evaluator(
+        images,
+        split,
+        seed=given.seed,
+        batch=given.batch,
+        importance_samples=given.importance_samples,
+        processes=processes,
+    )
+    kept = evaluator.kept(flow, held, given.run / "evaluations")
+    try:
+        figure = _score(evaluator, flow, metadata, kept, quiet=given.json)
+    except Stopped as stopped:
+        return stopped.exit_code
+
+    def write() -> dict[str, Any]:
+        keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
+        averaged = metadata.get("averaged", not given.raw)
+        result = figure.as_dict() | {
+            "codecs": _codecs(images.pixels),
+            "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
+            "run": {key: metadata.get(key) for key in keys},
+        }
+        _write_result(given.run, result)
+        return result
+
+    result = processes.on_main(write)
+    kept.remove()
+    if result is not None:
+        if given.json:
+            print(json.dumps(result, indent=2))
+        else:
+            _print_tables(figure, result)
     return 0
+
+
+def _score(
+    evaluator: Evaluator, flow: Flow, metadata: dict[str, Any], kept: KeptDraws, *, quiet: bool
+) -> Bits:
+    """Score the flow, going on with the draws kept; keep them now and then, and at the end.
+
+    Raises:
+        Stopped: after a signal to any of the processes.
+    """
+    processes = evaluator.processes
+    bar = _bar(evaluator, quiet=quiet or not processes.main, done=int(kept.draws.count.sum()))
+    with bar, Interrupt() as interrupt:
+
+        def on_batch(count: int) -> None:
+            _advance(bar, count, evaluator.importance_samples)
+            kept.save_sometimes()
+            if stop := processes.largest(interrupt.requested or 0):  # all after the same batch
+                kept.save()
+                if processes.main:
+                    line = f"stopped after {bar.done:,} of {bar.total:,} {bar.what}s"
+                    print(f"{line}: the same command goes on", file=sys.stderr)
+                raise Stopped(stop)
+
+        figure = replace(evaluator, on_batch=on_batch).score(flow, metadata, kept.draws)
+        kept.save()
+    return figure
+
+
+def _bar(
+    evaluator: Evaluator, *, times: int = 1, done: int = 0, quiet: bool = False
+) -> ProgressBar:
+    """Return the bar of an evaluation, whose units are draws, one an image."""
+    unit = "image" if evaluator.importance_samples == 1 else "draw"
+    return ProgressBar(unit, times * evaluator.total, done=done, quiet=quiet)
+
+
+def _advance(bar: ProgressBar, count: int, draws: int) -> None:
+    """Show the draws done, and the speed."""
+    bar.done += count
+    speed = f"{_digits(bar.rate / draws)} images/s"
+    bar.update(bar.done, speed if draws == 1 else f"{speed}, {_digits(bar.rate)} draws/s")
+
+
+def _digits(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _codecs(pixels: np.ndarray) -> dict[str, float | None]:
@@ -169,19 +227,31 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
         name += f"-{result['importance_samples']}-draws"
     name = "".join(c if c.isalnum() else "-" for c in name)
     folder = run / "evaluations"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+    with writing(folder):
+        write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
 
 
-def _print_table(figure: Bits, codecs: dict[str, float | None]) -> None:
-    title = f"{figure.dataset_id}, {figure.split}: {figure.images} images"
-    table = Table("", "bits/dim", "± s.e.", "what it is", title=title)
-    score, error = f"{figure.bits_per_dim:.3f}", f"{figure.standard_error:.3f}"
-    table.add_row("the flow", score, error, figure.kind)
-    for name, value in codecs.items():
-        shown = "n/a" if value is None else f"{value:.3f}"
-        table.add_row(name, shown, "", "lossless code, headers included")
-    Console().print(table)
+def _print_tables(figure: Bits, result: dict[str, Any]) -> None:
+    """Print the flow's figures, a column for each kind, and the codecs' in a table of their own."""
+    console = Console()
+    plural = "" if figure.images == 1 else "s"
+    images = f"{figure.dataset_id}, {figure.split}: {figure.images:,} image{plural}"
+    console.print(f"{images}; {density_of(result)}", highlight=False, soft_wrap=True)
+    kinds = [estimator_of(result | bound.as_dict()) for bound in figure.curve]
+    heads = (kind.replace("-w", "-\nw").replace(" (", "\n(") for kind in kinds)
+    table = Table("", *heads, box=SIMPLE)
+    table.add_row("bits/dim", *(f"{bound.bits_per_dim:.3f}" for bound in figure.curve))
+    table.add_row("± s.e.", *(f"{bound.standard_error:.3f}" for bound in figure.curve))
+    if len(figure.curve) > 1:
+        table.add_row("gain", "", *(f"{bound.gain:.4f}" for bound in figure.curve[1:]))
+        table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
+    console.print(table)
+    if len(figure.curve) > 1:
+        console.print("gain: mean over the images of how far below the single-sample figure\n")
+    table = Table("lossless code, headers included", "bits/dim", box=SIMPLE)
+    for name, value in result["codecs"].items():
+        table.add_row(name, "n/a" if value is None else f"{value:.3f}")
+    console.print(table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +277,12 @@ def publish(arguments: list[str]) -> int:
     if runs.is_published(given.run):
         raise ConfigError("these weights are published already", given.run, "name a run folder")
     images, split = given.load_images(runs.RunFolder(given.run).read_metadata())
-    with ProgressBar("image", 2 * len(images)) as bar:
+    evaluator = Evaluator(images, split, seed=given.seed, batch=given.batch, device=given.device)
+    with _bar(evaluator, times=2) as bar:
         card = runs.publish(
             given.run,
             given.to,
-            given.evaluator(images, split, bar, device=given.device),
+            replace(evaluator, on_batch=lambda count: _advance(bar, count, 1)),
             which=given.checkpoint,
             average=not given.raw,
             limit_mb=given.limit_mb,
@@ -220,6 +291,7 @@ def publish(arguments: list[str]) -> int:
     (file,) = card["files"].values()
     print(
         f"{given.to}: {file['bytes'] / 1e6:.1f} MB, {card['figure']['bits_per_dim']:.4f} bits/dim "
-        f"({card['float32']['bits_per_dim']:.4f} in float32) after {card['steps']:,} steps"
+        f"({card['float32']['bits_per_dim']:.4f} in float32) after {card['steps']:,} steps; "
+        f"{kind_of(card['figure'])}"
     )
     return 0

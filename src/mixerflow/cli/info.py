@@ -64,13 +64,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _print_recipes(console: Console) -> None:
-    table = Table(Column("recipe", no_wrap=True), "what", "budget", "paper", box=SIMPLE)
+    """Print a line for each recipe, with the papers' figures in a column for each kind."""
+    reported = [recipe.published for recipe in recipes.RECIPES.values() if recipe.published]
+    kinds = sorted({each.kind for each in reported if each.bits_per_dim is not None})
+    papers = [f"paper, {kind}" for kind in kinds] if len(kinds) > 1 else ["paper"]
+    table = Table(Column("recipe", no_wrap=True), "what", "budget", *papers, box=SIMPLE)
     for name, recipe in recipes.RECIPES.items():
-        train, figure = recipe.train, recipe.published and recipe.published.bits_per_dim
+        train, result = recipe.train, recipe.published or PublishedResult(None)
         budget = f"{train.minutes:g} min" if train.minutes else f"{train.steps:,} steps"
-        table.add_row(name, recipe.about, budget, "" if figure is None else f"{figure:.2f}")
+        figure = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.2f}"
+        table.add_row(name, recipe.about, budget, *(figure * (result.kind == k) for k in kinds))
     console.print(table)
-    console.print("paper: its bits/dim. `mixerflow info RECIPE` shows the chain.", highlight=False)
+    console.print(f"paper: its bits/dim ({'; '.join(kinds)}).", highlight=False)
+    console.print("`mixerflow info RECIPE` shows the chain.", highlight=False)
 
 
 def _print_chain(

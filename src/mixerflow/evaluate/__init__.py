@@ -1,6 +1,19 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
-from mixerflow.evaluate.bits import Bits, bits, kind_of
+from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
+from mixerflow.evaluate.draws import Draws
 from mixerflow.evaluate.samples import GridArtefacts, draw_pixels, grid_artefacts, to_pixels
 
-__all__ = ["Bits", "GridArtefacts", "bits", "draw_pixels", "grid_artefacts", "kind_of", "to_pixels"]
+__all__ = [
+    "Bits",
+    "Bound",
+    "Draws",
+    "GridArtefacts",
+    "bits",
+    "density_of",
+    "draw_pixels",
+    "estimator_of",
+    "grid_artefacts",
+    "kind_of",
+    "to_pixels",
+]

@@ -139,15 +139,22 @@ def _settings_text(column: dict[str, Any]) -> str:
     if runs:
         parts.append(f"data {', '.join(column['data'])}")
         parts.append(f"figures of {', '.join(column['images'])} images")
-        parts += sorted({kind_of(run) for run in runs})
+        parts += _kinds(column)
     return "; ".join(parts) + "."
 
 
+def _kinds(column: dict[str, Any]) -> list[str]:
+    """Return the kinds of a column's figures; those of two kinds are not comparable."""
+    return sorted({kind_of(run) for row in column["rows"] for run in row["runs"]})
+
+
 def rows_table(column: dict[str, Any]) -> TableText:
-    """Return a column's rows beside the paper's."""
+    """Return a column's rows beside the paper's, with a column for each kind of our figures."""
     measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
-    head = ["row", "paper", "ours, mean ± s.e. over seeds", "seeds", "full parameters / paper's"]
-    head += ["parameters here", "images/s", "steps", *measures]
+    kinds, ours = _kinds(column), "ours, mean ± s.e. over seeds"
+    head = ["row", "paper", *([f"{ours}: {kind}" for kind in kinds] if len(kinds) > 1 else [ours])]
+    head += ["seeds", "full parameters / paper's", "parameters here", "images/s", "steps"]
+    head += measures
     rows = []
     for row in column["rows"]:
         runs, paper = row["runs"], row["paper"]
@@ -157,7 +164,9 @@ def rows_table(column: dict[str, Any]) -> TableText:
         if paper["parameters"] is not None:
             deviation = row["parameters_deviation_percent"]
             count += f" / {paper['parameters']:.2f}M ({deviation:+.2f} %)"
-        cells = [row["label"], figure, _plus_minus(row["bits_per_dim"], row["standard_error"])]
+        mean = _plus_minus(row["bits_per_dim"], row["standard_error"])
+        mine = {kind_of(run) for run in runs}
+        cells = [row["label"], figure, *(mean if k in mine else "" for k in kinds or [""])]
         cells += [str(len(runs)), count]
         cells.append(f"{runs[0]['parameters']:,}" if runs else "")
         cells.append(f"{np.median([r['images_per_second'] for r in runs]):.0f}" if runs else "")
@@ -201,7 +210,11 @@ def curves(results: dict[str, Any]) -> bytes:
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]
     for axes, column in zip(all_axes, columns, strict=True):
         ends = []
+        several = len(_kinds(column)) > 1
         for number, row in enumerate(column["rows"]):
+            label = row["label"]
+            if several and row["runs"]:
+                label += f": {kind_of(row['runs'][0])}"
             lines = [np.array(run["curve"]) for run in row["runs"] if run["curve"]]
             colour = f"C{number % 10}"
             for line in lines:
@@ -209,7 +222,7 @@ def curves(results: dict[str, Any]) -> bytes:
                 ends += line[len(line) // 4 :, 1].tolist()
             if lines and len({len(line) for line in lines}) == 1:
                 mean = np.mean(lines, axis=0)
-                axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=1.8, label=row["label"])
+                axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=1.8, label=label)
         if ends:
             page.finish_plot(axes, min(ends), max(ends))
             axes.legend(fontsize=8)

@@ -14,6 +14,7 @@ import torch
 
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
+from mixerflow.evaluate import kind_of
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Table
 from mixerflow.parts import Model
@@ -78,7 +79,7 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
                 "base": settings_of(setup.model),
                 "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
                 "rows": rows,
-                "claims": _claims(table, rows),
+                "claims": claims_of(table, rows),
             }
         )
     return {
@@ -151,12 +152,13 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     }
 
 
-def _claims(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def claims_of(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a table's claims with their outcomes; only figures of one kind are compared."""
     by_name = {row["row"]: row for row in rows}
     claims = []
     for claim in table.claims:
         better, worse = by_name[claim.better], by_name[claim.worse]
-        bits = [_by_seed_and_images(row) for row in (better, worse)]
+        bits = [_by_seed_images_and_kind(row) for row in (better, worse)]
         common = bits[0].keys() & bits[1].keys()
         result = outcome(*({key[0]: each[key] for key in common} for each in bits))
         papers = [row["paper"]["bits_per_dim"] for row in (worse, better)]
@@ -165,10 +167,11 @@ def _claims(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return claims
 
 
-def _by_seed_and_images(row: dict[str, Any]) -> dict[tuple[int, str, str], float]:
+def _by_seed_images_and_kind(row: dict[str, Any]) -> dict[tuple[Any, ...], float]:
+    """Return the figures, each with all that another must have in common to be compared."""
+    names = ("seed", "training_sha256", "images_sha256")
     return {
-        (run["seed"], run["training_sha256"], run["images_sha256"]): run["bits_per_dim"]
-        for run in row["runs"]
+        (*(run[name] for name in names), kind_of(run)): run["bits_per_dim"] for run in row["runs"]
     }
 
 

@@ -17,13 +17,17 @@ NEW_IMAGENET64: tuple[str, Shape] = ("imagenet64-new", (3, 64, 64))
 CELEBA64: tuple[str, Shape] = ("celeba64", (3, 64, 64))
 ANIME64: tuple[str, Shape] = ("anime-faces", (3, 64, 64))
 GALAXY32: tuple[str, Shape] = ("galaxy", (3, 32, 32))
-UNIFORM = "uniform dequantisation, one draw an image"
+UNIFORM = "uniform dequantisation, single-sample"
 OLD_IMAGENET = f"{UNIFORM}; the old downsampled ImageNet, not comparable with the new"
 
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """The result that a paper reports for a model; `note` says which comparisons hold."""
+    """The result that a paper reports for a model.
+
+    `note` says which comparisons hold: first the kind of figure, in the words of `Bits.kind`, and
+    after a semicolon what else there is to say.
+    """
 
     bits_per_dim: float | None
     parameters: float | None = None
@@ -31,6 +35,11 @@ class PublishedResult:
     where: str = ""
     """Place in the paper."""
     note: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of figure: only figures of one kind are comparable."""
+        return self.note.split(";")[0]
 
 
 @dataclass(frozen=True)

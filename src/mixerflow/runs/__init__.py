@@ -1,9 +1,10 @@
 """Run folders: checkpoints that survive a kill, ``run.json``, metrics, and published weights."""
 
 from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
+from mixerflow.runs.evaluations import Evaluator, KeptDraws
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
-from mixerflow.runs.publish import Evaluator, publish
+from mixerflow.runs.publish import publish
 from mixerflow.runs.weights import (
     begin_from,
     device_of,
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Evaluator",
+    "KeptDraws",
     "RunFolder",
     "begin_from",
     "device_of",

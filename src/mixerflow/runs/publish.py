@@ -10,8 +10,6 @@ A kernel of a convolution, ``(out, in, *kernel)``, is a matrix whose rows are as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from torch import Tensor
 
 from mixerflow import markdown
 from mixerflow.core import Flow, Transform
-from mixerflow.data import Images
-from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.evaluate import Bits, bits, kind_of
-from mixerflow.processes import SINGLE, Processes
+from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.evaluate import Bits, estimator_of, kind_of
+from mixerflow.runs.evaluations import Evaluator
 from mixerflow.runs.files import sweep, write_atomically, writing
 from mixerflow.runs.folder import FORMAT
 from mixerflow.runs.manifest import MODEL, entry, pack_tensors, seal
@@ -34,15 +31,12 @@ from mixerflow.runs.weights import (
     Which,
     device_of,
     is_published,
-    labels_of,
     read_metadata,
     read_weights,
 )
 
 _SMALL = 1024
 """Numbers below which a matrix is not worth rounding: the colour transform has nine."""
-_SAME = ("images_sha256", "seed", "dequantization")
-"""What two figures must agree in to be compared, besides the model's shape."""
 
 
 def is_large(weight: Tensor) -> bool:
@@ -65,54 +59,6 @@ def rounded(flow: Flow) -> dict[str, Tensor]:
                 if half.isfinite().all():  # float16 ends at 65504
                     weights[name] = half
     return weights
-
-
-@dataclass(frozen=True)
-class Evaluator:
-    """Images to score weights on, and how.
-
-    Attributes:
-        images: images of the model's shape.
-        split: name of the part of their data.
-        seed: seed of the dequantization noise.
-        batch: images at a time.
-        device: name of the device.
-        importance_samples: draws of noise an image.
-        on_batch: called with the number of images done.
-        processes: processes that share the images.
-    """
-
-    images: Images
-    split: str
-    seed: int = 0
-    batch: int = 128
-    device: str = "cpu"
-    importance_samples: int = 1
-    on_batch: Callable[[int], None] | None = None
-    processes: Processes = SINGLE
-
-    def score(self, flow: Flow, metadata: dict[str, Any]) -> Bits:
-        """Return the bits/dim of a flow whose run has this metadata.
-
-        Raises:
-            DataError: images of another shape, or without the labels that the flow needs.
-        """
-        images = self.images
-        if images.shape != flow.shape:
-            what = f"images are {images.shape}, the run's are {flow.shape}"
-            raise DataError(what, images.dataset_id, "give images of that shape")
-        return bits(
-            flow,
-            images.pixels,
-            labels=None if flow.context_net is None else labels_of(metadata, images),
-            batch=self.batch,
-            importance_samples=self.importance_samples,
-            seed=self.seed,
-            dataset_id=images.dataset_id,
-            split=self.split,
-            on_batch=self.on_batch,
-            processes=self.processes,
-        )
 
 
 def publish(
@@ -188,11 +134,15 @@ def _compare(before: dict[str, Any] | None, scored: dict[str, Any], to: Path) ->
     if before is None:
         return
     old = before["figure"]
-    other = [key for key in _SAME if old[key] != scored[key]]
+    images = f"{old['images']} images of {old['dataset_id']}, {old['split']}"
+    judged = {
+        images: old["images_sha256"] == scored["images_sha256"],
+        f"noise of seed {old['seed']}": old["seed"] == scored["seed"],
+        kind_of(old): kind_of(old) == kind_of(scored),
+    }
+    other = [by for by, same in judged.items() if not same]
     if other:
-        by = {"seed": f"noise of seed {old['seed']}", "dequantization": old["dequantization"]}
-        images = f"{old['images']} images of {old['dataset_id']}, {old['split']}"
-        what = f"what is published was judged by {by.get(other[0], images)}"
+        what = f"what is published was judged by {other[0]}"
         remedy = "give the same --data, --split, --images and --seed, or replace it with --force"
         raise ConfigError(what, to, remedy)
     if old["bits_per_dim"] <= scored["bits_per_dim"]:
@@ -286,7 +236,7 @@ def _piece(piece: dict[str, Any]) -> list[str]:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    seed = "" if figure["dequantization"] == "none" else f" of seed {figure['seed']}"
+    seed = f", noise of seed {figure['seed']}" if estimator_of(figure) else ""
     return kind_of(figure) + seed
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from mixerflow import pictures
@@ -20,6 +17,7 @@ from mixerflow.evaluate import Bits, bits, draw_pixels
 from mixerflow.processes import cause, is_lost_process
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
+from mixerflow.signals import Interrupt
 from mixerflow.training.budget import EVALUATIONS, GRID
 from mixerflow.training.metrics import Counters, Metrics
 from mixerflow.training.objective import name_of
@@ -241,46 +239,3 @@ class Loop:
 
 def _shapes(state: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in state.items()}
-
-
-_DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-
-
-class Interrupt:
-    """Note SIGTERM and SIGINT instead of ending the process, in a ``with`` block.
-
-    The first signal sets `requested`, which the loop reads between steps, and puts Python's own
-    handlers back: a second SIGTERM ends the process, a second SIGINT raises `KeyboardInterrupt`. In
-    a thread other than the main one Python takes no signals, and nothing is ever requested.
-    """
-
-    requested: int | None = None
-    """The signal's number, or None."""
-
-    def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in _DEFAULTS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            if handler is not None:  # None: not Python's, so Python cannot put it back
-                signal.signal(number, handler)
-        self._previous = {}
-
-    def keep(self) -> None:
-        """Leave the present handlers in place after the block: the process is about to end."""
-        self._previous = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        for each, handler in _DEFAULTS.items():
-            signal.signal(each, handler)

@@ -1,0 +1,205 @@
+"""How a run's weights are scored on images, and the draws that a long evaluation keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from mixerflow.core import Flow
+from mixerflow.data import Images
+from mixerflow.errors import DataError
+from mixerflow.evaluate import Bits, Draws, bits
+from mixerflow.processes import SINGLE, Processes, first_to_report
+from mixerflow.runs.files import sweep, write_atomically, writing
+from mixerflow.runs.weights import Weights, labels_of
+from mixerflow.version import __version__
+
+_SECONDS_BETWEEN_SAVES = 30.0
+_DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Images to score weights on, and how.
+
+    Attributes:
+        images: images of the model's shape.
+        split: name of the part of their data.
+        seed: seed of the noise.
+        batch: images at a time.
+        device: name of the device.
+        importance_samples: draws of noise an image.
+        on_batch: called with the number of draws done, one an image.
+        processes: processes that share the images.
+    """
+
+    images: Images
+    split: str
+    seed: int = 0
+    batch: int = 128
+    device: str = "cpu"
+    importance_samples: int = 1
+    on_batch: Callable[[int], None] | None = None
+    processes: Processes = SINGLE
+
+    @property
+    def total(self) -> int:
+        """Draws of all images together."""
+        return self.importance_samples * len(self.images)
+
+    def score(self, flow: Flow, metadata: dict[str, Any], draws: Draws | None = None) -> Bits:
+        """Return the bits/dim of a flow whose run has this metadata; go on with `draws` if given.
+
+        Raises:
+            DataError: images of another shape, or without the labels that the flow needs.
+        """
+        images = self.images
+        if images.shape != flow.shape:
+            what = f"images are {images.shape}, the run's are {flow.shape}"
+            raise DataError(what, images.dataset_id, "give images of that shape")
+        return bits(
+            flow,
+            images.pixels,
+            labels=self._labels(flow, metadata),
+            batch=self.batch,
+            importance_samples=self.importance_samples,
+            seed=self.seed,
+            dataset_id=images.dataset_id,
+            split=self.split,
+            draws=draws,
+            on_batch=self.on_batch,
+            processes=self.processes,
+        )
+
+    def kept(self, flow: Flow, weights: Weights, folder: Path) -> KeptDraws:
+        """Return the draws of these weights, and of their flow, that `folder` keeps."""
+        labels = self._labels(flow, weights.metadata)
+        key = {
+            "format": 1,
+            "mixerflow": __version__,
+            "model": weights.metadata["model"],
+            "weights_sha256": weights.sha256,
+            "images_sha256": self.images.fingerprint(),
+            "labels_sha256": None if labels is None else _sha256(labels.tobytes()),
+            "dataset_id": self.images.dataset_id,
+            "split": self.split,
+            "images": len(self.images),
+            "seed": self.seed,
+        }
+        return KeptDraws(folder, key, len(self.images), self.importance_samples, self.processes)
+
+    def _labels(self, flow: Flow, metadata: dict[str, Any]) -> np.ndarray | None:
+        return None if flow.context_net is None else labels_of(metadata, self.images)
+
+
+class KeptDraws:
+    """The draws of a long evaluation, and the files that let a stopped one go on.
+
+    Each process writes a file ``draws-KEY-K-PROCESS``. KEY stands for all that a draw depends on,
+    not for K, the number that was asked for. An evaluation goes on with what the files of its key
+    hold, however many processes wrote them, if their K is not larger than its own. Files of a
+    larger K are left alone: they may have too many draws for this figure, and their own command
+    goes on with them.
+
+    A file begins with the SHA-256 of its key, its K and its content. One of another SHA-256 is left
+    out, with a line on stderr.
+
+    Args:
+        folder: where the files are; made if need be.
+        key: all that a draw depends on, for JSON.
+        images: number of images.
+        importance_samples: K.
+        processes: the processes that share the images.
+
+    Attributes:
+        draws: what the files held, equal in all processes; `bits` advances it.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: dict[str, Any],
+        images: int,
+        importance_samples: int,
+        processes: Processes = SINGLE,
+    ) -> None:
+        self._folder, self._asked = folder, importance_samples
+        self._key = json.dumps(key, sort_keys=True)
+        self._name = f"draws-{_sha256(self._key.encode())[:16]}"
+        self._path = folder / f"{self._name}-{importance_samples}-{processes.rank}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            processes.on_main(lambda: sweep(folder))
+        self.draws = Draws.none(images)
+        read = (self._read(path, asked) for path, asked in self._files().items())
+        found = [draws for draws in read if draws is not None]
+        for part in processes.collect(found):  # another machine may see other files
+            for draws in part:
+                self.draws.merge(draws)
+        self._saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """Write this process's file.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        content = {"count": self.draws.count, "sums": self.draws.sums, "marks": self.draws.marks}
+        data = safetensors.numpy.save(content)
+        with writing(self._folder, lambda: len(data)):
+            write_atomically(self._path, self._seal(data, self._asked) + data)
+        self._saved_at = time.monotonic()
+
+    def save_sometimes(self) -> None:
+        """Write it if the last time is long ago."""
+        if time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def remove(self) -> None:
+        """Remove the files that this evaluation goes on from, and its own: the figure is known."""
+        with writing(self._folder):
+            for path in self._files():
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> dict[Path, int]:
+        """The files of this key whose K is not larger, each with its K."""
+        names = re.compile(rf"{self._name}-(\d+)-\d+")
+        matches = ((path, names.fullmatch(path.name)) for path in sorted(self._folder.iterdir()))
+        asked = {path: int(match[1]) for path, match in matches if match}
+        return {path: number for path, number in asked.items() if number <= self._asked}
+
+    def _read(self, path: Path, asked: int) -> Draws | None:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return _ignore(path, f"cannot be read, {error.strerror}")
+        digest, data = data[:_DIGEST], data[_DIGEST:]
+        if digest != self._seal(data, asked):
+            return _ignore(path, "SHA-256 differs")
+        return Draws(**safetensors.numpy.load(data))
+
+    def _seal(self, data: bytes, asked: int) -> bytes:
+        return hashlib.sha256(f"{self._key} {asked} ".encode() + data).digest()
+
+
+def _ignore(path: Path, why: str) -> None:
+    line = f"{path}: {why}: its draws are drawn again"
+    if first_to_report(line):
+        print(line, file=sys.stderr)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
