@@ -70,10 +70,10 @@ _SHORTER = replace(
 )
 _FACES = replace(_SHORTER, epochs=55, schedule=Constant(cooldown=5 / 55), augmentation=_FLIP)
 _TINY = TrainConfig(
-    minutes=20, batch=32, lr=5e-3, warmup=100, ema=0.99, initial=512, optimizer="adamax"
+    minutes=20, batch=32, lr=1e-2, warmup=100, ema=0.99, initial=512, optimizer="adamax"
 )
 _TINY_FLIPPED = replace(_TINY, augmentation=_FLIP)
-_WEIGHTED = "importance-weighted (K = {}), variational dequantisation"
+_WEIGHTED = "lower bound, variational dequantisation, importance-weighted (K = {:,})"
 _NEW = f"{_WEIGHTED.format(200)}; the new ImageNet, not comparable with the old"
 _ITS_TABLE = "its own paper's table"
 
