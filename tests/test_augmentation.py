@@ -9,14 +9,16 @@ import torch
 
 from helpers import flow_of, settings
 from helpers import images as ramps
+from mixerflow import augmentation
 from mixerflow.augmentation import Augmentation
-from mixerflow.core import Noise, flow
+from mixerflow.core import Flow, Noise
 from mixerflow.data import hold_out, make_images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import bits
 from mixerflow.processes import SINGLE
 from mixerflow.training import train
 from mixerflow.training.batches import Batches
+from mixerflow.transforms import Dequantize
 
 CPU = torch.device("cpu")
 BOTH = Augmentation(flip=True, shift=1)
@@ -105,9 +107,8 @@ def test_the_draw_is_a_function_of_seed_step_and_place():
 
 
 def test_streams_are_not_those_of_a_flow():
-    from mixerflow import augmentation
-
-    assert 0 <= augmentation._STREAM < flow._FIRST_STREAM
+    flow = Flow(Dequantize(), (1, 4, 4), levels=256)
+    assert 0 <= augmentation._STREAM < flow.transform.stream
 
 
 def test_shares_of_processes_make_up_the_batch_of_one():

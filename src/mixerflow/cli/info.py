@@ -22,6 +22,7 @@ from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.runs import is_published, read_metadata
+from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
@@ -64,19 +65,19 @@ def main(arguments: list[str]) -> int:
 
 
 def _print_recipes(console: Console) -> None:
-    """Print a line for each recipe, with the papers' figures in a column for each kind."""
-    reported = [recipe.published for recipe in recipes.RECIPES.values() if recipe.published]
-    kinds = sorted({each.kind for each in reported if each.bits_per_dim is not None})
-    papers = [f"paper, {kind}" for kind in kinds] if len(kinds) > 1 else ["paper"]
-    table = Table(Column("recipe", no_wrap=True), "what", "budget", *papers, box=SIMPLE)
+    table = Table(Column("recipe", no_wrap=True), "what", "budget", box=SIMPLE)
     for name, recipe in recipes.RECIPES.items():
-        train, result = recipe.train, recipe.published or PublishedResult(None)
-        budget = f"{train.minutes:g} min" if train.minutes else f"{train.steps:,} steps"
-        figure = "" if result.bits_per_dim is None else f"{result.bits_per_dim:.2f}"
-        table.add_row(name, recipe.about, budget, *(figure * (result.kind == k) for k in kinds))
+        table.add_row(name, recipe.about, _budget(recipe.train))
     console.print(table)
-    console.print(f"paper: its bits/dim ({'; '.join(kinds)}).", highlight=False)
-    console.print("`mixerflow info RECIPE` shows the chain.", highlight=False)
+    # the papers' figures are of several kinds, which one column cannot have
+    hint = "`mixerflow info RECIPE` shows the chain, and the paper's figure with its kind."
+    console.print(hint, highlight=False)
+
+
+def _budget(train: TrainConfig) -> str:
+    if train.minutes is not None:
+        return f"{train.minutes:g} min"
+    return f"{train.epochs:g} epochs" if train.steps is None else f"{train.steps:,} steps"
 
 
 def _print_chain(

@@ -36,11 +36,6 @@ class PublishedResult:
     """Place in the paper."""
     note: str = ""
 
-    @property
-    def kind(self) -> str:
-        """The kind of figure: only figures of one kind are comparable."""
-        return self.note.split(";")[0]
-
 
 @dataclass(frozen=True)
 class Recipe:
