@@ -1,6 +1,6 @@
-"""MixerFlows and MAFs from one flat list of settings, as tests vary them one by one."""
+"""MixerFlows and MAFs from one flat list of settings, as tests vary them; a small DenseFlow."""
 
-from mixerflow.models import MAF, MixerFlow
+from mixerflow.models import MAF, DenseFlow, MixerFlow
 from mixerflow.parts import (
     KAN,
     MLP,
@@ -9,6 +9,7 @@ from mixerflow.parts import (
     CauchyBase,
     Classes,
     ConvNet,
+    DenseAttention,
     DenseLipschitzNet,
     DenseNet,
     GlowSteps,
@@ -24,6 +25,7 @@ from mixerflow.parts import (
     NormalBase,
     PatchAttention,
     Patching,
+    ResidualDense,
     RLUMap,
     RowAutoregression,
     RowContinuous,
@@ -39,6 +41,7 @@ from mixerflow.parts import (
     SinusoidalEncoding,
     SpikeAndSlabBase,
     StudentTBase,
+    VariationalDequantizer,
     VelocityNet,
     WoodburyMap,
 )
@@ -177,3 +180,19 @@ def maf(
         classes=Classes(classes, class_width) if classes else None,
         **settings,
     )
+
+
+DENSEFLOW = DenseFlow(
+    units=(3, 2),
+    modules=(1, 2),
+    growth=2,
+    net=DenseAttention(6, growth=4, depth=2),
+    pixels=ScaledPixels(
+        -0.5,
+        0.5,
+        dequantizer=VariationalDequantizer(
+            steps=1, context=4, growth=4, depth=1, net=ResidualDense(4, growth=4, depth=1)
+        ),
+    ),
+)
+"""Every mechanism of DenseFlow, in hundreds of operations."""

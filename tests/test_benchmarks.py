@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import growth, linear, memory, speed, weights
+from benchmarks import growth, linear, memory, share, speed, weights
 from benchmarks.common import interleaved, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -20,7 +20,7 @@ from mixerflow.parts import LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
 from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, train
-from mixers import mixer
+from mixers import DENSEFLOW, mixer
 
 SMALL = mixer(layers=4, hidden=16)
 SHAPE = (3, 16, 16)
@@ -53,6 +53,13 @@ def test_the_floor_has_the_real_models_products(config, shape):
     assert scored == counted(floor.log_prob) + split["assembly"]
     assert trained == pytest.approx(counted(floor.train) + 3 * split["assembly"], rel=0.02)
     assert counted(floor.log_prob) == (split["conditioners"] + split["linear"]) * batch
+
+
+def test_the_floor_of_a_step_has_the_steps_own_convolutions_and_products():
+    x = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    for run in share.jobs_of(DENSEFLOW.build((1, 8, 8)), x).values():
+        floor = share.recorded(run)
+        assert counted(floor) == counted(run) > 0
 
 
 @pytest.mark.parametrize(

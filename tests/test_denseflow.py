@@ -19,7 +19,6 @@ from mixerflow.parts import (
     DenseAttention,
     LogitPixels,
     ResidualDense,
-    ScaledPixels,
     VariationalDequantizer,
 )
 from mixerflow.recipes import RECIPES, build
@@ -27,21 +26,7 @@ from mixerflow.registry import evolve
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import LU, Affine, Augment, CrossUnits
 from mixerflow.transforms.checks import perturb
-
-SMALL = DenseFlow(
-    units=(3, 2),
-    modules=(1, 2),
-    growth=2,
-    net=DenseAttention(6, growth=4, depth=2),
-    pixels=ScaledPixels(
-        -0.5,
-        0.5,
-        dequantizer=VariationalDequantizer(
-            steps=1, context=4, growth=4, depth=1, net=ResidualDense(4, growth=4, depth=1)
-        ),
-    ),
-)
-"""Every mechanism, in hundreds of operations."""
+from mixers import DENSEFLOW as SMALL
 
 
 def count(module: nn.Module) -> int:

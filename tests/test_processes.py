@@ -28,7 +28,7 @@ from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.optimizer import batch_norms
 from mixerflow.training.parallel import local, shard
-from mixers import mixer, vary
+from mixers import DENSEFLOW, mixer, vary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -78,9 +78,9 @@ def test_a_forked_child_leaves_its_parents_garbage_alone():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def trained(processes, config, dtype=torch.float32, steps=20, **changes):
+def trained(processes, config, dtype=torch.float32, steps=20, model=None, **changes):
     """The losses of some steps, the flow's state dict, and the bytes of state in this process."""
-    flow = flow_of(**changes).to(dtype)
+    flow = (flow_of(**changes) if model is None else helpers.flow_of(model)).to(dtype)
     device = torch.device("cpu")
     parts = config.accumulate
     batches = Batches(
@@ -128,6 +128,17 @@ def test_sharded_training_is_ddps_with_a_part_of_its_state(dtype):
         assert part <= 0.6 * size
         if dtype == torch.float64:  # in float32 Adam turns roundings of small gradients into steps
             assert_close(sharded, state)
+
+
+@pytest.mark.parametrize("changes", [{"memory": "checkpoint"}, {"parallel": "fsdp"}], ids=str)
+def test_noise_inside_of_a_flow_is_drawn_by_image_whatever_the_processes(changes):
+    """DDP and FSDP2 of a DenseFlow, whose noise is drawn in the middle of the flow."""
+    given = (torch.float64, 3, DENSEFLOW)
+    ((one, state, _),) = together(1, trained, settings(), *given)
+    for losses, other, _ in together(2, trained, settings(**changes), *given):
+        assert losses[0] != losses[-1]
+        assert np.allclose(losses, one, rtol=1e-6)
+        assert_close(other, state)
 
 
 def scaled(processes, config):
