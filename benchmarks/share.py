@@ -8,13 +8,14 @@ convolution and product that they call, with the shapes and the memory layout of
 floor calls these again, in order, on operands that are at hand, and nothing else. Steps, passes and
 floors run in turns. JSON goes to standard output, a table to standard error.
 
-Measured are a DenseFlow's small twin, and the first block of the published model (6 units of 5
-modules, 48 million parameters) alone. Then the peak memory of a training step by depth, in each
+Measured are a DenseFlow's small twin, with kernels in either memory layout, and the first block of
+the published model (6 units of 5 modules, 48 million parameters) alone. Then the peak memory of a training step by depth, in each
 memory mode, as `benchmarks.memory` counts it.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,8 +173,10 @@ def subjects(given: Arguments) -> dict[str, tuple[Flow, Tensor]]:
         return {"small": (small.build(named.shape), pixels[:4])}
     shape = (12, 16, 16)
     block = Flow(DenseFlow().block(shape, 6, 5), shape)
+    twin = build("denseflow-cifar10-tiny")
     return {
-        "twin": (build("denseflow-cifar10-tiny"), pixels),
+        "twin": (twin, pixels),
+        "twin, channels last": (copy.deepcopy(twin).to(memory_format=torch.channels_last), pixels),
         "first block, full size": (block, torch.randn(given.block_batch, *shape)),
     }
 

@@ -37,10 +37,14 @@ def of_type(module: nn.Module, kind: type) -> list:
     return [m for m in module.modules() if isinstance(m, kind)]
 
 
-@pytest.mark.parametrize("side", [32, 64])
-def test_the_published_count_to_the_last_parameter(side):
+@pytest.fixture(scope="module")
+def published() -> Flow:
     with torch.device("meta"):
-        flow = DenseFlow().build((3, side, side))
+        return build("denseflow-cifar10")
+
+
+def test_the_published_count_to_the_last_parameter(published):
+    flow = published
     assert count(flow) == 130_647_294
     dequantizer, *_, scales = flow.transform
     first, second, (block, base) = scales.scales
@@ -48,9 +52,8 @@ def test_the_published_count_to_the_last_parameter(side):
     assert counts == [2_395_784, 48_061_410, 46_453_404, 33_736_080, 616]
 
 
-def test_widths_and_what_the_noise_reads():
-    with torch.device("meta"):
-        flow = build("denseflow-cifar10")
+def test_widths_and_what_the_noise_reads(published):
+    flow = published
     blocks = of_type(flow, CrossUnits)
     widths = [[tuple(a.shape) for a in block.augments] for block in blocks]
     assert widths == [

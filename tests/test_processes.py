@@ -130,7 +130,11 @@ def test_sharded_training_is_ddps_with_a_part_of_its_state(dtype):
             assert_close(sharded, state)
 
 
-@pytest.mark.parametrize("changes", [{"memory": "checkpoint"}, {"parallel": "fsdp"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"memory": "checkpoint"}, pytest.param({"parallel": "fsdp"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_noise_inside_of_a_flow_is_drawn_by_image_whatever_the_processes(changes):
     """DDP and FSDP2 of a DenseFlow, whose noise is drawn in the middle of the flow."""
     given = (torch.float64, 3, DENSEFLOW)

@@ -1,5 +1,7 @@
 """Recipes: each can be built, is as large as it says, and has a twin for small machines."""
 
+import functools
+
 import pytest
 import torch
 
@@ -8,11 +10,16 @@ from mixerflow.recipes import RECIPES, build
 FULL = [name for name in RECIPES if not name.endswith("-tiny")]
 
 
+@functools.cache
+def count_of(model, shape):
+    with torch.device("meta"):
+        flow = build(model, shape)
+    return sum(p.numel() for p in flow.parameters())
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_builds_at_the_size_that_the_paper_gives(name):
-    with torch.device("meta"):
-        flow = build(name)
-    count = sum(p.numel() for p in flow.parameters()) / 1e6
+    count = count_of(RECIPES[name].model, RECIPES[name].shape) / 1e6
     published = RECIPES[name].published
     if published is not None and published.parameters is not None and "kan" not in name:
         assert count == pytest.approx(published.parameters, rel=0.025)
@@ -30,3 +37,8 @@ def test_the_earlier_variant_has_about_seven_and_a_half_million_parameters():
     with torch.device("meta"):
         flow = build("mixerflow-profile")
     assert sum(p.numel() for p in flow.parameters()) == pytest.approx(7.5e6, rel=0.025)
+
+
+def test_denseflow_has_the_published_count_at_64_pixels_too():
+    recipe = RECIPES["denseflow-imagenet64"]
+    assert count_of(recipe.model, recipe.shape) == 130_647_294
