@@ -9,8 +9,8 @@ floor calls these again, in order, on operands that are at hand, and nothing els
 floors run in turns. JSON goes to standard output, a table to standard error.
 
 Measured are a DenseFlow's small twin, with kernels in either memory layout, and the first block of
-the published model (6 units of 5 modules, 48 million parameters) alone. Then the peak memory of a training step by depth, in each
-memory mode, as `benchmarks.memory` counts it.
+the published model (6 units of 5 modules, 48 million parameters) alone. Then the peak memory of a
+training step by depth, in each memory mode, as `benchmarks.memory` counts it.
 """
 
 from __future__ import annotations
