@@ -111,6 +111,9 @@ def test_it_runs_both_ways_with_a_gradient_for_every_parameter(shape, classes):
     flow.eval()
     assert torch.equal(flow.decode(flow.encode(x, labels), labels), x)
     assert flow.density == "bound" and flow.dequantization == "variational"
+    noise = Noise.of(0, x)
+    scores = [each.log_prob(x, labels, noise) for each in (flow, flow.fused())]
+    torch.testing.assert_close(*scores, rtol=1e-9, atol=1e-9)
     some = flow.sample(3, labels[:3] if classes else None, temperature=0.8)
     assert some.shape == (3, *shape) and some.dtype == torch.uint8
 

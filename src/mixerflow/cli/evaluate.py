@@ -145,6 +145,8 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     def write() -> dict[str, Any]:
         keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
         averaged = metadata.get("averaged", not given.raw)
+        if not given.json:
+            print("now PNG and WebP of the same images", file=sys.stderr)  # minutes, for 10,000
         result = figure.as_dict() | {
             "codecs": _codecs(images.pixels),
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
