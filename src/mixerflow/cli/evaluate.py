@@ -142,26 +142,24 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     except Stopped as stopped:
         return stopped.exit_code
 
-    def write() -> dict[str, Any]:
+    def finish() -> None:
         keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
         averaged = metadata.get("averaged", not given.raw)
         if not given.json:
-            print("now PNG and WebP of the same images", file=sys.stderr)  # minutes, for 10,000
+            _print_figures(figure)  # the codecs may take minutes
         result = figure.as_dict() | {
             "codecs": _codecs(images.pixels),
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
         }
         _write_result(given.run, result)
-        return result
-
-    result = processes.on_main(write)
-    kept.remove()
-    if result is not None:
         if given.json:
             print(json.dumps(result, indent=2))
         else:
-            _print_tables(figure, result)
+            _print_codecs(result["codecs"])
+
+    processes.on_main(finish)
+    kept.remove()
     return 0
 
 
@@ -233,9 +231,9 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
         write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
 
 
-def _print_tables(figure: Bits, result: dict[str, Any]) -> None:
-    """Print the flow's figures, a column for each kind, and the codecs' in a table of their own."""
-    console = Console()
+def _print_figures(figure: Bits) -> None:
+    """Print the flow's figures, a column for each kind."""
+    console, result = Console(), figure.as_dict()
     plural = "" if figure.images == 1 else "s"
     images = f"{figure.dataset_id}, {figure.split}: {figure.images:,} image{plural}"
     console.print(f"{images}; {density_of(result)}", highlight=False, soft_wrap=True)
@@ -250,10 +248,13 @@ def _print_tables(figure: Bits, result: dict[str, Any]) -> None:
     console.print(table)
     if len(figure.curve) > 1:
         console.print("gain: mean over the images of how far below the single-sample figure\n")
+
+
+def _print_codecs(codecs: dict[str, float | None]) -> None:
     table = Table("lossless code, headers included", "bits/dim", box=SIMPLE)
-    for name, value in result["codecs"].items():
+    for name, value in codecs.items():
         table.add_row(name, "n/a" if value is None else f"{value:.3f}")
-    console.print(table)
+    Console().print(table)
 
 
 @dataclass(frozen=True, kw_only=True)
