@@ -227,6 +227,15 @@ def evaluated(trained, capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def test_evaluations_that_differ_have_files_of_their_own(trained, capsys):
+    names = set()
+    for words in ([], ["--seed", 1], ["--raw"], ["--checkpoint", "last"]):
+        before = set((trained / "evaluations").iterdir())
+        assert evaluated(trained, capsys, "--images", 2, "--no-codecs", *words)["codecs"] == {}
+        names |= {p.name for p in set((trained / "evaluations").iterdir()) - before}
+    assert len(names) == 4
+
+
 def test_bounds_of_several_kinds_have_columns_of_their_own(trained, capsys):
     words = ["--images", 3, "--importance-samples", 20]
     curve = evaluated(trained, capsys, *words)["curve"]
@@ -246,6 +255,8 @@ def test_bounds_of_several_kinds_have_columns_of_their_own(trained, capsys):
 def test_a_stopped_evaluation_goes_on(trained, capsys, monkeypatch, number, code):
     words = ["--importance-samples", 12]
     whole = evaluated(trained, capsys, *words)
+    for path in (trained / "evaluations").glob("draws-*"):
+        path.unlink()
     add, added = Draws.add, []
 
     def add_and_signal(self, rows, log_weights):
@@ -262,7 +273,7 @@ def test_a_stopped_evaluation_goes_on(trained, capsys, monkeypatch, number, code
     other = evaluated(trained, capsys, "--importance-samples", 12, "--seed", 1)
     assert kept.exists() and len(added) == 30 + 144  # of another seed: nothing to go on with
     goes_on = evaluated(trained, capsys, *words)
-    assert len(added) == 144 + 144 and not kept.exists()
+    assert len(added) == 144 + 144 and kept.exists()  # a larger K could go on from it
     assert goes_on["bits_per_dim"] == pytest.approx(whole["bits_per_dim"], abs=1e-6)
     assert abs(other["bits_per_dim"] - whole["bits_per_dim"]) > 1e-5
     assert goes_on["curve"][1]["gain"] == pytest.approx(whole["curve"][1]["gain"], abs=1e-6)
@@ -385,6 +396,7 @@ def test_info_shows_the_papers_counts(capsys):
     [
         (["evaluate", "--batch", "0"], "--batch"),
         (["evaluate", "--images", "0"], "--images"),
+        (["evaluate", "--seed", "-1"], "--seed"),
         (["evaluate", "--device", "nonsense"], "--device"),
         (["sample", "-n", "0"], "-n"),
         (["sample", "--temperature", "inf"], "--temperature"),

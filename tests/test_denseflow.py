@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import mixerflow
+from mixerflow import export
 from mixerflow.augmentation import Augmentation
 from mixerflow.core import Along, Chain, Flow, Noise
 from mixerflow.errors import ConfigError
@@ -24,7 +25,7 @@ from mixerflow.parts import (
 from mixerflow.recipes import RECIPES, build
 from mixerflow.registry import evolve
 from mixerflow.train_config import TrainConfig
-from mixerflow.transforms import LU, Affine, Augment, CrossUnits
+from mixerflow.transforms import LU, Affine, Augment, CrossUnits, Squeeze
 from mixerflow.transforms.checks import perturb
 from mixers import DENSEFLOW as SMALL
 
@@ -358,9 +359,33 @@ def test_units_and_modules_of_other_numbers_of_blocks_name_the_flag():
         evolve(SMALL, {"modules": (1,)}).build((1, 8, 8))
 
 
-def test_sides_that_cannot_be_halved_name_the_images():
-    with pytest.raises(ConfigError, match="7 pixels"):
-        SMALL.build((1, 14, 14))
+@pytest.mark.parametrize(
+    ("model", "flag"),
+    [
+        (SMALL, "units"),
+        (mixerflow.Glow(scales=2), "scales"),
+        (mixerflow.NSF(scales=2), "scales"),
+        (mixerflow.RealNVP(scales=3), "scales"),
+    ],
+)
+def test_sides_that_cannot_be_halved_name_the_flag_and_the_sides_that_can(model, flag):
+    words = rf"multiples of 4; images are \(1, 14, 14\).*--model\.{flag}"
+    with pytest.raises(ConfigError, match=words):
+        model.build((1, 14, 14))
+
+
+def test_units_that_change_the_spatial_axes_are_refused():
+    squeeze = Squeeze((2, 4, 4))
+    with pytest.raises(ValueError, match=r"\(2, 4, 4\) become \(8, 2, 2\)"):
+        CrossUnits((2, 4, 4), [squeeze], [])
+
+
+def test_its_density_is_not_exported_but_its_decoder_is():
+    flow = SMALL.build((1, 8, 8)).eval()
+    with pytest.raises(ConfigError, match="VariationalDequantize, Augment"):
+        export.density(flow)
+    z = torch.randn(2, math.prod(flow.latent_shape))
+    assert torch.equal(export.decoder(flow)(z), flow.decode(z))
 
 
 def test_every_model_can_learn_its_noise():
@@ -369,7 +394,7 @@ def test_every_model_can_learn_its_noise():
         small = {"steps": 1, "context": 4, "growth": 2, "depth": 1}
         model = evolve(model, {f"pixels.dequantizer.{k}": v for k, v in small.items()})
         flow = model.build(RECIPES[name].shape)
-        assert flow.dequantization == "variational"
+        assert (flow.density, flow.dequantization) == ("exact", "variational")
         x = torch.randint(0, 256, (4, *flow.shape), dtype=torch.uint8)
         flow.initialize(x)
         assert flow.bits_per_dim(x).isfinite().all()

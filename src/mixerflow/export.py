@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow, Noise
+from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
 
 _OTHER_NOISE = "export: takes flows that draw one uniform number a pixel; this draws others"
@@ -90,7 +90,17 @@ class Decoder(_Exported):
 
 
 def density(flow: Flow) -> Density:
-    """Return the density of a flow's inference copy as a function of images and noise."""
+    """Return the density of a flow's inference copy as a function of images and noise.
+
+    Raises:
+        ConfigError: the flow draws other noise than one uniform number a pixel.
+    """
+    drawing = [part for part in flow.modules() if isinstance(part, Transform) and part.draws]
+    others = [part for part in drawing if part.dequantization != "uniform"]
+    if others:
+        names = ", ".join(dict.fromkeys(type(part).__name__ for part in others))
+        remedy = "export its decoder, or score with mixerflow.bits"
+        raise ConfigError(f"the density draws other noise than uniform ({names})", "export", remedy)
     return Density(flow.fused())
 
 

@@ -36,14 +36,10 @@ class Cosine(Schedule):
 @register("constant")
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """``lr``, and `cooldown_lr` in the last steps; impossible settings are a ValueError.
+    """``lr``, and the smaller of `cooldown_lr` and ``lr`` in the last steps.
 
-    DenseFlow's published command line names a decay by epoch, ``--gamma 0.9975``. But its warm-up
-    scheduler sets the rate after every step, and so overwrites the decay. As it worked out, the
-    rate is a constant 1e-3 until a cool-down at 2e-5, 20 of 420 epochs on CIFAR-10.
-
-    Reference: Grcić, Grubišić, Šegvić: Densely connected normalizing flows (2021),
-        arXiv:2106.04627, and its code, https://github.com/matejgrcic/DenseFlow.
+    Raises:
+        ValueError: impossible settings.
     """
 
     cooldown: float = 0.0
@@ -58,4 +54,5 @@ class Constant(Schedule):
             raise ValueError(f"Constant: cooldown_lr must be positive; got {self.cooldown_lr}")
 
     def rate(self, lr: float, step: int, steps: int, warmup: int) -> float:
-        return lr if step < steps - round(self.cooldown * steps) else self.cooldown_lr
+        cool = step >= steps - round(self.cooldown * steps)
+        return min(lr, self.cooldown_lr) if cool else lr

@@ -64,6 +64,8 @@ class EvaluationArguments(WeightsArguments):
             raise ConfigError(f"{self.batch} images at a time", "--batch", "give at least 1")
         if self.images is not None and self.images < 1:
             raise ConfigError(f"{self.images} images", "--images", "give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
 
     def load_images(self, metadata: dict[str, Any]) -> tuple[Images, str]:
         """Load the images that score the run of this ``run.json``, and name their split.
@@ -108,6 +110,8 @@ class _EvaluateArguments(EvaluationArguments):
     importance_samples: int = 1
     """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
     K times its time."""
+    codecs: bool = True
+    """Whether to compress the images with PNG and WebP too, which may take minutes."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -148,18 +152,18 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         if not given.json:
             _print_figures(figure)  # the codecs may take minutes
         result = figure.as_dict() | {
-            "codecs": _codecs(images.pixels),
+            "codecs": _codecs(images.pixels) if given.codecs else {},
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
         }
         _write_result(given.run, result)
         if given.json:
             print(json.dumps(result, indent=2))
-        else:
+        elif given.codecs:
             _print_codecs(result["codecs"])
 
     processes.on_main(finish)
-    kept.remove()
+    kept.finish()
     return 0
 
 
@@ -222,9 +226,13 @@ def _codecs(pixels: np.ndarray) -> dict[str, float | None]:
 
 
 def _write_result(run: Path, result: dict[str, Any]) -> None:
+    weights = result["weights"]
     name = f"{result['dataset_id']}-{result['split']}"
     if result["importance_samples"] > 1:
         name += f"-{result['importance_samples']}-draws"
+    name += f"-seed{result['seed']}" if result["seed"] else ""
+    name += "-last" if weights["checkpoint"] == "last" else ""
+    name += "" if weights["averaged"] else "-raw"
     name = "".join(c if c.isalnum() else "-" for c in name)
     folder = run / "evaluations"
     with writing(folder):

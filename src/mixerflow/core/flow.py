@@ -219,7 +219,11 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor, context: Context = None) -> Float[Tensor, "batch dim"]:
-        """Return latents ``(B, D)`` of images, without noise: the centres of their bins."""
+        """Return latents ``(B, D)`` of images, with noise at its centre.
+
+        Uniform noise is 1/2, the centre of a pixel's bin; learned and added noise is what its
+        transform makes of 0.
+        """
         with evaluating(self):
             return self(x, context, Centre()).z
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
 from mixerflow.parts.image_nets import DenseAttention, ImageNet, WideningConv
-from mixerflow.parts.images import glow_step
+from mixerflow.parts.images import glow_step, require_halvable
 from mixerflow.parts.linear import LinearMap, MatrixMap
 from mixerflow.parts.model import Model
 from mixerflow.parts.pixels import Pixels, ScaledPixels, VariationalDequantizer
@@ -82,13 +82,14 @@ class DenseFlow(Model):
         if len(self.units) != len(self.modules):
             what = f"as many modules as units; got {self.modules} for {self.units}"
             raise ValueError(f"DenseFlow: takes {what}")
+        require_halvable(shape, len(self.units), f"the blocks of units {self.units}")
         squeeze = Squeeze(shape)
         inner, scales = squeeze.latent_shape, []
         for units, modules in zip(self.units, self.modules, strict=True):
             steps = [squeeze] if not scales else []
             block = self.block(inner, units, modules)
             inner = block.out_shape(inner)
-            if len(scales) + 1 < len(self.units):
+            if len(scales) + 1 < len(self.units):  # squeezed before half of the channels leave
                 transition = Squeeze(inner)
                 inner = transition.latent_shape
             else:

@@ -73,7 +73,7 @@ _TINY = TrainConfig(
     minutes=20, batch=32, lr=1e-2, warmup=100, ema=0.99, initial=512, optimizer="adamax"
 )
 _TINY_FLIPPED = replace(_TINY, augmentation=_FLIP)
-_WEIGHTED = "lower bound, variational dequantisation, importance-weighted (K = {:,})"
+_WEIGHTED = "lower bound of the density, variational dequantisation, importance-weighted (K = {:,})"
 _NEW = f"{_WEIGHTED.format(200)}; the new ImageNet, not comparable with the old"
 _ITS_TABLE = "its own paper's table"
 

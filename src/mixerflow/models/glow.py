@@ -26,7 +26,13 @@ from dataclasses import dataclass, field
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
 from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.image_nets import GlowConv, ImageNet, ZeroConvolution
-from mixerflow.parts.images import ActivationPrior, Prior, glow_step, image_coupling
+from mixerflow.parts.images import (
+    ActivationPrior,
+    Prior,
+    glow_step,
+    image_coupling,
+    require_halvable,
+)
 from mixerflow.parts.linear import LinearMap, MatrixMap
 from mixerflow.parts.model import Model
 from mixerflow.parts.pixels import Pixels, ScaledPixels
@@ -61,6 +67,7 @@ class Glow(PositiveCounts, Model):
     """How an image's values become real numbers."""
 
     def compose(self, shape: Shape) -> Transform:
+        require_halvable(shape, self.scales, f"{self.scales} scales")
         inner, scales = shape, []
         for number in range(self.scales):
             squeeze = Squeeze(inner)

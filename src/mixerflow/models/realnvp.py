@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from mixerflow.core import Chain, Inverse, MultiScale, Shape, Transform
 from mixerflow.nets import TanhScale
 from mixerflow.parts import LogitPixels, Model, Pixels, PositiveCounts, ResidualConv
+from mixerflow.parts.images import require_halvable
 from mixerflow.registry import register
 from mixerflow.transforms import (
     Affine,
@@ -44,6 +45,7 @@ class RealNVP(PositiveCounts, Model):
     """How an image's values become real numbers."""
 
     def compose(self, shape: Shape) -> Transform:
+        require_halvable(shape, self.scales - 1, f"{self.scales} scales")
         inner, scales, net = shape, [], self.net
         for _ in range(self.scales - 1):
             squeeze, wide = Squeeze(inner), replace(net, width=2 * net.width)

@@ -17,7 +17,7 @@ NEW_IMAGENET64: tuple[str, Shape] = ("imagenet64-new", (3, 64, 64))
 CELEBA64: tuple[str, Shape] = ("celeba64", (3, 64, 64))
 ANIME64: tuple[str, Shape] = ("anime-faces", (3, 64, 64))
 GALAXY32: tuple[str, Shape] = ("galaxy", (3, 32, 32))
-UNIFORM = "uniform dequantisation, single-sample"
+UNIFORM = "exact density, uniform dequantisation, single-sample"
 OLD_IMAGENET = f"{UNIFORM}; the old downsampled ImageNet, not comparable with the new"
 
 

@@ -69,7 +69,7 @@ def nystrom_attention(
 
 
 def transposed_attention(q: Tokens, k: Tokens, v: Tokens, *, count: int) -> Tokens:
-    """`nystrom_attention` as DenseFlow's released model computes it, by reading of its authors.
+    """`nystrom_attention` as DenseFlow's released model computes it, by a description of its code.
 
     The softmax is over rows, not keys, and landmarks, not queries, are divided by a root: that of
     the number of tokens.
@@ -92,9 +92,9 @@ class NystromAttention(nn.Module):
         channels: of the image.
         width: length of queries, keys and values; one head.
         count: number of landmarks, or fewer if an image has fewer pixels.
-        transposed: compute as DenseFlow's released model does: a token is ``3 width`` numbers that
-            follow each other in memory, first along the pixels and then along the channels, and
-            attention is `transposed_attention`.
+        transposed: compute as DenseFlow's released model does, by a description of its code: a
+            token is ``3 width`` numbers that follow each other in ``(channels, *spatial)``, first
+            along the pixels, and attention is `transposed_attention`.
         axes: number of spatial axes.
     """
 

@@ -28,6 +28,14 @@ from mixerflow.transforms import (
 )
 
 
+def require_halvable(shape: Shape, times: int, what: str) -> None:
+    """Raise a ValueError, which names `what` halves images, unless sides halve so many times."""
+    factor = 2**times
+    if any(side % factor for side in shape[1:]):
+        sides = f"sides must be multiples of {factor}"
+        raise ValueError(f"{what} divide each side by {factor}: {sides}; images are {shape}")
+
+
 def image_coupling(
     net: ImageNet, elementwise: Elementwise, shape: Shape, *, flip: bool = False, context: int = 0
 ) -> Coupling:

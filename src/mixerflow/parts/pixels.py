@@ -42,7 +42,9 @@ class UniformDequantizer(Dequantizer):
 @register("variational")
 @dataclass(frozen=True)
 class VariationalDequantizer(PositiveCounts, Dequantizer):
-    """Learned noise, from a flow of couplings that reads the image; the defaults are DenseFlow's.
+    """Learned noise, from a flow of couplings that reads the image, not its class.
+
+    The defaults are DenseFlow's.
 
     ``normal noise -> DiagonalAffine -> steps of [1x1 convolution, coupling] -> 1x1 convolution ->
     unsqueeze -> sigmoid``, on the squeezed image where its sides are even.

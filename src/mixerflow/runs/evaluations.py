@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+import mixerflow
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import DataError
@@ -22,7 +24,6 @@ from mixerflow.evaluate import Bits, Draws, bits
 from mixerflow.processes import SINGLE, Processes, first_to_report
 from mixerflow.runs.files import sweep, write_atomically, writing
 from mixerflow.runs.weights import Weights, labels_of
-from mixerflow.version import __version__
 
 _SECONDS_BETWEEN_SAVES = 30.0
 _DIGEST = hashlib.sha256().digest_size
@@ -86,7 +87,7 @@ class Evaluator:
         labels = self._labels(flow, weights.metadata)
         key = {
             "format": 1,
-            "mixerflow": __version__,
+            "code_sha256": _code_sha256(),
             "model": weights.metadata["model"],
             "weights_sha256": weights.sha256,
             "images_sha256": self.images.fingerprint(),
@@ -168,11 +169,16 @@ class KeptDraws:
         if time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_SAVES:
             self.save()
 
-    def remove(self) -> None:
-        """Remove the files that this evaluation goes on from, and its own: the figure is known."""
+    def finish(self) -> None:
+        """Remove the files that this evaluation went on from: the figure is known.
+
+        For K > 1 the file of process 0, which has all draws, stays: a larger K goes on from it.
+        """
+        kept = self._folder / f"{self._name}-{self._asked}-0" if self._asked > 1 else None
         with writing(self._folder):
             for path in self._files():
-                path.unlink(missing_ok=True)
+                if path != kept:
+                    path.unlink(missing_ok=True)
 
     def _files(self) -> dict[Path, int]:
         """The files of this key whose K is not larger, each with its K."""
@@ -199,6 +205,15 @@ def _ignore(path: Path, why: str) -> None:
     line = f"{path}: {why}: its draws are drawn again"
     if first_to_report(line):
         print(line, file=sys.stderr)
+
+
+@functools.cache
+def _code_sha256() -> str:
+    """Hash the package's source: other code may draw otherwise."""
+    root, digest = Path(mixerflow.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _sha256(data: bytes) -> str:

@@ -204,7 +204,8 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         "file": f"`{MODEL}`, {file['bytes']:,} bytes",
         "SHA-256": f"`{file['sha256']}`",
     }
-    head = ["steps", "from, to, of", "batch", "lr", "seed", "precision", "device", "began from"]
+    head = ["steps", "from, to, of", "batch", "lr", "training", "seed", "precision", "device"]
+    head += ["began from"]
     lines = [
         f"# {name}",
         "",
@@ -231,8 +232,19 @@ def _piece(piece: dict[str, Any]) -> list[str]:
     source = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
     source += ", with moments" if piece["moments"] else ""
     cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
-    cells += [str(piece[key]) for key in ("batch", "lr", "seed", "precision", "device")]
+    cells += [str(piece[key]) for key in ("batch", "lr")] + [_training(piece)]
+    cells += [str(piece[key]) for key in ("seed", "precision", "device")]
     return [*cells, source]
+
+
+def _training(piece: dict[str, Any]) -> str:
+    """Name the optimiser, the schedule and what changes images; older pieces had no choice."""
+    schedule = piece.get("schedule", {"type": "Cosine"})
+    changes = piece.get("augmentation", {})
+    words = [piece.get("optimizer", "adam"), schedule["type"].lower()]
+    words += ["flip"] if changes.get("flip") else []
+    words += [f"shift {changes['shift']}"] if changes.get("shift") else []
+    return ", ".join(words)
 
 
 def _kind(figure: dict[str, Any]) -> str:

@@ -55,7 +55,7 @@ class Batches:
             raise ConfigError(what, "--train.batch", remedy)
         if conditional and images.labels is None:
             where = images.dataset_id
-            raise ConfigError("no labels for the classes", where, "use --model.classes 0")
+            raise ConfigError("no labels for the classes", where, "use --model.classes none")
         self.labels = None if images.labels is None else torch.from_numpy(images.labels)
         self._orders: dict[int, np.ndarray] = {}
         self._whole: Tensor | None = None

@@ -106,7 +106,8 @@ class CrossUnits(FixedShape, Composite):
 
     ``h_{i+1} = [y_i, n_i]``, ``y_i = unit_i(h_i)``, where ``n_i ~ q(n | x, y_0, ..., y_{i-1})``
     reads the block's input x and the outputs of all units before unit i, never ``y_i``, to which it
-    is appended. The noise's nets are not layers: memory modes store what these compute.
+    is appended. Units run layer by layer, as memory modes tell; what the noise's nets compute is
+    always stored.
 
     Args:
         shape: of the block's input x, ``(C, *spatial)``.
@@ -128,6 +129,9 @@ class CrossUnits(FixedShape, Composite):
         self.units, self.augments = nn.ModuleList(units), nn.ModuleList(augments)
         for part in self.parts():
             self.latent_shape = tuple(part.out_shape(self.latent_shape))
+            if self.latent_shape[1:] != self.shape[1:]:
+                what = f"events {self.shape} become {self.latent_shape}"
+                raise ValueError(f"CrossUnits: {what}; units must keep the spatial axes")
 
     def parts(self) -> Iterator[Transform]:
         pairs = itertools.zip_longest(self.units, self.augments)

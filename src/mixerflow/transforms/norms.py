@@ -87,6 +87,8 @@ class ActNorm(DiagonalAffine):
 
     def __init__(self, shape: Shape | int, *, floor: float = 1.0) -> None:
         super().__init__(shape)
+        if not floor > 0:
+            raise ValueError(f"ActNorm: floor must be positive; got {floor}")
         self.floor = floor
 
     @torch.no_grad()

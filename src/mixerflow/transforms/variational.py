@@ -23,7 +23,11 @@ class VariationalDequantize(Dequantize):
 
     With ``e ~ N(0, I)`` the log-det is ``-log q(u | x) = log|det dt/de| + sum log u (1 - u) - log
     N(e; 0, I)``, so that ``E [log p(x + u) - log q(u | x)]`` bounds ``log P(x)`` from below, more
-    tightly than uniform noise does, whose q is 1. The inverse is the floor.
+    tightly than uniform noise does, whose q is 1. The inverse is the floor. As with uniform noise,
+    the density that a flow has behind it is exact: it is that of ``x + u``.
+
+    In float32, x + u has 24 bits: u is kept below the next level, and is rounded to 2^-8 for pixels
+    of 16 bits, whose q is then that of the number before rounding.
 
     Args:
         shape: of the images, ``(C, *spatial)``.
@@ -35,7 +39,6 @@ class VariationalDequantize(Dequantize):
     Reference: Ho et al., Flow++ (2019), section 3.1, eq. 11 to 14, arXiv:1902.00275.
     """
 
-    density = "bound"
     dequantization = "variational"
 
     def __init__(
@@ -58,7 +61,7 @@ class VariationalDequantize(Dequantize):
         values = self.integers(x)
         like = values.new_empty(len(values), *self.noise_shape)
         e, normal_term = draw_normal(like, noise, self.stream)
-        logit, log_det = self.transform(e, self.net(values * (2 / (self.levels - 1)) - 1))
+        logit, log_det = self.transform(e, self._features(values))
         log_slope = logsigmoid(logit) + logsigmoid(-logit)
         u = logit.sigmoid().clamp(_LEAST, self.highest)
         return values + u, normal_term + log_det + total(log_slope)
@@ -76,8 +79,11 @@ class VariationalDequantize(Dequantize):
         """Initialise the noise's flow, where it has norms that start from data."""
         values = self.integers(x)
         e, _ = draw_normal(values.new_empty(len(values), *self.noise_shape), None, self.stream)
-        self.transform.initialize(e, self.net(values * (2 / (self.levels - 1)) - 1))
+        self.transform.initialize(e, self._features(values))
         return self(x, context)[0]
+
+    def _features(self, values: Tensor) -> Tensor:
+        return self.net(values * (2 / (self.levels - 1)) - 1)
 
     def extra_repr(self) -> str:
         return f"{self.shape}, {super().extra_repr()}"
