@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-import mixerflow
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import DataError
@@ -210,7 +209,7 @@ def _ignore(path: Path, why: str) -> None:
 @functools.cache
 def _code_sha256() -> str:
     """Hash the package's source: other code may draw otherwise."""
-    root, digest = Path(mixerflow.__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
     return digest.hexdigest()
