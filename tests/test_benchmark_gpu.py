@@ -53,6 +53,7 @@ def fake(tmp_path, monkeypatch):
     return section
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_loses_no_other_and_nothing_it_had(fake, tmp_path):
     raised, died, good = run_group([fake("raises"), fake("dies"), fake("good")], QUICK, 60.0)
     assert [each.status for each in (raised, died, good)] == ["failed", "failed", "measured"]

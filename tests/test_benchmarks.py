@@ -178,6 +178,7 @@ def test_operators_of_the_backward_pass_count():
     assert flop(lambda: x @ x) == 2 * 4**3
 
 
+@pytest.mark.slow
 def test_memory_and_imports_are_measured_in_fresh_processes():
     small = peak_memory(Ours("small", SMALL, SHAPE), 2, steps=1)
     if small is None:

@@ -48,6 +48,7 @@ LONG = {
     "continuous of images",
     "continuous of images, conditional",
     "continuous of images, estimate",
+    "continuous along the patches",
 }
 """Differential equations of many short steps, solved hundreds of times; others take few steps."""
 
