@@ -427,5 +427,5 @@ def test_it_trains_with_recomputation_and_with_bfloat16_nets():
     for name, tensor in stored.state_dict().items():
         assert torch.equal(tensor, found[name]), name
     half = trained(images, precision="bfloat16", memory="checkpoint")
-    changed = half.state_dict()["transform.steps.2.scales.0.steps.1.units.0.steps.0.steps.0.shift"]
+    changed = half.state_dict()["transform.steps.2.scales.0.steps.1.steps.0.steps.0.steps.0.shift"]
     assert changed.dtype == torch.float32 and changed.isfinite().all()

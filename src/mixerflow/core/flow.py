@@ -95,7 +95,7 @@ class Flow(nn.Module):
         self.context_net = context_net
         self.levels = levels
         self.register_buffer("initialized", torch.tensor(False))
-        number_streams(transform)
+        number_streams(self)
 
     @property
     def density(self) -> Density:

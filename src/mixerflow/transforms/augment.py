@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mixerflow.core import (
-    Composite,
+    Chain,
     Context,
     FixedShape,
     Mapped,
     Noise,
-    PlacedLayer,
     Runner,
     Shape,
     Transform,
     constant,
-    expect,
     total,
 )
 from mixerflow.registry import register
@@ -101,7 +99,7 @@ class Augment(FixedShape):
 
 
 @register
-class CrossUnits(FixedShape, Composite):
+class CrossUnits(FixedShape, Chain):
     """Units one after another, with noise between them that all earlier units condition.
 
     ``h_{i+1} = [y_i, n_i]``, ``y_i = unit_i(h_i)``, where ``n_i ~ q(n | x, y_0, ..., y_{i-1})``
@@ -126,44 +124,39 @@ class CrossUnits(FixedShape, Composite):
         if len(augments) != len(units) - 1:
             what = f"{len(units)} units of events {self.shape} and {len(augments)} augments"
             raise ValueError(f"CrossUnits: {what}; one goes between each two units")
-        self.units, self.augments = nn.ModuleList(units), nn.ModuleList(augments)
-        for part in self.parts():
-            self.latent_shape = tuple(part.out_shape(self.latent_shape))
+        pairs = itertools.zip_longest(units, augments)
+        self.steps.extend(step for pair in pairs for step in pair if step is not None)
+        for step in self:
+            self.latent_shape = tuple(step.out_shape(self.latent_shape))
             if self.latent_shape[1:] != self.shape[1:]:
                 what = f"events {self.shape} become {self.latent_shape}"
                 raise ValueError(f"CrossUnits: {what}; units must keep the spatial axes")
 
-    def parts(self) -> Iterator[Transform]:
-        pairs = itertools.zip_longest(self.units, self.augments)
-        return (part for pair in pairs for part in pair if part is not None)  # pyright: ignore
+    folded = Transform.folded  # a chain around this one must not unroll it
+
+    @property
+    def units(self) -> list[Transform]:
+        """The units."""
+        return list(self)[0::2]
+
+    @property
+    def augments(self) -> list[Augment]:
+        """The noise between them."""
+        return list(self)[1::2]  # pyright: ignore[reportReturnType]
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         self.check_data(x)
-        log_det, given = constant(0.0, x), x
-        for number, unit in enumerate(self.units):
-            x, unit_log_det = run(unit, x, context, noise)  # pyright: ignore[reportArgumentType]
-            log_det = log_det + unit_log_det
-            if number == len(self.augments):
-                break
-            augmented, noise_log_det = self.augments[number](x, context, noise, given=given)
-            log_det = log_det + noise_log_det
-            if number + 1 < len(self.augments):
-                given = torch.cat([given, x], 1)
-            x = augmented
+        log_det, given = constant(0.0, x), [x]
+        for step in self:
+            if isinstance(step, Augment):
+                y = x
+                x, step_log_det = step(y, context, noise, given=torch.cat(given, 1))
+                given.append(y)
+            else:
+                x, step_log_det = run(step, x, context, noise)
+            log_det = log_det + step_log_det
         return x, log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
-        log_det = constant(0.0, z)
-        for part in reversed(list(self.parts())):
-            z, part_log_det = part.inverse(z, context, noise)
-            log_det = log_det + part_log_det
-        return z, log_det
-
-    def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
-        expect(self, shape, self.shape)
-        layers = []
-        for part in self.parts():
-            layers += part.layer_shapes(shape)
-            shape = part.out_shape(shape)
-        return layers
+        return super().inverse(z, context, noise)
