@@ -26,7 +26,6 @@ from mixerflow.processes import Processes
 from mixerflow.runs import Checkpoints, RunFolder
 from mixerflow.training import TrainConfig, Trainer, likelihood, loop, train
 from mixerflow.training.batches import Batches
-from mixerflow.training.budget import steps_of
 from mixerflow.training.graphed import GraphedTrainer
 from mixerflow.training.objective import TAKEN, Task, name_of
 from mixerflow.training.parallel import parallel
@@ -308,14 +307,6 @@ def test_names_of_objectives():
     assert name_of(likelihood) == "likelihood"
     assert name_of(functools.partial(plain)) == name_of(plain) == "test_objective.plain"
     assert name_of(Hybrid()) == "test_objective.Hybrid"
-
-
-def test_a_trial_for_a_budget_leaves_the_objective_as_it_was():
-    head, flow = Hybrid(), flow_of()
-    before = {name: value.clone() for name, value in head.state_dict().items()}
-    batches = Batches(separable(), 5, seed=0, device=CPU, conditional=False)
-    steps_of(settings(steps=None, minutes=0.001), flow, batches, images(), head)
-    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
 def test_an_objective_that_is_not_finite_is_named():

@@ -34,7 +34,7 @@ from mixerflow.models import MAF, Glow, RealNVP
 from mixerflow.parts import GlowConv, ResidualConv
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder, load
-from mixerflow.training import Trainer, train
+from mixerflow.training import Trainer, train, validation
 from mixerflow.training.batches import Batches
 from mixerflow.training.optimizer import Average, batch_norms, recalibrate
 from mixerflow.transforms import Dequantize
@@ -210,14 +210,39 @@ def test_non_finite_steps_change_nothing_then_end_the_run(tmp_path, monkeypatch)
     assert "NonFiniteError" in header["error"]
 
 
-def test_a_budget_in_minutes_becomes_steps_once(tmp_path):
+def test_a_budget_in_minutes(tmp_path):
     flow, data = flow_of(), images(200)
-    ended = train(flow, data, out=tmp_path / "run", config=settings(steps=None), minutes=0.04)
+    begun = time.monotonic()
+    ended = train(flow, data, out=tmp_path / "run", config=settings(steps=None), minutes=0.05)
+    assert time.monotonic() - begun < 2 * 3
     header = RunFolder(tmp_path / "run").read_metadata()
     assert header["steps"] == ended.step > 3
-    assert header["train"]["minutes"] == 0.04
+    assert header["train"]["minutes"] == 0.05
     with pytest.raises(ConfigError, match="no budget"):
         train(flow_of(), data, config=settings(steps=None), quiet=True)
+
+
+def test_a_run_without_a_finite_step_or_figure_is_no_finished_run(tmp_path, monkeypatch):
+    def broken(flow, x, labels):
+        return math.nan * flow.log_prob(x), {}
+
+    config = settings(steps=3, give_up_after=10)
+    with pytest.raises(NonFiniteError, match="none of 3 steps was finite"):
+        train(flow_of(), images(), objective=broken, out=tmp_path / "a", config=config, quiet=True)
+    flow = flow_of()
+    original = validation.bits
+    monkeypatch.setattr(validation, "bits", lambda *given, **how: infinite(original(*given, **how)))
+    with pytest.raises(NonFiniteError, match="the validation figure is inf"):
+        train(flow, images(), out=tmp_path / "b", config=settings(), quiet=True)
+    for name in "ab":
+        header = RunFolder(tmp_path / name).read_metadata()
+        assert header["status"] == "failed"
+        assert "NonFiniteError" in header["error"]
+        assert Checkpoints(tmp_path / name / "checkpoints").load("last").step
+
+
+def infinite(figure):
+    return dataclasses.replace(figure, bits_per_dim=math.inf)
 
 
 def test_accumulated_gradients_are_the_batchs(tmp_path):

@@ -11,12 +11,12 @@ from mixerflow.registry import register
 class Schedule:
     """Learning rates of the steps after the warm-up."""
 
-    def rate(self, lr: float, step: int, steps: int, warmup: int) -> float:
+    def rate(self, lr: float, step: float, steps: int, warmup: int) -> float:
         """Return the learning rate of a step after the warm-up.
 
         Args:
             lr: the rate at the end of the warm-up.
-            step: the step, from 0; at least `warmup`.
+            step: the step, from 0; at least `warmup`; may lie between two steps.
             steps: the steps of the whole schedule.
             warmup: the steps of the warm-up among them.
         """
@@ -28,7 +28,7 @@ class Schedule:
 class Cosine(Schedule):
     """``lr (1 + cos(pi t)) / 2``, with t from 0 to 1 over the steps after the warm-up."""
 
-    def rate(self, lr: float, step: int, steps: int, warmup: int) -> float:
+    def rate(self, lr: float, step: float, steps: int, warmup: int) -> float:
         part = (step - warmup) / max(1, steps - warmup)
         return lr * 0.5 * (1 + math.cos(math.pi * part))
 
@@ -53,6 +53,6 @@ class Constant(Schedule):
         if not 0 < self.cooldown_lr < math.inf:
             raise ValueError(f"Constant: cooldown_lr must be positive; got {self.cooldown_lr}")
 
-    def rate(self, lr: float, step: int, steps: int, warmup: int) -> float:
+    def rate(self, lr: float, step: float, steps: int, warmup: int) -> float:
         cool = step >= steps - round(self.cooldown * steps)
         return min(lr, self.cooldown_lr) if cool else lr

@@ -20,7 +20,7 @@ Optimizer = Literal["adam", "adamax"]
 class TrainConfig:
     """Settings of a training run; the defaults are Table 9's for CIFAR-10 where it has them.
 
-    The budget is the first of `steps`, `epochs` and `minutes` that is set.
+    The budget is `steps`, `epochs` or `minutes`; of several, the one that ends first.
     """
 
     steps: int | None = None
@@ -28,7 +28,7 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training images."""
     minutes: float | None = None
-    """Time on this machine; a timed trial at the start turns it into a number of steps."""
+    """Time on this machine: the schedule follows the clock; evaluations take at most a tenth."""
     batch: int = 512
     """Images of a step, over all processes."""
     accumulate: int = 1
@@ -109,12 +109,13 @@ class TrainConfig:
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
 
-    def lr_at(self, step: int, steps: int, *, moments: bool = False) -> float:
+    def lr_at(self, step: float, steps: int, *, moments: bool = False) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`: linear up, then `schedule`.
 
-        Both count the steps of this run. A run that begins late in its schedule with moments at
-        zero first rises to the rate there: at the full rate its first steps would undo what
-        hundreds of steps have learned.
+        Both count the places of this run's schedule: its steps, in a budget of steps; a step may
+        lie between two places where time is the budget. A run that begins late in its schedule with
+        moments at zero first rises to the rate there: at the full rate its first steps would undo
+        what hundreds of steps have learned.
 
         Args:
             step: the step.
@@ -125,7 +126,7 @@ class TrainConfig:
         whole = self.schedule_steps or self.schedule_start + steps
         warmup = min(self.warmup, whole // 10)
         if place < warmup:
-            rate = self.lr * (place + 1) / warmup
+            rate = min(self.lr, self.lr * (place + 1) / warmup)
         else:
             rate = self.schedule.rate(self.lr, place, whole, warmup)
         rise = min(self.warmup, steps // 10) if self.schedule_start and not moments else 0

@@ -1,83 +1,271 @@
-"""The number of steps of a budget."""
+"""Budgets: steps, epochs and minutes, and what the evaluations of a run may take of its minutes."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
-import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from mixerflow.core import Flow
-from mixerflow.data import Images
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import bits
 from mixerflow.train_config import TrainConfig
-from mixerflow.training.batches import Batches
-from mixerflow.training.graphed import trainer_of
-from mixerflow.training.objective import Objective, likelihood
 
 EVALUATIONS = 10
 """Evaluations in a run, where `TrainConfig.evaluate_every` does not say."""
-GRID = 36
-"""Images in a sample grid."""
 
-_TRIAL_SHARE = 0.03
-_RESERVE = 0.97
+_SHARE = 0.1
+"""Largest share of a budget in minutes for evaluations, samples and checkpoints."""
+_INTERVAL = 0.02
+"""Share of a budget in minutes between two plans."""
+_FEW, _FIRST = 3, 0.1
+"""Steps before the first plan, unless they take this share of a budget in minutes."""
+_SPARE = 0.01
+"""Share of a budget in minutes that no plan uses."""
+_LEAST = 64
+"""Images that an evaluation has at least, unless time is too short for even one of these."""
 
 
-def steps_of(
-    config: TrainConfig,
-    flow: Flow,
-    batches: Batches,
-    validation: Images,
-    objective: Objective = likelihood,
-) -> int:
-    """Return the number of steps of a budget.
-
-    Minutes become steps once: copies of the flow and the objective take timed steps and a timed
-    evaluation for 3 % of the budget.
+def limit_of(config: TrainConfig, images: int) -> int | None:
+    """Return the steps that a budget allows, however quick they are; None if time alone limits it.
 
     Raises:
         ConfigError: no budget.
     """
-    if config.steps is not None:
-        return config.steps
+    limits = [] if config.steps is None else [config.steps]
     if config.epochs is not None:
-        return max(1, math.ceil(config.epochs * len(batches.images) / config.batch))
-    if config.minutes is None:
+        limits.append(max(1, math.ceil(config.epochs * images / config.batch)))
+    if config.minutes is not None and config.schedule_steps is not None:
+        limits.append(config.schedule_steps - config.schedule_start)
+    if not limits and config.minutes is None:
         raise ConfigError("no budget", "--steps, --epochs or --minutes", "set one of them")
-    budget = 60 * config.minutes
-    # no schedule that could be too short
-    unplaced = dataclasses.replace(config, schedule_start=0, schedule_steps=None)
-    tried = copy.deepcopy(objective)
-    trainer = trainer_of(copy.deepcopy(flow), batches, unplaced, steps=10**6, objective=tried)
-    processes = batches.processes
+    return min(limits, default=None)
 
-    def now() -> float:
-        return processes.from_main(time.monotonic())  # one clock, or processes would disagree
 
-    times: list[float] = []
-    begun = last = now()
-    while len(times) < 5 or last - begun < _TRIAL_SHARE * budget:
-        before = last
-        trainer.advance()
-        last = now()
-        times.append(last - before)
-        if last - begun > budget / 3:  # a step is long: three of them are trial enough
-            break
-    seconds = statistics.median(times[len(times) // 4 :])
-    averaged = trainer.settle()
-    settling = now() - last
-    few = min(64, len(validation))
-    labels = validation.labels if flow.context_net is not None else None
-    before = now()
-    labels = None if labels is None else labels[:few]
-    bits(averaged, validation.pixels[:few], labels=labels, processes=processes)
-    an_image = (now() - before) / few
-    looked_at = min(config.evaluate_images or len(validation), len(validation))
-    drawn = GRID * processes.world  # each draws them all
-    evaluations = an_image * (EVALUATIONS * (looked_at + drawn) + len(validation))
-    evaluations += EVALUATIONS * settling
-    left = _RESERVE * budget - (now() - begun) - evaluations
-    return max(1, int(left / seconds))
+@dataclass(frozen=True)
+class Pace:
+    """Where in the schedule each step is: a straight line from the present place to the end.
+
+    Steps of a budget in minutes become more or fewer as the machine's speed changes, and the
+    schedule's places lie closer or wider. In a budget of steps, step and place are equal.
+
+    Attributes:
+        whole: places of the schedule, the steps that were planned first.
+        steps: steps of the run.
+        step: the step at which this was planned.
+        place: its place.
+    """
+
+    whole: int
+    steps: int
+    step: int = 0
+    place: float = 0.0
+
+    def at(self, step: int) -> float:
+        """Return the place of a step."""
+        if step <= self.step:
+            return self.place
+        return self.place + (step - self.step) * (
+            (self.whole - self.place) / (self.steps - self.step)
+        )
+
+    def until(self, steps: int, step: int) -> Pace:
+        """Return the pace that leads from the place of `step` to the end after `steps` steps."""
+        return self if steps == self.steps else Pace(self.whole, steps, step, self.at(step))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of the parts of an evaluation.
+
+    Attributes:
+        image: to score an image.
+        grid: to draw a grid of samples.
+        rest: to average batch norms, and to save.
+    """
+
+    image: float
+    grid: float
+    rest: float
+
+    def times(self, factor: float) -> Costs:
+        """Return the costs on a machine that is slower by a factor."""
+        return Costs(factor * self.image, factor * self.grid, factor * self.rest)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The evaluations of a run.
+
+    Attributes:
+        times: their number, the last among them.
+        images: validation images of each but the last.
+        last: validation images of the last.
+        grid: whether each draws a grid of samples.
+    """
+
+    times: int
+    images: int
+    last: int
+    grid: bool = True
+
+    def cost(self, costs: Costs, *, last: bool) -> float:
+        """Return the seconds of one evaluation."""
+        images = self.last if last else self.images
+        return costs.rest + costs.grid * self.grid + costs.image * images
+
+    def within(self, seconds: float, costs: Costs, least: float = 0.0) -> Evaluations:
+        """Return these, with so much less that they take `seconds`: fewer times, fewer images.
+
+        The last evaluation gets at least half of the images. Where even one evaluation of a few
+        images takes longer, that one is left, of as many as are scored in `least` seconds.
+        """
+        images, last = min(self.images, _LEAST), min(self.last, _LEAST)
+        for times, grid in ((10, True), (5, True), (3, True), (3, False), (1, True), (1, False)):
+            times, grid = min(times, self.times), grid and self.grid
+            left = (seconds - times * (costs.rest + costs.grid * grid)) / costs.image
+            if left < last + (times - 1) * images:
+                continue
+            others = left / 2 / (times - 1) if times > 1 else 0
+            others = min(self.images, max(images, int(others)))
+            return Evaluations(
+                times, others, min(self.last, int(left) - (times - 1) * others), grid
+            )
+        few = max(1, min(last, int(max(least, seconds - costs.rest) / costs.image)))
+        return Evaluations(1, few, few, grid=False)
+
+
+class Clock:
+    """The time of a run with a budget in minutes, pieces before a stop included.
+
+    Args:
+        seconds: the budget.
+
+    Attributes:
+        evaluating: seconds of evaluations, samples and checkpoints among those spent.
+        evaluations: the evaluations that were decided on; None before the first plan.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.evaluating = 0.0
+        self.evaluations: Evaluations | None = None
+        self._costs: Costs | None = None
+        self._fixed = False  # later evaluations score the images of the first
+        self._before, self._begun = 0.0, time.monotonic()
+        self._step_seconds: float | None = None
+        self._planned_at, self._mark = 0.0, (0, 0.0)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the run began, without the time between its pieces."""
+        return self._before + time.monotonic() - self._begun
+
+    @property
+    def costs(self) -> Costs:
+        """What an evaluation takes, as last measured."""
+        assert self._costs is not None
+        return self._costs
+
+    @property
+    def share(self) -> float:
+        """Seconds that are left for evaluations."""
+        return _SHARE * self.seconds - self.evaluating
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count the time of a ``with`` block as that of an evaluation."""
+        begun = self.spent
+        try:
+            yield
+        finally:
+            self.evaluating += self.spent - begun
+
+    def begin(self, step: int) -> None:
+        """Note that steps begin, after `step` steps of earlier pieces."""
+        self._planned_at, self._mark = self.spent, (step, self.spent - self.evaluating)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to plan anew after `step` of `steps` steps."""
+        since, done = self.spent - self._planned_at, step - self._mark[0]
+        if self.evaluations is None and done < _FEW:
+            return since >= _FIRST * self.seconds
+        # halfway to a near end: it may have been planned in a slow moment
+        near = 2 * done >= steps - self._mark[0] and self.evaluations is not None
+        early = self.spent + self.share < (1 - _INTERVAL) * self.seconds
+        return since >= _INTERVAL * self.seconds or (near and early)
+
+    def measured(self, costs: Costs) -> None:
+        """Keep what an evaluation took."""
+        self._costs = costs
+
+    def evaluated(self, costs: Costs) -> None:
+        """Keep what an evaluation took; from the first on all score the same images."""
+        self._costs, self._fixed = costs, True
+
+    def steps(self, step: int, done: float, wanted: Evaluations) -> int:
+        """Return the steps that the run has in all, as it looks after `step` steps.
+
+        Args:
+            step: steps done; more than at the last call.
+            done: the part of the schedule that is done, in [0, 1].
+            wanted: the evaluations of a run without a clock.
+        """
+        working, (before, begun) = self.spent - self.evaluating, self._mark
+        latest, past = (working - begun) / (step - before), self._step_seconds
+        if past is not None:  # what slows steps down slows evaluations down
+            self._costs = self.costs.times(latest / past)
+        self._step_seconds = latest
+        self.begin(step)
+        others = self._decide(done, wanted)
+        reserved = self.evaluations_cost(last=True)
+        reserved = max(reserved, min(reserved + others, self.share))
+        reserved = min(reserved, _SHARE * self.seconds)  # measured in a slow moment, it may be more
+        left = (1 - _SPARE) * self.seconds - self.spent - reserved
+        least = int(step == 1 and left > 0)  # the first step of all is slower than the others
+        return step + max(least, int(left / max(latest, 1e-9)))
+
+    def _decide(self, done: float, wanted: Evaluations) -> float:
+        """Decide on the evaluations to come; return the seconds of all but the last."""
+        if self.evaluations is None or not self._fixed:
+            least = _SPARE * self.seconds
+            self.evaluations = wanted.within(self.share, self.costs, least)
+        planned, costs = self.evaluations, self.costs
+        others = max(0, planned.times - 1 - math.floor(done * planned.times))
+        others *= planned.cost(costs, last=False)
+        left = self.share - others - costs.rest - costs.grid * planned.grid
+        last = min(wanted.last, max(min(planned.images, _LEAST), int(left / costs.image)))
+        self.evaluations = replace(planned, last=last)
+        return others
+
+    def evaluations_cost(self, *, last: bool) -> float:
+        """Return the seconds of an evaluation as decided on."""
+        assert self.evaluations is not None
+        return self.evaluations.cost(self.costs, last=last)
+
+    def last_images(self) -> int:
+        """Return the images of the last evaluation: fewer than decided on, if time is short."""
+        asked, costs = self.evaluations, self.costs
+        assert asked is not None
+        left = self.seconds - self.spent - costs.rest - costs.grid * asked.grid
+        return min(asked.last, max(_LEAST, int(left / costs.image)))
+
+    def state(self) -> dict[str, Any]:
+        """Return what was spent and decided, for a checkpoint."""
+        return {
+            "spent": self.spent,
+            "evaluating": self.evaluating,
+            "step_seconds": self._step_seconds,
+            "fixed": self._fixed,
+            "costs": self._costs and asdict(self._costs),
+            "evaluations": self.evaluations and asdict(self.evaluations),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state` returned."""
+        self._before += state["spent"]
+        self.evaluating, self._fixed = state["evaluating"], state["fixed"]
+        self._step_seconds = state["step_seconds"]
+        self._costs = state["costs"] and Costs(**state["costs"])
+        self.evaluations = state["evaluations"] and Evaluations(**state["evaluations"])

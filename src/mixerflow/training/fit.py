@@ -27,11 +27,14 @@ from mixerflow.runs import (
 from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.budget import steps_of
+from mixerflow.training.budget import Clock, limit_of
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop
 from mixerflow.training.objective import Objective, likelihood, name_of
+
+_PROVISIONAL = 1000
+"""Steps of a budget in minutes before its first plan, which comes within its first steps."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def train(
             the schedule, the new layers at the identity.
         steps: budget in optimiser steps; overrides that of `config`, as the next two do.
         epochs: budget in passes over the images.
-        minutes: budget in time on this machine.
+        minutes: budget in time on this machine, from the call to the last evaluation. Of several
+            budgets the one counts that ends first.
         from_step: resume from the checkpoint of this step rather than the last.
         metadata: more entries of ``run.json``, such as the command.
         quiet: show no progress.
@@ -105,6 +109,7 @@ def train(
     config = config or TrainConfig()
     if (steps, epochs, minutes) != (None, None, None):
         config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
+    clock = None if config.minutes is None else Clock(60 * config.minutes)
     given = _as_images(images, labels)
     _check_fit(flow, given)
     if validation is None:
@@ -117,7 +122,7 @@ def train(
             origin, stage = _begin(flow, begin, config)
         else:
             origin, stage = _known_origin(existing, begin, out), None
-        config = _placed(config, origin)
+        config, planned = _placed(config, origin), None
         held.enter_context(_seeded(flow, config))
         objective = objective or likelihood
         batches = Batches(
@@ -136,19 +141,17 @@ def train(
             flow.initialize(*batches.first(config.initial))
         if existing is not None:
             processes.on_main(lambda: folder and require_same_run(existing, made, folder))
-            number = existing["steps"]
-        else:
-            with _seeded(flow, config):
-                number = steps_of(config, flow, batches, validation, objective)
-        number = processes.from_main(number)
+            planned = existing["steps"]
+        limit = limit_of(config, len(given))
+        number = planned or limit or max(_PROVISIONAL, 10 * config.warmup)
         trainer = trainer_of(flow, batches, config, steps=number, objective=objective)
         trainer.moments = bool(origin and origin.get("moments"))
-        loop = Loop(trainer, validation, folder, quiet=quiet)
+        loop = Loop(trainer, validation, folder, clock=clock, limit=limit, quiet=quiet)
         if existing is not None:
             loop.restore(_checkpoint(folder, from_step, processes))
         elif stage is not None:
             trainer.begin(stage)
-        with _status(folder, made | {"steps": number}, processes, fresh=existing is None):
+        with _status(folder, made | {"steps": planned or limit}, processes, fresh=existing is None):
             exit_code = loop.run()
         return _finish(flow, loop, exit_code)
 
@@ -159,7 +162,9 @@ def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
     if loop.folder is not None:
         result = None if loop.result is None else loop.result.as_dict()
         seconds = loop.metrics.counters.seconds
-        loop.folder.update({"status": status, "seconds": seconds, "result": result})
+        steps = trainer.steps
+        changes = {"status": status, "steps": steps, "seconds": seconds, "result": result}
+        loop.folder.update(changes)
     trainer.leave()
     flow.load_state_dict(trainer.average.flow.state_dict())
     trainer.task.eval()

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, samples, checkpoints, metrics, signals."""
+"""The training loop: steps, evaluations, samples, checkpoints, metrics, signals, and the clock."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from mixerflow import pictures
-from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, NonFiniteError, ResourceError
-from mixerflow.evaluate import Bits, bits, draw_pixels
+from mixerflow.evaluate import Bits
 from mixerflow.processes import cause, is_lost_process
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
 from mixerflow.signals import Interrupt
-from mixerflow.training.budget import EVALUATIONS, GRID
+from mixerflow.training.agenda import Agenda
+from mixerflow.training.budget import EVALUATIONS, Clock
 from mixerflow.training.metrics import Counters, Metrics
 from mixerflow.training.objective import name_of
 from mixerflow.training.trainer import Step, Trainer
+from mixerflow.training.validation import Validation
 
 _LINES = 200
 """Training records in metrics.jsonl, about."""
+
+_REMEDY = "lower --train.lr, or bound a coupling's scales (its elementwise.bound)"
 
 
 class Loop:
@@ -34,27 +36,38 @@ class Loop:
         trainer: at its first step.
         validation: the validation images.
         folder: the run folder, of which process 0's counts; None keeps nothing.
+        clock: the time of a budget in minutes, of which process 0's counts; None without one.
+        limit: largest number of steps; None where only time limits them.
         quiet: show no progress.
     """
 
     def __init__(
-        self, trainer: Trainer, validation: Images, folder: RunFolder | None, *, quiet: bool = False
+        self,
+        trainer: Trainer,
+        validation: Images,
+        folder: RunFolder | None,
+        *,
+        clock: Clock | None = None,
+        limit: int | None = None,
+        quiet: bool = False,
     ) -> None:
-        self.trainer, self.validation = trainer, validation
+        self.trainer = trainer
         self.processes = trainer.processes
         self.folder = folder if self.processes.main else None
         self.path = self.processes.from_main(None if folder is None else folder.path)
         self.quiet = quiet or not self.processes.main
-        config, steps = trainer.config, trainer.steps
-        self.evaluate_every = config.evaluate_every or max(1, math.ceil(steps / EVALUATIONS))
-        self.save_every = config.save_every or self.evaluate_every
-        record_every = max(1, min(steps // _LINES, self.evaluate_every))
-        trainer.read_every = record_every
-        self.metrics = Metrics(trainer, self.folder, record_every)
+        self.validation = Validation(trainer, validation)
+        self.agenda = Agenda(trainer, self.validation, clock, limit)
+        self.metrics = Metrics(trainer, self.folder)
+        self._record_often()
         self.result: Bits | None = None
         self._checkpoints = None
         if self.folder is not None:
-            self._checkpoints = Checkpoints(self.folder.path / "checkpoints", keep=config.keep)
+            self._checkpoints = Checkpoints(
+                self.folder.path / "checkpoints", keep=trainer.config.keep
+            )
+        self._saving = 0.0  # seconds of the last checkpoint
+        self._said: set[str] = set()
 
     def run(self) -> int:
         """Train to the end or to a signal; return 0, 143 (SIGTERM) or 130 (SIGINT).
@@ -69,6 +82,7 @@ class Loop:
             self.metrics.open()
             if trainer.step == 0:
                 self._save(best=False)  # an early stop, or NaN, leaves a model to look at
+            self.agenda.begin()
             while trainer.step < trainer.steps and not stop:
                 started = time.monotonic()
                 step = trainer.advance()
@@ -76,15 +90,48 @@ class Loop:
                 if step.bad_part is not None:
                     self._report_skipped(step, bar)
                 self.metrics.add(step)
+                self.agenda.step_done()
+                stop = self._signals(interrupt, bar)
                 bar.update(trainer.step, self.metrics.summary(step))
-                stop = self.processes.largest(interrupt.requested or 0)  # all at the same step
-                if trainer.step == trainer.steps or trainer.step % self.evaluate_every == 0:
+                if self.agenda.evaluates():
                     self._evaluate(bar)
-                elif trainer.step % self.save_every == 0 or stop:
+                elif stop or self.agenda.saves():
                     self._save(best=False)
+                self._say_once(bar)
             if self.result is None and trainer.step == trainer.steps:  # resumed at its end
-                self.result = self._score(len(self.validation))
+                images = self.agenda.last_images()
+                self.result = self.validation.score(trainer.settle(), images)
+        self._require_figure()
         return 128 + stop if stop and trainer.step < trainer.steps else 0
+
+    def _signals(self, interrupt: Interrupt, bar: ProgressBar) -> int:
+        """Return a signal's number, or 0; plan anew if the clock asks; alike in all processes."""
+        asked = 2 * (interrupt.requested or 0) + self.agenda.due
+        stop, due = divmod(self.processes.largest(asked), 2)
+        if due and not stop:
+            first = not self.agenda.planned
+            self.metrics.write(self.agenda.plan(self._saving))
+            bar.total = self.trainer.steps
+            if first:
+                self._record_often()
+                if self.folder is not None:
+                    self.folder.update({"steps": self.trainer.steps})
+        return stop
+
+    def _say_once(self, bar: ProgressBar) -> None:
+        """Print each of the agenda's notes, but not the same for every step."""
+        for note in self.agenda.notes:
+            kind = note.partition(":")[2]
+            if kind not in self._said:
+                bar.say(note)
+            self._said.add(kind)
+        self.agenda.notes.clear()
+
+    def _record_often(self) -> None:
+        """Write about as many records as `_LINES`, and one with each evaluation."""
+        trainer = self.trainer
+        every = trainer.config.evaluate_every or math.ceil(trainer.steps / EVALUATIONS)
+        self.metrics.every = trainer.read_every = max(1, min(trainer.steps // _LINES, every))
 
     @contextlib.contextmanager
     def _losses_reported(self, interrupt: Interrupt) -> Iterator[None]:
@@ -115,6 +162,19 @@ class Loop:
         what = f"another process was lost in step {trainer.step + 1} ({cause(error)})"
         return ResourceError(what, self.path or "in memory", remedy)
 
+    def _require_figure(self) -> None:
+        """Refuse the end of a run that changed no weight, or whose figure is no number."""
+        trainer, result = self.trainer, self.result
+        if result is None:
+            return
+        what = ""
+        if not math.isfinite(result.bits_per_dim):
+            what = f"the validation figure is {result.bits_per_dim} bits/dim"
+        if 0 < trainer.skipped == trainer.step:
+            what = f"none of {trainer.step} steps was finite"
+        if what:
+            raise NonFiniteError(what, "in memory" if self.path is None else self.path, _REMEDY)
+
     def _report_skipped(self, step: Step, bar: ProgressBar) -> None:
         trainer = self.trainer
         bar.say(f"step {step.number} skipped: {step.bad_part} is not finite")
@@ -123,7 +183,7 @@ class Loop:
 
     def _give_up(self, step: Step) -> NoReturn:
         where = "in memory" if self.folder is None else self.folder.path
-        remedy = "lower --train.lr, or bound a coupling's scales (its elementwise.bound)"
+        remedy = _REMEDY
         if self._checkpoints is not None:
             remedy += f"; the checkpoint of step {self._checkpoints.steps()[-1]} is untouched"
         raise NonFiniteError(
@@ -135,10 +195,17 @@ class Loop:
 
     def _evaluate(self, bar: ProgressBar) -> None:
         """Score the averaged weights, draw samples, and save."""
-        trainer, counters = self.trainer, self.metrics.counters
-        at_end = trainer.step == trainer.steps
-        few = trainer.config.evaluate_images or len(self.validation)
-        figure = self._score(len(self.validation) if at_end else few)
+        with self.agenda.aside():
+            self._evaluate_now(bar)
+
+    def _evaluate_now(self, bar: ProgressBar) -> None:
+        trainer, counters, agenda = self.trainer, self.metrics.counters, self.agenda
+        at_end, few = trainer.step == trainer.steps, agenda.evaluations.images
+        times = [time.monotonic()]
+        flow = trainer.settle()
+        times.append(time.monotonic())
+        figure = self.validation.score(flow, agenda.last_images() if at_end else few)
+        times.append(time.monotonic())
         # the same images every time, or the best checkpoint would be the one with easy images
         comparable = float(figure.per_image[:few].mean())
         best = comparable < counters.best
@@ -147,39 +214,21 @@ class Loop:
         if at_end:
             self.result = figure
         if self.path is not None:
-            self._draw(trainer.average.flow)
+            if agenda.evaluations.grid:
+                self.validation.draw(flow, self.folder)
+                times.append(time.monotonic())
             self._save(best=best, settled=True)
+        agenda.remember(times, figure.images, self._saving)
         bar.say(f"step {trainer.step}: validation {figure}")
-
-    def _score(self, count: int) -> Bits:
-        """Return the bits/dim of the averaged weights on the first `count` validation images."""
-        flow, labels = self.trainer.settle(), self.validation.labels
-        return bits(
-            flow,
-            self.validation.pixels[:count],
-            labels=labels[:count] if flow.context_net is not None and labels is not None else None,
-            seed=self.trainer.config.seed,
-            dataset_id=self.validation.dataset_id,
-            split="validation",
-            processes=self.processes,
-        )
-
-    def _draw(self, flow: Flow) -> None:
-        if len(flow.shape) != 3:
-            return  # volumes and sequences have no grid of pictures
-        pixels = draw_pixels(flow, GRID, seed=0)[0]  # by all: layers may be sharded
-        if self.folder is not None:
-            path = self.folder.path / "samples" / f"step-{self.trainer.step}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _save(self, *, best: bool, settled: bool = False) -> None:
         if self.path is None:
             return
+        begun = time.monotonic()
         if not settled:  # the averaged weights get batch-norm statistics of their own
             self.trainer.settle()
         counters = dataclasses.asdict(self.metrics.counters)
-        state = {"trainer": self.trainer.state(), "counters": counters}
+        state = {"trainer": self.trainer.state(), "counters": counters, **self.agenda.state()}
         model, averaged = self.trainer.weights()
 
         def write() -> None:
@@ -187,6 +236,7 @@ class Loop:
             self._checkpoints.save(self.trainer.step, model, averaged, state, best=best)
 
         self.processes.on_main(write)
+        self._saving = time.monotonic() - begun
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Resume from a checkpoint, which process 0 gives to all processes.
@@ -205,6 +255,8 @@ class Loop:
         self.trainer.load_weights(model, ema)
         self.trainer.load_state(state)
         self.metrics.counters = Counters(**(self.processes.from_main(counters) or {}))
+        self.agenda.load_state(checkpoint and checkpoint.state)
+        self._record_often()
         self.processes.on_main(self._cut_back)
 
     def _cut_back(self) -> None:

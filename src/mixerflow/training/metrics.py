@@ -36,11 +36,15 @@ class Metrics:
     Args:
         trainer: the trainer whose steps are recorded.
         folder: the run folder; None keeps no records.
+
+    Attributes:
         every: steps between two records.
     """
 
-    def __init__(self, trainer: Trainer, folder: RunFolder | None, every: int) -> None:
-        self.trainer, self.folder, self.every = trainer, folder, every
+    every: int = 1
+
+    def __init__(self, trainer: Trainer, folder: RunFolder | None) -> None:
+        self.trainer, self.folder = trainer, folder
         self.counters = Counters()
         self._writer = None
 

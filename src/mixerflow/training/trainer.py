@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.processes import SINGLE
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
+from mixerflow.training.budget import Pace
 from mixerflow.training.growth import Stage
 from mixerflow.training.objective import (
     Objective,
@@ -92,7 +93,8 @@ class Trainer:
         steps: int,
         objective: Objective = likelihood,
     ) -> None:
-        self.flow, self.batches, self.config, self.steps = flow, batches, config, steps
+        self.flow, self.batches, self.config = flow, batches, config
+        self.pace = Pace(steps, steps)
         flow.memory = config.memory
         self.processes = batches.processes
         self.task = Task(flow, objective)
@@ -119,6 +121,16 @@ class Trainer:
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run, as planned now."""
+        return self.pace.steps
+
+    @property
+    def schedule_place(self) -> float:
+        """The next step's place among those of this run's schedule, ``pace.whole``."""
+        return self.pace.at(self.step)
 
     @property
     def is_likelihood(self) -> bool:
@@ -157,7 +169,7 @@ class Trainer:
 
     def _set_rate(self) -> float:
         """Set and return this step's learning rate."""
-        lr = self.config.lr_at(self.step, self.steps, moments=self.moments)
+        lr = self.config.lr_at(self.schedule_place, self.pace.whole, moments=self.moments)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * rate
         return lr
@@ -252,6 +264,7 @@ class Trainer:
         return {
             "step": self.step,
             "steps": self.steps,
+            "pace": asdict(self.pace),
             "skipped": self.skipped,
             "bad_in_a_row": self.bad_in_a_row,
             "optimizer": unsharded(self.optimizer.state_dict()),
@@ -273,6 +286,8 @@ class Trainer:
         state = self.processes.from_main(counts) or {}
         self.step, self.skipped = state["step"], state["skipped"]
         self.bad_in_a_row = state["bad_in_a_row"]
+        if "pace" in state:  # older runs have one number of steps
+            self.pace = Pace(**state["pace"])
         if self.task.own is not None:
             self.task.own.load_state_dict(state["objective"])
         self._restore_generators(state["generators"])
