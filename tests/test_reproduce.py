@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mixerflow.cli import main
-from mixerflow.experiments import TABLES, Claim, outcome
+from mixerflow.experiments import TABLES, Claim, outcome, student
 from mixerflow.experiments.outputs import markdown_text, rows_table
 from mixerflow.experiments.results import claims_of, collect, parameters
 from mixerflow.runs import RunFolder
@@ -44,16 +44,39 @@ def test_a_claim_holds_fails_or_is_undecided():
     held = outcome({0: 2.9, 1: 3.0, 2: 2.95}, worse)  # differences 0.1, 0.2, 0.15
     assert held.difference == pytest.approx(0.15)
     assert held.standard_error == pytest.approx(0.05 / 3**0.5)
+    assert held.half_width == pytest.approx(4.302653 * 0.05 / 3**0.5)
     assert (held.verdict, held.seeds) == ("holds", 3)
     assert outcome(worse, {0: 2.9, 1: 3.0, 2: 2.95}).verdict == "fails"
     assert outcome({0: 2.0, 1: 4.0, 2: 3.0}, worse).verdict == "undecided"  # 1, -0.8, 0.1
+    # 3 standard errors: enough for a mean of many, not for one of three
+    assert outcome({0: 2.9, 1: 2.97, 2: 2.98}, worse).verdict == "undecided"  # 0.1, 0.23, 0.12
     assert outcome({0: 2.0}, worse) == replace(
-        held, difference=1.0, standard_error=None, seeds=1, verdict="undecided"
+        held, difference=1.0, standard_error=None, half_width=None, seeds=1, verdict="undecided"
     )
     assert outcome({7: 2.0}, worse).difference is None
     # paired: seeds differ by far more than rows do, which the differences do not see
-    far = {0: 1.0, 1: 9.0}
-    assert outcome({0: 0.9, 1: 8.89}, far).verdict == "holds"
+    far = {0: 1.0, 1: 9.0, 2: 5.0}
+    assert outcome({0: 0.9, 1: 8.89, 2: 4.9}, far).verdict == "holds"
+
+
+def test_student_s_quantiles_are_those_of_the_tables():
+    known = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 10: 2.2281, 30: 2.0423}
+    for freedom, value in known.items():
+        assert student.quantile(freedom) == pytest.approx(value, abs=6e-5)
+    assert student.quantile(10**4) == pytest.approx(1.96, abs=1e-3)
+    assert student.quantile(5, 0.99) == pytest.approx(4.0321, abs=6e-5)
+    with pytest.raises(ValueError, match="0 degrees"):
+        student.quantile(0)
+
+
+def test_equal_rows_get_a_verdict_in_one_of_twenty_cases():
+    rng = np.random.default_rng(0)
+    for seeds in (2, 3, 5):
+        verdicts = [
+            outcome(*(dict(enumerate(rng.normal(size=seeds))) for _ in range(2))).verdict
+            for _ in range(2000)
+        ]
+        assert 0.03 < 1 - verdicts.count("undecided") / 2000 < 0.07  # 0.05 ± 4 standard errors
 
 
 def test_figures_of_two_kinds_are_in_two_columns_and_in_no_claim():

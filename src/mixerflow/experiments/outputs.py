@@ -21,9 +21,9 @@ from mixerflow.runs.files import write_atomically, writing
 NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "
     "with the same noise. s.e. is the standard error over seeds; a claim holds or fails where the "
-    "difference exceeds two standard errors, and is undecided otherwise or with fewer than two "
-    "seeds. Bits/dim are those of the averaged weights of the last step, in eval mode. "
-    "border/inside: the mean squared difference of neighbouring pixels across the borders of the "
+    "95 % interval of the difference, by Student's t, does not contain 0, and is undecided "
+    "otherwise or with fewer than two seeds. Bits/dim are those of the averaged weights of the last "
+    "step, in eval mode. border/inside: the mean squared difference of neighbouring pixels across the borders of the "
     "base model's patches, divided by the same inside the patches, in 256 samples at temperature "
     "1; 1 where the borders do not show."
 )
@@ -180,14 +180,20 @@ def rows_table(column: dict[str, Any]) -> TableText:
 
 def claims_table(column: dict[str, Any]) -> TableText:
     """Return a column's claims, each with its difference and verdict."""
-    head = ["the paper says", "better - worse row", "paper", "ours, difference ± s.e.", "verdict"]
+    head = [
+        "the paper says",
+        "better - worse row",
+        "paper",
+        "ours, difference, 95 % interval",
+        "verdict",
+    ]
     labels = {row["row"]: row["label"] for row in column["rows"]}
     rows = []
     for claim in column["claims"]:
         paper = claim["paper_difference"]
         cells = [claim["words"], f"{labels[claim['better']]} < {labels[claim['worse']]}"]
         cells.append("" if paper is None else f"{paper:+.2f}")
-        cells.append(_plus_minus(claim["difference"], claim["standard_error"], sign="+"))
+        cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
         cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
         rows.append(cells)
     return head, rows

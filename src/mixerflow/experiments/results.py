@@ -15,6 +15,7 @@ import torch
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import kind_of
+from mixerflow.experiments import student
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Table
 from mixerflow.parts import Model
@@ -31,6 +32,8 @@ class Outcome:
     """Mean of worse minus better, in bits/dim."""
     standard_error: float | None
     """Standard error of that mean over the seeds of both rows."""
+    half_width: float | None
+    """Half of the mean's 95 % interval, by Student's t."""
     seeds: int
     verdict: Literal["holds", "fails", "undecided"]
 
@@ -38,15 +41,18 @@ class Outcome:
 def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
     """Judge the claim that one row has fewer bits/dim than another, given as seed -> bits/dim.
 
-    With ``d_i = worse_i - better_i`` for every seed i of both rows, the claim holds where
-    ``mean(d) > 2 s.e.``, fails where ``mean(d) < -2 s.e.``, and is undecided in between and with
-    fewer than two seeds.
+    With ``d_i = worse_i - better_i`` for every seed i of both rows, and t the 97.5 % quantile of
+    Student's distribution with one degree of freedom less than there are seeds, the claim holds
+    where ``mean(d) > t s.e.``, fails where ``mean(d) < -t s.e.``, and is undecided in between and
+    with fewer than two seeds. Equal rows get a verdict in one of twenty cases.
     """
     seeds = sorted(better.keys() & worse.keys())
     mean, error = _mean_and_error([worse[seed] - better[seed] for seed in seeds])
-    if mean is None or error is None or abs(mean) <= 2 * error:
-        return Outcome(mean, error, len(seeds), "undecided")
-    return Outcome(mean, error, len(seeds), "holds" if mean > 0 else "fails")
+    if mean is None or error is None:
+        return Outcome(mean, error, None, len(seeds), "undecided")
+    half = student.quantile(len(seeds) - 1) * error
+    verdict = "undecided" if abs(mean) <= half else "holds" if mean > 0 else "fails"
+    return Outcome(mean, error, half, len(seeds), verdict)
 
 
 def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
@@ -131,6 +137,8 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         if metadata.get("status") != "finished" or figures is None:
             status = str(metadata.get("status"))
             return metadata.get("error", status) if status == "failed" else "not finished"
+        if not math.isfinite(figures["bits_per_dim"] or math.nan):
+            return "its figure is not finite"
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)
