@@ -62,9 +62,7 @@ def load(
     elif any(batches := batch_files(path)):
         raw = read_batches(batches, path)
     else:
-        raw = read_folder(
-            path, transparency=transparency, on_bad_image=on_bad_image, cache=cache
-        )
+        raw = read_folder(path, transparency=transparency, on_bad_image=on_bad_image, cache=cache)
     if claimed:
         confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
         return _checked_splits(raw, name)
