@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mixerflow.data import load, pixel_cache
-from mixerflow.data.decode import bombs_refused, read_image
+from mixerflow.data.decode import read_image
 from mixerflow.errors import ConfigError, DataError, ResourceError
 
 RNG = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def test_bad_files_stop_or_are_skipped(tmp_path, kind, what):
 def test_no_flipped_bit_of_a_png_gets_through(tmp_path):
     put(tmp_path / "a.png", np.arange(75, dtype=np.uint8).reshape(5, 5, 3))
     good = (tmp_path / "a.png").read_bytes()
-    with bombs_refused():
+    if True:
         for bit in range(8 * good.index(b"IDAT"), 8 * good.index(b"IEND") - 32):
             bad = bytearray(good)
             bad[bit // 8] ^= 1 << bit % 8
