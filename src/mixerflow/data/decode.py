@@ -71,7 +71,9 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
     except Exception as error:  # on damaged files the decoders raise almost anything
         what = f"truncated or corrupt, or a kind of {kind} that is not read ({first_line(error)})"
         raise DataError(what, path, "fetch or write it again") from error
-    for remark in (first_line(each.message) for each in remarks if isinstance(each.message, Warning)):
+    for remark in (
+        first_line(each.message) for each in remarks if isinstance(each.message, Warning)
+    ):
         # Other remarks are on metadata, such as damaged EXIF, and leave the pixels as they are.
         if kind == "TIFF" or "APNG" in remark or "MPO" in remark:
             raise DataError(f"damaged ({remark})", path, "fetch or write it again")

@@ -67,7 +67,7 @@ def count_line(names: Iterable[str], reason: str, folder: Path) -> str:
         return ""
     first = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     if len(names) == 1:
-        return f"{folder}: 1 file is {reason}: {first}"
+        return f"{folder / first}: {reason}"
     ending = "s" if reason.startswith("no ") else ""
     return f"{folder}: {len(names):,} files are {reason}{ending}: {first}"
 

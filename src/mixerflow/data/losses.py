@@ -8,14 +8,18 @@ names what would be lost, or an empty text. Widenings that keep every value apar
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-# Auxiliary pictures of a photograph: gain maps (three makers' marks), depth, masks.
-_AUXILIARY = re.compile(rb"hdrgm|hdrgainmap|GainMap|urn:iso:std:iso:ts:21496|Depth|:aux:", re.I)
+# Marks of a photograph's auxiliary pictures: gain maps (Adobe, Google, Apple, ISO), depth, masks.
+_AUXILIARY = re.compile(
+    rb"ns\.adobe\.com/hdr-gain-map|Semantic=.(GainMap|Depth)|HDRGainMap|urn:com:apple:photo:"
+    rb"|urn:iso:std:iso:ts:21496"
+)
 
 
 def loss(image: Image.Image, content: bytes) -> str:
@@ -123,7 +127,9 @@ def _ppm(image: Image.Image, content: bytes) -> str:
     if image.mode == "RGB" and maximum > 255:
         return _CUT
     if maximum not in (255, 65535):
-        return f"values up to {maximum} that would be stretched to {65535 if maximum > 255 else 255}"
+        return (
+            f"values up to {maximum} that would be stretched to {65535 if maximum > 255 else 255}"
+        )
     row = {"1": (image.width + 7) // 8, "L": image.width, "I": 2 * image.width}
     size = row.get(image.mode, 3 * image.width) * image.height
     if decoder == "raw" and content[offset + size :].strip():
@@ -131,7 +137,7 @@ def _ppm(image: Image.Image, content: bytes) -> str:
     return ""
 
 
-def _tiff(image: Any, _content: bytes) -> str:  # noqa: ANN401
+def _tiff(image: Any, content: bytes) -> str:  # noqa: ANN401
     tags = image.tag_v2
     bands = len(image.getbands())
     samples = tags.get(277, bands)
@@ -142,6 +148,8 @@ def _tiff(image: Any, _content: bytes) -> str:  # noqa: ANN401
         return "a preview before the picture itself, as in a camera's raw file"
     if tags.get(32997, 1) != 1:
         return f"a volume of {tags[32997]} slices"
+    if not all(_is_preview(content, each) for each in tags.get(330, ())):
+        return "a further picture in a sub-directory"
     if samples != bands:
         return f"{samples} samples a pixel of which {bands} would be read"
     if formats != {1}:
@@ -160,12 +168,26 @@ def _tiff(image: Any, _content: bytes) -> str:  # noqa: ANN401
     return ""
 
 
+def _is_preview(content: bytes, offset: int) -> bool:
+    """Whether a TIFF sub-directory says that it is a smaller picture, or a mask, of the first."""
+    order = "<" if content[:1] == b"I" else ">"
+    try:
+        (count,) = struct.unpack_from(f"{order}H", content, offset)
+        for n in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHII", content, offset + 2 + 12 * n)
+            if tag == 254:
+                return bool(value & 0b101)
+    except struct.error:
+        pass
+    return False
+
+
 def _tiles(image: Image.Image) -> list[Any]:
     return list(getattr(image, "tile", ()))
 
 
 _CUT = "16 bits a channel that would be cut to 8"
-_LEFT_OUT = "pixels that the file leaves out"
+_LEFT_OUT = "lines that its runs of pixels do not fill"
 _CHECKS: dict[str, Callable[[Any, bytes], str]] = {
     "PNG": _png,
     "GIF": _gif,

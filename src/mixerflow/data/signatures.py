@@ -28,8 +28,7 @@ _RAW = frozenset(
 _OTHER_ENDINGS = _RAW | frozenset(
     ".ai .astc .avci .avcs .bpg .cin .dcm .dicom .djv .djvu .dpx .exr .flif .hdp .hdr .heics"
     " .heifs .hif .j2c .jbig .jbig2 .jls .jng .jph .jxl .jxr .ktx .ktx2 .kra .mng .nii .ora .pam"
-    " .pct .pgx .pic .pict .psb .pvr .rgbe .svg .svgz .vtf .wbmp .wdp .xcf .xcfgz .xwd"
-    .split()
+    " .pct .pgx .pic .pict .psb .pvr .rgbe .svg .svgz .vtf .wbmp .wdp .xcf .xcfgz .xwd".split()
 )
 
 _SIGNATURES = tuple(
