@@ -123,7 +123,7 @@ def _bmp_rle(image: Image.Image, codes: bytes, *, four: bool) -> str:
 def _ppm(image: Image.Image, content: bytes) -> str:
     """A maximum that Pillow would stretch to 255 or 65535, or bytes behind the pixels."""
     decoder, _, offset, arguments = _tiles(image)[0]
-    maximum = arguments[1] if isinstance(arguments, tuple) else 255
+    maximum = 255 if decoder == "raw" or isinstance(arguments, str) else arguments[1]
     if image.mode == "RGB" and maximum > 255:
         return _CUT
     if maximum not in (255, 65535):
