@@ -76,6 +76,7 @@ def mpo(second: Image.Image, kind: int, xmp: bytes = b"") -> bytes:
 
 
 GREY8, GREY16 = RGB[..., :1], RGB[..., :1].astype(np.uint16) * 200
+EIGHT_BITS = tuple(257 * (n % 256) for n in range(768))
 PALETTE = tuple(RNG.integers(0, 65536, 768).tolist())
 RED_BLUE = bytes([0, 0, 255, 0, 255, 0, 0, 0])
 LOST = {
@@ -157,7 +158,7 @@ KEPT = {
     "2 bits": (png(2, 0, b"\x1b", 4), grey(0, 85, 170, 255)),
     "1 bit": (png(1, 0, b"\x50", 4), grey(0, 255, 0, 255)),
     "8-bit palette as 16": (
-        tiff(grey(0, 1).transpose(1, 2, 0), t262=(3,), t320=tuple(257 * (n % 256) for n in range(768))),
+        tiff(grey(0, 1).transpose(1, 2, 0), t262=(3,), t320=EIGHT_BITS),
         np.array([[[0, 1]]] * 3, np.uint8).reshape(3, 1, 2),
     ),
     "16-bit PGM": (b"P5 2 1 65535\n\1\2\xff\xff", np.array([[[258, 65535]]], np.uint16)),
@@ -177,7 +178,7 @@ KEPT = {
                     np.array([[[255, 255], [255, 255]], [[0, 255], [255, 255]],
                               [[0, 255], [255, 255]]], np.uint8)),
     "opaque RGBA": (saved(Image.fromarray(OPAQUE), "PNG"), RGB.transpose(2, 0, 1)),
-    "opaque RGBA WebP": (saved(Image.fromarray(RGB), "WEBP", lossless=True), RGB.transpose(2, 0, 1)),
+    "lossless WebP": (saved(Image.fromarray(RGB), "WEBP", lossless=True), RGB.transpose(2, 0, 1)),
     "opaque RGBA TIFF": (tiff(OPAQUE, t338=(2,)), RGB.transpose(2, 0, 1)),
     "opaque premultiplied": (tiff(OPAQUE, t338=(1,)), RGB.transpose(2, 0, 1)),
     "opaque LA": (png(8, 4, b"\7\xff\x09\xff", 2), grey(7, 9)),
