@@ -157,7 +157,7 @@ def test_a_cached_folder_opens_only_files_without_an_images_ending(tmp_path, mon
     opened = []
     monkeypatch.setattr("mixerflow.data.listing.sniff", lambda path: opened.append(path) or b"")
     train = load(tmp_path / "in", cache=tmp_path / "cache").train
-    assert opened == [other] and train.skipped == (f"{other}: no image",)
+    assert opened == [str(other)] and train.skipped == (f"{other}: no image",)
     monkeypatch.undo()
     monkeypatch.setattr(pixel_cache, "MEMORY_LIMIT", 1)
     put(other)  # now it is an image

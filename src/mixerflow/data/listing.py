@@ -30,7 +30,7 @@ def list_images(root: Path, *, leave_out: Sequence[Path] = ()) -> Listing:
     Raises:
         DataError: a folder cannot be listed.
     """
-    images: list[Path] = []
+    images: list[str] = []  # relative to the root, as the others
     others: dict[str, list[str]] = defaultdict(list)
 
     def refuse(error: OSError) -> None:
@@ -42,22 +42,17 @@ def list_images(root: Path, *, leave_out: Sequence[Path] = ()) -> Listing:
             folder = Path(name)
             parents = [folder, *folder.parents][: 1 + len(folder.relative_to(root).parts)]
             closed_here = closed | {_identity(path) for path in parents}  # a link may lead there
-            hidden = [f"{each}/" for each in subfolders if each.startswith(".")]
+            prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+            others["hidden"] += [prefix + each for each in subfolders if each.startswith(".")]
             visible = [folder / each for each in subfolders if not each.startswith(".")]
             subfolders[:] = [path.name for path in visible if _identity(path) not in closed_here]
-            for path in (folder / each for each in names):
-                if path.name.startswith("."):
-                    hidden.append(path.name)
-                elif reason := _no_image(path):
-                    others[reason].append(path.relative_to(root).as_posix())
-                else:
-                    images.append(path)
-            others["hidden"] += [(folder.relative_to(root) / each).as_posix() for each in hidden]
+            for each in names:
+                reason = "hidden" if each.startswith(".") else _no_image(os.path.join(name, each))
+                (others[reason] if reason else images).append(prefix + each)
     except OSError as error:
         raise unreadable(Path(error.filename or root), error) from error
     lines = (count_line(others[reason], reason, root) for reason in sorted(others))
-    order = sorted(images, key=lambda path: path.relative_to(root).as_posix())
-    return Listing(order, tuple(line for line in lines if line))
+    return Listing([root / each for each in sorted(images)], tuple(line for line in lines if line))
 
 
 def count_line(names: Iterable[str], reason: str, folder: Path) -> str:
@@ -72,12 +67,12 @@ def count_line(names: Iterable[str], reason: str, folder: Path) -> str:
     return f"{folder}: {len(names):,} files are {reason}{ending}: {first}"
 
 
-def _no_image(path: Path) -> str:
+def _no_image(path: str) -> str:
     """Return why a file is passed over; an empty text for one to be read, or refused by name."""
     if has_image_ending(path):
         return ""
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             return "no regular file"
         return "" if image_format(sniff(path)) else "no image"
     except OSError:  # what cannot be read may be an image: an error, when it is
