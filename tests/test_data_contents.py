@@ -164,6 +164,18 @@ def test_a_cached_folder_opens_only_files_without_an_images_ending(tmp_path, mon
     assert len(load(tmp_path / "in", cache=tmp_path / "cache").train) == 2
 
 
+@pytest.mark.parametrize("kind", READ)
+def test_only_the_decoder_of_the_content_is_tried(tmp_path, kind, monkeypatch):
+    path, tried, opened = put(tmp_path / "a.eps", encoded(kind)), [], Image.open
+    monkeypatch.setattr(
+        Image,
+        "open",
+        lambda file, formats=None: tried.append(formats) or opened(file, "r", formats),
+    )
+    load(path)
+    assert tried and set(tried) == {(kind,)}
+
+
 def test_eps_in_disguise_starts_no_program(tmp_path):
     """In a process of its own: a system call for any other program is seen by an audit hook."""
     put(tmp_path / "a.png", encoded("EPS"))
