@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixerflow.data.formats import idx_files, read_idx_folder
+from mixerflow.data.idx import idx_sets, only_set, read_idx_set
 
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 OUT = Path(__file__).parents[1] / "src" / "mixerflow" / "data" / "fashion_mini.npz"
@@ -56,7 +56,8 @@ def main() -> None:
     given = [Path(argument) for argument in sys.argv[1:3]]
     source, out = given + [SOURCE, OUT][len(given) :]
     pixels, labels = [], []
-    for part, each in zip(read_idx_folder(idx_files(source), source), EACH.values(), strict=True):
+    splits = read_idx_set(only_set(idx_sets(source), source), source)
+    for part, each in zip((splits.train, splits.test), EACH.values(), strict=True):
         if part is None or part.labels is None:
             sys.exit(f"images or labels are missing in {source}")
         of_class = [np.flatnonzero(part.labels == label)[:each] for label in range(10)]

@@ -18,18 +18,23 @@ from typing import Any
 import numpy as np
 
 from mixerflow.data.formats import RawSplit, RawSplits, open_npz, unreadable
+from mixerflow.data.signatures import READ_FORMATS, image_format, sniff
 from mixerflow.errors import DataError, first_line
 
 _TRAIN = re.compile(r"(train_)?data_batch_(\d+)(\.bin|\.npz)?|train(\.bin)?")
 _TEST = re.compile(r"test_batch(\.bin)?|val_data(\.npz)?|test(\.bin)?")
+_CIFAR100_ROW = 2 + 3 * 32 * 32  # bytes: two labels, three planes
 
 
 def batch_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """List the training and the test batches in a folder; or a file itself, if so named."""
+    """List the training and the test batches in a folder; or a file itself, if it is one.
+
+    The names are those of the published sets; a file whose content cannot be a batch, such as a
+    list of names or a picture, is none.
+    """
     files = sorted(path.iterdir(), key=_number) if path.is_dir() else [path]
-    files = [file for file in files if file.is_file()]
-    train = [file for file in files if _TRAIN.fullmatch(file.name)]
-    test = [file for file in files if _TEST.fullmatch(file.name)]
+    train = [file for file in files if _TRAIN.fullmatch(file.name) and _may_be_batch(file)]
+    test = [file for file in files if _TEST.fullmatch(file.name) and _may_be_batch(file)]
     return (train, test) if train else (test, [])
 
 
@@ -38,7 +43,7 @@ def read_batches(batches: tuple[list[Path], list[Path]], where: Path) -> RawSpli
     if len({file.suffix for split in batches for file in split}) > 1:
         raise DataError("batches in more than one format", where, "leave the files of one format")
     train, test = batches
-    return _read_split(train), _read_split(test) if test else None
+    return RawSplits(_read_split(train), _read_split(test) if test else None)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -59,6 +64,23 @@ def read_pickle(path: Path) -> dict[str, Any]:
 def _number(path: Path) -> tuple[int, str]:
     digits = re.search(r"_(\d+)(\.\w+)?$", path.name)
     return (int(digits[1]) if digits else 0, path.name)
+
+
+def _may_be_batch(path: Path) -> bool:
+    """Whether a file's content allows what its name says; a damaged batch is still one."""
+    try:
+        head, size = (sniff(path), path.stat().st_size) if path.is_file() else (b"", -1)
+    except OSError:  # reading it says why
+        return True
+    sure_name = "batch" in path.name or "val_data" in path.name
+    if size <= 0 or image_format(head) in READ_FORMATS:
+        return size == 0 and sure_name
+    if path.suffix == ".bin":
+        return sure_name or size % _CIFAR100_ROW == 0
+    if path.suffix == ".npz":
+        return head.startswith(b"PK")
+    # Protocols 2 and later begin with a byte of their own, 0 and 1 with a dictionary or list.
+    return head[0] == 0x80 or head.startswith((b"(d", b"}", b"(l", b"]"))
 
 
 def _read_split(files: list[Path]) -> RawSplit:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from mixerflow.data.formats import unreadable
+from mixerflow.data.losses import loss, palette_entries, palette_loss
+from mixerflow.data.signatures import (
+    READ_ENDINGS,
+    READ_FORMATS,
+    has_image_ending,
+    image_format,
+    is_raw_photograph,
+    sniff,
+)
 from mixerflow.errors import ConfigError, DataError, first_line
 
-READABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-READABLE += (".pbm", ".pgm", ".ppm", ".pnm")
-# Images too: in a folder such a file is an error, while a README is passed over.
-UNREADABLE = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef")
-
 Color = tuple[int, int, int]
+
+_HERE = "convert it to grey or RGB of 8 bits, or grey of 16 bits, one image in the file"
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
 
 
 def parse_transparency(text: str) -> Color | None:
@@ -36,68 +42,81 @@ def parse_transparency(text: str) -> Color | None:
     return red, green, blue
 
 
-@contextmanager
-def bombs_refused() -> Iterator[None]:
-    """Make Pillow refuse pictures of more than `Image.MAX_IMAGE_PIXELS`; by default it warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
-    """Decode one file: `(C, H, W)`, uint8 or uint16. Call this inside `bombs_refused`.
+    """Decode one file: `(C, H, W)`, uint8 or uint16. Its content says what it is, not its name.
 
     Transparent images are put on the colour `ground`, or refused if it is None.
 
     Raises:
-        DataError: the file is unreadable, damaged, animated or too large, or its pixels fit
-            neither uint8 grey, uint8 RGB nor uint16 grey.
+        DataError: the file is unreadable, damaged, too large or of a format that is not read, has
+            several frames, or its pixels fit neither uint8 grey, uint8 RGB nor uint16 grey.
     """
-    if path.suffix.lower() in UNREADABLE:
-        raise DataError("a format that is not read here", path, "save it as PNG")
     try:
         if not path.is_file():
             raise DataError("a broken link, or not a file", path, "remove or replace it")
+        kind = _read_format(path, sniff(path))
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    if not content:
-        raise DataError("an empty file", path, "fetch or write it again")
     try:
-        # `load` passes over the checksums of PNG's pixel data; `verify` checks them.
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-        with Image.open(io.BytesIO(content)) as image:
-            _refuse_losses(image, path)
-            image.load()
-            return to_array(image, path, ground)
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            array = _decode(content, kind, path, ground)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         remedy = f"cut it to at most {Image.MAX_IMAGE_PIXELS} pixels"
         raise DataError("too many pixels for one image", path, remedy) from error
-    except UnidentifiedImageError as error:
-        raise DataError("not an image file", path, "remove or replace it") from error
     except Exception as error:  # on damaged files the decoders raise almost anything
-        what = f"truncated or corrupt ({first_line(error)})"
+        what = f"truncated or corrupt, or a kind of {kind} that is not read ({first_line(error)})"
         raise DataError(what, path, "fetch or write it again") from error
+    for remark in (
+        first_line(each.message) for each in remarks if isinstance(each.message, Warning)
+    ):
+        # Other remarks are on metadata, such as damaged EXIF, and leave the pixels as they are.
+        if kind == "TIFF" or "APNG" in remark or "MPO" in remark:
+            raise DataError(f"damaged ({remark})", path, "fetch or write it again")
+    return array
 
 
-def _refuse_losses(image: Image.Image, where: object) -> None:
-    """Refuse an image of which Pillow would read one frame, or the upper 8 of 16 bits."""
-    if getattr(image, "is_animated", False):
-        raise DataError("more than one frame", where, "save one frame as PNG")
-    # Pillow has no 16-bit colour: it reads the upper bytes and calls the result RGB. The raw mode
-    # of its tiles still names the 16 bits; for PNM, the largest value is above 255.
-    arguments = [tile[3] for tile in getattr(image, "tile", ())]
-    deep = any(";16" in str(argument) for argument in arguments)
-    if image.format == "PPM":
-        deep |= any(
-            isinstance(a, tuple) and isinstance(a[1], int) and a[1] > 255 for a in arguments
-        )
-    if deep and not image.mode.startswith("I"):
-        remedy = "save it as 8-bit colour or as 16-bit grey PNG"
-        raise DataError("16 bits a channel that would be cut to 8", where, remedy)
+def _read_format(path: Path, head: bytes) -> str:
+    """Return the format of a file that starts with `head`, one of those that are read."""
+    if not head:
+        raise DataError("an empty file", path, "fetch or write it again")
+    kind = image_format(head)
+    if kind in READ_FORMATS and not (kind == "TIFF" and is_raw_photograph(path)):
+        return kind
+    ending = path.suffix.lower()
+    if kind is None and (ending in READ_ENDINGS or not has_image_ending(path)):
+        raise DataError("not an image file", path, "remove or replace it")
+    name = kind if kind and kind != "TIFF" else ending
+    raise DataError(f"{name} is a format that is not read here", path, "save it as PNG")
+
+
+def _decode(content: bytes, kind: str, path: Path, ground: Color | None) -> np.ndarray:
+    # `load` passes over the checksums of PNG's pixel data; `verify` checks them.
+    with _open(content, kind) as image:
+        image.verify()
+    with _open(content, kind) as image:
+        if what := loss(image, content):
+            raise DataError(what, path, _HERE)
+        entries = palette_entries(image)
+        image.load()
+        if what := palette_loss(image, entries):
+            raise DataError(what, path, "fetch or write it again")
+        if kind == "PPM" and image.mode == "I":  # 16 bits in Pillow's 32
+            return to_array(image.convert("I;16"), path)
+        return to_array(image, path, ground)
+
+
+def _open(content: bytes, kind: str) -> Image.Image:
+    """Open with the decoder of `kind` only: others would run Ghostscript, or parse anything."""
+    try:
+        return Image.open(io.BytesIO(content), formats=(kind,))
+    except UnidentifiedImageError:
+        Image.OPEN[kind][0](io.BytesIO(content), "")  # raises what `open` keeps to itself
+        raise
 
 
 def to_array(image: Image.Image, where: object, ground: Color | None = None) -> np.ndarray:
@@ -106,28 +125,36 @@ def to_array(image: Image.Image, where: object, ground: Color | None = None) -> 
     Two-level pictures become 0 and 255, palettes RGB, transparency goes onto `ground`. A mode that
     cannot be read without loss is a DataError.
     """
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data and image.mode != "I;16":
-        image = _on_ground(image, where, ground)
-    elif image.mode == "1":
+    image = _opaque(ImageOps.exif_transpose(image), where, ground)
+    if image.mode == "1":
         image = image.convert("L")
     elif image.mode == "P":
         image = image.convert("RGB")
-    if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B") or "transparency" in image.info:
-        remedy = "convert it to grey or RGB of 8 bits, or grey of 16 bits, without transparency"
-        raise DataError(f"mode {image.mode} is not read", where, remedy)
+    if image.mode not in ("L", "RGB", "I;16", "I;16L", "I;16B"):
+        raise DataError(f"mode {image.mode} is not read", where, _HERE)
     array = np.asarray(image)
     if array.ndim == 2:
         return np.array(array[None], dtype=np.uint8 if image.mode == "L" else np.uint16)
     return np.ascontiguousarray(np.moveaxis(array, -1, 0))
 
 
-def _on_ground(image: Image.Image, where: object, ground: Color | None) -> Image.Image:
-    """Put a picture with transparency onto one colour; grey on grey stays grey."""
+def _opaque(image: Image.Image, where: object, ground: Color | None) -> Image.Image:
+    """Drop an alpha of 255 everywhere; put other transparency onto one colour, or refuse it.
+
+    Grey on grey stays grey.
+    """
+    if not image.has_transparency_data:
+        return image
+    if image.mode == "I;16":  # no such mode has alpha: one level is transparent
+        if np.any(np.asarray(image) == image.info["transparency"]):
+            raise DataError("transparency in 16 bits", where, _HERE)
+        return image
+    top = image.convert("RGBA")
+    grey = image.mode in ("1", "L", "LA")
+    if top.getchannel("A").getextrema() == (255, 255):
+        return top.getchannel(0) if grey else top.convert("RGB")
     if ground is None:
         remedy = "give --transparency '#ffffff', or the colour to put it on"
         raise DataError("transparency", where, remedy)
-    grey = image.mode in ("1", "L", "LA") and len(set(ground)) == 1
-    top = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), top)
-    return flat.getchannel(0) if grey else flat.convert("RGB")
+    return flat.getchannel(0) if grey and len(set(ground)) == 1 else flat.convert("RGB")

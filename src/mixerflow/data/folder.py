@@ -6,25 +6,19 @@ Classes are the first-level subfolders, where every image lies in one and there 
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from mixerflow.data import pixel_cache
-from mixerflow.data.decode import (
-    READABLE,
-    UNREADABLE,
-    Color,
-    bombs_refused,
-    parse_transparency,
-    read_image,
-)
-from mixerflow.data.formats import RawSplit, RawSplits, unreadable
+from mixerflow.data.decode import Color, parse_transparency, read_image
+from mixerflow.data.formats import RawSplit, RawSplits
+from mixerflow.data.listing import list_images
+from mixerflow.data.signatures import READ_ENDINGS
 from mixerflow.errors import DataError
 
 OnBadImage = Literal["stop", "skip"]
@@ -45,7 +39,8 @@ def read_folder(
 ) -> RawSplits:
     """Read a folder of images, recursively, in the order of the files' names.
 
-    Links are followed, hidden files and other kinds of file passed over.
+    Links are followed. What is hidden or no image has a line in `skipped`; `list_images` says
+    what an image is.
 
     Args:
         root: the folder.
@@ -62,42 +57,13 @@ def read_folder(
     train = reader.read(train_folder, classes=None)
     train = train._replace(skipped=(*train.skipped, *unused))
     if test_folder is None:
-        return train, None
-    return train, reader.read(test_folder, classes=() if train.labels is None else train.classes)
-
-
-def image_files(root: Path, *, leave_out: Sequence[Path] = ()) -> list[Path]:
-    """List all files under `root` with an image's ending, sorted by name, links followed.
-
-    Folders of `leave_out` are not entered. A folder that cannot be listed is a DataError.
-    """
-    files: list[Path] = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    try:
-        closed = {_identity(path) for path in leave_out}
-        for name, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
-            folder = Path(name)
-            parents = [folder, *folder.parents][: 1 + len(folder.relative_to(root).parts)]
-            closed_here = closed | {_identity(path) for path in parents}  # a link may lead there
-            visible = [folder / each for each in subfolders if not each.startswith(".")]
-            subfolders[:] = [path.name for path in visible if _identity(path) not in closed_here]
-            visible = [folder / each for each in names if not each.startswith(".")]
-            files += [path for path in visible if path.suffix.lower() in READABLE + UNREADABLE]
-    except OSError as error:
-        raise unreadable(Path(error.filename or root), error) from error
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
+        return RawSplits(train)
+    classes = () if train.labels is None else train.classes
+    return RawSplits(train, reader.read(test_folder, classes=classes))
 
 
 def _split_folders(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Find the folders of training and test images; the last value has a line for an unused one."""
+    """Find the folders of training and test images; the last value has lines on other files."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
     def find(pattern: re.Pattern[str]) -> Path | None:
@@ -107,12 +73,15 @@ def _split_folders(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     splits = [path for path in (train, test, validation) if path]
     if train is None or (splits == [train] and len(folders) > 1):  # "train" may be a class
         return root, None, ()
-    if stray := next(iter(image_files(root, leave_out=splits)), None):
+    outside = list_images(root, leave_out=splits)
+    if outside.images:
         names = " and ".join(f"{path.name}/" for path in splits)
-        raise DataError(f"an image outside {names}", stray, "move it into one of them, or away")
+        what = f"an image outside {names}"
+        raise DataError(what, outside.images[0], "move it into one of them, or away")
     if test is not None and validation is not None:
-        return train, test, (f"{validation}: not used, {test.name} is the test set",)
-    return train, test or validation, ()
+        unused = f"{validation}: not used, {test.name} is the test set"
+        return train, test, (*outside.others, unused)
+    return train, test or validation, outside.others
 
 
 class _Reader(NamedTuple):
@@ -124,33 +93,32 @@ class _Reader(NamedTuple):
 
     def read(self, folder: Path, *, classes: tuple[str, ...] | None) -> RawSplit:
         """Read one split; labels by `classes`, or by its own subfolders where `classes` is None."""
-        files = image_files(folder)
+        files, others = list_images(folder)
         if not files:
-            raise DataError("no images", folder, f"put some there: {' '.join(READABLE)}")
+            remedy = "; ".join([f"put some there: {' '.join(sorted(READ_ENDINGS))}", *others])
+            raise DataError("no images", folder, remedy)
         key = pixel_cache.cache_key(folder, files, f"{self.transparency} {self.on_bad_image}")
         pixels, kept, skipped = pixel_cache.load_or_decode(
             lambda: self._stream(files), key=key, cache=self.cache
         )
         names, labels = _labels([files[i] for i in kept], folder, classes)
-        return RawSplit(pixels, labels, names, skipped)
+        return RawSplit(pixels, labels, names, (*skipped, *others))
 
     def _stream(self, files: list[Path]) -> pixel_cache.ImageStream:
         ground = parse_transparency(self.transparency)
         kept, skipped = list(range(len(files))), ()
         if self.on_bad_image == "skip":
             kept, skipped = _good_files(files, ground)
-        with bombs_refused():
-            first = read_image(files[kept[0]], ground)
+        first = read_image(files[kept[0]], ground)
 
         def images() -> Iterator[np.ndarray]:
-            with bombs_refused():
-                for index in kept:
-                    image = read_image(files[index], ground)
-                    if (image.shape, image.dtype) != (first.shape, first.dtype):
-                        what = f"images differ: {_format(first)} and {_format(image)}"
-                        where = f"{files[kept[0]]} and {files[index]}"
-                        raise DataError(what, where, _ONE_FORMAT)
-                    yield image
+            for index in kept:
+                image = read_image(files[index], ground)
+                if (image.shape, image.dtype) != (first.shape, first.dtype):
+                    what = f"images differ: {_format(first)} and {_format(image)}"
+                    where = f"{files[kept[0]]} and {files[index]}"
+                    raise DataError(what, where, _ONE_FORMAT)
+                yield image
 
         return pixel_cache.ImageStream(images(), first.shape, first.dtype, kept, skipped)
 
@@ -159,12 +127,11 @@ def _good_files(files: list[Path], ground: Color | None) -> tuple[list[int], tup
     """Return the indices of good files of the commonest format, and a line for each other file."""
     formats: dict[int, str] = {}
     reasons: dict[int, str] = {}
-    with bombs_refused():
-        for index, path in enumerate(files):
-            try:
-                formats[index] = _format(read_image(path, ground))
-            except DataError as error:
-                reasons[index] = error.what
+    for index, path in enumerate(files):
+        try:
+            formats[index] = _format(read_image(path, ground))
+        except DataError as error:
+            reasons[index] = error.what
     if not formats:
         what = f"none of {len(files)} images can be used"
         remedy = f"the first one: {files[0].name}: {reasons[0]}"

@@ -1,22 +1,27 @@
-"""Files that hold many images as arrays: npz, npy and idx."""
+"""Files that hold many images as arrays: npz and npy."""
 
 from __future__ import annotations
 
-import gzip
-import math
+import re
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
-from mixerflow.errors import DataError, first_line
+from mixerflow.errors import DataError, MixerFlowError, ResourceError, first_line
 
-_IDX_STEMS = {"train": "train", "test": "t10k"}
-_REFUSED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+}
+_KIND_WORDS = {
+    **dict.fromkeys(("images", "image", "imgs", "img", "x", "data"), "images"),
+    **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
+}
 
 
 class RawSplit(NamedTuple):
@@ -28,34 +33,59 @@ class RawSplit(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-RawSplits = tuple[RawSplit, RawSplit | None]
-"""Training images, and test images where the source has them."""
+class RawSplits(NamedTuple):
+    """Training images, and test and validation images where the source has them."""
+
+    train: RawSplit
+    test: RawSplit | None = None
+    validation: RawSplit | None = None
 
 
-def read_arrays(path: Path) -> RawSplits:
-    """Read training and test images from an .npz or .npy file; DataError if it has none.
+def read_npy(path: Path) -> RawSplits:
+    """Read the images of an .npy file as a read-only memory map; DataError if it has none."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # headers are texts that numpy evaluates: almost anything
+        raise unreadable(path, error) from error
+    return RawSplits(make_split({"": array}, "", "labels", path))
 
-    Keys of an .npz are `train_images`, `train_labels`, `test_images`, `test_labels`; or `images`
-    and `labels`; or there is one array of any name. Arrays are `(N, H, W)` or `(N, H, W, C)`.
+
+def read_npz(path: Path) -> RawSplits:
+    """Read the splits of an .npz file; DataError if it has no images.
+
+    Keys are `train_images`, `train_labels`, and so on for `test` and `val`, or `images` and
+    `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name.
+    Arrays are `(N, H, W)` or `(N, H, W, C)`. The names of those not used are in `skipped`.
     """
-    if path.suffix.lower() == ".npy":
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
-            raise unreadable(path, error) from error
-        return _split({"": array}, "", "labels", path), None
     with open_npz(path) as arrays:
-        if "train_images" in arrays:
-            train = _split(arrays, "train_images", "train_labels", path)
-            if "test_images" not in arrays:
-                return train, None
-            return train, _split(arrays, "test_images", "test_labels", path)
-        key = next(iter(arrays)) if len(arrays) == 1 else "images"
-        if key in arrays:
-            return _split(arrays, key, "labels", path), None
-        what = f"no images among the arrays {', '.join(arrays) or '(none)'}"
+        keys, splits, used = _keys(arrays), {}, set()
+        for split in ("train", "test", "validation"):
+            if images := keys.get((split, "images")):
+                labels = keys.get((split, "labels"), "")
+                splits[split] = make_split(arrays, images, labels, path)
+                used |= {images, labels}
+        names = [key if key.isprintable() else ascii(key) for key in arrays if key not in used]
+    if not splits:
+        what = f"no images among the arrays {', '.join(names) or '(none)'}"
         remedy = "name them train_images, train_labels, test_images, test_labels, or images, labels"
         raise DataError(what, path, remedy)
+    raw = arranged(splits, path)
+    return with_line(raw, f"{path}: arrays not used: {', '.join(names)}") if names else raw
+
+
+def arranged(splits: dict[str, RawSplit], where: Path) -> RawSplits:
+    """Return splits by their names; a single one is the training images, whatever its name."""
+    if len(splits) == 1:
+        return RawSplits(*splits.values())
+    if "train" not in splits:
+        what = f"{' and '.join(splits)} images without training images"
+        raise DataError(what, where, "give training images too, or one of them alone")
+    return RawSplits(**splits)
+
+
+def with_line(raw: RawSplits, line: str) -> RawSplits:
+    """Return the same splits with a further line in the training images' `skipped`."""
+    return raw._replace(train=raw.train._replace(skipped=(*raw.train.skipped, line)))
 
 
 @contextmanager
@@ -69,86 +99,42 @@ def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
             else:
                 with loaded:
                     yield loaded
-    except _REFUSED as error:
+    except MixerFlowError:
+        raise
+    except MemoryError as error:
+        remedy = "write it again, or as .npy, which is not read into memory at once"
+        raise ResourceError("an array that does not fit into memory", path, remedy) from error
+    except Exception as error:  # a torn or hostile archive can make the reader raise anything
         raise unreadable(path, error) from error
 
 
-def idx_files(folder: Path) -> dict[str, Path]:
-    """List a folder's MNIST-named idx files, keyed `train-images`, `train-labels`, `test-...`."""
-    found = {}
-    for split, stem in _IDX_STEMS.items():
-        for kind, rank in (("images", 3), ("labels", 1)):
-            for name in (f"{stem}-{kind}{mark}idx{rank}-ubyte" for mark in "-."):
-                for path in (folder / name, folder / f"{name}.gz"):
-                    if path.is_file():
-                        found.setdefault(f"{split}-{kind}", path)
-    return found
-
-
-def read_idx_folder(files: dict[str, Path], folder: Path) -> RawSplits:
-    """Read the splits found by `idx_files`; test images alone are returned as training images."""
-    splits = []
-    for name in _IDX_STEMS:
-        images, labels = files.get(f"{name}-images"), files.get(f"{name}-labels")
-        if images:
-            arrays = {"": read_idx(images)} | ({"labels": read_idx(labels)} if labels else {})
-            splits.append(_split(arrays, "", "labels", images))
-    if not splits:
-        raise DataError("labels without images", folder, "put the images' idx file beside them")
-    return splits[0], splits[1] if len(splits) > 1 else None
-
-
-def is_idx(path: Path) -> bool:
-    """Whether a file starts as an idx file of bytes does, gzip or not."""
+def holds_arrays(path: Path) -> bool:
+    """Whether a file is a ZIP archive with an array in it, as .npz files are, whatever its name."""
     try:
-        with _open_idx(path) as file:
-            start = file.read(4)
-    except _REFUSED:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
-    return start[:3] == b"\0\0\x08" and len(start) == 4
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Read an idx file of bytes (`.gz` or plain) of any rank, as long as its header says."""
-    try:
-        with _open_idx(path) as file:
-            content = file.read()
-    except _REFUSED as error:
-        raise unreadable(path, error) from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
-        raise DataError("not an idx file of bytes", path, "give one that starts with 00 00 08")
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise DataError("an idx file cut off in its header", path, "fetch the file again")
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if values.size != math.prod(shape):
-        what = f"{values.size} bytes where the header says {shape}"
-        raise DataError(what, path, "fetch the file again")
-    return values.reshape(shape)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error for a file that the system or the reader of its format refuses."""
     if isinstance(error, OSError) and error.strerror:
         return DataError(f"cannot be read ({error.strerror})", path, "check its permissions")
-    if isinstance(error, ValueError) and "allow_pickle" in str(error):
+    if isinstance(error, ValueError) and re.search("allow_pickle|Python objects", str(error)):
         return DataError("holds Python objects, not plain numbers", path, "save plain arrays")
     return DataError(f"damaged or of another format ({first_line(error)})", path, "write it again")
 
 
-def _open_idx(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path)) if zipped else path.open("rb")
-
-
-def _split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path: Path) -> RawSplit:
+def make_split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path: Path) -> RawSplit:
     """Check the arrays of one split and put its channels first."""
-    pixels = _channels_first(arrays[key], f"{path} [{key}]" if key else str(path))
-    labels = arrays.get(label_key)
-    if labels is None:
+    where = f"{path} [{key}]" if key else str(path)
+    if not isinstance(arrays[key], np.ndarray):  # a ZIP archive may hold any file
+        raise DataError("not an array", where, "write it again with numpy.savez")
+    pixels = _channels_first(arrays[key], where)
+    if label_key not in arrays:
         return RawSplit(pixels, None)
+    labels = np.asarray(arrays[label_key])
     labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
         what = f"{label_key} is {labels.dtype} {labels.shape} for {len(pixels)} images"
@@ -166,7 +152,8 @@ def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
         return array[:, None]
     if array.ndim != 4:
         raise DataError(f"shape {array.shape}", where, "give (N, H, W) or (N, H, W, C)")
-    if array.shape[1] < array.shape[3]:
+    _, height, width, last = array.shape
+    if height in (1, 3, 4) and last not in (1, 3, 4) and height != width:
         what = f"shape {array.shape} has the channels first"
         raise DataError(what, where, "give (N, H, W, C): numpy.moveaxis(images, 1, -1)")
     return np.moveaxis(array, -1, 1)
@@ -186,3 +173,19 @@ def _conversion(array: np.ndarray) -> str:
         return f"convert with {to_bytes} if they run from -1 to 1"
     scale = " * 255" if array.max() <= 1 else ""
     return f"convert with numpy.rint(images{scale}).astype('uint8')"
+
+
+def _keys(names: Mapping[str, object]) -> dict[tuple[str, str], str]:
+    """Return the array names of an .npz by split (`train`, ...) and kind (`images`, `labels`)."""
+    if len(names) == 1:
+        return {("train", "images"): next(iter(names))}
+    found: dict[tuple[str, str], str] = {}
+    for name in names:
+        words = re.split(r"[-_. ]", name.lower())
+        split = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+        kind = [_KIND_WORDS[word] for word in words if word in _KIND_WORDS]
+        if len(kind) == 1 and len(split) <= 1 and len(words) == len(split) + 1:
+            found.setdefault((split[0] if split else "", kind[0]), name)
+    if ("train", "images") not in found:  # a bare "images", with test_images perhaps
+        found |= {("train", kind): name for (split, kind), name in found.items() if not split}
+    return found

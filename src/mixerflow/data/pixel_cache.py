@@ -16,7 +16,7 @@ import numpy as np
 from mixerflow.errors import DataError, ResourceError
 
 MEMORY_LIMIT = 512 << 20  # bytes; larger sets of decoded pixels go to the cache
-_VERSION = 1
+_VERSION = 2  # of the rules for what is read
 
 
 class ImageStream(NamedTuple):

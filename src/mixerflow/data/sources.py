@@ -9,12 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from mixerflow.data import formats
 from mixerflow.data.batch_files import batch_files, read_batches
 from mixerflow.data.dataset import Images, Splits, make_images
+from mixerflow.data.decode import parse_transparency, read_image
 from mixerflow.data.folder import OnBadImage, read_folder
-from mixerflow.data.formats import RawSplit, RawSplits
+from mixerflow.data.formats import (
+    RawSplit,
+    RawSplits,
+    holds_arrays,
+    read_npy,
+    read_npz,
+    unreadable,
+    with_line,
+)
+from mixerflow.data.idx import IdxSet, idx_sets, is_idx, only_set, read_idx_set
+from mixerflow.data.listing import count_line
 from mixerflow.data.published_sets import SETS, confirm, fetch_from_hub, identify
+from mixerflow.data.signatures import has_image_ending, image_format, sniff
 from mixerflow.errors import DataError
 
 EMBEDDED = "fashion-mini"
@@ -35,9 +46,11 @@ def load(
     """Load training and, where there are any, test images.
 
     Args:
-        spec: one of `names()`; or a folder of images; an .npz, .npy or idx file; a folder of
-            MNIST's idx files, or of CIFAR's or small ImageNet's batches; or `NAME:PATH`, which
-            reads the path and checks that it holds the published set of that name.
+        spec: one of `names()`; or a folder of images; an image; an .npz, .npy or idx file; a
+            folder of MNIST's idx files, or of CIFAR's or small ImageNet's batches; or `NAME:PATH`,
+            which reads the path and checks that it holds the published set of that name. One of
+            several idx sets in a folder is named by the path without `-train-images...`. Content
+            decides what a file is, not its ending.
         transparency: `refuse`, or the colour to put transparent images on, such as `#ffffff`.
         on_bad_image: at a bad file in a folder, `stop`, or leave the file out (`skip`) and list it
             in `Images.skipped`.
@@ -51,26 +64,26 @@ def load(
     if spec == EMBEDDED:
         return _embedded_set()
     if spec in SETS:
-        train, test = fetch_from_hub(spec, transparency=transparency)
-        return _checked_splits(train, test, f"hub:{spec}")
+        return _checked_splits(fetch_from_hub(spec, transparency=transparency), f"hub:{spec}")
     name, _, rest = spec.partition(":")
     claimed = name in SETS
-    path = _existing_path(rest if claimed else spec)
-    if not path.is_dir():
-        train, test = _read_file(path)
-    elif idx := formats.idx_files(path):
-        train, test = formats.read_idx_folder(idx, path)
+    path = Path(rest if claimed else spec).expanduser()
+    if idx := _one_of_several(path):
+        raw = read_idx_set(idx, path)
+    elif not _existing_path(rest if claimed else spec).is_dir():
+        raw = _read_file(path, transparency)
+    elif sets := idx_sets(path):
+        idx = only_set(sets, path)
+        raw = _others_named(read_idx_set(idx, path), path, list(idx.values()))
     elif any(batches := batch_files(path)):
-        train, test = read_batches(batches, path)
+        raw = _others_named(read_batches(batches, path), path, [*batches[0], *batches[1]])
     else:
-        train, test = read_folder(
-            path, transparency=transparency, on_bad_image=on_bad_image, cache=cache
-        )
+        raw = read_folder(path, transparency=transparency, on_bad_image=on_bad_image, cache=cache)
     if claimed:
-        confirm(name, train.pixels, test.pixels if test else None, path)
-        return _checked_splits(train, test, name)
+        confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
+        return _checked_splits(raw, name)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    return _checked_splits(train, test, f"{kind}:{path.resolve().name}")
+    return _checked_splits(raw, f"{kind}:{path.resolve().name}")
 
 
 def _existing_path(text: str) -> Path:
@@ -84,7 +97,7 @@ def _existing_path(text: str) -> Path:
         elif not path.is_file():
             raise DataError("neither a file nor a folder", path, "give one of these")
     except OSError as error:
-        raise formats.unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return path
 
 
@@ -98,19 +111,49 @@ def _missing_path(spec: str, path: Path) -> DataError:
     return DataError("no such path", path, f"give a path or one of {', '.join(names())}")
 
 
-def _read_file(path: Path) -> RawSplits:
-    if path.suffix.lower() in (".npz", ".npy"):
-        return formats.read_arrays(path)
-    if formats.is_idx(path):
-        return formats.read_idx_folder({"train-images": path}, path.parent)
+def _one_of_several(path: Path) -> IdxSet | None:
+    """Return the set of idx files that a path names, which is no file or folder itself."""
+    try:
+        if path.exists() or not path.parent.is_dir():
+            return None
+        return idx_sets(path.parent).get(path)
+    except (OSError, ValueError):  # a name that no file can have
+        return None
+
+
+def _others_named(raw: RawSplits, folder: Path, used: list[Path]) -> RawSplits:
+    """Add a line on the folder's other files, which are not used."""
+    others = [path for path in folder.rglob("*") if path not in used and not path.is_dir()]
+    names = [path.relative_to(folder).as_posix() for path in others]
+    return with_line(raw, count_line(names, "not used", folder)) if names else raw
+
+
+def _read_file(path: Path, transparency: str) -> RawSplits:
+    try:
+        head = sniff(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    kind, ending = image_format(head), path.suffix.lower()
     if any(batches := batch_files(path)):
         return read_batches(batches, path)
-    remedy = "give an .npz, .npy or idx file, a CIFAR batch, or a folder of images"
+    if head.startswith(b"\x93NUMPY") or (ending == ".npy" and not kind and head[:2] != b"PK"):
+        return read_npy(path)
+    if holds_arrays(path) or (ending == ".npz" and not kind):
+        return read_npz(path)
+    if is_idx(path):
+        return read_idx_set({("train", "images"): path}, path.parent)
+    if kind or has_image_ending(path):
+        return RawSplits(RawSplit(read_image(path, parse_transparency(transparency))[None], None))
+    remedy = "give an image, an .npz, .npy or idx file, a CIFAR batch, or a folder of images"
     raise DataError("not a file of images that is known here", path, remedy)
 
 
-def _checked_splits(train: RawSplit, test: RawSplit | None, dataset_id: str) -> Splits:
-    """Check both splits; the content of a published set gets the set's name."""
+def _checked_splits(raw: RawSplits, dataset_id: str) -> Splits:
+    """Check the splits; the content of a published set gets the set's name."""
+    train, test, validation = raw
+    if validation is not None:
+        line = f"{len(validation.pixels):,} validation images: not used"
+        train = train._replace(skipped=(*train.skipped, line))
     if dataset_id not in SETS:
         dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
 
@@ -131,8 +174,8 @@ def _embedded_set() -> Splits:
         pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
         labels, train = packed["labels"].astype(np.int64), int(packed["train"])
     pixels, classes = pixels.reshape(shape), SETS["fashion-mnist"].classes
-    return _checked_splits(
+    raw = RawSplits(
         RawSplit(pixels[:train], labels[:train], classes),
         RawSplit(pixels[train:], labels[train:], classes),
-        EMBEDDED,
     )
+    return _checked_splits(raw, EMBEDDED)
