@@ -22,8 +22,9 @@ NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "
     "with the same noise. s.e. is the standard error over seeds; a claim holds or fails where the "
     "95 % interval of the difference, by Student's t, does not contain 0, and is undecided "
-    "otherwise or with fewer than two seeds. Bits/dim are those of the averaged weights of the last "
-    "step, in eval mode. border/inside: the mean squared difference of neighbouring pixels across the borders of the "
+    "otherwise or with fewer than two seeds. Bits/dim are those of the averaged weights of the "
+    "last step, in eval mode. border/inside: the mean squared difference of neighbouring pixels "
+    "across the borders of the "
     "base model's patches, divided by the same inside the patches, in 256 samples at temperature "
     "1; 1 where the borders do not show."
 )
