@@ -29,6 +29,7 @@ _FREE = (
 
 Rounding does, under "invert", graphs and another number of processes.
 """
+_BUDGETS = ("train.steps", "train.epochs", "train.minutes")
 
 
 def make_metadata(
@@ -121,12 +122,16 @@ def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder:
         mine, theirs = read(metadata[part]), read(theirs_all.get(part))
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
-            if not free and mine.get(key) != theirs.get(key):
-                raise ConfigError(
-                    f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}",
-                    folder.path,
-                    "use its settings to resume it, or another --out",
+            if free or mine.get(key) == theirs.get(key):
+                continue
+            what = f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}"
+            remedy = "use its settings to resume it, or another --out"
+            if key in _BUDGETS and existing.get("status") == "finished":
+                what = f"the run here has finished, after {existing.get('steps')} steps"
+                remedy = (
+                    f"to train further, begin a new run from it: --from {folder.path} --out NEW"
                 )
+            raise ConfigError(what, folder.path, remedy)
 
 
 def _train_settings(stored: dict[str, Any] | None) -> dict[str, Any]:
