@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mixerflow.training.budget import EVALUATIONS, Clock, Costs, Evaluations, Pace
+from mixerflow.training.optimizer import batch_norms
 from mixerflow.training.trainer import Trainer
 from mixerflow.training.validation import Validation
 
+_SETTLE = 0.01
+"""Share of a budget in minutes for the batch-norm statistics of one evaluation."""
 _QUICK = 0.01
 """Share of a budget in minutes below which a trial is repeated with more images."""
 
@@ -50,14 +54,27 @@ class Agenda:
     def due(self) -> bool:
         """Whether process 0's clock asks for a plan."""
         trainer, clock = self.trainer, self.clock
-        return (
-            clock is not None and trainer.processes.main and clock.due(trainer.step, trainer.steps)
-        )
+        if clock is None or trainer.step == trainer.steps or not trainer.processes.main:
+            return False
+        return clock.due(trainer.step, trainer.steps)
 
     def begin(self) -> None:
         """Note that steps begin."""
         if self.clock is not None:
             self.clock.begin(self.trainer.step)
+
+    def limit_settling(self) -> None:
+        """Let batch-norm statistics take a small part of the minutes, by a trial on one batch."""
+        trainer, clock = self.trainer, self.clock
+        if clock is None or not batch_norms(trainer.flow):
+            return
+        batch, trainer.settle_images = trainer.batches.batch, trainer.batches.batch
+        with clock.aside():
+            begun = time.monotonic()
+            trainer.settle()
+            seconds = trainer.processes.from_main(time.monotonic() - begun)
+        most = int(_SETTLE * clock.seconds / max(seconds, 1e-9)) * batch
+        trainer.settle_images = min(max(batch, most), Trainer.settle_images)
 
     def aside(self) -> AbstractContextManager[None]:
         """Count the time of a ``with`` block as an evaluation's, not as that of steps."""

@@ -80,6 +80,7 @@ class Loop:
         bar = ProgressBar("step", trainer.steps, done=trainer.step, quiet=self.quiet)
         with Interrupt() as interrupt, self._losses_reported(interrupt), bar:
             self.metrics.open()
+            self.agenda.limit_settling()
             if trainer.step == 0:
                 self._save(best=False)  # an early stop, or NaN, leaves a model to look at
             self.agenda.begin()

@@ -43,9 +43,6 @@ from mixerflow.training.parallel import (
     until_last,
 )
 
-_RECALIBRATE = 1024
-"""Training images that the averaged weights' batch-norm statistics are taken from."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -81,6 +78,8 @@ class Trainer:
 
     read_every: int = 1
     """Steps between two readings of the figures, for a trainer that reads them from its device."""
+    settle_images: int = 1024
+    """Training images that the averaged weights' batch-norm statistics are taken from."""
     moments: bool = False
     """Whether the optimiser's moments came with the weights that the run began from."""
 
@@ -233,7 +232,7 @@ class Trainer:
 
     def settle(self) -> Flow:
         """Return the averaged flow with batch-norm statistics of its own weights."""
-        rounds = max(1, min(_RECALIBRATE, len(self.batches.images)) // self.batches.batch)
+        rounds = max(1, min(self.settle_images, len(self.batches.images)) // self.batches.batch)
         noises = (Noise(self.config.seed, self.batches.index(i)) for i in range(rounds))
         batches = (
             (x, context_of(self.flow, labels), noise)
