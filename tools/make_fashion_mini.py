@@ -56,7 +56,8 @@ def main() -> None:
     given = [Path(argument) for argument in sys.argv[1:3]]
     source, out = given + [SOURCE, OUT][len(given) :]
     pixels, labels = [], []
-    for part, each in zip(read_idx_folder(idx_files(source), source), EACH.values(), strict=True):
+    splits = read_idx_folder(idx_files(source), source)
+    for part, each in zip((splits.train, splits.test), EACH.values(), strict=True):
         if part is None or part.labels is None:
             sys.exit(f"images or labels are missing in {source}")
         of_class = [np.flatnonzero(part.labels == label)[:each] for label in range(10)]

@@ -38,7 +38,7 @@ def read_batches(batches: tuple[list[Path], list[Path]], where: Path) -> RawSpli
     if len({file.suffix for split in batches for file in split}) > 1:
         raise DataError("batches in more than one format", where, "leave the files of one format")
     train, test = batches
-    return _read_split(train), _read_split(test) if test else None
+    return RawSplits(_read_split(train), _read_split(test) if test else None)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:

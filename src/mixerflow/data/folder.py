@@ -62,8 +62,9 @@ def read_folder(
     train = reader.read(train_folder, classes=None)
     train = train._replace(skipped=(*train.skipped, *unused))
     if test_folder is None:
-        return train, None
-    return train, reader.read(test_folder, classes=() if train.labels is None else train.classes)
+        return RawSplits(train)
+    classes = () if train.labels is None else train.classes
+    return RawSplits(train, reader.read(test_folder, classes=classes))
 
 
 def image_files(root: Path, *, leave_out: Sequence[Path] = ()) -> list[Path]:

@@ -28,8 +28,12 @@ class RawSplit(NamedTuple):
     skipped: tuple[str, ...] = ()
 
 
-RawSplits = tuple[RawSplit, RawSplit | None]
-"""Training images, and test images where the source has them."""
+class RawSplits(NamedTuple):
+    """Training images, and test and validation images where the source has them."""
+
+    train: RawSplit
+    test: RawSplit | None = None
+    validation: RawSplit | None = None
 
 
 def read_arrays(path: Path) -> RawSplits:
@@ -43,16 +47,16 @@ def read_arrays(path: Path) -> RawSplits:
             array = np.lib.format.open_memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
-        return _split({"": array}, "", "labels", path), None
+        return RawSplits(_split({"": array}, "", "labels", path))
     with open_npz(path) as arrays:
         if "train_images" in arrays:
             train = _split(arrays, "train_images", "train_labels", path)
             if "test_images" not in arrays:
-                return train, None
-            return train, _split(arrays, "test_images", "test_labels", path)
+                return RawSplits(train)
+            return RawSplits(train, _split(arrays, "test_images", "test_labels", path))
         key = next(iter(arrays)) if len(arrays) == 1 else "images"
         if key in arrays:
-            return _split(arrays, key, "labels", path), None
+            return RawSplits(_split(arrays, key, "labels", path))
         what = f"no images among the arrays {', '.join(arrays) or '(none)'}"
         remedy = "name them train_images, train_labels, test_images, test_labels, or images, labels"
         raise DataError(what, path, remedy)
@@ -95,7 +99,7 @@ def read_idx_folder(files: dict[str, Path], folder: Path) -> RawSplits:
             splits.append(_split(arrays, "", "labels", images))
     if not splits:
         raise DataError("labels without images", folder, "put the images' idx file beside them")
-    return splits[0], splits[1] if len(splits) > 1 else None
+    return RawSplits(*splits)
 
 
 def is_idx(path: Path) -> bool:

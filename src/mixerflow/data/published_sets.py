@@ -149,7 +149,8 @@ def fetch_from_hub(name: str, *, transparency: str = "refuse") -> RawSplits:
         raise DataError("no training images", known.repository, known.remedy)
     ground = parse_transparency(transparency)
     train = _read_split(splits["train"], known, ground)
-    return train, _read_split(splits["test"], known, ground) if "test" in splits else None
+    test = _read_split(splits["test"], known, ground) if "test" in splits else None
+    return RawSplits(train, test)
 
 
 def _read_split(rows: Any, known: NamedSet, ground: Color | None) -> RawSplit:  # noqa: ANN401

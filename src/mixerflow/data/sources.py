@@ -51,26 +51,25 @@ def load(
     if spec == EMBEDDED:
         return _embedded_set()
     if spec in SETS:
-        train, test = fetch_from_hub(spec, transparency=transparency)
-        return _checked_splits(train, test, f"hub:{spec}")
+        return _checked_splits(fetch_from_hub(spec, transparency=transparency), f"hub:{spec}")
     name, _, rest = spec.partition(":")
     claimed = name in SETS
     path = _existing_path(rest if claimed else spec)
     if not path.is_dir():
-        train, test = _read_file(path)
+        raw = _read_file(path)
     elif idx := formats.idx_files(path):
-        train, test = formats.read_idx_folder(idx, path)
+        raw = formats.read_idx_folder(idx, path)
     elif any(batches := batch_files(path)):
-        train, test = read_batches(batches, path)
+        raw = read_batches(batches, path)
     else:
-        train, test = read_folder(
+        raw = read_folder(
             path, transparency=transparency, on_bad_image=on_bad_image, cache=cache
         )
     if claimed:
-        confirm(name, train.pixels, test.pixels if test else None, path)
-        return _checked_splits(train, test, name)
+        confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
+        return _checked_splits(raw, name)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    return _checked_splits(train, test, f"{kind}:{path.resolve().name}")
+    return _checked_splits(raw, f"{kind}:{path.resolve().name}")
 
 
 def _existing_path(text: str) -> Path:
@@ -109,8 +108,12 @@ def _read_file(path: Path) -> RawSplits:
     raise DataError("not a file of images that is known here", path, remedy)
 
 
-def _checked_splits(train: RawSplit, test: RawSplit | None, dataset_id: str) -> Splits:
-    """Check both splits; the content of a published set gets the set's name."""
+def _checked_splits(raw: RawSplits, dataset_id: str) -> Splits:
+    """Check the splits; the content of a published set gets the set's name."""
+    train, test, validation = raw
+    if validation is not None:
+        line = f"{len(validation.pixels):,} validation images: not used"
+        train = train._replace(skipped=(*train.skipped, line))
     if dataset_id not in SETS:
         dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
 
@@ -131,8 +134,8 @@ def _embedded_set() -> Splits:
         pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
         labels, train = packed["labels"].astype(np.int64), int(packed["train"])
     pixels, classes = pixels.reshape(shape), SETS["fashion-mnist"].classes
-    return _checked_splits(
+    raw = RawSplits(
         RawSplit(pixels[:train], labels[:train], classes),
         RawSplit(pixels[train:], labels[train:], classes),
-        EMBEDDED,
     )
+    return _checked_splits(raw, EMBEDDED)
