@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import lzma
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixerflow.data import formats
 from mixerflow.data.batch_files import batch_files, read_batches
 from mixerflow.data.dataset import Images, Splits, make_images
-from mixerflow.data.folder import OnBadImage, read_folder
+from mixerflow.data.folder import read_folder
 from mixerflow.data.formats import RawSplit, RawSplits
 from mixerflow.data.published_sets import SETS, confirm, fetch_from_hub, identify
+from mixerflow.data.reading import Reading
 from mixerflow.errors import DataError
 
 EMBEDDED = "fashion-mini"
@@ -28,55 +31,84 @@ def names() -> tuple[str, ...]:
 def load(
     spec: str | Path,
     *,
-    transparency: str = "refuse",
-    on_bad_image: OnBadImage = "stop",
+    reading: Reading | None = None,
     cache: Path | None = None,
+    **settings: Any,  # noqa: ANN401 - each has the type that `Reading` gives it
 ) -> Splits:
-    """Load training and, where there are any, test images.
+    """Load training and, where there are any, test and validation images.
 
     Args:
         spec: one of `names()`; or a folder of images; an .npz, .npy or idx file; a folder of
             MNIST's idx files, or of CIFAR's or small ImageNet's batches; or `NAME:PATH`, which
             reads the path and checks that it holds the published set of that name.
-        transparency: `refuse`, or the colour to put transparent images on, such as `#ffffff`.
-        on_bad_image: at a bad file in a folder, `stop`, or leave the file out (`skip`) and list it
-            in `Images.skipped`.
+        reading: how images are read.
         cache: folder for the decoded pixels of large sets; by default the user's cache folder.
+        **settings: settings of `Reading` by name, `crop="1:1", resize="64"`, which go before those
+            of `reading`.
 
     Raises:
-        DataError: there are no such data, or they cannot be used.
-        ConfigError: `transparency` is not a colour.
+        DataError: there are no such data, or they cannot be used, or a name is also a path here.
+        ConfigError: a setting of `reading` that cannot be.
     """
-    spec = str(spec)
-    if spec == EMBEDDED:
-        return _embedded_set()
-    if spec in SETS:
-        return _checked_splits(fetch_from_hub(spec, transparency=transparency), f"hub:{spec}")
-    name, _, rest = spec.partition(":")
-    claimed = name in SETS
+    spec, reading = str(spec), replace(reading or Reading(), **settings)
+    name, colon, rest = spec.partition(":")
+    claimed = bool(colon) and name in SETS
+    if not (rest if claimed else spec).strip():
+        what = f"no path after {spec}" if claimed else "no images are named"
+        raise DataError(what, "--data", f"give a path or one of {', '.join(names())}")
+    if spec in names():
+        _refuse_two_meanings(spec)
+        if spec == EMBEDDED:
+            return _checked_splits(_embedded_set(), reading, spec)
+        raw = fetch_from_hub(spec, transparency=reading.transparency)
+        return _checked_splits(raw, reading, f"hub:{spec}")
     path = _existing_path(rest if claimed else spec)
-    if not path.is_dir():
-        raw = _read_file(path)
-    elif idx := formats.idx_files(path):
-        raw = formats.read_idx_folder(idx, path)
-    elif any(batches := batch_files(path)):
-        raw = read_batches(batches, path)
-    else:
-        raw = read_folder(
-            path, transparency=transparency, on_bad_image=on_bad_image, cache=cache
-        )
-    if claimed:
-        confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
-        return _checked_splits(raw, name)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    return _checked_splits(raw, f"{kind}:{path.resolve().name}")
+    dataset_id = name if claimed else _printable(f"{kind}:{path.resolve().name}")
+    raw = _read_arrays(path)
+    if raw is None:
+        raw = read_folder(path, reading=reading, cache=cache)
+        if claimed:
+            _confirm(name, raw, path)
+        return _named(raw, reading.changes, dataset_id)
+    if claimed:
+        _confirm(name, raw, path)
+    return _checked_splits(raw, reading, dataset_id)
+
+
+def _refuse_two_meanings(name: str) -> None:
+    """Refuse the name of a set that is also a path here."""
+    if Path(name).exists():
+        remedy = f"give ./{name} for the path"
+        remedy += "" if name == EMBEDDED else f", or {name}:{name} if it should be that set"
+        raise DataError("a set's name, and also a path here", name, f"{remedy}, or rename the path")
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes in place of line ends, controls and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _read_arrays(path: Path) -> RawSplits | None:
+    """Read a file of images or a folder of such files; None for a folder of pictures."""
+    if not path.is_dir():
+        return _read_file(path)
+    if idx := formats.idx_files(path):
+        return formats.read_idx_folder(idx, path)
+    if any(batches := batch_files(path)):
+        return read_batches(batches, path)
+    return None
+
+
+def _confirm(name: str, raw: RawSplits, path: Path) -> None:
+    confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
 
 
 def _existing_path(text: str) -> Path:
     """Return the path, which exists and can be read."""
     path = Path(text).expanduser()
     try:
-        if not text or not path.exists():
+        if not path.exists():
             raise _missing_path(text, path)
         if path.is_dir():
             next(path.iterdir(), None)
@@ -108,25 +140,39 @@ def _read_file(path: Path) -> RawSplits:
     raise DataError("not a file of images that is known here", path, remedy)
 
 
-def _checked_splits(raw: RawSplits, dataset_id: str) -> Splits:
-    """Check the splits; the content of a published set gets the set's name."""
-    train, test, validation = raw
-    if validation is not None:
-        line = f"{len(validation.pixels):,} validation images: not used"
-        train = train._replace(skipped=(*train.skipped, line))
+def _checked_splits(raw: RawSplits, reading: Reading, dataset_id: str) -> Splits:
+    """Change arrays as `reading` says, then check and name them."""
+
+    def changed(split: RawSplit) -> RawSplit:
+        return split._replace(pixels=reading.apply_to_all(split.pixels, dataset_id))
+
+    new = RawSplits(changed(raw.train), *(each and changed(each) for each in raw[1:]))
+    same = new.train.pixels is raw.train.pixels  # all have one shape, or are refused
+    return _named(new, "" if same else reading.changes, dataset_id)
+
+
+def _named(raw: RawSplits, changes: str, dataset_id: str) -> Splits:
+    """Check the splits; the content of a published set has the set's name, and no other content."""
+    known = SETS.get(dataset_id.removeprefix("hub:"))
+    if changes:
+        dataset_id = f"{dataset_id} ({changes})"
     if dataset_id not in SETS:
-        dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
+        test = raw.test.pixels if raw.test else None
+        dataset_id = identify(raw.train.pixels, test) or dataset_id
+        known = SETS.get(dataset_id, known)
 
     def images(split: RawSplit) -> Images:
         pixels, labels, classes, skipped = split
-        if labels is not None and not classes and dataset_id in SETS:
-            classes = SETS[dataset_id].classes
+        if labels is not None and not classes and known is not None:
+            classes = known.classes
         return make_images(pixels, labels, dataset_id=dataset_id, classes=classes, skipped=skipped)
 
-    return Splits(images(train), images(test) if test else None)
+    train, test, validation = (each and images(each) for each in raw)
+    assert train is not None
+    return Splits(train, test, validation)
 
 
-def _embedded_set() -> Splits:
+def _embedded_set() -> RawSplits:
     """The set inside the package, which `tools/make_fashion_mini.py` makes."""
     source = resources.files("mixerflow.data").joinpath("fashion_mini.npz")
     with source.open("rb") as file, np.load(file, allow_pickle=False) as packed:
@@ -134,8 +180,7 @@ def _embedded_set() -> Splits:
         pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
         labels, train = packed["labels"].astype(np.int64), int(packed["train"])
     pixels, classes = pixels.reshape(shape), SETS["fashion-mnist"].classes
-    raw = RawSplits(
+    return RawSplits(
         RawSplit(pixels[:train], labels[:train], classes),
         RawSplit(pixels[train:], labels[train:], classes),
     )
-    return _checked_splits(raw, EMBEDDED)
