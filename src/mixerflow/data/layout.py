@@ -77,13 +77,14 @@ def find_layout(root: Path, files: Sequence[Path], foreign: Sequence[Path]) -> L
             images beside the splits.
     """
     tops = {path.relative_to(root).parts[0] for path in files if path.parent != root}
-    empty = {path.name for path in root.iterdir() if path.is_dir() and path not in foreign}
-    names = sorted(tops | {each for each in empty if _role(each)})
+    if any(_is_train(each) for each in tops):  # a split without images is an error, not passed over
+        tops |= {path.name for path in root.iterdir() if path.is_dir() and _role(path.name)}
+    names = sorted(tops)
     splits = _splits(names, root)
     if not splits:
         _refuse_deeper_splits(root, files)
         return Layout(root)
-    unused = [each for each in sorted(tops) if _ANNOTATIONS.fullmatch(each)]
+    unused = [each for each in names if _ANNOTATIONS.fullmatch(each)]
     known = {*splits.values(), *unused}
     for path in files:
         if path.relative_to(root).parts[0] not in known:
@@ -91,6 +92,11 @@ def find_layout(root: Path, files: Sequence[Path], foreign: Sequence[Path]) -> L
             raise DataError(what, path, "move it into one of them, or away")
     notes = tuple(f"{root / each}: not used, annotations rather than images" for each in unused)
     return Layout(**{role: root / name for role, name in splits.items()}, notes=notes)
+
+
+def _is_train(name: str) -> bool:
+    found = _role(name)
+    return found is not None and found[0] == "train"
 
 
 def _words(name: str) -> list[str]:
@@ -149,10 +155,10 @@ def _splits(names: Sequence[str], root: Path) -> dict[str, str]:
 
 
 def _unclear(named: Iterable[str], root: Path) -> DataError:
-    first = sorted(named)[0]
-    what = f"{_listed(sorted(named))} are named like splits, and which is what is not clear"
-    remedy = f"name the folder of the images itself, such as {root / first}, keep one train and one"
-    return DataError(what, root, f"{remedy} test folder here, or rename classes")
+    first, *more = sorted(named, key=lambda name: ("train" not in name.lower(), name))
+    what = f"named like splits, and not clear which is what: {_listed([first, *more])}"
+    remedy = f"name the folder of the images itself, such as {root / first}, leave one train and"
+    return DataError(what, root, f"{remedy} one test folder here, or rename classes")
 
 
 def _refuse_deeper_splits(root: Path, files: Iterable[Path]) -> None:
