@@ -53,6 +53,8 @@ def load(
     spec, reading = str(spec), replace(reading or Reading(), **settings)
     name, colon, rest = spec.partition(":")
     claimed = bool(colon) and name in SETS
+    if colon and name == EMBEDDED:
+        raise DataError("a set without a path", spec, f"give a path or {EMBEDDED}")
     if not (rest if claimed else spec).strip():
         what = f"no path after {spec}" if claimed else "no images are named"
         raise DataError(what, "--data", f"give a path or one of {', '.join(names())}")
