@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from mixerflow.data import Reading, Splits, load
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.registry import restore
 
 _SHOWN = 5  # names of classes in a line
@@ -56,6 +56,7 @@ def load_run_data(metadata: dict[str, Any], data: str | None, flags: ReadingFlag
 
     Raises:
         ConfigError: neither `data` nor ``run.json`` names images.
+        DataError: the images cannot be found, read or used, or are of another shape.
     """
     source = metadata.get("source") or {}
     spec = source.get("data") if data is None else data
@@ -63,6 +64,11 @@ def load_run_data(metadata: dict[str, Any], data: str | None, flags: ReadingFlag
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
     splits = load(spec, reading=flags.reading(source))
     announce(splits)
+    shape = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
+    if splits.train.shape != shape:
+        what = f"images are {splits.train.shape}, the run's are {shape}"
+        remedy = "give images of that shape; --crop, --resize and --grey change it"
+        raise DataError(what, splits.train.dataset_id, remedy)
     return splits
 
 

@@ -63,7 +63,8 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
 def _passed_over(foreign: Sequence[Path]) -> list[str]:
     if not foreign:
         return []
-    more = f" and {len(foreign) - 1} more folders" if len(foreign) > 1 else ""
+    plural = "s" if len(foreign) > 2 else ""
+    more = f" and {len(foreign) - 1} more folder{plural}" if len(foreign) > 1 else ""
     return [f"{foreign[0]}{more}: hidden, or of a system or another program"]
 
 
