@@ -89,13 +89,6 @@ def test_an_image_outside_the_splits_is_not_lost(tmp_path):
     refused(tmp_path, "more/1.png", "train/ and test/")
 
 
-def test_a_third_split_is_said_to_be_unused(tmp_path):
-    for name in ("train/1.png", "test/1.png", "val/1.png"):
-        put(tmp_path / name)
-    (line,) = load(str(tmp_path)).train.skipped
-    assert line.startswith(f"{tmp_path / 'val'}: not used")
-
-
 def test_links_are_followed_and_loops_end(tmp_path):
     put(tmp_path / "elsewhere" / "a.png")
     root = tmp_path / "root"

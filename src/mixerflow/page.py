@@ -33,7 +33,7 @@ def write(path: Path, title: str, body: Iterable[str]) -> Path:
         f"<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
     with writing(path.parent):
-        write_atomically(path, page.encode())
+        write_atomically(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 

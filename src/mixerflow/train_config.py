@@ -63,8 +63,9 @@ class TrainConfig:
     ("invert")."""
     seed: int = 0
     """Seed of the weights, the order of images, augmentation, noise and the held-out part."""
-    validation: Literal["held-out", "test"] = "held-out"
-    """Images to validate on: 4 % held out from the training images, or the test images."""
+    validation: Literal["auto", "held-out", "test"] = "auto"
+    """Images to validate on: the data's own validation images, or else 4 % held out from the
+    training images ("auto"); always such a part ("held-out"); or the test images."""
     initial: int = 512
     """Training images for the data-dependent initialisation."""
     evaluate_every: int = 0

@@ -16,8 +16,9 @@ from rich.table import Table
 
 from mixerflow import pictures, runs
 from mixerflow.cli.parse import parse
+from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow
-from mixerflow.data import Images, Splits, load
+from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits, density_of, estimator_of, kind_of
 from mixerflow.processes import Processes, joined
@@ -40,23 +41,19 @@ class WeightsArguments:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationArguments(WeightsArguments):
+class EvaluationArguments(WeightsArguments, ReadingFlags):
     """Which images score the weights, and how."""
 
     data: str | None = None
     """Images: a folder, a file or a set's name; by default the run's own."""
-    split: Literal["test", "train"] = "test"
-    """Which part of the data; all of it, where it has no test part."""
+    split: Literal["test", "train", "validation"] = "test"
+    """Which part of the data; for "test" all of it, where it has no test part."""
     images: int | None = None
     """Score the first so many only."""
     seed: int = 0
     """Seed of the noise."""
     batch: int = 128
     """Images at a time, in each process."""
-    transparency: str | None = None
-    """Transparent images: refuse, or the colour to put them on; by default as the run does."""
-    on_bad_image: Literal["stop", "skip"] | None = None
-    """A bad image file: stop, or skip and list it; by default as the run does."""
 
     def check(self) -> None:
         """Refuse impossible numbers with a ConfigError."""
@@ -73,32 +70,19 @@ class EvaluationArguments(WeightsArguments):
         Raises:
             DataError: the images cannot be found, read or used.
         """
-        splits = load_run_data(
-            metadata, self.data, transparency=self.transparency, on_bad_image=self.on_bad_image
-        )
-        if self.split == "test" and splits.test is not None:
+        splits = load_run_data(metadata, self.data, self)
+        if self.split == "validation":
+            if splits.validation is None:
+                remedy = "give --split test or train"
+                raise ConfigError("no validation images", splits.train.dataset_id, remedy)
+            images, name = splits.validation, "validation"
+        elif self.split == "test" and splits.test is not None:
             images, name = splits.test, "test"
         else:
             images, name = splits.train, "train" if self.split == "train" else "all"
         if self.images is not None and self.images < len(images):
             return images.first(self.images), f"{name}, first {self.images}"
         return images, name
-
-
-def load_run_data(metadata: dict[str, Any], data: str | None, **options: str | None) -> Splits:
-    """Load images as the run of this ``run.json`` did, unless the arguments differ.
-
-    Raises:
-        ConfigError: neither `data` nor ``run.json`` names images.
-    """
-    source = metadata.get("source") or {}
-    spec = data or source.get("data")
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
-    chosen = {name: source.get(name) for name in ("transparency", "on_bad_image")}
-    chosen |= {name: value for name, value in options.items() if value is not None}
-    settings: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    return load(spec, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,7 @@ def parse(
         default, arguments = choose_parts(default, arguments)
         kind, shown = for_tyro(default)
     known = ["--help", *_flags(kind)]
+    arguments = _spelled_out(kind, arguments)
     for argument in arguments:
         flag = argument.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-") not in known:
@@ -73,8 +74,18 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
             yield from _flags(hint, f"{prefix}{name}.")
             continue
         yield f"{prefix}{name}"
-        if hint is bool:
+        if hint in (bool, bool | None):
             yield f"{prefix}no-{name}"
+
+
+def _spelled_out(kind: type, arguments: list[str]) -> list[str]:
+    """Give ``--flag`` and ``--no-flag`` of a setting that may be absent the value tyro wants."""
+    words = {}
+    for name, hint in get_type_hints(kind).items():
+        if hint == bool | None:
+            flag = name.replace("_", "-")
+            words |= {f"--{flag}": [f"--{flag}", "True"], f"--no-{flag}": [f"--{flag}", "False"]}
+    return [word for each in arguments for word in words.get(each, [each])]
 
 
 def _one_line(boxed: str) -> str:

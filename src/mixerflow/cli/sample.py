@@ -11,8 +11,9 @@ import torch
 import tyro
 
 from mixerflow import pictures
-from mixerflow.cli.evaluate import WeightsArguments, load_run_data
+from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
+from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import draw_pixels
 from mixerflow.runs import RunFolder, load
@@ -87,8 +88,8 @@ def _check(given: _SampleArguments) -> None:
         raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
 
 
-@dataclass(frozen=True)
-class _ReportArguments:
+@dataclass(frozen=True, kw_only=True)
+class _ReportArguments(ReadingFlags):
     """Write report.html into a run folder."""
 
     run: tyro.conf.Positional[Path]
@@ -103,6 +104,6 @@ def report(arguments: list[str]) -> int:
     metadata = RunFolder(given.run).read_metadata()
     from mixerflow.report import write_report  # matplotlib takes a second, which --help saves
 
-    splits = load_run_data(metadata, given.data)
+    splits = load_run_data(metadata, given.data, given)
     print(write_report(given.run, splits.train if splits.test is None else splits.test))
     return 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import torch
 import tyro
 
 from mixerflow import recipes
 from mixerflow.cli.parse import parse
+from mixerflow.cli.reading import ReadingFlags, announce
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
@@ -31,7 +31,7 @@ The flags below show the values of RECIPE ({name}); `mixerflow info` lists the r
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(ReadingFlags):
     """Train a recipe, or resume a run."""
 
     data: str
@@ -57,10 +57,6 @@ class Arguments:
     """CPU threads of each process; 0 for all. A run with one thread repeats to the last bit."""
     cache: Path | None = None
     """Folder that keeps large image folders decoded; by default the user's cache folder."""
-    transparency: str = "refuse"
-    """Transparent images: refuse, or the colour to put them on, such as '#ffffff'."""
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    """A bad image file: stop, or skip and list it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -114,8 +110,7 @@ def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
         model=model,
         train=restore(TrainConfig, metadata["train"]),
         out=run,
-        transparency=source["transparency"],
-        on_bad_image=source["on_bad_image"],
+        **asdict(ReadingFlags().reading(source)),
         weights=Path(origin["path"]) if origin else None,
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
@@ -124,40 +119,44 @@ def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
     return metadata.get("recipe"), given
 
 
-def _train(recipe: str | None, given: Arguments, words: list[str], processes: Processes) -> int:
+def _train(recipe: str | None, given: Arguments, command: list[str], processes: Processes) -> int:
     assert given.out is not None
     data, out = Path(given.data).resolve(), given.out.resolve()
-    if data.is_dir() and (out == data or data in out.parents):
+    if given.data and data.is_dir() and (out == data or data in out.parents):
         raise ConfigError("the run would lie among its images", "--out", "name another folder")
     if is_published(out):
         raise ConfigError("published weights lie there", "--out", "name a folder of its own")
-    how: dict[str, Any] = {name: getattr(given, name) for name in ("transparency", "on_bad_image")}
-    splits = load_data(given.data, **how, cache=given.cache)
-    for line in splits.train.skipped if processes.main else ():
-        print(f"skipped {line}", file=sys.stderr)
-    model = _with_data(given.model, splits.train)
+    reading = given.reading(None)
+    splits = load_data(given.data, reading=reading, cache=given.cache)
+    validation, words = _validation(given.train, splits)
+    model = _with_data(given.model, splits)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
+    config = _with_budget(given)
+    announce(splits, words)
     result = train(
         flow,
         splits.train,
-        validation=_validation(given.train, splits),
+        validation=validation,
         out=given.out,
-        config=given.train,
-        steps=given.steps,
-        epochs=given.epochs,
-        minutes=given.minutes,
+        config=config,
         begin=given.weights,
         from_step=given.from_step,
         metadata={
             "recipe": recipe,
-            "command": shlex.join(["mixerflow", "train", *words]),
-            "source": {"data": given.data, **how},
+            "command": shlex.join(["mixerflow", "train", *command]),
+            "source": {"data": given.data, **asdict(reading)},
         },
     )
     if processes.main:
         _print_result(result, given.out, splits)
     return result.exit_code
+
+
+def _with_budget(given: Arguments) -> TrainConfig:
+    """Return the training settings with the budget that the flags give, if any."""
+    budget = {name: getattr(given, name) for name in ("steps", "epochs", "minutes")}
+    return replace(given.train, **budget) if set(budget.values()) != {None} else given.train
 
 
 def _print_result(result: Trained, out: Path, splits: Splits) -> None:
@@ -170,8 +169,9 @@ def _print_result(result: Trained, out: Path, splits: Splits) -> None:
     print(f"{result.step} steps, validation {result.validation}; see {page}")
 
 
-def _with_data(model: Model, images: Images) -> Model:
+def _with_data(model: Model, splits: Splits) -> Model:
     """Set the images' number of levels in the model, and refuse images that do not fit it."""
+    images = splits.train
     assert images.levels is not None, "files hold integers"
     levels, classes = model.pixels.levels, model.classes
     if levels == 256 != images.levels:
@@ -180,19 +180,25 @@ def _with_data(model: Model, images: Images) -> Model:
     if levels is None or levels < images.levels:
         what = f"images have {images.levels} levels, the model {levels}"
         raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
-    if classes and images.labels is None:
-        raise ConfigError("images without labels", "--model.classes", "set it to none")
-    if classes and images.labels is not None and images.labels.max() >= classes.count:
-        count = int(images.labels.max()) + 1
-        what, remedy = f"labels of {count} classes", f"set it to {count}"
-        raise ConfigError(what, "--model.classes.count", remedy)
+    for name, images in splits.parts().items() if classes else ():
+        assert classes is not None
+        if images.labels is None:
+            raise ConfigError(f"{name} images without labels", "--model.classes", "set it to none")
+        if images.labels.max() >= classes.count:
+            count = int(images.labels.max()) + 1
+            what, remedy = f"labels of {count} classes in {name} images", f"set it to {count}"
+            raise ConfigError(what, "--model.classes.count", remedy)
     return model
 
 
-def _validation(config: TrainConfig, splits: Splits) -> Images | None:
-    if config.validation == "held-out":
-        return None
-    if splits.test is None:
-        where = splits.train.dataset_id
-        raise ConfigError("no test images", where, "use --train.validation held-out")
-    return splits.test
+def _validation(config: TrainConfig, splits: Splits) -> tuple[Images | None, str]:
+    """Return the images to validate on, None for a part held out, and words for them."""
+    own, test = splits.validation, splits.test
+    if config.validation == "test":
+        if test is None:
+            where = splits.train.dataset_id
+            raise ConfigError("no test images", where, "use --train.validation auto")
+        return test, f"the test images{', not on their own' if own else ''}"
+    if config.validation == "auto" and own is not None:
+        return own, "their own validation images"
+    return None, f"4 % of the training images, held out{', not on their own' if own else ''}"

@@ -27,7 +27,8 @@ class Images:
         labels: `(N,)` int64, or None where there are none.
         classes: names of the labels 0, 1, ...; empty where there are none.
         dataset_id: the name of the data. A bare name (`cifar10`) is the published set, image for
-            image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one.
+            image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one, and
+            an end in brackets, `cifar10 (resize 16x16 lanczos)`, says how they were changed.
         skipped: one line "file: reason" for each file that was left out.
     """
 
@@ -73,6 +74,20 @@ class Images:
         """Copy the first `count` images, or all where there are fewer."""
         return self.take(np.arange(min(count, len(self))))
 
+    def with_classes(self, classes: tuple[str, ...]) -> Images:
+        """Number the labels by other `classes`, by name; images without named classes stay.
+
+        Raises:
+            DataError: a class is not among them.
+        """
+        if self.labels is None or not self.classes or self.classes == classes:
+            return self
+        if unknown := [name for name in self.classes if name not in classes]:
+            what = f"class {unknown[0]!r} is not among the training classes"
+            raise DataError(what, self.dataset_id, f"name it as one of {', '.join(classes)}")
+        numbers = np.array([classes.index(name) for name in self.classes])
+        return replace(self, labels=numbers[self.labels], classes=classes)
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of type, shape and pixels; reads memory maps a piece at a time."""
         digest = hashlib.sha256(f"{self.pixels.dtype.name} {self.pixels.shape}".encode())
@@ -85,17 +100,28 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Training images, and test images where the source has them; of one shape and levels."""
+    """Training images, and test and validation images where the source has them.
+
+    All have one shape and one number of levels; others are a DataError.
+    """
 
     train: Images
     test: Images | None
+    validation: Images | None = None
 
     def __post_init__(self) -> None:
-        for name in ("shape", "levels") if self.test is not None else ():
-            train, test = getattr(self.train, name), getattr(self.test, name)
-            if train != test:
-                what = f"training images have {name} {train}, test images {test}"
-                raise DataError(what, self.train.dataset_id, "convert them to one format")
+        for split, images in self.parts().items():
+            for name in ("shape", "levels"):
+                train, other = getattr(self.train, name), getattr(images, name)
+                if train != other:
+                    what = f"training images have {name} {train}, {split} images {other}"
+                    remedy = "convert them to one format; --crop and --resize make one size"
+                    raise DataError(what, self.train.dataset_id, remedy)
+
+    def parts(self) -> dict[str, Images]:
+        """Return the splits that there are, by their names `training`, `test`, `validation`."""
+        every = {"training": self.train, "test": self.test, "validation": self.validation}
+        return {name: images for name, images in every.items() if images is not None}
 
 
 def make_images(

@@ -1,42 +1,30 @@
 """Folders of image files: listed, checked and decoded; large ones go to the cache.
 
 Classes are the first-level subfolders, where every image lies in one and there are at least two.
-`train` and `test` (or `val`, `valid`, `validation`) subfolders are the splits.
+Which subfolders are splits instead, `mixerflow.data.layout` says.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mixerflow.data import pixel_cache
 from mixerflow.data.decode import Color, parse_transparency, read_image
 from mixerflow.data.formats import RawSplit, RawSplits
+from mixerflow.data.layout import find_layout, foreign_folders
 from mixerflow.data.listing import list_images
+from mixerflow.data.reading import Reading, size_of
 from mixerflow.data.signatures import READ_ENDINGS
 from mixerflow.errors import DataError
 
-OnBadImage = Literal["stop", "skip"]
-_ONE_FORMAT = "convert them to one format, or keep the commonest with --on-bad-image skip"
 
-# The downsampled ImageNet archives have train_32x32 and valid_32x32.
-_TRAIN = re.compile(r"train(ing)?(_\d+x\d+)?", re.IGNORECASE)
-_TEST = re.compile(r"test(ing)?(_\d+x\d+)?", re.IGNORECASE)
-_VALIDATION = re.compile(r"val(id(ation)?)?(_\d+x\d+)?", re.IGNORECASE)
-
-
-def read_folder(
-    root: Path,
-    *,
-    transparency: str = "refuse",
-    on_bad_image: OnBadImage = "stop",
-    cache: Path | None = None,
-) -> RawSplits:
+def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> RawSplits:
     """Read a folder of images, recursively, in the order of the files' names.
 
     Links are followed. What is hidden or no image has a line in `skipped`; `list_images` says
@@ -44,108 +32,119 @@ def read_folder(
 
     Args:
         root: the folder.
-        transparency: `refuse` or a colour, see `parse_transparency`.
-        on_bad_image: `stop` at the first bad file, or leave out (`skip`) bad files and files not
-            of the commonest format.
+        reading: how images are read. `on_bad_image="skip"` also leaves out files not of the
+            commonest format.
         cache: folder for the decoded pixels of large sets; see `pixel_cache.load_or_decode`.
 
     Raises:
-        DataError: no images, or one that cannot be used (`stop`), or none that can (`skip`).
+        DataError: no images, or one that cannot be used (`stop`), or none that can (`skip`), or
+            subfolders that may be splits and cannot be told apart.
     """
-    train_folder, test_folder, unused = _split_folders(root)
-    reader = _Reader(transparency, on_bad_image, cache)
-    train = reader.read(train_folder, classes=None)
-    train = train._replace(skipped=(*train.skipped, *unused))
-    if test_folder is None:
-        return RawSplits(train)
+    foreign = foreign_folders(root)
+    files, others = list_images(root, leave_out=foreign)
+    if not files:
+        remedy = "; ".join([f"put some there: {' '.join(sorted(READ_ENDINGS))}", *others])
+        raise DataError("no images", root, remedy)
+    layout = find_layout(root, files, foreign)
+    reader = _Reader(reading, cache)
+    train = reader.read(files, layout.train, classes=None)
+    notes = (*layout.notes, *_passed_over(foreign), *others)
+    train = train._replace(skipped=(*train.skipped, *notes))
     classes = () if train.labels is None else train.classes
-    return RawSplits(train, reader.read(test_folder, classes=classes))
+    test, validation = (
+        reader.read(files, folder, classes=classes) if folder else None
+        for folder in (layout.test, layout.validation)
+    )
+    return RawSplits(train, test, validation)
 
 
-def _split_folders(root: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Find the folders of training and test images; the last value has lines on other files."""
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-    def find(pattern: re.Pattern[str]) -> Path | None:
-        return next((path for path in folders if pattern.fullmatch(path.name)), None)
-
-    train, test, validation = find(_TRAIN), find(_TEST), find(_VALIDATION)
-    splits = [path for path in (train, test, validation) if path]
-    if train is None or (splits == [train] and len(folders) > 1):  # "train" may be a class
-        return root, None, ()
-    outside = list_images(root, leave_out=splits)
-    if outside.images:
-        names = " and ".join(f"{path.name}/" for path in splits)
-        what = f"an image outside {names}"
-        raise DataError(what, outside.images[0], "move it into one of them, or away")
-    if test is not None and validation is not None:
-        unused = f"{validation}: not used, {test.name} is the test set"
-        return train, test, (*outside.others, unused)
-    return train, test or validation, outside.others
+def _passed_over(foreign: Sequence[Path]) -> list[str]:
+    if not foreign:
+        return []
+    plural = "s" if len(foreign) > 2 else ""
+    more = f" and {len(foreign) - 1} more folder{plural}" if len(foreign) > 1 else ""
+    return [f"{foreign[0]}{more}: of a system or another program"]
 
 
 class _Reader(NamedTuple):
-    """The settings of both splits."""
+    """The settings of all splits."""
 
-    transparency: str
-    on_bad_image: OnBadImage
+    reading: Reading
     cache: Path | None
 
-    def read(self, folder: Path, *, classes: tuple[str, ...] | None) -> RawSplit:
+    def read(
+        self, all_files: Iterable[Path], folder: Path, *, classes: tuple[str, ...] | None
+    ) -> RawSplit:
         """Read one split; labels by `classes`, or by its own subfolders where `classes` is None."""
-        files, others = list_images(folder)
+        files = [path for path in all_files if path.is_relative_to(folder)]
         if not files:
-            remedy = "; ".join([f"put some there: {' '.join(sorted(READ_ENDINGS))}", *others])
+            remedy = f"put some there: {' '.join(sorted(READ_ENDINGS))}"
             raise DataError("no images", folder, remedy)
-        key = pixel_cache.cache_key(folder, files, f"{self.transparency} {self.on_bad_image}")
+        key = pixel_cache.cache_key(folder, files, repr(self.reading))
         pixels, kept, skipped = pixel_cache.load_or_decode(
             lambda: self._stream(files), key=key, cache=self.cache
         )
         names, labels = _labels([files[i] for i in kept], folder, classes)
-        return RawSplit(pixels, labels, names, (*skipped, *others))
+        return RawSplit(pixels, labels, names, skipped)
 
     def _stream(self, files: list[Path]) -> pixel_cache.ImageStream:
-        ground = parse_transparency(self.transparency)
         kept, skipped = list(range(len(files))), ()
-        if self.on_bad_image == "skip":
-            kept, skipped = _good_files(files, ground)
-        first = read_image(files[kept[0]], ground)
+        ground = parse_transparency(self.reading.transparency)
+        if self.reading.on_bad_image == "skip":
+            kept, skipped = self._good_files(files, ground)
+        first = self._image(files[kept[0]], ground)
 
         def images() -> Iterator[np.ndarray]:
             for index in kept:
-                image = read_image(files[index], ground)
+                image = self._image(files[index], ground)
                 if (image.shape, image.dtype) != (first.shape, first.dtype):
                     what = f"images differ: {_format(first)} and {_format(image)}"
                     where = f"{files[kept[0]]} and {files[index]}"
-                    raise DataError(what, where, _ONE_FORMAT)
+                    raise DataError(what, where, _one_format(first, image))
                 yield image
 
         return pixel_cache.ImageStream(images(), first.shape, first.dtype, kept, skipped)
 
+    def _image(self, path: Path, ground: Color | None) -> np.ndarray:
+        return self.reading.apply(read_image(path, ground), path)
 
-def _good_files(files: list[Path], ground: Color | None) -> tuple[list[int], tuple[str, ...]]:
-    """Return the indices of good files of the commonest format, and a line for each other file."""
-    formats: dict[int, str] = {}
-    reasons: dict[int, str] = {}
-    for index, path in enumerate(files):
-        try:
-            formats[index] = _format(read_image(path, ground))
-        except DataError as error:
-            reasons[index] = error.what
-    if not formats:
-        what = f"none of {len(files)} images can be used"
-        remedy = f"the first one: {files[0].name}: {reasons[0]}"
-        raise DataError(what, files[0].parent, remedy)
-    common = Counter(formats.values()).most_common(1)[0][0]
-    reasons |= {i: f"{each}, most are {common}" for i, each in formats.items() if each != common}
-    kept = [index for index in formats if index not in reasons]
-    return kept, tuple(f"{files[index]}: {reasons[index]}" for index in sorted(reasons))
+    def _good_files(
+        self, files: list[Path], ground: Color | None
+    ) -> tuple[list[int], tuple[str, ...]]:
+        """Return the indices of good files of the commonest format, and a line for each other."""
+        formats: dict[int, str] = {}
+        reasons: dict[int, str] = {}
+        for index, path in enumerate(files):
+            try:
+                formats[index] = _format(self._image(path, ground))
+            except DataError as error:
+                reasons[index] = error.what
+        if not formats:
+            what = f"none of {len(files)} images can be used"
+            remedy = f"the first one: {files[0].name}: {reasons[0]}"
+            raise DataError(what, files[0].parent, remedy)
+        common = Counter(formats.values()).most_common(1)[0][0]
+        reasons |= {
+            i: f"{each}, most are {common}" for i, each in formats.items() if each != common
+        }
+        kept = [index for index in formats if index not in reasons]
+        return kept, tuple(f"{files[index]}: {reasons[index]}" for index in sorted(reasons))
 
 
 def _format(image: np.ndarray) -> str:
-    channels, height, width = image.shape
-    kind = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    return f"{width} x {height} {kind} of {8 * image.itemsize} bits"
+    kind = {1: "grey", 3: "RGB"}.get(len(image), f"{len(image)} channels")
+    return f"{size_of(image)} {kind} of {8 * image.itemsize} bits"
+
+
+def _one_format(first: np.ndarray, other: np.ndarray) -> str:
+    """Return the remedy for two images that differ."""
+    flags = ["--grey"] if len(first) != len(other) else []
+    if first.shape[1:] != other.shape[1:]:
+        side = min(64, *first.shape[1:], *other.shape[1:])
+        flags = ["--crop 1:1", f"--resize {side}x{side}", *flags]
+    if first.dtype != other.dtype:
+        return "convert them to one format, or keep the commonest with --on-bad-image skip"
+    return f"give {' '.join(flags)}, or keep the commonest format with --on-bad-image skip"
 
 
 def _labels(
@@ -156,7 +155,7 @@ def _labels(
     if classes == () or not all(parents):
         return (), None
     own = [parts[0] for parts in parents]
-    names = tuple(sorted(set(own))) if classes is None else classes
+    names = _ordered(set(own)) if classes is None else classes
     if classes is None and len(names) < 2:
         return (), None
     if unknown := sorted(set(own) - set(names)):
@@ -164,3 +163,11 @@ def _labels(
         raise DataError(what, folder / unknown[0], f"name it as one of {', '.join(names)}")
     number = {name: index for index, name in enumerate(names)}
     return names, np.array([number[name] for name in own], dtype=np.int64)
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort class names: by number where each is a whole number, otherwise as text."""
+    names = sorted(names)
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        names.sort(key=int)
+    return tuple(names)

@@ -39,14 +39,14 @@ DecodedImages = tuple[np.ndarray, list[int], tuple[str, ...]]
 
 def cache_key(folder: Path, files: list[Path], settings: str) -> str:
     """Return a name for the content of `files`: paths, sizes, times of change and `settings`."""
-    digest = hashlib.sha256(f"{_VERSION} {settings} {folder.resolve()}\n".encode())
+    digest = hashlib.sha256(f"{_VERSION} {settings} ".encode() + os.fsencode(folder.resolve()))
     for path in files:
         try:
             status = path.stat()
         except OSError:  # a broken link, which decoding reports
             continue
-        relative = path.relative_to(folder).as_posix()
-        digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(b"\0" + os.fsencode(path.relative_to(folder)))  # a name may be any bytes
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
 
 

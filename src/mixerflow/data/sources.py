@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import lzma
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mixerflow.data.batch_files import batch_files, read_batches
 from mixerflow.data.dataset import Images, Splits, make_images
 from mixerflow.data.decode import parse_transparency, read_image
-from mixerflow.data.folder import OnBadImage, read_folder
+from mixerflow.data.folder import read_folder
 from mixerflow.data.formats import (
     RawSplit,
     RawSplits,
@@ -25,6 +27,7 @@ from mixerflow.data.formats import (
 from mixerflow.data.idx import IdxSet, idx_sets, is_idx, only_set, read_idx_set
 from mixerflow.data.listing import count_line
 from mixerflow.data.published_sets import SETS, confirm, fetch_from_hub, identify
+from mixerflow.data.reading import Reading
 from mixerflow.data.signatures import has_image_ending, image_format, sniff
 from mixerflow.errors import DataError
 
@@ -39,11 +42,11 @@ def names() -> tuple[str, ...]:
 def load(
     spec: str | Path,
     *,
-    transparency: str = "refuse",
-    on_bad_image: OnBadImage = "stop",
+    reading: Reading | None = None,
     cache: Path | None = None,
+    **settings: Any,  # noqa: ANN401 - each has the type that `Reading` gives it
 ) -> Splits:
-    """Load training and, where there are any, test images.
+    """Load training and, where there are any, test and validation images.
 
     Args:
         spec: one of `names()`; or a folder of images; an image; an .npz, .npy or idx file; a
@@ -51,60 +54,92 @@ def load(
             which reads the path and checks that it holds the published set of that name. One of
             several idx sets in a folder is named by the path without `-train-images...`. Content
             decides what a file is, not its ending.
-        transparency: `refuse`, or the colour to put transparent images on, such as `#ffffff`.
-        on_bad_image: at a bad file in a folder, `stop`, or leave the file out (`skip`) and list it
-            in `Images.skipped`.
+        reading: how images are read.
         cache: folder for the decoded pixels of large sets; by default the user's cache folder.
+        **settings: settings of `Reading` by name, `crop="1:1", resize="64"`, which go before those
+            of `reading`.
 
     Raises:
-        DataError: there are no such data, or they cannot be used.
-        ConfigError: `transparency` is not a colour.
+        DataError: there are no such data, or they cannot be used, or a name is also a path here.
+        ConfigError: a setting of `reading` that cannot be.
     """
-    spec = str(spec)
-    if spec == EMBEDDED:
-        return _embedded_set()
-    if spec in SETS:
-        return _checked_splits(fetch_from_hub(spec, transparency=transparency), f"hub:{spec}")
-    name, _, rest = spec.partition(":")
-    claimed = name in SETS
+    spec, reading = str(spec), replace(reading or Reading(), **settings)
+    name, colon, rest = spec.partition(":")
+    claimed = bool(colon) and name in SETS
+    if colon and name == EMBEDDED:
+        raise DataError("a set without a path", spec, f"give a path or {EMBEDDED}")
+    if not (rest if claimed else spec).strip():
+        what = f"no path after {spec}" if claimed else "no images are named"
+        raise DataError(what, "--data", f"give a path or one of {', '.join(names())}")
+    if spec in names():
+        _refuse_two_meanings(spec)
+        if spec == EMBEDDED:
+            return _checked_splits(_embedded_set(), reading, spec)
+        raw = fetch_from_hub(spec, transparency=reading.transparency)
+        return _checked_splits(raw, reading, f"hub:{spec}")
     path = Path(rest if claimed else spec).expanduser()
-    if idx := _one_of_several(path):
-        raw = read_idx_set(idx, path)
-    elif not _existing_path(rest if claimed else spec).is_dir():
-        raw = _read_file(path, transparency)
-    elif sets := idx_sets(path):
-        idx = only_set(sets, path)
-        raw = _others_named(read_idx_set(idx, path), path, list(idx.values()))
-    elif any(batches := batch_files(path)):
-        raw = _others_named(read_batches(batches, path), path, [*batches[0], *batches[1]])
-    else:
-        raw = read_folder(path, transparency=transparency, on_bad_image=on_bad_image, cache=cache)
-    if claimed:
-        confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
-        return _checked_splits(raw, name)
+    raw = _read_arrays(path, reading)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    return _checked_splits(raw, f"{kind}:{path.resolve().name}")
+    dataset_id = name if claimed else _printable(f"{kind}:{path.resolve().name}")
+    if raw is None:
+        raw = read_folder(path, reading=reading, cache=cache)
+        if claimed:
+            _confirm(name, raw, path)
+        return _named(raw, reading.changes, dataset_id)
+    if claimed:
+        _confirm(name, raw, path)
+    return _checked_splits(raw, reading, dataset_id)
 
 
-def _existing_path(text: str) -> Path:
-    """Return the path, which exists and can be read."""
-    path = Path(text).expanduser()
+def _refuse_two_meanings(name: str) -> None:
+    """Refuse the name of a set that is also a path here."""
+    if Path(name).exists():
+        remedy = f"give ./{name} for the path"
+        remedy += "" if name == EMBEDDED else f", or {name}:{name} if it should be that set"
+        raise DataError("a set's name, and also a path here", name, f"{remedy}, or rename the path")
+
+
+def _printable(text: str) -> str:
+    """Return a text with escapes in place of line ends, controls and bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _read_arrays(path: Path, reading: Reading) -> RawSplits | None:
+    """Read a file of images or a folder of such files; None for a folder of pictures."""
+    if idx := _one_of_several(path):
+        return read_idx_set(idx, path)
+    _require_path(path)
+    if not path.is_dir():
+        return _read_file(path, reading)
+    if sets := idx_sets(path):
+        idx = only_set(sets, path)
+        return _others_named(read_idx_set(idx, path), path, list(idx.values()))
+    if any(batches := batch_files(path)):
+        return _others_named(read_batches(batches, path), path, [*batches[0], *batches[1]])
+    return None
+
+
+def _confirm(name: str, raw: RawSplits, path: Path) -> None:
+    confirm(name, raw.train.pixels, raw.test.pixels if raw.test else None, path)
+
+
+def _require_path(path: Path) -> None:
+    """Refuse a path that is neither a file nor a folder, or cannot be read."""
     try:
-        if not text or not path.exists():
-            raise _missing_path(text, path)
+        if not path.exists():
+            raise _missing_path(path)
         if path.is_dir():
             next(path.iterdir(), None)
         elif not path.is_file():
             raise DataError("neither a file nor a folder", path, "give one of these")
     except OSError as error:
         raise unreadable(path, error) from error
-    return path
 
 
-def _missing_path(spec: str, path: Path) -> DataError:
+def _missing_path(path: Path) -> DataError:
     """Return the error for a path that does not exist: perhaps a misspelt set or file."""
-    if near := difflib.get_close_matches(spec.lower(), names(), n=1):
-        return DataError("no such data set or path", spec, f"did you mean {near[0]}?")
+    if near := difflib.get_close_matches(str(path).lower(), names(), n=1):
+        return DataError("no such data set or path", path, f"did you mean {near[0]}?")
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     if near := difflib.get_close_matches(path.name, siblings, n=1):
         return DataError("no such path", path, f"did you mean {path.parent / near[0]}?")
@@ -128,7 +163,7 @@ def _others_named(raw: RawSplits, folder: Path, used: list[Path]) -> RawSplits:
     return with_line(raw, count_line(names, "not used", folder)) if names else raw
 
 
-def _read_file(path: Path, transparency: str) -> RawSplits:
+def _read_file(path: Path, reading: Reading) -> RawSplits:
     try:
         head = sniff(path)
     except OSError as error:
@@ -143,30 +178,45 @@ def _read_file(path: Path, transparency: str) -> RawSplits:
     if is_idx(path):
         return read_idx_set({("train", "images"): path}, path.parent)
     if kind or has_image_ending(path):
-        return RawSplits(RawSplit(read_image(path, parse_transparency(transparency))[None], None))
+        image = read_image(path, parse_transparency(reading.transparency))
+        return RawSplits(RawSplit(image[None], None))
     remedy = "give an image, an .npz, .npy or idx file, a CIFAR batch, or a folder of images"
     raise DataError("not a file of images that is known here", path, remedy)
 
 
-def _checked_splits(raw: RawSplits, dataset_id: str) -> Splits:
-    """Check the splits; the content of a published set gets the set's name."""
-    train, test, validation = raw
-    if validation is not None:
-        line = f"{len(validation.pixels):,} validation images: not used"
-        train = train._replace(skipped=(*train.skipped, line))
+def _checked_splits(raw: RawSplits, reading: Reading, dataset_id: str) -> Splits:
+    """Change arrays as `reading` says, then check and name them."""
+
+    def changed(split: RawSplit) -> RawSplit:
+        return split._replace(pixels=reading.apply_to_all(split.pixels, dataset_id))
+
+    new = RawSplits(changed(raw.train), *(each and changed(each) for each in raw[1:]))
+    same = new.train.pixels is raw.train.pixels  # all have one shape, or are refused
+    return _named(new, "" if same else reading.changes, dataset_id)
+
+
+def _named(raw: RawSplits, changes: str, dataset_id: str) -> Splits:
+    """Check the splits; the content of a published set has the set's name, and no other content."""
+    known = SETS.get(dataset_id.removeprefix("hub:"))
+    if changes:
+        dataset_id = f"{dataset_id} ({changes})"
     if dataset_id not in SETS:
-        dataset_id = identify(train.pixels, test.pixels if test else None) or dataset_id
+        test = raw.test.pixels if raw.test else None
+        dataset_id = identify(raw.train.pixels, test) or dataset_id
+        known = SETS.get(dataset_id, known)
 
     def images(split: RawSplit) -> Images:
         pixels, labels, classes, skipped = split
-        if labels is not None and not classes and dataset_id in SETS:
-            classes = SETS[dataset_id].classes
+        if labels is not None and not classes and known is not None:
+            classes = known.classes
         return make_images(pixels, labels, dataset_id=dataset_id, classes=classes, skipped=skipped)
 
-    return Splits(images(train), images(test) if test else None)
+    train, test, validation = (each and images(each) for each in raw)
+    assert train is not None
+    return Splits(train, test, validation)
 
 
-def _embedded_set() -> Splits:
+def _embedded_set() -> RawSplits:
     """The set inside the package, which `tools/make_fashion_mini.py` makes."""
     source = resources.files("mixerflow.data").joinpath("fashion_mini.npz")
     with source.open("rb") as file, np.load(file, allow_pickle=False) as packed:
@@ -174,8 +224,7 @@ def _embedded_set() -> Splits:
         pixels = np.frombuffer(lzma.decompress(packed["pixels_xz"].tobytes()), np.uint8)
         labels, train = packed["labels"].astype(np.int64), int(packed["train"])
     pixels, classes = pixels.reshape(shape), SETS["fashion-mnist"].classes
-    raw = RawSplits(
+    return RawSplits(
         RawSplit(pixels[:train], labels[:train], classes),
         RawSplit(pixels[train:], labels[train:], classes),
     )
-    return _checked_splits(raw, EMBEDDED)

@@ -23,9 +23,11 @@ from mixerflow.version import __version__
 
 _FREE = (
     *("evaluate_every", "save_every", "evaluate_images", "keep", "tensorboard", "give_up_after"),
-    *("memory", "parallel", "graph"),
+    *("memory", "parallel", "graph", "validation"),
 )
 """Training settings that may change when a run resumes: the weights do not depend on them.
+
+Which images train and validate, their hashes say.
 
 Rounding does, under "invert", graphs and another number of processes.
 """
@@ -122,6 +124,7 @@ def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder:
         mine, theirs = read(metadata[part]), read(theirs_all.get(part))
         for key in sorted(mine.keys() | theirs.keys()):
             free = part == "train" and key.removeprefix("train.") in _FREE
+            free |= key == "data.skipped"  # the hashes tell what was used
             if free or mine.get(key) == theirs.get(key):
                 continue
             what = f"another run is here: its {key} is {theirs.get(key)}, not {mine.get(key)}"

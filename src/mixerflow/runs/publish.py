@@ -179,7 +179,9 @@ def _write(to: Path, card: dict[str, Any], data: bytes) -> None:
         to.mkdir(parents=True, exist_ok=True)
         sweep(to)
         write_atomically(to / MODEL, data)
-        write_atomically(to / "card.md", _card_text(to.name, card).encode())
+        write_atomically(
+            to / "card.md", _card_text(to.name, card).encode("utf-8", "backslashreplace")
+        )
         write_atomically(to / CARD, seal(card))
 
 

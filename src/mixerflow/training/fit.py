@@ -86,7 +86,8 @@ def train(
         labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
         objective: the loss, a function of flow, images and labels, or a module that learns too:
             docs/objectives.md; None is `mixerflow.training.likelihood`.
-        validation: validation images; without them 4 % of `images` are held out.
+        validation: validation images, which have the classes of `images` where these are named;
+            without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
         config: settings.
         begin: a run folder or published weights to begin from: averaged weights of the same model,
@@ -101,7 +102,8 @@ def train(
         quiet: show no progress.
 
     Raises:
-        ConfigError: settings that do not fit, or a folder that holds another run.
+        ConfigError: settings or images that do not fit, or a folder that holds another run.
+        DataError: validation images of other classes.
         CheckpointError: the folder's checkpoint is damaged.
         ResourceError: the folder is in use or cannot be written, or another process was lost.
         NonFiniteError: training reached NaN or infinity and did not recover.
@@ -114,10 +116,15 @@ def train(
     _check_fit(flow, given)
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
+    else:
+        validation = validation.with_classes(given.classes)
+        _check_fit(flow, validation, "validation images of ")
     with joined() as processes, ExitStack() as held:
         folder = RunFolder(Path(out)) if out is not None and processes.main else None
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
         existing = processes.from_main(processes.on_main(lambda: folder and existing_run(folder)))
+        if existing is not None:
+            given, validation = _as_before(existing, given), _as_before(existing, validation)
         if existing is None:
             origin, stage = _begin(flow, begin, config)
         else:
@@ -230,6 +237,12 @@ def _known_origin(
     return origin
 
 
+def _as_before(existing: dict[str, Any], images: Images) -> Images:
+    """Number the same classes as the run that resumes has them: their order was once another."""
+    classes = tuple(existing["data"]["classes"])
+    return images.with_classes(classes) if set(classes) == set(images.classes) else images
+
+
 def _placed(config: TrainConfig, origin: dict[str, Any] | None) -> TrainConfig:
     """Return the settings with the place in the schedule that a shallower run left off at."""
     if origin is None or "schedule_start" not in origin:
@@ -238,11 +251,11 @@ def _placed(config: TrainConfig, origin: dict[str, Any] | None) -> TrainConfig:
     return replace(config, schedule_start=start, schedule_steps=steps)
 
 
-def _check_fit(flow: Flow, images: Images) -> None:
+def _check_fit(flow: Flow, images: Images, kind: str = "") -> None:
     """Raise a ConfigError unless the images fit the flow."""
     if flow.inference:
         raise ConfigError("an inference copy cannot train", "flow.fused()", "train the flow itself")
-    where = images.dataset_id
+    where = kind + images.dataset_id
     if images.shape != flow.shape:
         what = f"the flow takes images {flow.shape}, these are {images.shape}"
         raise ConfigError(what, where, "build the flow for their shape")
@@ -255,6 +268,8 @@ def _check_fit(flow: Flow, images: Images) -> None:
     if theirs > mine > 0 and images.pixels.max() >= mine:  # only then is every pixel worth a look
         what = f"the flow takes values 0 to {mine - 1}, these reach {images.pixels.max()}"
         raise ConfigError(what, where, "build the flow with their levels")
+    if kind and flow.context_net is not None and images.labels is None:
+        raise ConfigError("no labels for the classes", where, "give their labels too")
     if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
         classes, most = flow.context_net.num_embeddings, int(images.labels.max())
         if most >= classes or images.labels.min() < 0:

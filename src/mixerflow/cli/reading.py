@@ -1,0 +1,99 @@
+"""The flags that say how images are read, and the lines that say what was read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from mixerflow.data import Reading, Splits, load
+from mixerflow.errors import ConfigError, DataError
+from mixerflow.registry import restore
+
+_SHOWN = 5  # names of classes in a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingFlags:
+    """How images are read: as the run does where a flag is absent, and in a new run unchanged."""
+
+    transparency: str | None = None
+    """Transparent images: refuse, or the colour to put them on, such as '#ffffff'."""
+    on_bad_image: Literal["stop", "skip"] | None = None
+    """A bad image file: stop, or skip and list it."""
+    crop: str | None = None
+    """Centred part of each image to keep: 148x148 (width, height) for pixels, 1:1 for the largest
+    of a ratio, or none."""
+    resize: str | None = None
+    """Width and height to scale images down to, after the crop: 64x64, 64, or none."""
+    filter: Literal["box", "bilinear", "hamming", "bicubic", "lanczos"] | None = None
+    """Filter of --resize, antialiased; lanczos unless given."""
+    grey: bool | None = None
+    """Turn colour to grey, ITU-R 601-2 luma; --no-grey undoes it."""
+
+    def reading(self, source: dict[str, Any] | None) -> Reading:
+        """Return the flags' settings, and for absent ones those of a run's source.
+
+        Args:
+            source: the entry "source" of ``run.json``; None for a new run.
+
+        Raises:
+            ConfigError: a setting that cannot be, or a filter without a size.
+        """
+        stored = {key: value for key, value in (source or {}).items() if key != "data"}
+        own = restore(Reading, stored)
+        names = [field.name for field in fields(Reading)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        reading = replace(own, **given)
+        if self.filter not in (None, own.filter) and reading.resize == "none":
+            raise ConfigError("a filter and nothing to scale", "--filter", "give --resize too")
+        return reading
+
+
+def load_run_data(metadata: dict[str, Any], data: str | None, flags: ReadingFlags) -> Splits:
+    """Load images as the run of this ``run.json`` did, unless the flags differ.
+
+    Raises:
+        ConfigError: neither `data` nor ``run.json`` names images.
+        DataError: the images cannot be found, read or used, or are of another shape.
+    """
+    source = metadata.get("source") or {}
+    spec = source.get("data") if data is None else data
+    if spec is None:
+        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    splits = load(spec, reading=flags.reading(source))
+    announce(splits)
+    shape = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
+    if splits.train.shape != shape:
+        what = f"images are {splits.train.shape}, the run's are {shape}"
+        remedy = "give images of that shape; --crop, --resize and --grey change it"
+        raise DataError(what, splits.train.dataset_id, remedy)
+    return splits
+
+
+def announce(splits: Splits, validation: str = "") -> None:
+    """Say on stderr, once for all processes, what was read and what was not."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for images in splits.parts().values():
+        for line in images.skipped:
+            _say(f"skipped {line}")
+    counts = [f"{len(images):,} {name}" for name, images in splits.parts().items()]
+    plural = "" if len(splits.train) == len(counts) == 1 else "s"
+    line = f"{splits.train.dataset_id}: {', '.join(counts)} image{plural}; {_classes(splits)}"
+    _say(line + (f"; validation on {validation}" if validation else ""))
+
+
+def _classes(splits: Splits) -> str:
+    names, labels = splits.train.classes, splits.train.labels
+    if labels is None:
+        return "no classes"
+    if not names:
+        return f"labels {labels.min()} to {labels.max()}, without names"
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"{len(names)} classes: {', '.join(names[:_SHOWN])}{more}"
+
+
+def _say(line: str) -> None:
+    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
