@@ -28,7 +28,7 @@ _CLASSES: dict[str, type] = {}
 """Registered classes by their own names, which files use."""
 _WORDS: dict[type, str] = {}
 """The command line's words for registered classes."""
-_ARGUMENTS = "_made_with"
+ARGUMENTS = "_made_with"
 """Attribute that keeps the constructor arguments of a module."""
 
 
@@ -62,7 +62,7 @@ def _register(kind: type[T], word: str) -> type[T]:
 
         @functools.wraps(init)
         def wrapped(self: Any, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-            self.__dict__.setdefault(_ARGUMENTS, (args, settings))  # the outermost class is first
+            self.__dict__.setdefault(ARGUMENTS, (args, settings))  # the outermost class is first
             init(self, *args, **settings)
 
         kind.__init__ = wrapped
@@ -72,7 +72,7 @@ def _register(kind: type[T], word: str) -> type[T]:
 def forget_arguments(module: nn.Module) -> None:
     """Delete the recorded arguments of a copy, and with them the parts that it was made of."""
     for part in module.modules():
-        part.__dict__.pop(_ARGUMENTS, None)
+        part.__dict__.pop(ARGUMENTS, None)
 
 
 def word_of(kind: type) -> str:
@@ -120,10 +120,10 @@ def describe(thing: object) -> Any:  # noqa: ANN401
 
 def _arguments(module: object) -> dict[str, Any]:
     """Return a module's constructor arguments by name; generators cannot be reused."""
-    if _ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
+    if ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
         name = type(module).__name__
         raise Unregistered(f"this {name} was made before {name} was registered: make it after")
-    args, settings = module.__dict__.get(_ARGUMENTS, ((), {}))
+    args, settings = module.__dict__.get(ARGUMENTS, ((), {}))
     bound = inspect.signature(type(module)).bind(*args, **settings)
     return {k: v for k, v in bound.arguments.items() if not isinstance(v, torch.Generator)}
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,11 +24,14 @@ from mixerflow.core.transform import (
     PlacedLayer,
     Shape,
     Transform,
-    evaluating,
     floating,
     number_streams,
 )
+from mixerflow.core.views import evaluating
 from mixerflow.registry import register
+
+_drawn: ContextVar[dict[int, Noise | None]] = ContextVar("drawn_noise", default={})
+"""Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
 
 
 class Encoded(NamedTuple):
@@ -75,8 +79,6 @@ class Flow(nn.Module):
     spec: dict[str, Any] | None = None
     memory: Memory = "store"
     inference: bool = False
-    _noise: Noise | None = None
-    """Noise of a `forward` that is given none; see `drawing`."""
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class Flow(nn.Module):
         if self.levels is None or x.is_floating_point():
             x = x.to(self.dtype)
         context = self._embed(context, x.shape[0])
-        noise = self._noise if noise is None else noise
+        noise = _drawn.get().get(id(self)) if noise is None else noise
         if self.memory == "store":
             z, log_det = self.transform(x, context, noise)
         else:
@@ -179,12 +181,15 @@ class Flow(nn.Module):
 
     @contextmanager
     def drawing(self, noise: Noise | None) -> Iterator[None]:
-        """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none."""
-        before, self._noise = self._noise, noise
+        """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none.
+
+        It is for this thread only.
+        """
+        before = _drawn.set(_drawn.get() | {id(self): noise})
         try:
             yield
         finally:
-            self._noise = before
+            _drawn.reset(before)
 
     def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
@@ -209,12 +214,12 @@ class Flow(nn.Module):
             raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
         images, context = as_tensor(x), None if context is None else as_tensor(context)
         log_probs = []
-        with evaluating(self):
+        with evaluating(self) as flow:
             for start in range(0, max(len(images), 1), batch):
                 part = slice(start, start + batch)
                 given = None if context is None else context[part]
                 drawn = Noise.of(0, images[part]) if noise is None else noise[part]
-                log_probs.append(self.log_prob(images[part].to(self.device), given, drawn))
+                log_probs.append(flow.log_prob(images[part].to(self.device), given, drawn))
         return -torch.cat(log_probs) / (self.dims * math.log(2))
 
     @torch.no_grad()
@@ -224,14 +229,14 @@ class Flow(nn.Module):
         Uniform noise is 1/2, the centre of a pixel's bin; learned and added noise is what its
         transform makes of 0.
         """
-        with evaluating(self):
-            return self(x, context, Centre()).z
+        with evaluating(self) as flow:
+            return flow(x, context, Centre()).z
 
     @torch.no_grad()
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
         """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels."""
-        with evaluating(self):
-            return self._to_images(self._inverse(z, self._embed(context, z.shape[0])))
+        with evaluating(self) as flow:
+            return flow._to_images(flow._inverse(z, flow._embed(context, z.shape[0])))
 
     def sample(
         self,
@@ -266,12 +271,12 @@ class Flow(nn.Module):
             context = torch.as_tensor(context, device=self.device)
             context = context.expand(n) if context.dim() == 0 else context
         images, clamped = [], 0
-        with evaluating(self):
-            given = self._embed(context, n)
-            z = self.base.sample(like, generator, given) * temperature
+        with evaluating(self) as flow:
+            given = flow._embed(context, n)
+            z = flow.base.sample(like, generator, given) * temperature
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
-                x = self._inverse(z[part], None if given is None else given[part])
+                x = flow._inverse(z[part], None if given is None else given[part])
                 if self.levels is not None:
                     clamped += int((~((x >= 0) & (x < self.levels))).sum())
                 images.append(self._to_images(x))
