@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise, as_tensor
+from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
 from mixerflow.core.transform import (
     Context,
     Density,
@@ -32,21 +33,6 @@ from mixerflow.registry import register
 
 _drawn: ContextVar[dict[int, Noise | None]] = ContextVar("drawn_noise", default={})
 """Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
-
-
-class Encoded(NamedTuple):
-    """A flow's output for a batch: latents ``(B, D)``; log-probability and log-det ``(B,)``."""
-
-    z: Tensor
-    log_prob: Tensor
-    log_det: Tensor
-
-
-class Samples(NamedTuple):
-    """Drawn images ``(n, *shape)`` and the number of their values that were clamped."""
-
-    images: Tensor
-    clamped: int
 
 
 @register
@@ -232,11 +218,18 @@ class Flow(nn.Module):
         with evaluating(self) as flow:
             return flow(x, context, Centre()).z
 
-    @torch.no_grad()
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
-        """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels."""
+        """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels.
+
+        A `NonFiniteWarning` says which images have values that are not finite.
+        """
+        return self.decode_samples(z, context).warned()
+
+    @torch.no_grad()
+    def decode_samples(self, z: Tensor, context: Context = None) -> Samples:
+        """Decode as `decode` does; return what was clamped, and what is not finite, too."""
         with evaluating(self) as flow:
-            return flow._to_images(flow._inverse(z, flow._embed(context, z.shape[0])))
+            return samples_of(flow._inverse(z, flow._embed(context, z.shape[0])), self.levels)
 
     def sample(
         self,
@@ -249,9 +242,10 @@ class Flow(nn.Module):
         """Draw `n` images ``(n, *shape)``.
 
         `context` is as in `forward`, or one entry for all images. `temperature` scales the latents;
-        below 1 it gives likelier, less varied images. `generator` is that of the base's draws.
+        below 1 it gives likelier, less varied images. `generator` is that of the base's draws. A
+        `NonFiniteWarning` says which images have values that are not finite.
         """
-        return self.draw(n, context, temperature=temperature, generator=generator).images
+        return self.draw(n, context, temperature=temperature, generator=generator).warned()
 
     @torch.no_grad()
     def draw(
@@ -263,24 +257,22 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
         batch: int = 256,
     ) -> Samples:
-        """Draw images as `sample` does, `batch` at a time, and count the clamped values."""
+        """Draw images as `sample` does, `batch` at a time; say what was clamped or not finite."""
         if n < 0 or not 0 <= temperature < math.inf:
             raise ValueError(f"draw: n={n} and temperature={temperature} must be 0 or more, finite")
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
         if context is not None:
             context = torch.as_tensor(context, device=self.device)
             context = context.expand(n) if context.dim() == 0 else context
-        images, clamped = [], 0
+        drawn = []
         with evaluating(self) as flow:
             given = flow._embed(context, n)
             z = flow.base.sample(like, generator, given) * temperature
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
                 x = flow._inverse(z[part], None if given is None else given[part])
-                if self.levels is not None:
-                    clamped += int((~((x >= 0) & (x < self.levels))).sum())
-                images.append(self._to_images(x))
-        return Samples(torch.cat(images), clamped)
+                drawn.append(samples_of(x, self.levels))
+        return joined(drawn)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -321,9 +313,3 @@ class Flow(nn.Module):
         if z.dim() != 2 or z.shape[1] != size:
             raise ValueError(f"this flow takes latents (B, {size}); got {tuple(z.shape)}")
         return self.transform.inverse(z.to(self.dtype).unflatten(1, self.latent_shape), context)[0]
-
-    def _to_images(self, x: Tensor) -> Tensor:
-        if self.levels is None:
-            return x
-        dtype = torch.uint8 if self.levels <= 256 else torch.int32
-        return x.nan_to_num(0.0).clamp(0, self.levels - 1).to(dtype)
