@@ -37,7 +37,7 @@ class RationalQuadratic(Elementwise):
     Reference: Durkan et al., Neural spline flows (2019), arXiv:1906.04032.
 
     Departs from the paper:
-        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0, of a raw up to 10^4. The inverse's quadratic
+        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0, and at most 10^4. The inverse's quadratic
         equation is solved by sums of positive terms only: nothing cancels, and its discriminant
         cannot become negative.
     """
@@ -66,8 +66,8 @@ class RationalQuadratic(Elementwise):
         # measured from the middle: the interval's halves are equally exact
         least = torch.arange(1, k, dtype=raw.dtype, device=raw.device) * _FLOOR - 0.5
         places = (least.view(-1, *[1] * len(shape)) + (1 - k * _FLOOR) * share) * (2 * self.tail)
-        steep = raw[2 * k :].clamp(max=_STEEPEST)
-        slope = _FLOOR + (1 - _FLOOR) * nn.functional.softplus(steep, beta=math.log(2))
+        slope = _FLOOR + (1 - _FLOOR) * nn.functional.softplus(raw[2 * k :], beta=math.log(2))
+        slope = slope.clamp(max=_STEEPEST)
         inner = torch.cat([places, slope[None]])
         one = torch.ones_like(inner[:, :1])
         ends = torch.stack([-self.tail * one[:2], self.tail * one[:2]])
