@@ -17,7 +17,8 @@ from mixerflow.core.bases import (
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
 from mixerflow.core.flow import Flow
 from mixerflow.core.memory import Memory, refuse_sharded
-from mixerflow.core.noise import Centre, Noise, as_tensor
+from mixerflow.core.inputs import as_tensor, class_numbers
+from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
@@ -33,6 +34,6 @@ __all__ = [
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
-    "constant", "evaluating", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
+    "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "widen",
 ]

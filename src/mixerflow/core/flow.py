@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
-from mixerflow.core.noise import Centre, Noise, as_tensor
+from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
+from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
 from mixerflow.core.transform import (
     Context,
@@ -145,16 +146,12 @@ class Flow(nn.Module):
         from the noise that `drawing` set, else from torch's generator.
 
         Raises:
-            ValueError: images of another shape or range, context missing or not wanted.
+            ValueError: images of another shape or range, context missing or not wanted, labels
+                that are no classes.
+            TypeError: what is no array of real numbers; a flow of half precision.
             ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
-        if tuple(x.shape[1:]) != self.shape:
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
-        if self.levels is None or x.is_floating_point():
-            x = x.to(self.dtype)
+        x = self._images(x)
         context = self._embed(context, x.shape[0])
         noise = _drawn.get().get(id(self)) if noise is None else noise
         if self.memory == "store":
@@ -196,9 +193,11 @@ class Flow(nn.Module):
         `noise` an image gets the noise of its own pixels, ``Noise.of(0, x)``: equal images have
         equal scores, whatever other images are scored with them.
         """
-        if batch < 1:
+        if not batch >= 1:
             raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
         images, context = as_tensor(x), None if context is None else as_tensor(context)
+        if context is not None and (context.dim() == 0 or len(context) != len(images)):
+            raise ValueError(f"context {tuple(context.shape)} for {len(images)} images")
         log_probs = []
         with evaluating(self) as flow:
             for start in range(0, max(len(images), 1), batch):
@@ -229,7 +228,8 @@ class Flow(nn.Module):
     def decode_samples(self, z: Tensor, context: Context = None) -> Samples:
         """Decode as `decode` does; return what was clamped, and what is not finite, too."""
         with evaluating(self) as flow:
-            return samples_of(flow._inverse(z, flow._embed(context, z.shape[0])), self.levels)
+            z = latents_of(z, self.latent_shape)
+            return samples_of(flow._inverse(z, flow._embed(context, len(z))), self.levels)
 
     def sample(
         self,
@@ -258,11 +258,13 @@ class Flow(nn.Module):
         batch: int = 256,
     ) -> Samples:
         """Draw images as `sample` does, `batch` at a time; say what was clamped or not finite."""
-        if n < 0 or not 0 <= temperature < math.inf:
-            raise ValueError(f"draw: n={n} and temperature={temperature} must be 0 or more, finite")
+        n = count_of(n, "draw")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"draw: temperature={temperature} must be 0 or more, finite")
+        require_wide(self.dtype)
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
         if context is not None:
-            context = torch.as_tensor(context, device=self.device)
+            context = as_tensor(context)
             context = context.expand(n) if context.dim() == 0 else context
         drawn = []
         with evaluating(self) as flow:
@@ -285,10 +287,20 @@ class Flow(nn.Module):
             raise RuntimeError("this flow is an inference copy: initialise before `fused`")
         if self.initialized:
             raise RuntimeError("this flow is initialised already: it would lose what it learned")
-        if self.levels is None or x.is_floating_point():
-            x = x.to(self.dtype)
+        x = self._images(x)
         self.transform.initialize(x, self._embed(context, len(x)))
         self.initialized.fill_(True)
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Images ``(B, *shape)`` on the flow's device, floats in its dtype; checks the shape."""
+        x = x if type(x) is Tensor else as_tensor(x)
+        require_wide(self.dtype)
+        if tuple(x.shape[1:]) != self.shape or x.is_complex():
+            wanted = ", ".join(map(str, self.shape))
+            got = f"{x.dtype} {tuple(x.shape)}" if x.is_complex() else tuple(x.shape)
+            raise ValueError(f"this flow takes images (B, {wanted}); got {got}")
+        wide = self.levels is None or x.is_floating_point()
+        return x.to(self.device, self.dtype if wide else x.dtype)
 
     def _embed(self, context: Context, batch: int) -> Context:
         """Context ``(B, K)`` for the transforms of the context that the user gave."""
@@ -298,18 +310,15 @@ class Flow(nn.Module):
             return None
         if context is None:
             raise ValueError("this flow is conditional: pass a context (class labels, say)")
-        if context.shape[0] != batch:
-            raise ValueError(f"context for {len(context)} images, a batch of {batch}")
+        context = context if type(context) is Tensor else as_tensor(context)
+        if context.dim() == 0 or context.shape[0] != batch:
+            given = len(context) if context.dim() else "one entry"
+            raise ValueError(f"context for {given} images, a batch of {batch}")
         if isinstance(self.context_net, nn.Embedding):
-            context = context.long()
-            classes = self.context_net.num_embeddings
-            readable = batch and not torch.compiler.is_compiling()
-            if readable and not (0 <= int(context.min()) and int(context.max()) < classes):
-                raise ValueError(f"labels must lie in 0..{classes - 1}; got {context.tolist()[:8]}")
+            context = class_numbers(context, self.context_net.num_embeddings)
         return self.context_net(context.to(self.device))
 
     def _inverse(self, z: Tensor, context: Context) -> Tensor:
-        size = math.prod(self.latent_shape)
-        if z.dim() != 2 or z.shape[1] != size:
-            raise ValueError(f"this flow takes latents (B, {size}); got {tuple(z.shape)}")
-        return self.transform.inverse(z.to(self.dtype).unflatten(1, self.latent_shape), context)[0]
+        require_wide(self.dtype)
+        z = z.to(self.device, self.dtype).unflatten(1, self.latent_shape)
+        return self.transform.inverse(z, context)[0]

@@ -134,7 +134,7 @@ def draw_pixels(
 
     A class-conditional flow draws its classes in turn unless `label` names one.
     """
-    generator = torch.Generator(flow.device).manual_seed(seed)
+    generator = torch.Generator(flow.device).manual_seed(int(seed))
     context: Tensor | int | None = label
     if label is None and isinstance(flow.context_net, torch.nn.Embedding):
         context = torch.arange(n) % flow.context_net.num_embeddings
