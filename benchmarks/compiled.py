@@ -109,8 +109,9 @@ def calls(
     for module in flow.modules():
         if hasattr(module, "keep"):
             module.keep = keep  # pyright: ignore[reportArgumentType]
-    before = switch._interpreted, launch.launch, weights.launch
-    switch._interpreted, launch.launch, weights.launch = True, record, record
+    before = launch.launch, weights.launch
+    launch.launch, weights.launch = record, record
+    interpreted = switch._interpreted.set(True)
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             if job == "train":
@@ -118,7 +119,8 @@ def calls(
             else:
                 flow.sample(1)
     finally:
-        switch._interpreted, launch.launch, weights.launch = before
+        switch._interpreted.reset(interpreted)
+        launch.launch, weights.launch = before
     return found
 
 

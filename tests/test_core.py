@@ -191,9 +191,11 @@ def test_draws_count_what_they_clamp():
     z = torch.tensor([[-0.5, 0.0, 3.99, 4.0], [1.5, 2.0, math.nan, math.inf]])
     flow = Flow(Dequantize(4), (4,), Fixed(z), levels=4)
     for batch in (1, 256):
-        images, clamped = flow.draw(2, batch=batch)
-        assert images.tolist() == [[0, 0, 3, 3], [1, 2, 0, 3]] and images.dtype == torch.uint8
-        assert clamped == 4  # -1, 4, nan and infinity
+        images, clamped, nonfinite = drawn = flow.draw(2, batch=batch)
+        assert images.tolist() == [[0, 0, 3, 3], [1, 2, 0, 0]] and images.dtype == torch.uint8
+        assert clamped == 2  # -1 and 4
+        assert nonfinite.nonzero().tolist() == [[1, 2], [1, 3]]
+        assert (drawn.nonfinite_values, drawn.nonfinite_images) == (2, 1)
     assert vectors(2).draw(3).clamped == 0
 
 

@@ -168,7 +168,8 @@ def test_the_sigmoid_only_shrinks():
     assert log_slope[0].item() == pytest.approx(-0.126928, abs=1e-6)
     torch.testing.assert_close(z, x / (1 + math.exp(-2)))
     raw = torch.tensor([[-900.0, 40.0]], dtype=DOUBLE).expand(2, 2)
-    assert SigmoidAffine().forward(x[:2], raw)[1][0].item() == pytest.approx(-898.0)
+    least = math.log(1e-3)  # the inverse divides by the scale
+    assert SigmoidAffine().forward(x[:2], raw)[1][0].item() == pytest.approx(least)
     assert SigmoidAffine().forward(x[:2], raw)[1][1].item() == pytest.approx(0.0, abs=1e-15)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixerflow.errors import ConfigError
 from mixerflow.processes import SINGLE, Processes
 
 Saved = Any
@@ -27,6 +28,18 @@ def shared_moments(rows: Tensor, processes: Processes) -> tuple[Tensor, Tensor, 
     mean = (counts * means).sum(0) / count
     variance = (counts * (variances + (means - mean).square())).sum(0) / count
     return mean, variance, count
+
+
+class TooFewRowsError(ConfigError, ValueError):
+    """A batch with which batch norm has no variance."""
+
+
+def require_rows(rows: int) -> None:
+    """Raise a TooFewRowsError unless there are two rows, which have a variance."""
+    if rows < 2:
+        what = f"batch norm needs more than 1 value a feature for their variance, and got {rows}"
+        remedy = "train on 2 or more images at a time, use norm rms or layer, or call eval()"
+        raise TooFewRowsError(what, "--train.batch", remedy)
 
 
 class RunningMoments(nn.BatchNorm1d):

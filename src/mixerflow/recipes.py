@@ -44,7 +44,14 @@ def build(model: str | Model, shape: Shape | None = None) -> Flow:
     """
     if isinstance(model, str):
         named = recipe(model)
+        axes = len(named.shape)
+        if hasattr(shape, "__len__") and len(shape) == axes - 1:  # pyright: ignore
+            what = f"{tuple(shape)} has {axes - 1} numbers, and images of {model} {axes}"
+            raise ConfigError(what, "shape", "give the channels too: (C, H, W)")
         return named.model.build(named.shape if shape is None else shape)
+    if not isinstance(model, Model):
+        what = f"{type(model).__name__} is no model"
+        raise ConfigError(what, "build", "give a recipe's name, or a model such as MixerFlow()")
     if shape is None:
         raise ConfigError("no shape", "build", "pass the images' shape (C, H, W)")
     return model.build(shape)

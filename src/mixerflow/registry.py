@@ -12,11 +12,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import operator
 import re
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +30,7 @@ _CLASSES: dict[str, type] = {}
 """Registered classes by their own names, which files use."""
 _WORDS: dict[type, str] = {}
 """The command line's words for registered classes."""
-_ARGUMENTS = "_made_with"
+ARGUMENTS = "_made_with"
 """Attribute that keeps the constructor arguments of a module."""
 
 
@@ -57,22 +59,64 @@ def _register(kind: type[T], word: str) -> type[T]:
     if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
         raise ValueError(f"register: {other.__module__}.{name} has that name: choose another")
     _CLASSES[name], _WORDS[kind] = kind, word
-    if not dataclasses.is_dataclass(kind) and "__init__" in kind.__dict__:
-        init = kind.__init__
+    if "__init__" in kind.__dict__:
+        init, is_module = kind.__init__, not dataclasses.is_dataclass(kind)
+        signature = inspect.signature(init)
 
         @functools.wraps(init)
         def wrapped(self: Any, *args: Any, **settings: Any) -> None:  # noqa: ANN401
-            self.__dict__.setdefault(_ARGUMENTS, (args, settings))  # the outermost class is first
+            args, settings = plain(args), {name: plain(value) for name, value in settings.items()}
+            if is_module:
+                self.__dict__.setdefault(ARGUMENTS, (args, settings))  # the outermost class's
+            elif type(self) is kind:
+                _check_numbers(kind, signature.bind(self, *args, **settings).arguments)
             init(self, *args, **settings)
 
         kind.__init__ = wrapped
     return kind
 
 
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """Return `value` with Python's own numbers for numpy's, and for arrays without axes.
+
+    Tuples and lists are searched; what has nothing to replace is returned itself.
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and type(value) is torch.Tensor:
+        return value.item() if value.device.type != "meta" else value
+    if type(value) in (tuple, list):
+        made = [plain(each) for each in value]
+        return value if all(map(operator.is_, made, value)) else type(value)(made)
+    return value
+
+
+_NUMBERS = {
+    "int": (int, "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
+
+
+def _check_numbers(made: type, settings: dict[str, Any]) -> None:
+    """Raise a ConfigError for a setting of a number's type that is something else."""
+    for field in dataclasses.fields(made):
+        kinds = str(getattr(field.type, "__name__", field.type)).split(" | ")
+        if kinds[0] not in _NUMBERS or set(kinds[1:]) - {"None"} or field.name not in settings:
+            continue
+        given = settings[field.name]
+        if given is None and "None" in kinds:
+            continue
+        kind, wanted = _NUMBERS[kinds[0]]
+        if not isinstance(given, kind) or (kinds[0] != "bool" and isinstance(given, bool)):
+            what = f"{made.__name__}: {field.name} cannot be {given!r}"
+            raise ConfigError(what, field.name, f"give {wanted}")
+
+
 def forget_arguments(module: nn.Module) -> None:
     """Delete the recorded arguments of a copy, and with them the parts that it was made of."""
     for part in module.modules():
-        part.__dict__.pop(_ARGUMENTS, None)
+        part.__dict__.pop(ARGUMENTS, None)
 
 
 def word_of(kind: type) -> str:
@@ -99,6 +143,7 @@ def describe(thing: object) -> Any:  # noqa: ANN401
 
     A part that is of no registered class and is no setting raises Unregistered, which names it.
     """
+    thing = plain(thing)
     if thing is None or isinstance(thing, (bool, int, float, str)):
         return thing
     if isinstance(thing, (tuple, list, range)):
@@ -120,10 +165,10 @@ def describe(thing: object) -> Any:  # noqa: ANN401
 
 def _arguments(module: object) -> dict[str, Any]:
     """Return a module's constructor arguments by name; generators cannot be reused."""
-    if _ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
+    if ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
         name = type(module).__name__
         raise Unregistered(f"this {name} was made before {name} was registered: make it after")
-    args, settings = module.__dict__.get(_ARGUMENTS, ((), {}))
+    args, settings = module.__dict__.get(ARGUMENTS, ((), {}))
     bound = inspect.signature(type(module)).bind(*args, **settings)
     return {k: v for k, v in bound.arguments.items() if not isinstance(v, torch.Generator)}
 
@@ -154,7 +199,7 @@ def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
     args = [each for key in listed for each in settings.pop(key, ())]
     try:
         return kind(*args, **settings)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ConfigError) as error:
         what = f"settings that {name} does not take ({error})"
         raise CheckpointError(what, where, "use the mixerflow that wrote it") from error
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from mixerflow import page, pictures
-from mixerflow.core import Flow, as_tensor
+from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
 from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of, to_pixels
 from mixerflow.runs import RunFolder, labels_of, load
@@ -44,8 +44,9 @@ def write_report(run: Path, images: Images) -> Path:
         page.note(f"Validation uses the moving average of the weights{_validated(records)}."),
     ]
     for temperature in (0.7, 1.0) if len(flow.shape) == 3 else ():
-        samples = draw_pixels(flow, 64, seed=1, temperature=temperature)[0]
-        body += [page.heading(f"Samples at temperature {temperature:g}"), _grid(samples)]
+        drawn = draw_pixels(flow, 64, seed=1, temperature=temperature)
+        heading = page.heading(f"Samples at temperature {temperature:g}")
+        body += [heading, _grid(drawn.pixels), page.note(f"{drawn}.")]
     body += _reconstructions(flow, scored)
     body += _extremes("Fewest bits/dim", scored, figure, order[:_EXTREMES])
     body += _extremes("Most bits/dim", scored, figure, order[::-1][:_EXTREMES])
@@ -109,15 +110,18 @@ def _reconstructions(flow: Flow, images: Images) -> list[str]:
         context = torch.from_numpy(images.labels)
     x = as_tensor(images.pixels)
     z = flow.encode(x, context)
-    decoded = flow.decode(z, context)
-    shrunk = flow.decode(0.7 * z, context)
-    wrong = int((decoded.to(torch.int64) != x.to(torch.int64)).sum())
-    rows = np.concatenate([images.pixels, to_pixels(flow, decoded), to_pixels(flow, shrunk)])
+    decoded = flow.decode_samples(z, context)
+    shrunk = flow.decode_samples(0.7 * z, context)
+    wrong = int((decoded.images.to(torch.int64) != x.to(torch.int64)).sum())
+    parts = [Samples(x, 0, torch.zeros_like(x, dtype=torch.bool)), decoded, shrunk]
+    shown, nonfinite = (torch.cat([part[k].cpu() for part in parts]) for k in (0, 2))
+    count = int(nonfinite.sum())
     note = (
         f"From above: images; decoded from their latents ({wrong} of {x.numel():,} values differ); "
         "decoded from 0.7 times their latents."
+        + (f" {count} values are not finite, shown in magenta." if count else "")
     )
-    picture = _grid(rows, columns=len(images))
+    picture = _grid(to_pixels(flow, Samples(shown, 0, nonfinite)), columns=len(images))
     return [page.heading("Reconstructions"), picture, page.note(note)]
 
 

@@ -43,7 +43,7 @@ class _SampleArguments(WeightsArguments):
 
 
 def sample(arguments: list[str]) -> int:
-    """Draw images, write them, and print the number of clamped values."""
+    """Draw images, write them, and print how many values are clamped or not finite."""
     given = parse(_SampleArguments, arguments, prog="mixerflow sample")
     _check(given)
     flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
@@ -53,7 +53,7 @@ def sample(arguments: list[str]) -> int:
         classes = flow.context_net.num_embeddings
         if not 0 <= given.label < classes:
             raise ConfigError(f"{given.label}", "--label", f"give 0 to {classes - 1}")
-    pixels, clamped = draw_pixels(
+    drawn = draw_pixels(
         flow, given.number, seed=given.seed, temperature=given.temperature, label=given.label
     )
     label = "" if given.label is None else f"-label{given.label}"
@@ -62,16 +62,13 @@ def sample(arguments: list[str]) -> int:
     out = given.out or given.run / "samples" / name
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.grid(pixels, scale=given.scale), out)
+        pictures.save(pictures.grid(drawn.pixels, scale=given.scale), out)
     if given.files is not None:
         with writing(given.files):
             given.files.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(pixels):
+            for i, image in enumerate(drawn.pixels):
                 write_atomically(given.files / f"{i:05}.png", pictures.png_bytes(image))
-    share = 100 * clamped / pixels.size
-    print(
-        f"{given.number} images in {out}; {clamped} of {pixels.size} values clamped ({share:.2g} %)"
-    )
+    print(f"{given.number} images in {out}; {drawn}")
     return 0
 
 

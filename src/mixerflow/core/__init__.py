@@ -15,21 +15,25 @@ from mixerflow.core.bases import (
     Base, Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT,
 )
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
-from mixerflow.core.flow import Encoded, Flow, Samples
-from mixerflow.core.memory import Memory, refuse_sharded, uncounted
-from mixerflow.core.noise import Centre, Noise, as_tensor
+from mixerflow.core.flow import Flow
+from mixerflow.core.memory import Memory, refuse_sharded
+from mixerflow.core.inputs import as_tensor, class_numbers
+from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.outputs import Encoded, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, PlacedLayer, Runner, Shape,
-    Transform, constant, expect, floating, number_streams, submodules, total, widen,
+    Transform, constant, expect, floating, number_streams, total, widen,
 )
+from mixerflow.core.views import evaluating, submodules, uncounted
 
 __all__ = [
     "Along", "Base", "Cauchy", "Centre", "Chain", "Composite", "Context", "ConvergenceWarning",
     "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
-    "Layer", "Mapped", "Memory", "MultiScale", "Noise", "PlacedLayer", "Runner", "Samples",
+    "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
+    "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
-    "constant", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
+    "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "widen",
 ]

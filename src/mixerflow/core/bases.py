@@ -38,17 +38,31 @@ def _uniform(like: Tensor, generator: Generator | None) -> Tensor:
     return 1 - drawn
 
 
+def _log_sum(logs: Tensor) -> Tensor:
+    """``log sum_k exp(l_k)`` over the last axis, whose gradients add up to 1.
+
+    Those of `torch.logsumexp` do not where the l_k are so large that adding log K is lost: they are
+    then 1 for each of the K terms.
+    """
+    top = logs.detach().amax(-1, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)
+    return (logs - top).exp().sum(-1).log() + top.squeeze(-1)
+
+
 @register
 class StandardNormal(Base):
     """``N(0, I)``."""
 
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
-        return -0.5 * total(z.square() + math.log(2 * math.pi))
+        return -0.5 * total(z * z + math.log(2 * math.pi))  # `square` doubles z for its gradient
 
     def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
+_FAR = 1e9
+"""Beyond it the logarithm of a density is that of its tail to rounding, and squares may overflow.
+"""
 LEAST_DOF = 0.5
 """Draws with fewer degrees of freedom would exceed float32's range."""
 
@@ -95,7 +109,10 @@ class StudentT(Base):
             half = (dof + 1) / 2
             peak = torch.lgamma(half) - torch.lgamma(dof / 2) - 0.5 * (math.pi * dof).log()
             dof, half, peak = (t.to(z.dtype) for t in (dof, half, peak))
-        return total(peak - half * (z.square() / dof).log1p())
+        ratio = z.abs() / dof**0.5
+        # log(1 + r^2) is 2 log(r) for large r, whose square would overflow
+        near, far = ratio.clamp(max=_FAR), ratio.clamp(min=_FAR)
+        return total(peak - half * (near.square().log1p() + 2 * (far / _FAR).log()))
 
     def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
         # Box and Muller's radius with another tail: sqrt(dof (u^(-2 / dof) - 1)) cos(2 pi v)
@@ -133,8 +150,12 @@ class _Mixture(Base):
         z, mine = widen(z).unsqueeze(-1), (self.logits, self.means, self.log_scales)
         logits, means, log_scales = (t.to(z.dtype) for t in mine)
         peaks = logits.log_softmax(0) - log_scales - 0.5 * math.log(2 * math.pi)
-        log_densities = peaks - 0.5 * ((z - means) * (-log_scales).exp()).square()
-        return total(log_densities.logsumexp(-1))
+        near = z.clamp(-_FAR, _FAR)
+        log_densities = peaks - 0.5 * ((near - means) * (-log_scales).exp()).square()
+        # far out the widest component is all there is; a difference of squares has no NaN there
+        far = z.squeeze(-1).abs().clamp(min=_FAR)
+        tail = 0.5 * (far - _FAR) * (far + _FAR) * (-2 * log_scales.amax()).exp()
+        return total(_log_sum(log_densities) - tail)
 
     @torch.no_grad()
     def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:

@@ -6,7 +6,8 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.memory import Memory, refuse_sharded, through
-from mixerflow.core.noise import Centre, Noise, as_tensor
+from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
+from mixerflow.core.noise import Centre, Noise
+from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
 from mixerflow.core.transform import (
     Context,
     Density,
@@ -23,26 +26,14 @@ from mixerflow.core.transform import (
     PlacedLayer,
     Shape,
     Transform,
-    evaluating,
     floating,
     number_streams,
 )
+from mixerflow.core.views import evaluating
 from mixerflow.registry import register
 
-
-class Encoded(NamedTuple):
-    """A flow's output for a batch: latents ``(B, D)``; log-probability and log-det ``(B,)``."""
-
-    z: Tensor
-    log_prob: Tensor
-    log_det: Tensor
-
-
-class Samples(NamedTuple):
-    """Drawn images ``(n, *shape)`` and the number of their values that were clamped."""
-
-    images: Tensor
-    clamped: int
+_drawn: ContextVar[dict[int, Noise | None]] = ContextVar("drawn_noise", default={})
+"""Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
 
 
 @register
@@ -75,8 +66,6 @@ class Flow(nn.Module):
     spec: dict[str, Any] | None = None
     memory: Memory = "store"
     inference: bool = False
-    _noise: Noise | None = None
-    """Noise of a `forward` that is given none; see `drawing`."""
 
     def __init__(
         self,
@@ -157,18 +146,14 @@ class Flow(nn.Module):
         from the noise that `drawing` set, else from torch's generator.
 
         Raises:
-            ValueError: images of another shape or range, context missing or not wanted.
+            ValueError: images of another shape or range, context missing or not wanted, labels
+                that are no classes.
+            TypeError: what is no array of real numbers; a flow of half precision.
             ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"this flow takes a tensor of images; got {type(x).__name__}")
-        if tuple(x.shape[1:]) != self.shape:
-            wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"this flow takes images (B, {wanted}); got {tuple(x.shape)}")
-        if self.levels is None or x.is_floating_point():
-            x = x.to(self.dtype)
+        x = self._images(x)
         context = self._embed(context, x.shape[0])
-        noise = self._noise if noise is None else noise
+        noise = _drawn.get().get(id(self)) if noise is None else noise
         if self.memory == "store":
             z, log_det = self.transform(x, context, noise)
         else:
@@ -179,12 +164,15 @@ class Flow(nn.Module):
 
     @contextmanager
     def drawing(self, noise: Noise | None) -> Iterator[None]:
-        """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none."""
-        before, self._noise = self._noise, noise
+        """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none.
+
+        It is for this thread only.
+        """
+        before = _drawn.set(_drawn.get() | {id(self): noise})
         try:
             yield
         finally:
-            self._noise = before
+            _drawn.reset(before)
 
     def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
@@ -205,16 +193,18 @@ class Flow(nn.Module):
         `noise` an image gets the noise of its own pixels, ``Noise.of(0, x)``: equal images have
         equal scores, whatever other images are scored with them.
         """
-        if batch < 1:
+        if not batch >= 1:
             raise ValueError(f"bits_per_dim: batch must be at least 1; got {batch}")
         images, context = as_tensor(x), None if context is None else as_tensor(context)
+        if context is not None and (context.dim() == 0 or len(context) != len(images)):
+            raise ValueError(f"context {tuple(context.shape)} for {len(images)} images")
         log_probs = []
-        with evaluating(self):
+        with evaluating(self) as flow:
             for start in range(0, max(len(images), 1), batch):
                 part = slice(start, start + batch)
                 given = None if context is None else context[part]
                 drawn = Noise.of(0, images[part]) if noise is None else noise[part]
-                log_probs.append(self.log_prob(images[part].to(self.device), given, drawn))
+                log_probs.append(flow.log_prob(images[part].to(self.device), given, drawn))
         return -torch.cat(log_probs) / (self.dims * math.log(2))
 
     @torch.no_grad()
@@ -224,14 +214,22 @@ class Flow(nn.Module):
         Uniform noise is 1/2, the centre of a pixel's bin; learned and added noise is what its
         transform makes of 0.
         """
-        with evaluating(self):
-            return self(x, context, Centre()).z
+        with evaluating(self) as flow:
+            return flow(x, context, Centre()).z
+
+    def decode(self, z: Tensor, context: Context = None) -> Tensor:
+        """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels.
+
+        A `NonFiniteWarning` says which images have values that are not finite.
+        """
+        return self.decode_samples(z, context).warned()
 
     @torch.no_grad()
-    def decode(self, z: Tensor, context: Context = None) -> Tensor:
-        """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels."""
-        with evaluating(self):
-            return self._to_images(self._inverse(z, self._embed(context, z.shape[0])))
+    def decode_samples(self, z: Tensor, context: Context = None) -> Samples:
+        """Decode as `decode` does; return what was clamped, and what is not finite, too."""
+        with evaluating(self) as flow:
+            z = latents_of(z, self.latent_shape)
+            return samples_of(flow._inverse(z, flow._embed(context, len(z))), self.levels)
 
     def sample(
         self,
@@ -244,9 +242,10 @@ class Flow(nn.Module):
         """Draw `n` images ``(n, *shape)``.
 
         `context` is as in `forward`, or one entry for all images. `temperature` scales the latents;
-        below 1 it gives likelier, less varied images. `generator` is that of the base's draws.
+        below 1 it gives likelier, less varied images. `generator` is that of the base's draws. A
+        `NonFiniteWarning` says which images have values that are not finite.
         """
-        return self.draw(n, context, temperature=temperature, generator=generator).images
+        return self.draw(n, context, temperature=temperature, generator=generator).warned()
 
     @torch.no_grad()
     def draw(
@@ -258,24 +257,24 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
         batch: int = 256,
     ) -> Samples:
-        """Draw images as `sample` does, `batch` at a time, and count the clamped values."""
-        if n < 0 or not 0 <= temperature < math.inf:
-            raise ValueError(f"draw: n={n} and temperature={temperature} must be 0 or more, finite")
+        """Draw images as `sample` does, `batch` at a time; say what was clamped or not finite."""
+        n = count_of(n, "draw")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"draw: temperature={temperature} must be 0 or more, finite")
+        require_wide(self.dtype)
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
         if context is not None:
-            context = torch.as_tensor(context, device=self.device)
+            context = as_tensor(context)
             context = context.expand(n) if context.dim() == 0 else context
-        images, clamped = [], 0
-        with evaluating(self):
-            given = self._embed(context, n)
-            z = self.base.sample(like, generator, given) * temperature
+        drawn = []
+        with evaluating(self) as flow:
+            given = flow._embed(context, n)
+            z = flow.base.sample(like, generator, given) * temperature
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
-                x = self._inverse(z[part], None if given is None else given[part])
-                if self.levels is not None:
-                    clamped += int((~((x >= 0) & (x < self.levels))).sum())
-                images.append(self._to_images(x))
-        return Samples(torch.cat(images), clamped)
+                x = flow._inverse(z[part], None if given is None else given[part])
+                drawn.append(samples_of(x, self.levels))
+        return joined(drawn)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -288,10 +287,20 @@ class Flow(nn.Module):
             raise RuntimeError("this flow is an inference copy: initialise before `fused`")
         if self.initialized:
             raise RuntimeError("this flow is initialised already: it would lose what it learned")
-        if self.levels is None or x.is_floating_point():
-            x = x.to(self.dtype)
+        x = self._images(x)
         self.transform.initialize(x, self._embed(context, len(x)))
         self.initialized.fill_(True)
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Images ``(B, *shape)`` on the flow's device, floats in its dtype; checks the shape."""
+        x = x if type(x) is Tensor else as_tensor(x)
+        require_wide(self.dtype)
+        if tuple(x.shape[1:]) != self.shape or x.is_complex():
+            wanted = ", ".join(map(str, self.shape))
+            got = f"{x.dtype} {tuple(x.shape)}" if x.is_complex() else tuple(x.shape)
+            raise ValueError(f"this flow takes images (B, {wanted}); got {got}")
+        wide = self.levels is None or x.is_floating_point()
+        return x.to(self.device, self.dtype if wide else x.dtype)
 
     def _embed(self, context: Context, batch: int) -> Context:
         """Context ``(B, K)`` for the transforms of the context that the user gave."""
@@ -301,24 +310,15 @@ class Flow(nn.Module):
             return None
         if context is None:
             raise ValueError("this flow is conditional: pass a context (class labels, say)")
-        if context.shape[0] != batch:
-            raise ValueError(f"context for {len(context)} images, a batch of {batch}")
+        context = context if type(context) is Tensor else as_tensor(context)
+        if context.dim() == 0 or context.shape[0] != batch:
+            given = len(context) if context.dim() else "one entry"
+            raise ValueError(f"context for {given} images, a batch of {batch}")
         if isinstance(self.context_net, nn.Embedding):
-            context = context.long()
-            classes = self.context_net.num_embeddings
-            readable = batch and not torch.compiler.is_compiling()
-            if readable and not (0 <= int(context.min()) and int(context.max()) < classes):
-                raise ValueError(f"labels must lie in 0..{classes - 1}; got {context.tolist()[:8]}")
+            context = class_numbers(context, self.context_net.num_embeddings)
         return self.context_net(context.to(self.device))
 
     def _inverse(self, z: Tensor, context: Context) -> Tensor:
-        size = math.prod(self.latent_shape)
-        if z.dim() != 2 or z.shape[1] != size:
-            raise ValueError(f"this flow takes latents (B, {size}); got {tuple(z.shape)}")
-        return self.transform.inverse(z.to(self.dtype).unflatten(1, self.latent_shape), context)[0]
-
-    def _to_images(self, x: Tensor) -> Tensor:
-        if self.levels is None:
-            return x
-        dtype = torch.uint8 if self.levels <= 256 else torch.int32
-        return x.nan_to_num(0.0).clamp(0, self.levels - 1).to(dtype)
+        require_wide(self.dtype)
+        z = z.to(self.device, self.dtype).unflatten(1, self.latent_shape)
+        return self.transform.inverse(z, context)[0]

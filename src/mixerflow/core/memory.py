@@ -22,12 +22,13 @@ References:
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import math
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,6 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import Context, Mapped, Transform
+from mixerflow.core.views import uncounted
 from mixerflow.errors import ConfigError
 from mixerflow.moments import Saved
 
@@ -166,6 +168,9 @@ class _LayerCall:
     rng_states: list[Tensor] | None = None
     """States of torch's generators before the layer, if it moved them."""
     autocast: dict[str, Any] | None = None
+    scope: contextvars.Context = field(default_factory=contextvars.copy_context)
+    """Where the layer ran, with `kernels.disabled` for example: on a GPU the backward pass runs in
+    another thread."""
 
     def first(self, x: Tensor, context: Context) -> Mapped:
         """Run the layer in the forward pass."""
@@ -206,18 +211,18 @@ class _LayerCall:
         self.row.drift = drift if self.row.drift is None else torch.maximum(self.row.drift, drift)
 
     @contextlib.contextmanager
-    def again(self, x: Tensor) -> Iterator[None]:
-        """Restore the conditions of the first run; afterwards no state has changed."""
+    def again(self, x: Tensor) -> Iterator[Transform]:
+        """Give the layer under the conditions of its first run, which changes no state."""
         if self.layer.training != self.training:
             raise RuntimeError("train() or eval() came between a forward and its backward pass")
         assert self.autocast is not None
         fork = torch.random.fork_rng([x.device] if x.is_cuda else [], self.rng_states is not None)
-        with uncounted(self.layer), torch.autocast(**self.autocast), fork:
+        with uncounted(self.layer) as layer, torch.autocast(**self.autocast), fork:
             if self.rng_states is not None:
                 torch.set_rng_state(self.rng_states[0])
                 if x.is_cuda:
                     torch.cuda.set_rng_state(self.rng_states[1], x.device)
-            yield
+            yield layer
 
 
 class _Recomputed(torch.autograd.Function):
@@ -244,15 +249,16 @@ class _Recomputed(torch.autograd.Function):
         known = stored if call.stores_input else call.last_output()
         known = rebuilt if known is None else known
         assert known is not None
-        with call.again(known):
-            x = known if call.stores_input else call.layer.inverse(known, context)[0]
+        with call.again(known) as layer:
+            run = call.scope.copy().run
+            x = known if call.stores_input else run(layer.inverse, known, context)[0]
             del stored, known
             needed = ctx.needs_input_grad[1:]
             leaf = x.detach().requires_grad_(needed[0])
             if context is not None:
                 context = context.detach().requires_grad_(needed[1])
             with torch.enable_grad():
-                results = call.layer(leaf, context, call.noise)
+                results = run(layer, leaf, context, call.noise)
         if call.memory == "invert":
             if call.stores_input and rebuilt is not None:
                 call.compare(rebuilt, results[0].detach())
@@ -268,22 +274,6 @@ class _Recomputed(torch.autograd.Function):
             outputs, grads = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True))
         return None, *(next(found) if need else None for need in needed)
-
-
-@contextlib.contextmanager
-def uncounted(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of all batch norms in `module` unchanged in a ``with``."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    # mixerflow's own has the switch `update`; torch's, in a user's net, normalises alike without it
-    switches = ["update" if hasattr(m, "update") else "track_running_stats" for m in norms]
-    before = [getattr(m, name) for m, name in zip(norms, switches, strict=True)]
-    try:
-        for norm, name in zip(norms, switches, strict=True):
-            setattr(norm, name, False)
-        yield
-    finally:
-        for norm, name, value in zip(norms, switches, before, strict=True):
-            setattr(norm, name, value)
 
 
 def _generator_states(x: Tensor) -> list[Tensor]:

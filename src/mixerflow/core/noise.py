@@ -22,15 +22,6 @@ _KINDS = ("<u1", "<i4", "<f8")
 """Types in which a digest may read an image's values; the first that holds them is used."""
 
 
-def as_tensor(array: np.ndarray | Tensor) -> Tensor:
-    """Copy an array to a tensor; uint16 becomes int32, which torch can compute with."""
-    if isinstance(array, Tensor):
-        return array
-    array = np.asarray(array)
-    kind = np.int32 if array.dtype.newbyteorder("=") == np.uint16 else array.dtype.newbyteorder("=")
-    return torch.from_numpy(array.astype(kind))
-
-
 def philox(counter: list[Tensor], key0: Tensor | int, key1: Tensor | int) -> list[Tensor]:
     """Philox4x32-10: map four int64 tensors of 32-bit words to four others, under two key words."""
     c0, c1, c2, c3 = counter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -79,15 +78,6 @@ def fold_parts(module: nn.Module) -> None:
             fold_parts(part)
 
 
-def submodules(module: nn.Module) -> Iterator[nn.Module]:
-    """Iterate over a module and all in it, much faster than `modules`; shared ones come again."""
-    left: list[nn.Module] = [module]
-    while left:
-        module = left.pop()
-        yield module
-        left.extend(part for part in module._modules.values() if part is not None)
-
-
 _FIRST_STREAM = 3
 """Stream of the first transform that draws; another number would change every score."""
 
@@ -97,19 +87,6 @@ def number_streams(module: nn.Module) -> None:
     drawing = (m for m in module.modules() if isinstance(m, Transform) and m.draws)
     for stream, transform in enumerate(drawing, _FIRST_STREAM):
         transform.stream = stream
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set eval mode in a ``with``, and restore each module's own mode after it."""
-    training = [part for part in submodules(module) if part.training]
-    try:
-        for part in training:
-            part.__dict__["training"] = False  # `__setattr__` is slow for thousands of modules
-        yield
-    finally:
-        for part in training:
-            part.__dict__["training"] = True
 
 
 class PlacedLayer(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:  # noqa: ANN401
+        """Return the pixels, so that functions of arrays take `Images` too."""
+        return np.array(self.pixels, dtype=dtype) if copy else np.asarray(self.pixels, dtype)
 
     @property
     def levels(self) -> int | None:

@@ -2,11 +2,18 @@
 
 from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
 from mixerflow.evaluate.draws import Draws
-from mixerflow.evaluate.samples import GridArtefacts, draw_pixels, grid_artefacts, to_pixels
+from mixerflow.evaluate.samples import (
+    DrawnPixels,
+    GridArtefacts,
+    draw_pixels,
+    grid_artefacts,
+    to_pixels,
+)
 
 __all__ = [
     "Bits",
     "Bound",
+    "DrawnPixels",
     "Draws",
     "GridArtefacts",
     "bits",

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixerflow.core import Density, Dequantization, Flow
+from mixerflow.core import Density, Dequantization, Flow, as_tensor, class_numbers
+from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.draws import MARKS, Draws, advance
 from mixerflow.processes import SINGLE, Processes
@@ -128,7 +129,7 @@ def estimator_of(figure: Mapping[str, Any]) -> str:
 
 def bits(
     flow: Flow,
-    images: np.ndarray | Tensor,
+    images: Images | np.ndarray | Tensor,
     *,
     labels: np.ndarray | Tensor | None = None,
     batch: int = 128,
@@ -149,7 +150,7 @@ def bits(
 
     Args:
         flow: the model.
-        images: the images.
+        images: the images; of an `Images`, its labels and its name are used if none are given.
         labels: ``(N,)`` for a class-conditional flow.
         batch: images at a time, in each process.
         importance_samples: K noise draws an image, which cost K passes: the value is
@@ -166,7 +167,8 @@ def bits(
             result for all.
 
     Raises:
-        ValueError: no images, or images of the wrong shape; `draws` of another number of images,
+        ValueError: no images, or images of the wrong shape; labels that are no classes, or not one
+            for each image; `draws` of another number of images,
             or of more than K draws.
         ConfigError: less than one draw; several of a log-density that is itself an estimate, or
             of a flow that draws no noise.
@@ -175,8 +177,20 @@ def bits(
         Burda, Grosse, Salakhutdinov: Importance weighted autoencoders (2016), eq. 8.
         https://arxiv.org/abs/1509.00519
     """
+    if isinstance(images, Images):
+        labels = images.labels if labels is None and flow.context_net is not None else labels
+        images, dataset_id = images.pixels, dataset_id or images.dataset_id
+    images = np.asarray(images) if isinstance(images, (list, tuple)) else images
     if len(images) == 0:
         raise ValueError("bits: no images to score")
+    if not batch >= 1:
+        raise ValueError(f"bits: batch must be at least 1; got {batch}")
+    if labels is not None:
+        labels = as_tensor(labels)
+        if labels.shape[:1] != (len(images),):
+            raise ValueError(f"bits: labels {tuple(labels.shape)} for {len(images)} images")
+        if isinstance(flow.context_net, nn.Embedding):
+            labels = class_numbers(labels, flow.context_net.num_embeddings)
     _require_sense(flow, importance_samples)
     draws = Draws.none(len(images)) if draws is None else draws
     if len(draws) != len(images) or draws.count.max() > importance_samples:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow.core import Flow, Noise, as_tensor
-from mixerflow.core.transform import evaluating
+from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.processes import SINGLE, Processes
 
 MARKS = tuple(10**power for power in range(10))
@@ -98,7 +97,7 @@ def advance(
     left = np.argsort(draws.count, kind="stable")  # images with equally many draws share a batch
     left = left[~finished[left]]
     size = batch * processes.world
-    with evaluating(flow):
+    with evaluating(flow) as scored:
         for start in range(0, len(left), size):
             block = left[start : start + size]
             own = block[processes.share(len(block))]
@@ -112,7 +111,7 @@ def advance(
                 part = torch.from_numpy(due)
                 given = None if context is None else context[part]
                 noise = Noise(seed, keys[part], draw=number)
-                log_prob = flow.log_prob(x[part.to(x.device)], given, noise)
+                log_prob = scored.log_prob(x[part.to(x.device)], given, noise)
                 draws.add(own[due], log_prob.double().cpu().numpy())
                 if on_batch is not None:
                     on_batch(int((begun <= number).sum()))

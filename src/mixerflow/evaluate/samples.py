@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow.core import Flow, Shape, as_tensor
+from mixerflow.core import Flow, Samples, Shape, as_tensor
 
 _BATCH = 1024
 """Number of images converted to float64 at a time."""
+
+_MAGENTA = (255, 0, 255)
+"""Colour of a pixel that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +93,83 @@ def _means(x: Tensor, sides: Shape, axes: list[int]) -> Tensor:
     return means
 
 
+class DrawnPixels(NamedTuple):
+    """Images for display, and what is wrong with them.
+
+    Attributes:
+        pixels: uint8 or uint16 ``(n, C, *spatial)``, as `to_pixels` returns them.
+        clamped: number of values that were clamped into the flow's levels.
+        nonfinite: number of values that are NaN or infinite in each image ``(n,)``.
+        values: number of values of all images.
+    """
+
+    pixels: np.ndarray
+    clamped: int
+    nonfinite: np.ndarray
+    values: int
+
+    @property
+    def nonfinite_values(self) -> int:
+        """Number of values that are NaN or infinite."""
+        return int(self.nonfinite.sum())
+
+    @property
+    def nonfinite_images(self) -> int:
+        """Number of images with such a value."""
+        return int((self.nonfinite > 0).sum())
+
+    def __str__(self) -> str:
+        share = 100 * self.clamped / max(self.values, 1)
+        text = f"{self.clamped} of {self.values} values clamped ({share:.2g} %)"
+        if not self.nonfinite_values:
+            return text
+        images = f"{self.nonfinite_images} of {len(self.nonfinite)} images"
+        return f"{text}; {self.nonfinite_values} values in {images} not finite, shown in magenta"
+
+
 def draw_pixels(
     flow: Flow, n: int, *, seed: int, temperature: float = 1.0, label: int | None = None
-) -> tuple[np.ndarray, int]:
-    """Draw `n` images as `to_pixels` returns them, and count the clamped values.
+) -> DrawnPixels:
+    """Draw `n` images as `to_pixels` returns them; count values clamped, and values not finite.
 
     A class-conditional flow draws its classes in turn unless `label` names one.
     """
-    generator = torch.Generator(flow.device).manual_seed(seed)
+    generator = torch.Generator(flow.device).manual_seed(int(seed))
     context: Tensor | int | None = label
     if label is None and isinstance(flow.context_net, torch.nn.Embedding):
         context = torch.arange(n) % flow.context_net.num_embeddings
     drawn = flow.draw(n, context, temperature=temperature, generator=generator)
-    return to_pixels(flow, drawn.images), drawn.clamped
+    nonfinite = drawn.nonfinite.flatten(1).sum(1).cpu().numpy()
+    return DrawnPixels(to_pixels(flow, drawn), drawn.clamped, nonfinite, drawn.images.numel())
 
 
-def to_pixels(flow: Flow, images: Tensor) -> np.ndarray:
-    """Turn a flow's images into uint8 or uint16 arrays ``(n, C, H, W)`` for display.
+def to_pixels(flow: Flow, images: Samples | Tensor) -> np.ndarray:
+    """Turn a flow's images into uint8 or uint16 arrays ``(n, C, *spatial)`` for display.
 
-    Float images are scaled from their smallest and largest value, integer images from the flow's
-    levels, to 8 or 16 bits.
+    Float images are scaled from their smallest and largest finite value, integer images from the
+    flow's levels, to 8 or 16 bits. Where a pixel has a value that is not finite, all images are 8
+    bits of at least three channels, and the pixel is magenta.
     """
-    values = images.cpu().numpy()
+    given = images if isinstance(images, Samples) else Samples(images, 0, ~images.isfinite())
+    values, wrong = given.images.cpu().numpy(), given.nonfinite.cpu().numpy()
     if flow.levels is None:
-        low, high = values.min(), values.max()
-        return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-    top = flow.levels - 1
-    if top > 255:
-        return np.round(values * (65535 / top)).astype(np.uint16)
-    return np.round(values * (255 / top)).astype(np.uint8)
+        values = values.astype(np.float64)  # the range of float32 values may not be a float32
+        values, finite = np.where(wrong, 0.0, values), values[~wrong]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        values, top, bits = (values - low).clip(0, high - low), max(high - low, 1e-12), 8
+    else:
+        top = flow.levels - 1
+        bits = 16 if top > 255 else 8
+    dtype = np.uint16 if bits == 16 else np.uint8
+    pixels = np.round(values * ((2**bits - 1) / top)).astype(dtype)
+    return _marked(pixels, wrong) if wrong.any() else pixels
+
+
+def _marked(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Return the images in 8 bits, at least RGB, with pixels magenta where a value is `wrong`."""
+    pixels = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+    if pixels.shape[1] < 3:
+        pixels = pixels[:, :1].repeat(3, axis=1)
+    places = np.moveaxis(pixels, 1, -1)
+    places[wrong.any(axis=1)] = [*_MAGENTA, *[0] * (pixels.shape[1] - 3)]
+    return pixels

@@ -50,7 +50,10 @@ def empty_reused(numbers: int, dtype: torch.dtype) -> Tensor:
     spare = _spare.get((numbers, kind))
     if not spare:
         release()
-    buffer = spare.pop() if spare else np.empty(numbers, kind)
+    try:
+        buffer = spare.pop() if spare else np.empty(numbers, kind)
+    except IndexError:  # another thread took it
+        buffer = np.empty(numbers, kind)
     return torch.from_numpy(buffer.view(_ReusedBuffer))
 
 

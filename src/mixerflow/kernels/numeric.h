@@ -86,7 +86,7 @@ INLINE real squash_(real x) {
     float y = p * m * q - 2.12194440e-4f * k - 0.5f * q + m + 0.693359375f * k;
     float quotient = left > 0.0f ? a / left : 1.0f;
     y = left > 0.0f ? y * quotient : a;
-    y = a == a && a <= 3.0e38f ? y : a; /* NaN and infinity stay what they are */
+    y = a == a && a <= 3.402823466e38f ? y : a; /* NaN and infinity stay what they are */
     return (real)__builtin_copysignf(y, (float)x);
 }
 

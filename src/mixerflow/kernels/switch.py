@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -18,44 +19,43 @@ from mixerflow.kernels import cpu
 from mixerflow.kernels.library import BuildError, library
 from mixerflow.kernels.plan import Keep, Place, Plan, Where
 
-_off = os.environ.get("MIXERFLOW_KERNELS", "1").lower() in ("0", "false", "no", "off")
-_interpreted = False
+_switched_off = os.environ.get("MIXERFLOW_KERNELS", "1").lower() in ("0", "false", "no", "off")
+_off: ContextVar[bool] = ContextVar("kernels_off", default=_switched_off)
+_interpreted: ContextVar[bool] = ContextVar("kernels_interpreted", default=False)
 _CAPABILITY = (8, 0)
 """The lowest compute capability with bfloat16 matrix units."""
 
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Run operator by operator in a ``with``: to compare, or to look inside."""
-    global _off
-    before, _off = _off, True
+    """Run operator by operator in a ``with``, in this thread: to compare, or to look inside."""
+    before = _off.set(True)
     try:
         yield
     finally:
-        _off = before
+        _off.reset(before)
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Run the GPU's kernels in Triton's interpreter in a ``with``, for slow checks on the CPU.
 
-    It needs ``TRITON_INTERPRET=1`` before their first use, else it raises a RuntimeError.
+    It is for this thread only. It needs ``TRITON_INTERPRET=1`` before their first use, else it raises a RuntimeError.
     """
-    global _interpreted
     from mixerflow.kernels.gpu.launch import INTERPRETED
 
     if not INTERPRETED:
         raise RuntimeError("set TRITON_INTERPRET=1 before the first use of the GPU's kernels")
-    before, _interpreted = _interpreted, True
+    before = _interpreted.set(True)
     try:
         yield
     finally:
-        _interpreted = before
+        _interpreted.reset(before)
 
 
 def where(x: Tensor) -> Where:
     """Return the device whose kernels rows like `x` go through, if they go through kernels."""
-    return "gpu" if _interpreted or x.device.type != "cpu" else "cpu"
+    return "gpu" if _interpreted.get() or x.device.type != "cpu" else "cpu"
 
 
 def is_low(x: Tensor) -> bool:
@@ -89,10 +89,10 @@ def _unsupported_gpu(device: torch.device) -> str | None:
 
 def unsupported_reason(x: Tensor) -> str | None:
     """Return the reason why rows like `x` cannot go through the kernels, or None if they can."""
-    if _off:
-        return "kernels are switched off"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "the model is being compiled"
+    if _off.get():
+        return "kernels are switched off"
     device = x.device.type
     if type(x) not in (Tensor, nn.Parameter) or device not in ("cpu", "cuda"):
         return f"kernels take plain tensors on the CPU or a GPU, not {type(x).__name__} on {device}"
@@ -108,7 +108,7 @@ def unsupported_reason(x: Tensor) -> str | None:
         return "the GPU's kernels know float32 and bfloat16 conditioners"
     if x.numel() >= 2**31:
         return "more than 2^31 numbers in a batch"
-    return None if _interpreted else _unsupported_gpu(x.device)
+    return None if _interpreted.get() else _unsupported_gpu(x.device)
 
 
 def rows_forward(

@@ -30,7 +30,7 @@ def cubic_basis(
     # clamp has slope 1 at the ends of the grid, so the straight parts must have slope 0 there: relu
     low, high = (-u).relu() / -2, (u - grid).relu() / 2
     u = u.clamp(0, grid)
-    first = u.detach().floor().clamp(max=grid - 1)
+    first = u.detach().floor().clamp(max=grid - 1).nan_to_num(0.0)  # NaN is no index
     t = u - first
     s = 1 - t
     values = torch.stack(

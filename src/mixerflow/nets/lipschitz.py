@@ -20,10 +20,11 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, softplus
+from torch.nn.functional import linear, softplus
 
 from mixerflow.nets.base import Conditioner, RowContext, RowsIn, RowsOut, context_map, zeroed
 from mixerflow.registry import register
+from mixerflow.units import unit_of, unit_rows
 
 _TINY = 1e-18
 """Lower bound of the norms in divisions; its square is still a float32."""
@@ -38,6 +39,8 @@ def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float
     """
     with torch.autocast(weight.device.type, enabled=False):
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        unit = unit_of(wide)
+        wide = wide / unit
         gram = wide @ wide.mT if wide.shape[0] <= wide.shape[1] else wide.mT @ wide
         log_bound = torch.zeros_like(gram[0, 0])
         for i in range(squarings + 1):
@@ -46,7 +49,7 @@ def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float
             gram = gram / size
             if i < squarings:
                 gram = gram @ gram
-        return log_bound.exp().to(weight.dtype)
+        return (log_bound.exp() * unit).to(weight.dtype)
 
 
 class SpectralLinear(nn.Linear):
@@ -58,8 +61,9 @@ class SpectralLinear(nn.Linear):
 
     def bounded(self) -> Float[Tensor, "out in"]:
         """``min(1, coefficient / |W|) W``."""
-        bound = spectral_bound(self.weight).clamp_min(self.coefficient)
-        return self.weight * (self.coefficient / bound)
+        unit = unit_of(self.weight)  # so that no bound overflows
+        scaled = self.weight / unit
+        return scaled * (self.coefficient / spectral_bound(scaled)).clamp(max=unit)
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.bounded(), self.bias)
@@ -217,7 +221,7 @@ class LipschitzDense(_Lipschitz):
 
     def shares(self) -> Float[Tensor, "depth 2"]:
         """``(eta_1, eta_2)`` of each layer, of norm 1."""
-        return normalize(softplus(self.eta) + 0.1, dim=1)
+        return unit_rows(softplus(self.eta) + 0.1)
 
     def prepare(self, context: Tensor | None = None) -> RowFunction:
         (*dense, last), added, shares = self.bounded(), self.context_term(context), self.shares()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.moments import RunningMoments, Saved, shared_moments
+from mixerflow.moments import RunningMoments, Saved, require_rows, shared_moments
 from mixerflow.processes import Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -56,6 +56,8 @@ class SyncedBatchNorm(RunningMoments):
             if self.update:
                 self.move(mean, variance, rows)
             return normal
+        if self.training:
+            require_rows(len(input))
         if self.training and not self.update:
             return nn.functional.batch_norm(
                 input, None, None, self.weight, self.bias, training=True, eps=self.eps

@@ -7,7 +7,9 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +17,15 @@ from mixerflow.core import Base, Flow, Shape, Transform
 from mixerflow.errors import ConfigError
 from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.pixels import Pixels, ScaledPixels
-from mixerflow.registry import Unregistered, describe, evolve, is_value, register, settings_of
+from mixerflow.registry import (
+    Unregistered,
+    describe,
+    evolve,
+    is_value,
+    plain,
+    register,
+    settings_of,
+)
 
 
 @register
@@ -71,10 +81,7 @@ class Model:
 
         Settings that do not fit the images or each other are a ConfigError, which names the flag.
         """
-        shape = tuple(shape)
-        if not 2 <= len(shape) <= 4 or min(shape) < 1:
-            what = f"images are (C, *spatial) with 1 to 3 spatial axes; got {shape}"
-            raise ConfigError(what, "shape", "give the channels, then each side")
+        shape = _whole_numbers(shape)
         try:
             flow = _flow(self, shape)
         except ValueError as error:
@@ -84,6 +91,17 @@ class Model:
         with contextlib.suppress(Unregistered):  # training warns of this, before it writes files
             flow.spec = spec_of(self, shape)
         return flow
+
+
+def _whole_numbers(shape: Any) -> Shape:  # noqa: ANN401
+    """Return a shape as a tuple of positive ints; a ConfigError refuses all else."""
+    given = shape.tolist() if isinstance(shape, (np.ndarray, torch.Tensor)) else shape
+    numbers = plain(list(given)) if isinstance(given, (tuple, list)) else []
+    whole = all(type(number) is int and number > 0 for number in numbers)
+    if not whole or not 2 <= len(numbers) <= 4:
+        what = f"images are (C, *spatial) with 1 to 3 spatial axes; got {given!r}"
+        raise ConfigError(what, "shape", "give the channels, then each side, as integers")
+    return tuple(numbers)
 
 
 def _flow(model: Model, shape: Shape) -> Flow:

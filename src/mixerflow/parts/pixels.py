@@ -120,7 +120,7 @@ class LogitPixels(Pixels):
     """Integers, dequantised, scaled to the unit interval, and their logit."""
 
     alpha: float = 0.05
-    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite."""
+    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite: at least 2^-24."""
     levels: int | None = 256
     """Values a pixel can have; None for float data, taken as it is, without a logit."""
     dequantizer: Dequantizer = UniformDequantizer()

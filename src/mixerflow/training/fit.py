@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import Flow
-from mixerflow.data import Images, hold_out, make_images
+from mixerflow.data import Images, hold_out
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
@@ -28,6 +28,7 @@ from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Clock, limit_of
+from mixerflow.training.given import as_images, check_fit, check_kinds, require_labels
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop
@@ -62,7 +63,7 @@ def train(
     *,
     labels: np.ndarray | Tensor | None = None,
     objective: Objective | None = None,
-    validation: Images | None = None,
+    validation: Images | np.ndarray | Tensor | None = None,
     out: Path | str | None = None,
     config: TrainConfig | None = None,
     begin: Path | str | None = None,
@@ -86,8 +87,8 @@ def train(
         labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
         objective: the loss, a function of flow, images and labels, or a module that learns too:
             docs/objectives.md; None is `mixerflow.training.likelihood`.
-        validation: validation images, which have the classes of `images` where these are named;
-            without them 4 % of `images` are held out.
+        validation: validation images, of plain arrays too, which have no labels; the classes are
+            those of `images` where these are named. Without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
         config: settings.
         begin: a run folder or published weights to begin from: averaged weights of the same model,
@@ -103,7 +104,7 @@ def train(
 
     Raises:
         ConfigError: settings or images that do not fit, or a folder that holds another run.
-        DataError: validation images of other classes.
+        DataError: images, labels or validation images that cannot be used.
         CheckpointError: the folder's checkpoint is damaged.
         ResourceError: the folder is in use or cannot be written, or another process was lost.
         NonFiniteError: training reached NaN or infinity and did not recover.
@@ -111,15 +112,19 @@ def train(
     config = config or TrainConfig()
     if (steps, epochs, minutes) != (None, None, None):
         config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
+    check_kinds(flow, config)
     clock = None if config.minutes is None else Clock(60 * config.minutes)
-    given = _as_images(images, labels)
-    _check_fit(flow, given)
+    given = as_images(images, labels, "images")
+    check_fit(flow, given)
     if validation is None:
         given, validation = hold_out(given, seed=config.seed)
     else:
-        validation = validation.with_classes(given.classes)
-        _check_fit(flow, validation, "validation images of ")
+        validation = as_images(validation, None, "validation").with_classes(given.classes)
+        check_fit(flow, validation, "validation images of ")
+        require_labels(flow, validation, "validation")
     with joined() as processes, ExitStack() as held:
+        held.enter_context(torch.inference_mode(False))
+        held.enter_context(torch.enable_grad())
         folder = RunFolder(Path(out)) if out is not None and processes.main else None
         processes.on_main(lambda: folder and held.enter_context(folder.lock()))
         existing = processes.from_main(processes.on_main(lambda: folder and existing_run(folder)))
@@ -251,32 +256,6 @@ def _placed(config: TrainConfig, origin: dict[str, Any] | None) -> TrainConfig:
     return replace(config, schedule_start=start, schedule_steps=steps)
 
 
-def _check_fit(flow: Flow, images: Images, kind: str = "") -> None:
-    """Raise a ConfigError unless the images fit the flow."""
-    if flow.inference:
-        raise ConfigError("an inference copy cannot train", "flow.fused()", "train the flow itself")
-    where = kind + images.dataset_id
-    if images.shape != flow.shape:
-        what = f"the flow takes images {flow.shape}, these are {images.shape}"
-        raise ConfigError(what, where, "build the flow for their shape")
-    if flow.levels is None and images.levels is not None:
-        raise ConfigError("the flow takes floats, these are integers", where, "convert them")
-    if flow.levels is not None and images.levels is None:
-        remedy = "multiply by 255, round, and convert to uint8, or build the flow with levels=None"
-        raise ConfigError(f"the flow takes {flow.levels} levels, these are floats", where, remedy)
-    mine, theirs = flow.levels or 0, images.levels or 0
-    if theirs > mine > 0 and images.pixels.max() >= mine:  # only then is every pixel worth a look
-        what = f"the flow takes values 0 to {mine - 1}, these reach {images.pixels.max()}"
-        raise ConfigError(what, where, "build the flow with their levels")
-    if kind and flow.context_net is not None and images.labels is None:
-        raise ConfigError("no labels for the classes", where, "give their labels too")
-    if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
-        classes, most = flow.context_net.num_embeddings, int(images.labels.max())
-        if most >= classes or images.labels.min() < 0:
-            what = f"the flow has {classes} classes, a label is {most}"
-            raise ConfigError(what, where, "build it with more classes")
-
-
 def _checkpoint(
     folder: RunFolder | None, from_step: int | None, processes: Processes
 ) -> Checkpoint | None:
@@ -290,16 +269,6 @@ def _checkpoint(
 
     processes.on_main(load)
     return loaded[0] if loaded else None
-
-
-def _as_images(images: Images | np.ndarray | Tensor, labels: np.ndarray | Tensor | None) -> Images:
-    if isinstance(images, Images):
-        return images
-    pixels = np.asarray(images.cpu() if isinstance(images, Tensor) else images)
-    if np.issubdtype(pixels.dtype, np.floating):
-        pixels = pixels.astype(np.float32)
-    numbers = None if labels is None else np.asarray(labels)
-    return make_images(pixels, numbers, dataset_id="array")
 
 
 @contextmanager

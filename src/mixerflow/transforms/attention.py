@@ -20,6 +20,15 @@ from mixerflow.registry import register
 from mixerflow.transforms.coupling import Halves
 
 
+_READ, _ATTENDED = 1e4, 1e12
+"""Largest numbers that a map of tokens reads, and of which products are summed: sums and products
+of much larger ones overflow, and the difference of two infinities is NaN."""
+
+
+def _held(x: Tensor, most: float) -> Tensor:
+    return x.clamp(-most, most)
+
+
 class _TokenHalves(Transform):
     """Events ``(tokens, n)`` of which one half of the features decides a map of the other half."""
 
@@ -60,17 +69,21 @@ class _TokenHalves(Transform):
 
 @register
 class MapAttention(_TokenHalves):
-    """``z_a = x_a, z_b = m(x_a) x_b`` with one weight a token, ``m = 2 sigmoid(w x_a + c)``.
+    """``z_a = x_a, z_b = m(x_a) x_b``, one weight a token, ``m = max(f, 2 sigmoid(w x_a + c))``.
 
-    ``log|det dz/dx| = sum_tokens (n_b log m)``. The map m lets a token through or fades it out.
-    Starts as the identity: w and c are 0. `flip` reads the second half and changes the first.
+    ``log|det dz/dx| = sum_tokens (n_b log m)``. The map m lets a token through or fades it out, but
+    not below the floor f = 0.1: without it, a latent that training never met could be divided by 0
+    in the inverse. x_a is read held to ±10^4. Starts as the identity: w and c are 0. `flip` reads
+    the second half and changes the first.
 
     Departs from the paper:
         - its pointwise convolution and the mean over the channels are one linear map here, which
           can do the same;
-        - the weight is twice the sigmoid, which is 1 at 0;
+        - the weight is twice the sigmoid, which is 1 at 0, and it has a floor;
         - scaling the half that passes is left to `ActNorm`.
     """
+
+    floor = 0.1
 
     def __init__(self, n: int, *, flip: bool = False) -> None:
         super().__init__(n, flip=flip)
@@ -79,8 +92,9 @@ class MapAttention(_TokenHalves):
         nn.init.zeros_(self.read.bias)
 
     def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
-        raw = self.read(given).to(changed.dtype)
-        log_map = (nn.functional.logsigmoid(raw) + math.log(2)).expand_as(changed)
+        raw = self.read(_held(given, _READ)).to(changed.dtype)
+        log_map = (nn.functional.logsigmoid(raw) + math.log(2)).clamp(min=math.log(self.floor))
+        log_map = log_map.expand_as(changed)
         log_det = total(log_map)
         if inverse:
             return changed * (-log_map).exp(), -log_det
@@ -129,7 +143,8 @@ class TokenAttention(_TokenHalves):
 
     def _matrix(self, given: Tensor, dtype: torch.dtype) -> Float[Tensor, "batch heads t t"]:
         """M for each event and head."""
-        read = self.read(given).to(dtype).unflatten(-1, (2, self.heads, -1))
+        read = _held(self.read(_held(given, _READ)).to(dtype), _ATTENDED)
+        read = read.unflatten(-1, (2, self.heads, -1))
         q, k = read.movedim(1, -2).unbind(1)
         with torch.autocast(given.device.type, enabled=False):
             pattern = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)

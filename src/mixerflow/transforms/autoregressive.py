@@ -43,9 +43,9 @@ class Autoregressive(FixedShape):
         super().__init__(n)
         self.n, self.net, self.elementwise = n, net, elementwise
 
-    def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def _raw(self, net: nn.Module, x: Tensor, context: Tensor | None) -> Tensor:
         """The raw parameters ``(params, rows, n)``."""
-        raw = self.net(x, context).to(x.dtype)
+        raw = net(x, context).to(x.dtype)
         expected = self.elementwise.params * self.n
         if raw.shape[1:] != (expected,):
             wanted = f"{self.elementwise!r} takes {expected} parameters for {self.n} features"
@@ -54,7 +54,7 @@ class Autoregressive(FixedShape):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_data(x)
-        z, log_slope = self.elementwise.forward(x, self._raw(x, context))
+        z, log_slope = self.elementwise.forward(x, self._raw(self.net, x, context))
         return z, total(log_slope)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
@@ -80,10 +80,10 @@ class Autoregressive(FixedShape):
         else:
             x = torch.zeros_like(z)  # features not found yet stay 0: they may not overflow
             places = torch.arange(self.n, device=z.device) if order is None else order
-            with uncounted(self.net):
+            with uncounted(self.net) as net:
                 for i in range(self.n):
                     place = places[i : i + 1]
-                    raw = self._raw(x, context).index_select(2, place)[:, :, 0]
+                    raw = self._raw(net, x, context).index_select(2, place)[:, :, 0]
                     x = x.index_copy(1, place, invert(i, raw.mT)[:, None])
         return x, total(torch.stack(log_slopes, 1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixerflow.registry import register
+
+_LEAST_LOGIT = math.log(1e-3 / (1 - 1e-3))
 
 
 class Elementwise(ABC):
@@ -104,7 +107,8 @@ class FlooredAffine(_ScaleAndShift):
 class SigmoidAffine(_ScaleAndShift):
     """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.
 
-    Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
+    The scale is at least 0.001: the inverse divides by it, and a scale that underflows would have
+    none. Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
     for an offset of 2.
 
     Reference: Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code,
@@ -114,10 +118,14 @@ class SigmoidAffine(_ScaleAndShift):
     offset: float = 2.0
     """Added to s before the sigmoid."""
 
+    def _logit(self, raw: Tensor) -> Tensor:
+        """The logit of the scale, at least that of 0.001."""
+        return (raw[0] + self.offset).clamp(min=_LEAST_LOGIT)
+
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = raw[0] + self.offset
+        s = self._logit(raw)
         return (x + raw[1]) * s.sigmoid(), logsigmoid(s)
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = raw[0] + self.offset
+        s = self._logit(raw)
         return z / s.sigmoid() - raw[1], -logsigmoid(s)

@@ -101,8 +101,8 @@ class Gaussianize(FixedShape):
         tails = self._mixture().tails(x)
         upper = tails.log_above < tails.log_below
         z = probit(torch.where(upper, tails.log_above, tails.log_below))
-        rate = torch.where(upper, tails.rate_above, tails.rate_below)
-        return torch.where(upper, z, -z), total(rate.log() + _log_mills(z))
+        log_rate = torch.where(upper, tails.log_rate_above, tails.log_rate_below)
+        return torch.where(upper, z, -z), total(log_rate + _log_mills(z))
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Map to data; a `ConvergenceWarning` tells of x that are not the inverse to rounding."""

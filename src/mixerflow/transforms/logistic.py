@@ -13,6 +13,9 @@ from mixerflow.core import monotone_root, report
 from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
+_CEILING = 16.0
+"""Largest log-scale: the density of a component that is much wider underflows."""
+
 
 @register("logistic")
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LogisticMixture(Elementwise):
         gain = torch.linspace(0.5, 1.5, k, dtype=raw.dtype, device=raw.device)
         logits, mean, log_scale = raw[2:].unflatten(0, (3, k)).unbind()
         gain = gain.view(-1, *[1] * (raw.dim() - 1))
-        log_scale = (gain.flip(0) * log_scale).clamp(min=self.floor)
+        log_scale = (gain.flip(0) * log_scale).clamp(self.floor, _CEILING)
         return raw[0].tanh(), raw[1], Mixture(logits, gain * mean, log_scale)
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,12 +73,15 @@ class LogisticMixture(Elementwise):
 
 
 class Tails(NamedTuple):
-    """``log F``, ``log(1 - F)``, ``f / F`` and the hazard ``f / (1 - F)`` of a CDF F, density f."""
+    """``log F``, ``log(1 - F)``, and ``log(f / F)`` and ``log(f / (1 - F))`` of a CDF F, density f.
+
+    The last one is the log-hazard.
+    """
 
     log_below: Tensor
     log_above: Tensor
-    rate_below: Tensor
-    rate_above: Tensor
+    log_rate_below: Tensor
+    log_rate_above: Tensor
 
 
 class Mixture(NamedTuple):
@@ -89,22 +95,25 @@ class Mixture(NamedTuple):
         """The mixture's tails at x ``(...)``.
 
         With weights ``w_k`` proportional to ``pi_k (1 - F_k)``, ``f / (1 - F)`` is the mean of the
-        components' hazards ``F_k / s_k``: no difference of large logarithms.
+        components' hazards ``F_k / s_k``: no difference of large logarithms. It is in logarithms
+        because it underflows between components that are far apart.
         """
         log_weight, shrink = self.logits.log_softmax(0), (-self.log_scale).exp()
         u = (x - self.mean) * shrink
-        below, above = log_weight + logsigmoid(u), log_weight + logsigmoid(-u)
+        log_below, log_above = logsigmoid(u), logsigmoid(-u)
+        below, above = log_weight + log_below, log_weight + log_above
         return Tails(
             below.logsumexp(0),
             above.logsumexp(0),
-            (below.softmax(0) * (-u).sigmoid() * shrink).sum(0),
-            (above.softmax(0) * u.sigmoid() * shrink).sum(0),
+            (below.log_softmax(0) + log_above - self.log_scale).logsumexp(0),
+            (above.log_softmax(0) + log_below - self.log_scale).logsumexp(0),
         )
 
     def logit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``log F - log(1 - F)`` at x, and its log-derivative ``log(f / F + f / (1 - F))``."""
         tails = self.tails(x)
-        return tails.log_below - tails.log_above, (tails.rate_below + tails.rate_above).log()
+        log_slope = torch.logaddexp(tails.log_rate_below, tails.log_rate_above)
+        return tails.log_below - tails.log_above, log_slope
 
     def quantile(self, logit: Tensor, transform: object) -> Tensor:
         """Solve ``logit F(x) = logit`` for x; a warning names `transform`.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mixerflow.core import Context, Mapped, Noise, Transform, constant
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear, _LinearMap
+from mixerflow.units import unit_rows
 
 
 @register
@@ -100,7 +101,7 @@ class Householder(_LinearMap):
 
     def _apply_to(self, x: Tensor, *, transposed: bool) -> Tensor:
         """The product, or its inverse, applied to rows: ``x' - x' V' T^-T V``, or with ``T^-1``."""
-        unit = nn.functional.normalize(self.vectors, dim=1)
+        unit = unit_rows(self.vectors)
         half = torch.full_like(unit[:, 0], 0.5)
         upper = (unit @ unit.mT).triu(1) + torch.diag_embed(half)
         triangle = upper if transposed else upper.mT

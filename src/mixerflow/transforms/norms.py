@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, widen
-from mixerflow.moments import RunningMoments, Saved, shared_moments
+from mixerflow.moments import RunningMoments, Saved, require_rows, shared_moments
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 
@@ -195,9 +195,7 @@ class Moments(RunningMoments):
         wide = widen(rows)
         if self.processes.together:
             return _SharedMoments.apply(wide, self.processes)  # pyright: ignore[reportReturnType]
-        if len(rows) < 2:
-            what = f"{len(rows)} values a feature have no variance"
-            raise ValueError(f"BatchNorm: {what}: train on 2 or more, or call eval()")
+        require_rows(len(rows))
         variance, mean = torch.var_mean(wide, 0, correction=0)
         return mean, variance, len(rows)
 

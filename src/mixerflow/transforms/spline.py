@@ -14,6 +14,9 @@ from mixerflow.transforms.elementwise import Elementwise
 _FLOOR = 1e-3
 """Least share of the interval that a bin has, and least derivative at a knot."""
 
+_STEEPEST = 1e4
+"""Largest derivative at a knot: squares of it are summed."""
+
 
 @register("spline")
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class RationalQuadratic(Elementwise):
     Reference: Durkan et al., Neural spline flows (2019), arXiv:1906.04032.
 
     Departs from the paper:
-        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0. The inverse's quadratic
+        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0, and at most 10^4. The inverse's quadratic
         equation is solved by sums of positive terms only: nothing cancels, and its discriminant
         cannot become negative.
     """
@@ -64,6 +67,7 @@ class RationalQuadratic(Elementwise):
         least = torch.arange(1, k, dtype=raw.dtype, device=raw.device) * _FLOOR - 0.5
         places = (least.view(-1, *[1] * len(shape)) + (1 - k * _FLOOR) * share) * (2 * self.tail)
         slope = _FLOOR + (1 - _FLOOR) * nn.functional.softplus(raw[2 * k :], beta=math.log(2))
+        slope = slope.clamp(max=_STEEPEST)
         inner = torch.cat([places, slope[None]])
         one = torch.ones_like(inner[:, :1])
         ends = torch.stack([-self.tail * one[:2], self.tail * one[:2]])
