@@ -159,14 +159,16 @@ def test_folders_of_other_programs(tmp_path, name, where):
     images = load(tmp_path).train
     assert images.classes == ("cat", "dog") and len(images) == 2
     (line,) = images.skipped
-    assert line.startswith(f"{tmp_path / where / name}: hidden, or of a system")
+    reason = "hidden" if name.startswith(".") else "of a system or another program"
+    assert line == f"{tmp_path / where / name}: {reason}"
 
 
 def test_many_folders_of_other_programs_are_one_line(tmp_path):
     folder(tmp_path, "cat", "cat/@eaDir", "dog", "dog/@eaDir", ".thumbnails")
     (tmp_path / "loop").symlink_to(tmp_path)
-    (line,) = load(tmp_path).train.skipped
-    assert line.startswith(f"{tmp_path / '.thumbnails'} and 2 more folders: ")
+    foreign, hidden = load(tmp_path).train.skipped
+    assert foreign.startswith(f"{tmp_path / 'cat' / '@eaDir'} and 1 more folder: ")
+    assert hidden == f"{tmp_path / '.thumbnails'}: hidden"
 
 
 @pytest.mark.parametrize(

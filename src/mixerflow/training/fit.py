@@ -121,7 +121,7 @@ def train(
     else:
         validation = as_images(validation, None, "validation").with_classes(given.classes)
         check_fit(flow, validation, "validation images of ")
-        require_labels(flow, validation, "validation")
+        require_labels(flow, validation, f"validation images of {validation.dataset_id}")
     with joined() as processes, ExitStack() as held:
         held.enter_context(torch.inference_mode(False))
         held.enter_context(torch.enable_grad())
