@@ -16,6 +16,7 @@ from mixerflow.nets import (
     SplineNet,
     squash,
 )
+from mixerflow.recipes import build
 from mixerflow.transforms import (
     ActNorm,
     Affine,
@@ -26,8 +27,8 @@ from mixerflow.transforms import (
     Gaussianize,
     Householder,
     KernelChain,
-    Logit,
     LogisticMixture,
+    Logit,
     MapAttention,
     RationalQuadratic,
     SigmoidAffine,
@@ -36,6 +37,7 @@ from mixerflow.transforms import (
 )
 from mixerflow.transforms.attention import _TokenHalves
 from mixerflow.units import unit_rows
+from mixers import mixer
 
 BOUNDED = {
     "affine": Affine(2.0),
@@ -72,7 +74,10 @@ class Read(nn.Module):
 
 def scaled_transforms():
     """Every transform whose scale a net gives, and the shape of its events."""
-    made = {"map attention": (MapAttention(8), (3, 8)), "token attention": (TokenAttention(8), (3, 8))}
+    made = {
+        "map attention": (MapAttention(8), (3, 8)),
+        "token attention": (TokenAttention(8), (3, 8)),
+    }
     made["flipped map attention"] = MapAttention(8, flip=True), (3, 8)
     made["two heads"] = TokenAttention(8, heads=2, flip=True), (3, 8)
     made["gaussianize"] = Gaussianize(8), (8,)
@@ -126,6 +131,18 @@ class Conv(nn.Module):
         return self.conv(x)
 
 
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_samples_of_a_mixer_with_invertible_attention_are_finite(size):
+    torch.manual_seed(0)
+    settings = {"layers": 4, "flow_layers": 2, "hidden": 8, "patch": 4, "scale_bound": 2.0}
+    model = mixer(**settings, extra="invertible-attention", norm="none")
+    flow = build(model, (1, 16, 16)).eval()
+    for name, parameter in flow.named_parameters():
+        if ".read." in name or "gate" in name:
+            parameter.data += size * torch.randn_like(parameter)
+    assert flow.draw(64).nonfinite_values == 0
+
+
 def test_a_map_of_tokens_keeps_small_weights_what_they_were():
     torch.manual_seed(0)
     transform = MapAttention(6)
@@ -157,7 +174,9 @@ BASES = {
 @pytest.mark.parametrize("name", BASES)
 def test_bases_are_right_far_out(name, dtype):
     base = BASES[name]
-    z = torch.tensor([0.0, 1e-30, 0.3, -7.0, 1e4, -3e8, 3e9, 1e15, -1.8e19, 1e25, 8e37], dtype=dtype)
+    z = torch.tensor(
+        [0.0, 1e-30, 0.3, -7.0, 1e4, -3e8, 3e9, 1e15, -1.8e19, 1e25, 8e37], dtype=dtype
+    )
     z = z[:, None].requires_grad_()
     log_prob = base.log_prob(z)
     (slope,) = torch.autograd.grad(log_prob[log_prob.isfinite()].sum(), z)

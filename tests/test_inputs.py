@@ -150,9 +150,7 @@ def test_bits_reads_the_labels_and_the_name_of_images():
     given = make_images(PIXELS, np.array([0, 1, 2, 1]), dataset_id="ramps")
     figure = bits(labelled(), given)
     assert figure.dataset_id == "ramps"
-    assert np.array_equal(
-        figure.per_image, bits(labelled(), PIXELS, labels=given.labels).per_image
-    )
+    assert np.array_equal(figure.per_image, bits(labelled(), PIXELS, labels=given.labels).per_image)
     assert bits(flow(), given).images == 4, "a flow without classes ignores them"
 
 
@@ -208,7 +206,7 @@ def test_train_makes_its_own_gradients(without):
 
 @pytest.mark.parametrize("flow", ["mixerflow-tiny", MODEL, None, torch.nn.Linear(2, 2)])
 def test_train_says_what_is_no_flow(flow):
-    with pytest.raises(ConfigError, match="is no flow: train: make one with mixerflow.build"):
+    with pytest.raises(ConfigError, match=r"is no flow: train: make one with mixerflow\.build"):
         train(flow, PIXELS)
     with pytest.raises(ConfigError, match="is no TrainConfig"):
         train(flow_of(), PIXELS, config={"steps": 2})
@@ -224,7 +222,7 @@ def test_batch_norm_of_one_row_is_refused_with_its_remedy(changes):
         lambda: train(build(one_patch, SHAPE), PIXELS, config=settings(batch=1), quiet=True),
         lambda: train(build(one_patch, SHAPE), PIXELS[:2], config=settings(), quiet=True),
     ):
-        with pytest.raises(ConfigError, match="--train.batch: train on 2 or more images"):
+        with pytest.raises(ConfigError, match=r"--train\.batch: train on 2 or more images"):
             call()
     assert build(one_patch, SHAPE).eval().bits_per_dim(one).isfinite().all()
     with pytest.raises(DataError):
