@@ -16,6 +16,7 @@ from mixerflow.nets import (
     SplineNet,
     squash,
 )
+from mixerflow.recipes import build
 from mixerflow.transforms import (
     ActNorm,
     Affine,
@@ -26,8 +27,8 @@ from mixerflow.transforms import (
     Gaussianize,
     Householder,
     KernelChain,
-    Logit,
     LogisticMixture,
+    Logit,
     MapAttention,
     RationalQuadratic,
     SigmoidAffine,
@@ -36,6 +37,7 @@ from mixerflow.transforms import (
 )
 from mixerflow.transforms.attention import _TokenHalves
 from mixerflow.units import unit_rows
+from mixers import mixer
 
 BOUNDED = {
     "affine": Affine(2.0),
@@ -127,6 +129,18 @@ class Conv(nn.Module):
 
     def forward(self, x, context=None):
         return self.conv(x)
+
+
+@pytest.mark.parametrize("size", [0.3, 3.0])
+def test_samples_of_a_mixer_with_invertible_attention_are_finite(size):
+    torch.manual_seed(0)
+    settings = {"layers": 4, "flow_layers": 2, "hidden": 8, "patch": 4, "scale_bound": 2.0}
+    model = mixer(**settings, extra="invertible-attention", norm="none")
+    flow = build(model, (1, 16, 16)).eval()
+    for name, parameter in flow.named_parameters():
+        if ".read." in name or "gate" in name:
+            parameter.data += size * torch.randn_like(parameter)
+    assert flow.draw(64).nonfinite_values == 0
 
 
 def test_a_map_of_tokens_keeps_small_weights_what_they_were():

@@ -184,7 +184,7 @@ def test_train_takes_arrays_for_validation():
     for wrong in (PIXELS[:, :, :2], PIXELS.astype(np.float32), PIXELS[:0], "cifar10"):
         with pytest.raises(MixerFlowError):
             train(flow_of(), PIXELS, validation=wrong, config=config, quiet=True)
-    with pytest.raises(ConfigError, match="validation: give an Images with labels"):
+    with pytest.raises(ConfigError, match="validation images of array: give an Images with labels"):
         train(labelled(), PIXELS, labels=[0, 1, 2, 0], validation=PIXELS, config=config)
     with pytest.raises(ConfigError, match="beside an Images"):
         train(flow_of(), images(4), labels=[0, 1, 2, 0], config=config)
@@ -206,7 +206,7 @@ def test_train_makes_its_own_gradients(without):
 
 @pytest.mark.parametrize("flow", ["mixerflow-tiny", MODEL, None, torch.nn.Linear(2, 2)])
 def test_train_says_what_is_no_flow(flow):
-    with pytest.raises(ConfigError, match="is no flow: train: make one with mixerflow.build"):
+    with pytest.raises(ConfigError, match=r"is no flow: train: make one with mixerflow\.build"):
         train(flow, PIXELS)
     with pytest.raises(ConfigError, match="is no TrainConfig"):
         train(flow_of(), PIXELS, config={"steps": 2})
@@ -222,7 +222,7 @@ def test_batch_norm_of_one_row_is_refused_with_its_remedy(changes):
         lambda: train(build(one_patch, SHAPE), PIXELS, config=settings(batch=1), quiet=True),
         lambda: train(build(one_patch, SHAPE), PIXELS[:2], config=settings(), quiet=True),
     ):
-        with pytest.raises(ConfigError, match="--train.batch: train on 2 or more images"):
+        with pytest.raises(ConfigError, match=r"--train\.batch: train on 2 or more images"):
             call()
     assert build(one_patch, SHAPE).eval().bits_per_dim(one).isfinite().all()
     with pytest.raises(DataError):

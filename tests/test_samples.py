@@ -27,7 +27,7 @@ class Fixed(StandardNormal):
 
 
 def flow_of(levels, channels, bad):
-    """A flow over images of 2 x 2 pixels whose draws have `bad` as their last pixel's last value."""
+    """A flow over images of 2 x 2 pixels whose draws end in the value `bad`."""
     z = torch.arange(4.0 * channels)[None]
     z[0, -1] = bad
     transform = Rescale(1.0) if levels is None else Dequantize(levels)

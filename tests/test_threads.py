@@ -31,7 +31,7 @@ THREADS = 4
 
 
 class Net(nn.Module):
-    """A net of a user's own: torch's batch norm and dropout, some of it held outside of children."""
+    """A net of a user's own: batch norm and dropout, some held outside of the children."""
 
     def __init__(self):
         super().__init__()

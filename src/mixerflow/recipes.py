@@ -6,6 +6,8 @@ need a GPU; each has a ``-tiny`` twin that gives a meaningful result on two CPU 
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import baseline_recipes, denseflow_recipes, mixerflow_recipes
@@ -45,8 +47,8 @@ def build(model: str | Model, shape: Shape | None = None) -> Flow:
     if isinstance(model, str):
         named = recipe(model)
         axes = len(named.shape)
-        if hasattr(shape, "__len__") and len(shape) == axes - 1:  # pyright: ignore
-            what = f"{tuple(shape)} has {axes - 1} numbers, and images of {model} {axes}"
+        if isinstance(shape, Sized) and len(shape) == axes - 1:  # or channels would be guessed
+            what = f"{shape} has {axes - 1} numbers, and images of {model} {axes}"
             raise ConfigError(what, "shape", "give the channels too: (C, H, W)")
         return named.model.build(named.shape if shape is None else shape)
     if not isinstance(model, Model):

@@ -60,7 +60,8 @@ def _register(kind: type[T], word: str) -> type[T]:
         raise ValueError(f"register: {other.__module__}.{name} has that name: choose another")
     _CLASSES[name], _WORDS[kind] = kind, word
     if "__init__" in kind.__dict__:
-        init, is_module = kind.__init__, not dataclasses.is_dataclass(kind)
+        init: Callable[..., None] = kind.__init__
+        is_module = not dataclasses.is_dataclass(kind)
         signature = inspect.signature(init)
 
         @functools.wraps(init)

@@ -114,7 +114,8 @@ def _reconstructions(flow: Flow, images: Images) -> list[str]:
     shrunk = flow.decode_samples(0.7 * z, context)
     wrong = int((decoded.images.to(torch.int64) != x.to(torch.int64)).sum())
     parts = [Samples(x, 0, torch.zeros_like(x, dtype=torch.bool)), decoded, shrunk]
-    shown, nonfinite = (torch.cat([part[k].cpu() for part in parts]) for k in (0, 2))
+    shown = torch.cat([part.images.cpu() for part in parts])
+    nonfinite = torch.cat([part.nonfinite.cpu() for part in parts])
     count = int(nonfinite.sum())
     note = (
         f"From above: images; decoded from their latents ({wrong} of {x.numel():,} values differ); "

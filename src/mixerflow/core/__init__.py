@@ -34,6 +34,7 @@ __all__ = [
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
-    "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating", "monotone_root", "number_streams",
+    "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating",
+    "monotone_root", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "widen",
 ]

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
-from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
+from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
 from mixerflow.core.transform import (
@@ -32,7 +32,7 @@ from mixerflow.core.transform import (
 from mixerflow.core.views import evaluating
 from mixerflow.registry import register
 
-_drawn: ContextVar[dict[int, Noise | None]] = ContextVar("drawn_noise", default={})
+_drawn: ContextVar[dict[int, Noise | None] | None] = ContextVar("drawn_noise", default=None)
 """Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
 
 
@@ -153,7 +153,7 @@ class Flow(nn.Module):
         """
         x = self._images(x)
         context = self._embed(context, x.shape[0])
-        noise = _drawn.get().get(id(self)) if noise is None else noise
+        noise = (_drawn.get() or {}).get(id(self)) if noise is None else noise
         if self.memory == "store":
             z, log_det = self.transform(x, context, noise)
         else:
@@ -168,7 +168,7 @@ class Flow(nn.Module):
 
         It is for this thread only.
         """
-        before = _drawn.set(_drawn.get() | {id(self): noise})
+        before = _drawn.set({**(_drawn.get() or {}), id(self): noise})
         try:
             yield
         finally:

@@ -25,7 +25,7 @@ _SAMPLES = 256
 
 
 def _border_ratio(flow: Flow, cell: Cell) -> float:
-    """Compare neighbours across the borders of the base's patches with others, in finite samples."""
+    """Compare neighbours across the base's patch borders with others, in finite samples."""
     drawn = draw_pixels(flow, _SAMPLES, seed=1)
     pixels = drawn.pixels[drawn.nonfinite == 0]
     base = cell.column.setups["gpu"].model

@@ -40,7 +40,8 @@ def disabled() -> Iterator[None]:
 def interpreted() -> Iterator[None]:
     """Run the GPU's kernels in Triton's interpreter in a ``with``, for slow checks on the CPU.
 
-    It is for this thread only. It needs ``TRITON_INTERPRET=1`` before their first use, else it raises a RuntimeError.
+    It is for this thread only. It needs ``TRITON_INTERPRET=1`` before their first use, else it
+    raises a RuntimeError.
     """
     from mixerflow.kernels.gpu.launch import INTERPRETED
 

@@ -19,7 +19,6 @@ from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total, wide
 from mixerflow.registry import register
 from mixerflow.transforms.coupling import Halves
 
-
 _READ, _ATTENDED = 1e4, 1e12
 """Largest numbers that a map of tokens reads, and of which products are summed: sums and products
 of much larger ones overflow, and the difference of two infinities is NaN."""

@@ -108,8 +108,8 @@ class SigmoidAffine(_ScaleAndShift):
     """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.
 
     The scale is at least 0.001: the inverse divides by it, and a scale that underflows would have
-    none. Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127
-    for an offset of 2.
+    none. Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of
+    -0.127 for an offset of 2.
 
     Reference: Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code,
         arXiv:1807.03039.

@@ -37,9 +37,9 @@ class RationalQuadratic(Elementwise):
     Reference: Durkan et al., Neural spline flows (2019), arXiv:1906.04032.
 
     Departs from the paper:
-        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0, and at most 10^4. The inverse's quadratic
-        equation is solved by sums of positive terms only: nothing cancels, and its discriminant
-        cannot become negative.
+        Derivatives are ``1e-3 + 0.999 log2(1 + 2^raw)``, which is 1 at 0, and at most 10^4. The
+        inverse's quadratic equation is solved by sums of positive terms only: nothing cancels, and
+        its discriminant cannot become negative.
     """
 
     bins: int = 4
