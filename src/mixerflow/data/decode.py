@@ -125,7 +125,7 @@ def to_array(image: Image.Image, where: object, ground: Color | None = None) -> 
 def _on_ground(image: Image.Image, where: object, ground: Color | None) -> Image.Image:
     """Put a picture with transparency onto one colour; grey on grey stays grey."""
     if ground is None:
-        remedy = "give --transparency '#ffffff', or the colour to put it on"
+        remedy = "put it on a ground yourself, or with --transparency '#ffffff'"
         raise DataError("transparency", where, remedy)
     grey = image.mode in ("1", "L", "LA") and len(set(ground)) == 1
     top = image.convert("RGBA")
