@@ -52,7 +52,7 @@ class MixerFlowError(Exception):
         ways = re.split(r",? or (?!more\b)", self.remedy)
         possible = [way for way in ways if all(f"--{f}" in flags for f in _flags_in(way))]
         choose = flags and len(possible) not in (0, len(ways))
-        remedy = ", or ".join(possible) if choose else self.remedy
+        remedy = " or ".join(possible).rstrip(";") if choose else self.remedy
         where = self.where if self._is_path else _named(self.where, flags)
         parts = (_named(self.what, flags), where, _named(remedy, flags))
         return printable(": ".join(part for part in parts if part))

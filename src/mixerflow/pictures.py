@@ -50,7 +50,7 @@ def save(image: Image.Image, path: Path) -> None:
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"no format of pictures ends in {path.suffix!r}")
+        raise ValueError(f"unknown file extension {path.suffix!r}")
     temporary = temporary_path(path)
     sweep(path.parent)
     try:

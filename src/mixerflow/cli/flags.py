@@ -65,7 +65,7 @@ def _may_be_part(default: object, path: str) -> bool:
 def first_choice(default: object, path: str) -> str:
     """Return the remedy for a setting that another choice of a part has; empty without one."""
     names = path.split(".")
-    for depth in range(1, len(names)):
+    for depth in range(len(names) - 1, 0, -1):
         part, rest = ".".join(names[:depth]), names[depth:]
         classes = _classes(_hints(_part_at(default, part.rpartition(".")[0])).get(names[depth - 1]))
         words = [word for word, kind in classes.items() if _has(kind, rest)]

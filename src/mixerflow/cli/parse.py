@@ -19,6 +19,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.terminal import say
 
 T = TypeVar("T")
+_POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +61,13 @@ def parse(
             near = _nearest(flag.replace("_", "-"), [*flags, "--help"])
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
             raise ConfigError("no such flag", flag, choice or remedy)
-    parsed: Any = _by_tyro(kind, _with_none(arguments, flags), prog, shown)
+    parsed = _by_tyro(kind, _with_none(arguments, flags), prog, shown)
     known.flags = set(flags)
     _check_paths(parsed, flags)
     if isinstance(parsed, ComputingArguments):
         set_threads(parsed.threads)
-    return parsed if default is tyro.MISSING_NONPROP else from_tyro(parsed, default)
+    made: Any = parsed
+    return made if default is tyro.MISSING_NONPROP else from_tyro(made, default)
 
 
 def _by_tyro(kind: type[T], arguments: list[str], prog: str, default: object) -> T:
@@ -133,11 +135,11 @@ def check_path(path: Path, where: str) -> None:
 
 
 def check_run_path(path: Path) -> None:
-    """Raise a ConfigError for a file or folder that lies in a run folder: it names the folder."""
+    """Raise a ConfigError for a path in a run folder, which it names, or for a file."""
     if path.is_dir() and _is_run(path):
         return
     for parent in list(path.parents)[:3]:
-        if path.exists() and _is_run(parent):
+        if _is_run(parent):
             raise ConfigError("a part of a run", path, f"name the run folder, {parent}")
     if path.exists() and not path.is_dir():
         raise ConfigError("a file, where a run folder is needed", path, "name a folder")
@@ -167,7 +169,10 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
     """Yield every long flag that tyro makes of a dataclass, with its type."""
     hints, notes = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        named = [getattr(n, "name", None) for n in getattr(notes[field.name], "__metadata__", ())]
+        marks = getattr(notes[field.name], "__metadata__", ())
+        if _POSITIONAL in marks:
+            continue
+        named = [getattr(mark, "name", None) for mark in marks]
         name, hint = next(filter(None, named), field.name).replace("_", "-"), hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _flags(hint, f"{prefix}{name}.")

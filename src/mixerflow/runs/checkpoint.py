@@ -36,6 +36,7 @@ from mixerflow.runs.manifest import (
     verified,
 )
 from mixerflow.temporary import sweep, temporary_path
+from mixerflow.terminal import quoted
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 
@@ -286,5 +287,6 @@ class Checkpoints:
         earlier = next(valid, None)
         remedy = "no earlier one is valid: delete the folder and train again"
         if earlier is not None:
-            remedy = f"continue training with --from-step {earlier}, or delete the folder"
+            run = quoted(self.root.parent)
+            remedy = f"go on before it, `mixerflow train {run} --from-step {earlier}`, or delete it"
         return CheckpointError(f"checkpoint damaged ({damage.what})", damage.path, remedy)

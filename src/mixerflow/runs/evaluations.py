@@ -147,6 +147,8 @@ class KeptDraws:
         self.lost = ""
         with self._keeping():
             require_writable(self._path)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             if processes.main:
                 sweep(folder)
         self.draws = Draws.none(images)

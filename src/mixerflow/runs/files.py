@@ -80,23 +80,27 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def require_writable(path: Path, remedy: str = "") -> None:
-    """Try, before long work, whether a file can be written there; its folder is made if need be.
+    """Try, before long work, whether a file can be written there, and leave no trace.
 
     Raises:
         ResourceError: it cannot; `remedy` says what to do instead of making it writable.
     """
     try:
         with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            missing = [each for each in path.parents if not each.exists()]
             temporary = temporary_path(path)
             try:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.write_bytes(b"\n")
                 if os.path.isdir(path):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 with contextlib.suppress(FileNotFoundError):
                     os.lstat(path)  # too long a name shows here
             finally:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                    for folder in missing:
+                        folder.rmdir()
     except ResourceError as error:
         raise ResourceError(error.what, path, remedy or error.remedy) from error
 

@@ -217,9 +217,9 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
         f"# {markdown.plain(name)}",
         "",
         f"**{_figure(figure)} bits/dim** on {figure['images']:,} images of "
-        f"{markdown.plain(figure['dataset_id'])}, {figure['split']}: {_kind(figure)}. The weights in "
-        f"float32, before they were rounded for this file, have {_figure(card['float32'], 5)}; these have "
-        f"{_figure(figure, 5)}.",
+        f"{markdown.plain(figure['dataset_id'])}, {figure['split']}: {_kind(figure)}. The "
+        f"weights in float32, before they were rounded for this file, have "
+        f"{_figure(card['float32'], 5)}; these have {_figure(figure, 5)}.",
         "",
         markdown.table(["", ""], [[key, str(value)] for key, value in rows.items()]),
         "",
