@@ -34,6 +34,7 @@ def write(path: Path, title: str, body: Iterable[str]) -> Path:
         f"<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
     with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())
     return path
 

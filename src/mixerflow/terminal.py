@@ -14,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mixerflow.errors import ResourceError, printable
 
@@ -73,10 +73,7 @@ def tell(line: str) -> None:
 
 def show(table: RenderableType) -> None:
     """Print a table on stdout."""
-    made = console()
-    with made.capture() as captured:
-        made.print(table)
-    _write(sys.stdout, captured.get())
+    console().print(table)
 
 
 def finish_output() -> None:
@@ -108,7 +105,22 @@ def console(*, stderr: bool = False) -> Console:
         def render_str(self, text: str, **style: object) -> Text:
             return super().render_str(printable(text, kept="\n"), **style)  # pyright: ignore
 
-    return Plain(stderr=stderr, markup=False, emoji=False, highlight=False)
+    file: Any = None if stderr else _Stdout()
+    return Plain(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+class _Stdout:
+    """Stdout for a console; a failure to write it is left to `finish_output`."""
+
+    def write(self, text: str) -> int:
+        _write(sys.stdout, text)
+        return len(text)
+
+    def flush(self) -> None:
+        _write(sys.stdout, "", flush=True)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys.stdout, name)
 
 
 def quoted(*words: str | Path) -> str:

@@ -62,7 +62,7 @@ def parse(
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
             raise ConfigError("no such flag", flag, choice or remedy)
     parsed = _by_tyro(kind, _with_none(arguments, flags), prog, shown)
-    known.flags = set(flags)
+    known.flags = {*flags, "--help", "--debug"}
     _check_paths(parsed, flags)
     if isinstance(parsed, ComputingArguments):
         set_threads(parsed.threads)

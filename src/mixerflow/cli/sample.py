@@ -77,6 +77,7 @@ def sample(arguments: list[str]) -> int:
     for path, write in writers.items():  # one that fails leaves the other
         try:
             with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write(path)
             say(f"in {path}")
         except ResourceError as error:
@@ -128,6 +129,7 @@ def _require_own(folder: Path, number: int, *, force: bool) -> None:
 
 
 def _write_files(pixels: np.ndarray, folder: Path, *, force: bool) -> None:
+    folder.mkdir(exist_ok=True)
     sweep(folder)
     if force:
         for path in folder.iterdir():
