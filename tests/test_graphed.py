@@ -477,7 +477,7 @@ def test_flows_and_images_that_no_graph_can_have_are_refused():
 
 
 def test_without_a_gpu_graphs_are_refused_and_say_what_to_do(tmp_path):
-    wanted = r"^no CUDA graphs on the cpu: --train\.graph: train on a GPU \(--device cuda\), or"
+    wanted = r"^no CUDA graphs on the cpu: train\.graph: train on a GPU \(device cuda\), or"
     with pytest.raises(ConfigError, match=wanted):
         train(flow_of(), images(), out=tmp_path / "a", config=settings(graph=True), quiet=True)
     with pytest.raises(ConfigError, match=wanted):

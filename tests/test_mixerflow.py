@@ -254,11 +254,11 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "shape", "where"),
     [
-        ({"patch": 5, "hidden": 16}, (1, 12, 12), "--model.patching.size"),
-        ({"flow": "maf", "norm": "layer", "hidden": 16}, (1, 12, 12), "--model.flow"),
-        ({"patch": 6, "shifts": (0, 7)}, (1, 12, 12), "--model.patching.shift"),
-        ({"scales": 3, "shift": 0}, (1, 16, 16), "--model.layers or --model.scales"),
-        ({}, (1, 30, 30), "--model.patching.size"),
+        ({"patch": 5, "hidden": 16}, (1, 12, 12), "model.patching.size"),
+        ({"flow": "maf", "norm": "layer", "hidden": 16}, (1, 12, 12), "model.flow"),
+        ({"patch": 6, "shifts": (0, 7)}, (1, 12, 12), "model.patching.shift"),
+        ({"scales": 3, "shift": 0}, (1, 16, 16), "model.layers or model.scales"),
+        ({}, (1, 30, 30), "model.patching.size"),
     ],
 )
 def test_a_refusal_says_which_setting_to_change(settings, shape, where):

@@ -317,7 +317,7 @@ def test_a_setting_of_another_choice_names_the_choice(capsys):
             assert f"no such flag: {flag}: choose {first} first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("form", ["{}=none", "{} none", "{} None"])
+@pytest.mark.parametrize("form", ["{}=none", "{} none"])
 def test_none_is_a_value_of_every_optional_setting(form):
     optional = ["--steps", "--from", "--cache", "--train.minutes", "--train.schedule-steps"]
     words = [form.format(flag) for flag in [*optional, "--model.pixels.levels"]]
