@@ -1,13 +1,17 @@
 """Small images, flows and runs that several test files share, and processes that work together."""
 
+import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import traceback
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError, DataError, ResourceError
@@ -120,3 +124,20 @@ def together(world, work, *given):
         if isinstance(result, Exception):
             raise result
     return results
+
+
+def small_run(where):
+    """A run of two classes, "0" and "cat", without any training; its images are beside it."""
+    rng = np.random.default_rng(0)
+    for name in ("0", "cat"):
+        (where / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (4, 4)).astype(np.uint8)
+            Image.fromarray(pixels).save(where / "images" / name / f"{i}.png")
+    out = shutil.copytree(Path(__file__).parent / "fixtures" / "run-format-3", where / "run")
+    header = json.loads((out / "run.json").read_text())
+    header["data"]["classes"] = ["0", "cat"]
+    header["source"] = {"data": str(where / "images")}
+    header["source"] |= {"transparency": "refuse", "on_bad_image": "stop"}
+    (out / "run.json").write_text(json.dumps(header))
+    return out

@@ -140,7 +140,7 @@ def test_initialisation_and_validation_see_the_images_as_they_are(monkeypatch):
 @pytest.mark.parametrize("shift", [4, 9])
 def test_a_shift_beyond_the_image_is_refused_and_leaves_no_folder(tmp_path, shift):
     config = settings(augmentation=Augmentation(shift=shift))
-    with pytest.raises(ConfigError, match=r"shift of . pixels.*side of 4.*--train\.aug.*at most 3"):
+    with pytest.raises(ConfigError, match=r"shift of . pixels.*side of 4.*train\.aug.*at most 3"):
         train(flow_of(), ramps(), config=config, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(ValueError, match="at least 0"):

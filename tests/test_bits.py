@@ -142,7 +142,7 @@ def test_a_bound_draws_noise_without_dequantisation():
 
 def test_draws_that_mean_nothing_are_refused():
     flow = model()
-    with pytest.raises(ConfigError, match=r"0 draws an image: --importance-samples"):
+    with pytest.raises(ConfigError, match=r"0 draws an image: importance_samples"):
         bits(flow, pixels(2), importance_samples=0)
     estimated = Flow(Residual(LipschitzMLP(3, 3, width=4), log_det="unbiased"), (3,))
     assert bits(estimated, torch.randn(2, 3)).density == "estimate"

@@ -331,7 +331,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(trained, capsy
     said = capsys.readouterr().err
     assert str(path) in said
     assert "--from-step" in said
-    step = said.split("--from-step ")[1].split(",")[0]
+    step = said.split("--from-step ")[1].split("`")[0]
     assert run("train", trained, "--from-step", step) == 0
     assert run("evaluate", trained) == 0
 

@@ -212,9 +212,7 @@ def test_nothing_left_after_skipping(tmp_path):
 def test_images_that_differ_are_both_named(tmp_path, other, words):
     put(tmp_path / "a.png")
     put(tmp_path / "b.png", other)
-    refused(
-        tmp_path, words, str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--on-bad-image skip"
-    )
+    refused(tmp_path, words, str(tmp_path / "a.png"), str(tmp_path / "b.png"), "on_bad_image skip")
 
 
 def test_splits_that_differ(tmp_path):
@@ -239,7 +237,7 @@ def transparent(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "P", "RGB"])
 def test_transparency_is_refused_or_put_on_the_colour(tmp_path, mode):
     transparent(tmp_path, mode)
-    refused(tmp_path, "transparency", "a.png", "--transparency")
+    refused(tmp_path, "transparency", "a.png", "transparency '#ffffff'")
     train = load(str(tmp_path), transparency="#0000ff").train
     assert np.moveaxis(train.pixels[0], 0, -1).tolist() == [[[0, 0, 255], [200, 100, 0]]]
 
@@ -255,7 +253,7 @@ def test_grey_with_alpha_stays_grey_on_grey_only(tmp_path):
 @pytest.mark.parametrize("text", ["purpel", "#ffffff80", ""])
 def test_a_colour_that_is_none(tmp_path, text):
     put(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="--transparency"):
+    with pytest.raises(ConfigError, match=": transparency: "):
         load(str(tmp_path), transparency=text)
 
 

@@ -355,7 +355,7 @@ def test_impossible_settings_name_themselves(change, words):
 
 
 def test_units_and_modules_of_other_numbers_of_blocks_name_the_flag():
-    with pytest.raises(ConfigError, match=r"modules.*units.*--model\.(modules|units)"):
+    with pytest.raises(ConfigError, match=r"modules.*units.*model\.(modules|units)"):
         evolve(SMALL, {"modules": (1,)}).build((1, 8, 8))
 
 
@@ -369,7 +369,7 @@ def test_units_and_modules_of_other_numbers_of_blocks_name_the_flag():
     ],
 )
 def test_sides_that_cannot_be_halved_name_the_flag_and_the_sides_that_can(model, flag):
-    words = rf"multiples of 4; images are \(1, 14, 14\).*--model\.{flag}"
+    words = rf"multiples of 4; images are \(1, 14, 14\).* model\.{flag}"
     with pytest.raises(ConfigError, match=words):
         model.build((1, 14, 14))
 

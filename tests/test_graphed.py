@@ -438,20 +438,20 @@ def test_a_step_that_cannot_be_captured_is_told(monkeypatch):
     made = trainer(GraphedTrainer)
     pretend(monkeypatch, made)
     monkeypatch.setattr(made, "_device_step", lambda: torch.zeros(2).item())
-    with pytest.raises(ConfigError, match=r"has no graph \(a Tensor with 2 .*: --train\.graph: "):
+    with pytest.raises(ConfigError, match=r"has no graph \(a Tensor with 2 .*: train\.graph: "):
         made.advance()
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"memory": "invert"}, "--train.memory invert"),
-        ({"memory": "checkpoint"}, "--train.memory checkpoint"),
+        ({"memory": "invert"}, "train.memory invert"),
+        ({"memory": "checkpoint"}, "train.memory checkpoint"),
     ],
 )
 def test_settings_that_no_graph_can_have_are_refused(changes, what):
     with pytest.raises(
-        ConfigError, match=rf"^no graph with {what}: --train\.graph: say --train.no-graph"
+        ConfigError, match=rf"^no graph with {what}: train\.graph: say train.graph=False"
     ):
         trainer(GraphedTrainer, **changes)
 
@@ -477,7 +477,7 @@ def test_flows_and_images_that_no_graph_can_have_are_refused():
 
 
 def test_without_a_gpu_graphs_are_refused_and_say_what_to_do(tmp_path):
-    wanted = r"^no CUDA graphs on the cpu: --train\.graph: train on a GPU \(--device cuda\), or"
+    wanted = r"^no CUDA graphs on the cpu: train\.graph: train on a GPU \(device cuda\), or"
     with pytest.raises(ConfigError, match=wanted):
         train(flow_of(), images(), out=tmp_path / "a", config=settings(graph=True), quiet=True)
     with pytest.raises(ConfigError, match=wanted):

@@ -82,7 +82,7 @@ def test_runs_older_than_the_setting_go_on(tmp_path, monkeypatch):
 
 
 def test_a_rate_that_cannot_be_is_named():
-    with pytest.raises(ConfigError, match=r"--train\.layer-lr"):
+    with pytest.raises(ConfigError, match=r"train\.layer_lr"):
         settings(layer_lr=0.0)
 
 

@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_changes_nothing_of_adamax(monkeypatch):
 
 
 def test_adamax_has_no_graph():
-    with pytest.raises(ConfigError, match=r"no graph with --train\.optimizer adamax"):
+    with pytest.raises(ConfigError, match=r"no graph with train\.optimizer adamax"):
         trainer_of(flow_of(), GraphedTrainer, optimizer="adamax")
 
 
@@ -96,7 +96,7 @@ def test_a_deeper_flow_continues_with_adamaxs_moments(tmp_path):
     config = settings(**ALL, schedule_steps=24, keep=9)
     train(flow_of(shallow), images(), out=tmp_path / "a", config=config, quiet=True)
     begin = {"begin": tmp_path / "a", "quiet": True}
-    with pytest.raises(ConfigError, match=r"those of adamax, not adam: .*use --train\.opt"):
+    with pytest.raises(ConfigError, match=r"those of adamax, not adam: .*use train\.opt"):
         train(flow_of(deep), images(), config=settings(), **begin)
     train(flow_of(deep), images(), out=tmp_path / "b", config=config, **begin)
     old = Checkpoints(tmp_path / "a" / "checkpoints").load("last").state["trainer"]["optimizer"]
@@ -145,7 +145,7 @@ def test_impossible_cool_downs_are_refused(changes, named):
 
 
 def test_an_unknown_optimiser_is_named():
-    with pytest.raises(ConfigError, match=r"sgd .*--train\.optimizer: .*adam, adamax"):
+    with pytest.raises(ConfigError, match=r"sgd .*train\.optimizer: .*adam, adamax"):
         settings(optimizer="sgd")
 
 

@@ -55,7 +55,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     pictures.save(pictures.grid(stack, pad=0), path)
     assert np.array_equal(np.asarray(Image.open(path)), np.moveaxis(stack[0], 0, -1))
 
-    def breaks(_self, file):
+    def breaks(_self, file, _kind):
         file.write_bytes(b"half")
         raise OSError("disk full")
 

@@ -210,7 +210,7 @@ def test_only_better_weights_replace_what_is_published(run, tmp_path):
 
 def test_what_cannot_be_published_is_refused(run, tmp_path):
     to = tmp_path / "w"
-    with pytest.raises(ConfigError, match=r"MB of weights are more than 0\.01: .*--limit-mb"):
+    with pytest.raises(ConfigError, match=r"MB of weights are more than 0\.01: .*limit_mb"):
         publish(run, to, judge(), limit_mb=0.01)
     with pytest.raises(ConfigError, match="a run is there"):
         publish(run, run, judge())
@@ -331,7 +331,7 @@ def test_restarts_are_told_one_after_the_other(run, tmp_path):
         (
             vary(LARGE, hidden=8),
             SHAPE,
-            r"its model\.flow\.net\.width is 40, not 8: .*: set --model\.flow\.net\.width to 40",
+            r"its model\.flow\.net\.width is 40, not 8: .*: set model\.flow\.net\.width to 40",
         ),
         (MODEL, (1, 4, 8), r"its model.shape is \(1, 4, 4\), not \(1, 4, 8\)"),
         (maf(layers=1, hidden=8), SHAPE, "its model is mixerflow, not maf"),
@@ -376,13 +376,13 @@ def test_pieces_have_the_rates_the_averaging_and_the_images_of_the_whole(monkeyp
 
 
 def test_schedules_that_cannot_be_are_named():
-    with pytest.raises(ConfigError, match=r"--train\.schedule-start"):
+    with pytest.raises(ConfigError, match=r"train\.schedule_start"):
         settings(schedule_start=-1)
-    with pytest.raises(ConfigError, match=r"schedule-steps: it must be more than --train\."):
+    with pytest.raises(ConfigError, match=r"schedule_steps: it must be more than train\."):
         settings(schedule_start=10, schedule_steps=10)
     flow = flow_of()
     flow.initialize(torch.from_numpy(images().pixels))
-    with pytest.raises(ConfigError, match=r"steps 10 to 22 of 20: --train\.schedule-steps: .* 22"):
+    with pytest.raises(ConfigError, match=r"steps 10 to 22 of 20: train\.schedule_steps: .* 22"):
         train(flow, images(), config=settings(schedule_start=10, schedule_steps=20), quiet=True)
     with pytest.raises(ConfigError, match="step 10 of a schedule, and new weights"):
         train(flow_of(), images(), config=settings(schedule_start=10), quiet=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mixerflow.errors import printable
 from mixerflow.runs.files import write_atomically, writing
 
 _STYLE = """
@@ -33,8 +34,14 @@ def write(path: Path, title: str, body: Iterable[str]) -> Path:
         f"<style>{_STYLE}</style><body>{''.join(body)}</body></html>\n"
     )
     with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def escape(text: str) -> str:
+    """Return a text for a page: no markup, and no sign that hides or that no file can hold."""
+    return html.escape(printable(text))
 
 
 def heading(text: str, level: int = 2) -> str:

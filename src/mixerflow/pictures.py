@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from mixerflow.temporary import sweep, temporary_path
 
 Codec = Literal["png", "webp"]
 _LONGEST_SIDE = 16383  # a WebP file's sides are 14-bit numbers
@@ -47,9 +48,13 @@ def save(image: Image.Image, path: Path) -> None:
         ValueError: an ending that no format has.
         OSError: the file cannot be written; an older file is unchanged.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"unknown file extension {path.suffix!r}")
+    temporary = temporary_path(path)
+    sweep(path.parent)
     try:
-        image.save(temporary)
+        image.save(temporary, kind)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

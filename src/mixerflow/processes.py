@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from mixerflow.errors import ConfigError, ResourceError, first_line
+from mixerflow.terminal import tell
 
 T = TypeVar("T")
 
@@ -68,7 +68,9 @@ class Processes:
             return device
         if self.local >= torch.cuda.device_count():
             what = f"{torch.cuda.device_count()} GPUs for process {self.local} of this machine"
-            raise ConfigError(what, "--nproc-per-node", "start as many processes as GPUs")
+            raise ConfigError(
+                what, "`torchrun --nproc-per-node`", "start as many processes as GPUs"
+            )
         own = torch.device("cuda", self.local)
         torch.cuda.set_device(own)
         return own
@@ -270,7 +272,7 @@ class _Watch(threading.Thread):
         what = f"process {lost} of {self.world} has not answered for {SILENCE + GRACE:.0f} s"
         error = ResourceError(what, _name(), _REMEDY)
         if self.first(f"said/{what}"):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            tell(f"error: {error}")
         os._exit(error.exit_code)
 
     def _try(self, request: Callable[[], T]) -> T | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,6 +13,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from mixerflow.errors import printable
+from mixerflow.terminal import console, tell
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -34,16 +35,16 @@ class ProgressBar:
         self._begun, self._begun_at = time.monotonic(), done
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        console = Console(stderr=True)
-        if not quiet and console.is_terminal:
+        stderr = console(stderr=True)
+        if not quiet and stderr.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                console=console,
+                console=stderr,
             )
             self._task = self._bar.add_task(what, total=total, completed=done, figures="")
 
@@ -65,7 +66,7 @@ class ProgressBar:
         """Show the number of units done, and figures."""
         self.done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=figures)
+            self._bar.update(self._task, completed=done, figures=printable(figures))
         elif not self.quiet and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.say(f"{self.what} {done}/{self.total}  {figures}  {self._left()} left")
@@ -75,9 +76,9 @@ class ProgressBar:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(printable(line), soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     @property
     def rate(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,31 @@ from mixerflow.runs import RunFolder, labels_of, load
 _SCORED, _EXTREMES, _RECONSTRUCTED = 500, 16, 10
 
 
-def write_report(run: Path, images: Images) -> Path:
-    """Write ``report.html`` into the run folder and return its path.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The page of a run.
 
-    The page shows `images`, which have the shape of the run's, and scores the first few hundred.
+    Attributes:
+        figure: bits/dim of the images that the page is about.
+        title: name of the run.
+        body: HTML fragments.
     """
+
+    figure: Bits
+    title: str
+    body: list[str]
+
+    def write(self, path: Path) -> Path:
+        """Write the page and return its path.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        return page.write(path, self.title, self.body)
+
+
+def make_report(run: Path, images: Images) -> Report:
+    """Score the first few hundred `images`, of the shape of the run's, and make the run's page."""
     folder = RunFolder(run)
     metadata, records = folder.read_metadata(), folder.read_metrics()
     flow = load(run)
@@ -36,8 +55,9 @@ def write_report(run: Path, images: Images) -> Path:
     labels = None if flow.context_net is None else scored.labels
     figure = bits(flow, scored.pixels, labels=labels)
     order = figure.per_image.argsort()
+    name = run.resolve().name
     body = [
-        page.heading(str(metadata.get("recipe") or run.name), level=1),
+        page.heading(str(metadata.get("recipe") or name), level=1),
         _headline(metadata),
         page.heading("Training"),
         page.picture(_curves(records), "plot"),
@@ -52,17 +72,19 @@ def write_report(run: Path, images: Images) -> Path:
     body += _extremes("Most bits/dim", scored, figure, order[::-1][:_EXTREMES])
     settings = [[key, _setting(value)] for key, value in metadata.items()]
     body += [page.heading("Settings"), page.table([], settings)]
-    return page.write(run / "report.html", run.name, body)
+    return Report(figure, name, body)
 
 
 def _headline(metadata: dict[str, Any]) -> str:
     result = metadata.get("result")
     if not result:
         return page.paragraph(f"status: {metadata.get('status')}")
+    if result["bits_per_dim"] is None:
+        return page.paragraph(f"not finite on {result['images']} validation images")
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
         f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
-        f"{escape(result['dataset_id'])}: {kind_of(result)}, after "
+        f"{page.escape(result['dataset_id'])}: {kind_of(result)}, after "
         f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
         f"{metadata.get('parameters', 0):,} parameters.</p>"
     )

@@ -1,9 +1,8 @@
-"""``mixerflow evaluate`` and ``publish``: score a run's weights on images, and keep the result."""
+"""``mixerflow evaluate``: score a run's weights on images, print the figures and keep them."""
 
 from __future__ import annotations
 
-import json
-import sys
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,25 +10,28 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from mixerflow import pictures, runs
-from mixerflow.cli.parse import parse
+from mixerflow.cli.keep import keeping
+from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Bits, density_of, estimator_of, kind_of
+from mixerflow.evaluate import Bits, density_of, estimator_of
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator, KeptDraws
-from mixerflow.runs.files import write_atomically, writing
+from mixerflow.runs.files import json_text, write_atomically, writing
 from mixerflow.signals import Interrupt, Stopped
+from mixerflow.terminal import say, show, tell
+
+_LONGEST = 200  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsArguments:
+class WeightsArguments(ComputingArguments):
     """Which weights of a run, and where they compute."""
 
     checkpoint: Literal["best", "last"] = "best"
@@ -103,7 +105,8 @@ class _EvaluateArguments(EvaluationArguments):
 def evaluate(arguments: list[str]) -> int:
     """Score the weights and codecs, print the figures, and write them into the run folder.
 
-    The exit code is 0, or 130 / 143 after a signal: the same command then goes on.
+    The exit code is 0, or 130 / 143 after a signal: the same command then goes on. A run folder
+    that cannot be written keeps neither figures nor draws, which warnings say.
     """
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
@@ -140,11 +143,12 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
         }
-        _write_result(given.run, result)
         if given.json:
-            print(json.dumps(result, indent=2))
+            say(*json_text(result).splitlines())
         elif given.codecs:
             _print_codecs(result["codecs"])
+        with keeping("the figure"):
+            _write_result(given.run, result)
 
     processes.on_main(finish)
     kept.finish()
@@ -160,17 +164,18 @@ def _score(
         Stopped: after a signal to any of the processes.
     """
     processes = evaluator.processes
-    bar = _bar(evaluator, quiet=quiet or not processes.main, done=int(kept.draws.count.sum()))
+    bar = bar_of(evaluator, quiet=quiet or not processes.main, done=int(kept.draws.count.sum()))
     with bar, Interrupt() as interrupt:
 
         def on_batch(count: int) -> None:
-            _advance(bar, count, evaluator.importance_samples)
+            advance(bar, count, evaluator.importance_samples)
             kept.save_sometimes()
             if stop := processes.largest(interrupt.requested or 0):  # all after the same batch
                 kept.save()
                 if processes.main:
                     line = f"stopped after {bar.done:,} of {bar.total:,} {bar.what}s"
-                    print(f"{line}: the same command goes on", file=sys.stderr)
+                    after = "nothing is kept" if kept.lost else "the same command goes on"
+                    tell(f"{line}: {after}")
                 raise Stopped(stop)
 
         figure = replace(evaluator, on_batch=on_batch).score(flow, metadata, kept.draws)
@@ -178,7 +183,7 @@ def _score(
     return figure
 
 
-def _bar(
+def bar_of(
     evaluator: Evaluator, *, times: int = 1, done: int = 0, quiet: bool = False
 ) -> ProgressBar:
     """Return the bar of an evaluation, whose units are draws, one an image."""
@@ -186,7 +191,7 @@ def _bar(
     return ProgressBar(unit, times * evaluator.total, done=done, quiet=quiet)
 
 
-def _advance(bar: ProgressBar, count: int, draws: int) -> None:
+def advance(bar: ProgressBar, count: int, draws: int) -> None:
     """Show the draws done, and the speed."""
     bar.done += count
     speed = f"{_digits(bar.rate / draws)} images/s"
@@ -218,17 +223,20 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     name += "-last" if weights["checkpoint"] == "last" else ""
     name += "" if weights["averaged"] else "-raw"
     name = "".join(c if c.isalnum() else "-" for c in name)
+    if len(name.encode()) > _LONGEST:  # more than a file's name may have
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     folder = run / "evaluations"
     with writing(folder):
-        write_atomically(folder / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{name}.json", (json_text(result) + "\n").encode())
 
 
 def _print_figures(figure: Bits) -> None:
     """Print the flow's figures, a column for each kind."""
-    console, result = Console(), figure.as_dict()
+    result = figure.as_dict()
     plural = "" if figure.images == 1 else "s"
     images = f"{figure.dataset_id}, {figure.split}: {figure.images:,} image{plural}"
-    console.print(f"{images}; {density_of(result)}", highlight=False, soft_wrap=True)
+    say(f"{images}; {density_of(result)}")
     kinds = [estimator_of(result | bound.as_dict()) for bound in figure.curve]
     heads = (kind.replace("-w", "-\nw").replace(" (", "\n(") for kind in kinds)
     table = Table("", *heads, box=SIMPLE)
@@ -237,56 +245,13 @@ def _print_figures(figure: Bits) -> None:
     if len(figure.curve) > 1:
         table.add_row("gain", "", *(f"{bound.gain:.4f}" for bound in figure.curve[1:]))
         table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
-    console.print(table)
+    show(table)
     if len(figure.curve) > 1:
-        console.print("gain: mean over the images of how far below the single-sample figure\n")
+        say("gain: mean over the images of how far below the single-sample figure", "")
 
 
 def _print_codecs(codecs: dict[str, float | None]) -> None:
     table = Table("lossless code, headers included", "bits/dim", box=SIMPLE)
     for name, value in codecs.items():
         table.add_row(name, "n/a" if value is None else f"{value:.3f}")
-    Console().print(table)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PublishArguments(EvaluationArguments):
-    """Write a run's averaged weights, rounded to 16 bits, with a card that describes them."""
-
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
-    to: Path
-    """The folder to write, such as weights/NAME; only better weights replace older ones."""
-    limit_mb: float = 25.0
-    """Millions of bytes that the file may have."""
-    force: bool = False
-    """Replace the published weights there, even by worse ones."""
-
-
-def publish(arguments: list[str]) -> int:
-    """Round a run's weights, score them, and write one small file with a card."""
-    given = parse(_PublishArguments, arguments, prog="mixerflow publish")
-    given.check()
-    if not given.limit_mb > 0:
-        raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
-    if runs.is_published(given.run):
-        raise ConfigError("these weights are published already", given.run, "name a run folder")
-    images, split = given.load_images(runs.RunFolder(given.run).read_metadata())
-    evaluator = Evaluator(images, split, seed=given.seed, batch=given.batch, device=given.device)
-    with _bar(evaluator, times=2) as bar:
-        card = runs.publish(
-            given.run,
-            given.to,
-            replace(evaluator, on_batch=lambda count: _advance(bar, count, 1)),
-            which=given.checkpoint,
-            average=not given.raw,
-            limit_mb=given.limit_mb,
-            force=given.force,
-        )
-    (file,) = card["files"].values()
-    print(
-        f"{given.to}: {file['bytes'] / 1e6:.1f} MB, {card['figure']['bits_per_dim']:.4f} bits/dim "
-        f"({card['float32']['bits_per_dim']:.4f} in float32) after {card['steps']:,} steps; "
-        f"{kind_of(card['figure'])}"
-    )
-    return 0
+    show(table)

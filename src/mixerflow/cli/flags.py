@@ -62,6 +62,27 @@ def _may_be_part(default: object, path: str) -> bool:
     return any(_may_be_part(part, rest) for part in parts)
 
 
+def first_choice(default: object, path: str) -> str:
+    """Return the remedy for a setting that another choice of a part has; empty without one."""
+    names = path.split(".")
+    for depth in range(len(names) - 1, 0, -1):
+        part, rest = ".".join(names[:depth]), names[depth:]
+        classes = _classes(_hints(_part_at(default, part.rpartition(".")[0])).get(names[depth - 1]))
+        words = [word for word, kind in classes.items() if _has(kind, rest)]
+        if words:
+            flag = f"--{part}".replace("_", "-")
+            return f"choose {' or '.join(f'{flag} {word}' for word in words)} first"
+    return ""
+
+
+def _has(kind: type, names: list[str]) -> bool:
+    """Whether a class of parts has a setting, itself or in a part of its own."""
+    if not dataclasses.is_dataclass(kind) or names[0] not in _hints(kind):
+        return False
+    inner = _classes(_hints(kind)[names[0]]).values()
+    return len(names) == 1 or any(_has(each, names[1:]) for each in inner)
+
+
 def _class_of(default: object, path: str, flag: str, word: str) -> type | None:
     """Return the class that a word chooses for the part at a path; None for `none`."""
     parent, _, name = path.rpartition(".")
@@ -105,7 +126,8 @@ def _part_at(value: object, path: str) -> object:
 
 
 def _hints(value: object) -> dict[str, Any]:
-    return typing.get_type_hints(type(value)) if dataclasses.is_dataclass(value) else {}
+    kind = value if isinstance(value, type) else type(value)
+    return typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
 
 
 def _classes(hint: Any) -> dict[str, type]:  # noqa: ANN401

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import torch
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli.parse import parse
+from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.runs import is_published, read_metadata
+from mixerflow.terminal import say, show
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(ComputingArguments):
     """Show a model: its chain, shapes, parameters a part, and the paper's count."""
 
     shape: tuple[int, ...]
@@ -38,40 +38,41 @@ class Arguments:
 
 def main(arguments: list[str]) -> int:
     """Print the list, or the chain."""
-    console = Console()
     if not arguments:
-        _print_recipes(console)
+        _print_recipes()
         return 0
     if arguments[0] in ("-h", "--help"):
-        print("usage: mixerflow info [RECIPE or RUN] [flags]\n")
+        say("usage: mixerflow info [RECIPE or RUN] [flags]", "")
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
     published = None
+    check_run_name(name)
     if (Path(name) / "run.json").is_file() or is_published(Path(name)):
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
-        console.print(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")
+        say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")
     else:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published
-        console.print(f"{name}: {named.about}")
+        say(f"{name}: {named.about}")
     default = Arguments(shape=shape, model=model)
     given = parse(Arguments, rest, prog=f"mixerflow info {name}", default=default)
-    _print_chain(given.model, given.shape, published if given == default else None, console)
+    changed = (given.model, given.shape) != (model, shape)
+    _print_chain(given.model, given.shape, None if changed else published)
     return 0
 
 
-def _print_recipes(console: Console) -> None:
+def _print_recipes() -> None:
     table = Table(Column("recipe", no_wrap=True), "what", "budget", box=SIMPLE)
     for name, recipe in recipes.RECIPES.items():
         table.add_row(name, recipe.about, _budget(recipe.train))
-    console.print(table)
+    show(table)
     # the papers' figures are of several kinds, which one column cannot have
     hint = "`mixerflow info RECIPE` shows the chain, and the paper's figure with its kind."
-    console.print(hint, highlight=False)
+    say(hint)
 
 
 def _budget(train: TrainConfig) -> str:
@@ -80,9 +81,7 @@ def _budget(train: TrainConfig) -> str:
     return f"{train.epochs:g} epochs" if train.steps is None else f"{train.steps:,} steps"
 
 
-def _print_chain(
-    model: Model, shape: Shape, published: PublishedResult | None, console: Console
-) -> None:
+def _print_chain(model: Model, shape: Shape, published: PublishedResult | None) -> None:
     flow = model.build(shape)
     table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
     for part, shape, count in _chain_rows(flow):
@@ -92,9 +91,8 @@ def _print_chain(
     table.add_section()
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
-    console.print(table)
-    for line in (*_noise_use(flow), *_kernel_use(flow), *_published_lines(published, total)):
-        console.print(line, highlight=False)
+    show(table)
+    say(*_noise_use(flow), *_kernel_use(flow), *_published_lines(published, total))
 
 
 def _published_lines(published: PublishedResult | None, total: int) -> Iterator[str]:

@@ -8,14 +8,26 @@ import difflib
 import io
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mixerflow.cli.flags import choose_parts, for_tyro, from_tyro
+from mixerflow.cli import known
+from mixerflow.cli.flags import choose_parts, first_choice, for_tyro, from_tyro
 from mixerflow.errors import ConfigError
+from mixerflow.terminal import say
 
 T = TypeVar("T")
+_POSITIONAL = get_args(tyro.conf.Positional[int])[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputingArguments:
+    """What every command has that computes."""
+
+    threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
+    """CPU threads of each process; 0 for all. A run with one thread repeats to the last bit."""
 
 
 def parse(
@@ -28,54 +40,147 @@ def parse(
     """Make an instance of the dataclass `kind` from the words after the command `prog`.
 
     The fields of `kind` are the flags, and `default` gives the values of absent flags. Nested
-    dataclasses give ``--part.field``; parts have the flags of `mixerflow.cli.flags`.
+    dataclasses give ``--part.field``; parts have the flags of `mixerflow.cli.flags`. The word
+    ``none`` is the value None of a setting that may be None. Paths are checked, and torch gets the
+    number of threads of `ComputingArguments`.
 
     Raises:
-        ConfigError: an unknown flag (names the nearest) or a value of the wrong kind.
+        ConfigError: an unknown flag (names the nearest), a value of the wrong kind, or a path that
+            cannot be one.
     """
     shown: Any = default
+    given = default
     if default is not tyro.MISSING_NONPROP:
         default, arguments = choose_parts(default, arguments)
         kind, shown = for_tyro(default)
-    known = ["--help", *_flags(kind)]
     arguments = _spelled_out(kind, arguments)
+    flags = dict(_flags(kind))
     for argument in arguments:
         flag = argument.split("=", 1)[0]
-        if flag.startswith("--") and flag.replace("_", "-") not in known:
-            near = _nearest(flag.replace("_", "-"), known)
+        if flag.startswith("--") and flag.replace("_", "-") not in ("--help", *flags):
+            choice = first_choice(given, flag.removeprefix("--").replace("-", "_"))
+            near = _nearest(flag.replace("_", "-"), [*flags, "--help"])
             remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
-            raise ConfigError("no such flag", flag, remedy)
-    printed = io.StringIO()
+            raise ConfigError("no such flag", flag, choice or remedy)
+    parsed = _by_tyro(kind, _with_none(arguments, flags), prog, shown)
+    known.flags = {*flags, "--help", "--debug"}
+    _check_paths(parsed, flags)
+    if isinstance(parsed, ComputingArguments):
+        set_threads(parsed.threads)
+    made: Any = parsed
+    return made if default is tyro.MISSING_NONPROP else from_tyro(made, default)
+
+
+def _by_tyro(kind: type[T], arguments: list[str], prog: str, default: object) -> T:
+    printed, helped = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
-            parsed = tyro.cli(kind, args=arguments, prog=prog, default=shown)
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(helped):
+            return tyro.cli(kind, args=arguments, prog=prog, default=default)  # pyright: ignore
     except SystemExit as end:
         if not end.code:
+            say(*helped.getvalue().splitlines())
             raise
         raise ConfigError(_one_line(printed.getvalue()), prog, f"see {prog} --help") from None
-    return parsed if default is tyro.MISSING_NONPROP else from_tyro(parsed, default)
 
 
-def _nearest(flag: str, known: list[str]) -> list[str]:
-    """Return the known flags whose last word is like that of an unknown one."""
-    last_words = {each: each.rpartition(".")[2] for each in known}
+def _with_none(arguments: list[str], flags: dict[str, Any]) -> list[str]:
+    """Spell the value None as tyro does."""
+    words, before = [], ""
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if argument.lower() == "none" and type(None) in get_args(flags.get(before)):
+            argument = "None"
+        elif equals and value.lower() == "none" and type(None) in get_args(flags.get(flag)):
+            argument = f"{flag}=None"
+        words.append(argument)
+        before = argument.replace("_", "-")
+    return words
+
+
+def set_threads(count: int) -> None:
+    """Let torch use `count` CPU threads; 0 leaves the number as torch has chosen it."""
+    if not 0 <= count <= 1024:
+        raise ConfigError(f"{count} threads", "--threads", "give 1 to 1024, or 0 for all")
+    if count:
+        import torch
+
+        torch.set_num_threads(count)
+
+
+def _check_paths(parsed: object, flags: dict[str, Any]) -> None:
+    """Refuse what can be no path; fields of `RunPath` must not name a part of a run."""
+    fields = dataclasses.fields(parsed)  # pyright: ignore[reportArgumentType]
+    for field in fields:
+        value = getattr(parsed, field.name)
+        if isinstance(value, Path):
+            flag = f"--{field.name}"
+            check_path(value, flag if flag in flags else field.name)
+            if field.name in _RUNS:
+                check_run_path(value)
+
+
+_RUNS = ("run", "weights")
+"""Fields that name a run folder."""
+
+
+def check_path(path: Path, where: str) -> None:
+    """Raise a ConfigError for a path that no file can have or that cannot be looked at."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        what = f"cannot be a path ({getattr(error, 'strerror', error)})"
+        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:60]}..."
+        raise ConfigError(what, f"{where} {shown}", "name another") from error
+
+
+def check_run_path(path: Path) -> None:
+    """Raise a ConfigError for a path in a run folder, which it names, or for a file."""
+    if path.is_dir() and _is_run(path):
+        return
+    for parent in list(path.parents)[:3]:
+        if _is_run(parent):
+            raise ConfigError("a part of a run", path, f"name the run folder, {parent}")
+    if path.exists() and not path.is_dir():
+        raise ConfigError("a file, where a run folder is needed", path, "name a folder")
+
+
+def check_run_name(name: str) -> None:
+    """Check a word that may name a recipe or a run folder, as `check_run_path` does."""
+    path = Path(name)
+    check_path(path, "the name")
+    if path.is_dir() or "/" in name:
+        check_run_path(path)
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("run.json", "card.json"))
+
+
+def _nearest(flag: str, flags: list[str]) -> list[str]:
+    """Return the flags whose last word is like that of an unknown one."""
+    last_words = {each: each.rpartition(".")[2] for each in flags}
     last_word = flag.rpartition(".")[2]
     like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.6)
-    return [each for each in known if last_words[each] in like]
+    return [each for each in flags if last_words[each] in like]
 
 
-def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
-    """Yield every long flag that tyro makes of a dataclass."""
+def _flags(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Yield every long flag that tyro makes of a dataclass, with its type."""
     hints, notes = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
-        named = [getattr(n, "name", None) for n in getattr(notes[field.name], "__metadata__", ())]
+        marks = getattr(notes[field.name], "__metadata__", ())
+        if _POSITIONAL in marks:
+            continue
+        named = [getattr(mark, "name", None) for mark in marks]
         name, hint = next(filter(None, named), field.name).replace("_", "-"), hints[field.name]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from _flags(hint, f"{prefix}{name}.")
             continue
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", hint
         if hint in (bool, bool | None):
-            yield f"{prefix}no-{name}"
+            yield f"{prefix}no-{name}", hint
 
 
 def _spelled_out(kind: type, arguments: list[str]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from mixerflow.data import Reading, Splits, load
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.registry import restore
+from mixerflow.terminal import tell
 
 _SHOWN = 5  # names of classes in a line
 
@@ -78,11 +78,11 @@ def announce(splits: Splits, validation: str = "") -> None:
         return
     for images in splits.parts().values():
         for line in images.skipped:
-            _say(f"skipped {line}")
+            tell(f"skipped {line}")
     counts = [f"{len(images):,} {name}" for name, images in splits.parts().items()]
     plural = "" if len(splits.train) == len(counts) == 1 else "s"
     line = f"{splits.train.dataset_id}: {', '.join(counts)} image{plural}; {_classes(splits)}"
-    _say(line + (f"; validation on {validation}" if validation else ""))
+    tell(line + (f"; validation on {validation}" if validation else ""))
 
 
 def _classes(splits: Splits) -> str:
@@ -93,7 +93,3 @@ def _classes(splits: Splits) -> str:
         return f"labels {labels.min()} to {labels.max()}, without names"
     more = ", ..." if len(names) > _SHOWN else ""
     return f"{len(names)} classes: {', '.join(names[:_SHOWN])}{more}"
-
-
-def _say(line: str) -> None:
-    print("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,20 @@ from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
 
 from mixerflow import experiments
-from mixerflow.cli.parse import parse
-from mixerflow.cli.train import set_threads
+from mixerflow.cli.keep import keeping
+from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.experiments import BUDGETS, RUN_TIME, Budget, Cell
 from mixerflow.runs import device_of
+from mixerflow.terminal import quoted, say, show
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(ComputingArguments):
     """Run a table of the paper; the same command resumes. Without TABLE: list them."""
 
     table: tyro.conf.Positional[str]
@@ -43,27 +42,24 @@ class Arguments:
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
     device: str = "auto"
     """Device: auto, cpu or cuda (experimental)."""
-    threads: int = 0
-    """CPU threads; 0 for all."""
 
 
 def main(arguments: list[str]) -> int:
     """List the tables, or run one; the exit code is 0, or 130 / 143 after a signal."""
     if not arguments or arguments[0] in ("--list", "list"):
-        _print_tables(Console())
+        _print_tables()
         return 0
     given = parse(Arguments, arguments, prog="mixerflow reproduce")
     if given.table == "report":
         from mixerflow.experiments.outputs import write_page  # matplotlib takes a second
 
-        print(write_page(given.out or Path("results")))
+        say(str(write_page(given.out or Path("results"))))
         return 0
     table = experiments.table(given.table)
     names = [name.strip() for name in given.rows.split(",")] if given.rows else []
     cells = table.choose(names)  # refuses an empty name
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
-    set_threads(given.threads)
     device = device_of(given.device)
     out = given.out or Path("results") / table.name
     from mixerflow.experiments.outputs import write_page
@@ -79,10 +75,12 @@ def main(arguments: list[str]) -> int:
         out=out,
         device=device,
         load=load_data,
-        command=shlex.join(["mixerflow", "reproduce", *arguments]),
+        command=quoted("mixerflow", "reproduce", *arguments),
     )
     stopped = "stopped; the same command goes on; so far: " if exit_code else ""
-    print(f"{stopped}{out / f'{given.budget}.md'} and {write_page(out.parent)}")
+    say(f"{stopped}{out / f'{given.budget}.md'}")
+    with keeping("the page of all tables"):
+        say(str(write_page(out.parent)))
     return exit_code
 
 
@@ -101,13 +99,13 @@ def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, s
     return chosen
 
 
-def _print_tables(console: Console) -> None:
+def _print_tables() -> None:
     tables = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
     for name, each in experiments.TABLES.items():
         data = ", ".join(column.name for column in each.columns)
         rows = ", ".join(row.name for row in each.rows)
         tables.add_row(name, each.title, data, rows, str(len(each.claims)))
-    console.print(tables)
+    show(tables)
     budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)
     for name, each in experiments.TABLES.items():
         setups = each.columns[0].setups
@@ -116,4 +114,4 @@ def _print_tables(console: Console) -> None:
             for b in BUDGETS
         )
         budgets.add_row(name, *cells)
-    console.print(budgets)
+    show(budgets)

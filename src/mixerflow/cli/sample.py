@@ -1,23 +1,30 @@
-"""``mixerflow sample`` and ``report``: look at a run, by images drawn from it or by its page."""
+"""``mixerflow sample``: images drawn from a run."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 
-from mixerflow import pictures
+from mixerflow import pictures, runs
 from mixerflow.cli.evaluate import WeightsArguments
+from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import parse
-from mixerflow.cli.reading import ReadingFlags, load_run_data
-from mixerflow.errors import ConfigError
+from mixerflow.core import Flow
+from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.evaluate import draw_pixels
-from mixerflow.runs import RunFolder, load
-from mixerflow.runs.files import write_atomically, writing
+from mixerflow.runs.files import require_writable, write_atomically, writing
+from mixerflow.temporary import sweep
+from mixerflow.terminal import say, tell
+
+_SINGLE = re.compile(r"\d{5,}\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,46 +37,125 @@ class _SampleArguments(WeightsArguments):
     """How many images."""
     temperature: float = 1.0
     """Scales the latents: below 1 gives likelier, less varied images."""
-    label: int | None = None
-    """Class to draw from a class-conditional run; by default all in turn."""
+    label: str | None = None
+    """Class to draw from a class-conditional run, by its name, or by its number where no class has
+    that name; by default all in turn."""
     seed: int = 0
     """Seed of the draws."""
     out: Path | None = None
     """The grid's file; by default in the run folder's samples."""
     files: Path | None = None
-    """A folder for the single images, as PNG files."""
+    """A folder for the single images, as PNG files 00000.png and so on; it may hold no others."""
+    force: bool = False
+    """Remove the files of an earlier draw, numbers with .png, from that folder; keep all others."""
     scale: int = 2
     """Side of the square that stands for one pixel of the grid."""
 
 
 def sample(arguments: list[str]) -> int:
-    """Draw images, write them, and print how many values are clamped or not finite."""
+    """Draw images, print how many values are clamped or not finite, and write the images."""
     given = parse(_SampleArguments, arguments, prog="mixerflow sample")
     _check(given)
-    flow = load(given.run, which=given.checkpoint, average=not given.raw, device=given.device)
-    if given.label is not None and flow.context_net is None:
-        raise ConfigError("the run has no classes", "--label", "leave it out")
-    if given.label is not None and isinstance(flow.context_net, torch.nn.Embedding):
-        classes = flow.context_net.num_embeddings
-        if not 0 <= given.label < classes:
-            raise ConfigError(f"{given.label}", "--label", f"give 0 to {classes - 1}")
+    device = runs.device_of(given.device)
+    held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
+    flow = held.flow(device)
+    label = _label(flow, held.metadata["data"]["classes"], given.label)
+    out = _require_places(given, label)
     drawn = draw_pixels(
-        flow, given.number, seed=given.seed, temperature=given.temperature, label=given.label
+        flow, given.number, seed=given.seed, temperature=given.temperature, label=label
     )
-    label = "" if given.label is None else f"-label{given.label}"
-    weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
-    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{label}{weights}.png"
-    out = given.out or given.run / "samples" / name
-    with writing(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        pictures.save(pictures.grid(drawn.pixels, scale=given.scale), out)
+    pixels, plural = drawn.pixels, "" if given.number == 1 else "s"
+    say(f"{given.number} image{plural}; {drawn}")
+    writers: dict[Path, Callable[[Path], None]] = {}
+    if out is not None:
+        writers[out] = lambda path: pictures.save(pictures.grid(pixels, scale=given.scale), path)
     if given.files is not None:
-        with writing(given.files):
-            given.files.mkdir(parents=True, exist_ok=True)
-            for i, image in enumerate(drawn.pixels):
-                write_atomically(given.files / f"{i:05}.png", pictures.png_bytes(image))
-    print(f"{given.number} images in {out}; {drawn}")
+        writers[given.files] = lambda path: _write_files(pixels, path, force=given.force)
+    failed: list[ResourceError] = []
+    for path, write in writers.items():  # one that fails leaves the other
+        try:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path)
+            say(f"in {path}")
+        except ResourceError as error:
+            failed.append(error)
+    for error in failed[1:]:
+        tell(f"error: {error}")
+    if failed:
+        raise failed[0]
     return 0
+
+
+def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
+    """Return the grid's file after a try of all places; None where nobody asked for a grid."""
+    if given.files is not None:
+        _require_own(given.files, given.number, force=given.force)
+        require_writable(given.files / "00000.png")
+    if given.out is not None:
+        require_writable(given.out)
+        return given.out
+    shown = "" if label is None else f"-label{label}"
+    weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
+    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}.png"
+    out = given.run / "samples" / name
+    if given.files is None:
+        require_writable(out, "name a file elsewhere with --out")
+        return out
+    try:
+        require_writable(out)
+    except ResourceError as error:
+        with keeping("the grid"):
+            raise error
+        return None
+    return out
+
+
+def _require_own(folder: Path, number: int, *, force: bool) -> None:
+    """Refuse a folder with files that this draw does not write: they would pass for its images."""
+    try:
+        others = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return  # no folder yet; or no folder at all, which the try of writing says better
+    own = {_name(i) for i in range(number)}
+    others = [name for name in others if name not in own and not name.startswith(".tmp-")]
+    stay = [name for name in others if not _SINGLE.fullmatch(name)] if force else others
+    if stay and not force:
+        remedy = "name an empty folder, or remove the files of an earlier draw with --force"
+        what = f"{len(stay):,} other file{'s are' if len(stay) > 1 else ' is'} there ({stay[0]})"
+        raise ConfigError(what, folder, remedy)
+
+
+def _write_files(pixels: np.ndarray, folder: Path, *, force: bool) -> None:
+    folder.mkdir(exist_ok=True)
+    sweep(folder)
+    if force:
+        for path in folder.iterdir():
+            if _SINGLE.fullmatch(path.name):
+                path.unlink()
+    for i, image in enumerate(pixels):
+        write_atomically(folder / _name(i), pictures.png_bytes(image))
+
+
+def _name(number: int) -> str:
+    return f"{number:05}.png"
+
+
+def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | None:
+    """Return the number of the class that a word names, or is the number of."""
+    if word is None:
+        return None
+    if flow.context_net is None:
+        raise ConfigError("the run has no classes", "--label", "leave it out")
+    if word in classes:  # a name that is a number is a name
+        return list(classes).index(word)
+    count = len(classes)
+    if isinstance(flow.context_net, torch.nn.Embedding):
+        count = flow.context_net.num_embeddings
+    if word.isdecimal() and int(word) < count:
+        return int(word)
+    known = f"choose one of {', '.join(classes)}, or " if classes else "give "
+    raise ConfigError(f"no class {word!r}", "--label", f"{known}0 to {count - 1}")
 
 
 def _check(given: _SampleArguments) -> None:
@@ -83,24 +169,3 @@ def _check(given: _SampleArguments) -> None:
         raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
     if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
         raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ReportArguments(ReadingFlags):
-    """Write report.html into a run folder."""
-
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
-    data: str | None = None
-    """Images to show; by default the run's own."""
-
-
-def report(arguments: list[str]) -> int:
-    """Write the page of a run and print its path."""
-    given = parse(_ReportArguments, arguments, prog="mixerflow report")
-    metadata = RunFolder(given.run).read_metadata()
-    from mixerflow.report import write_report  # matplotlib takes a second, which --help saves
-
-    splits = load_run_data(metadata, given.data, given)
-    print(write_report(given.run, splits.train if splits.test is None else splits.test))
-    return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,8 @@ import torch
 import tyro
 
 from mixerflow import recipes
-from mixerflow.cli.parse import parse
+from mixerflow.cli.keep import keeping
+from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
 from mixerflow.cli.reading import ReadingFlags, announce
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
@@ -21,6 +21,8 @@ from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
 from mixerflow.runs import RunFolder, device_of, is_published
+from mixerflow.runs.files import require_writable
+from mixerflow.terminal import quoted, say
 from mixerflow.training import TrainConfig, Trained, train
 
 _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same command again resumes
@@ -31,7 +33,7 @@ The flags below show the values of RECIPE ({name}); `mixerflow info` lists the r
 
 
 @dataclass(frozen=True)
-class Arguments(ReadingFlags):
+class Arguments(ComputingArguments, ReadingFlags):
     """Train a recipe, or resume a run."""
 
     data: str
@@ -53,8 +55,6 @@ class Arguments(ReadingFlags):
     """Resume from the checkpoint of this step rather than the last."""
     device: str = "auto"
     """Device: auto, cpu or cuda (experimental)."""
-    threads: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
-    """CPU threads of each process; 0 for all. A run with one thread repeats to the last bit."""
     cache: Path | None = None
     """Folder that keeps large image folders decoded; by default the user's cache folder."""
 
@@ -68,28 +68,21 @@ def main(arguments: list[str]) -> int:
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
     if {"-h", "--help"} & set(rest):
-        print(_USAGE.format(name=name))
+        say(*_USAGE.format(name=name).splitlines())
+    check_run_name(name)
     if (Path(name) / "run.json").is_file():
         recipe, given = _resumed(Path(name), rest)
     else:
         recipe, given = name, _new(name, rest)
-    set_threads(given.threads)
     with joined() as processes:
         return _train(recipe, given, arguments, processes)
-
-
-def set_threads(count: int) -> None:
-    """Let torch use `count` CPU threads; 0 leaves the number as torch has chosen it."""
-    if not 0 <= count <= 1024:
-        raise ConfigError(f"{count} threads", "--threads", "give 1 to 1024, or 0 for all")
-    if count:
-        torch.set_num_threads(count)
 
 
 def _new(name: str, rest: list[str]) -> Arguments:
     """Return the arguments of a recipe, with the flags given."""
     if is_published(Path(name)):
-        raise ConfigError("weights, not a recipe", name, f"mixerflow train RECIPE --from {name}")
+        remedy = f"mixerflow train RECIPE --from {quoted(name)}"
+        raise ConfigError("weights, not a recipe", name, remedy)
     named = recipes.recipe(name)
     default = Arguments(data=named.data, model=named.model, train=named.train)
     given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
@@ -144,7 +137,7 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
         from_step=given.from_step,
         metadata={
             "recipe": recipe,
-            "command": shlex.join(["mixerflow", "train", *command]),
+            "command": quoted("mixerflow", "train", *command),
             "source": {"data": given.data, **asdict(reading)},
         },
     )
@@ -161,12 +154,16 @@ def _with_budget(given: Arguments) -> TrainConfig:
 
 def _print_result(result: Trained, out: Path, splits: Splits) -> None:
     if result.validation is None:
-        print(f"stopped at step {result.step}; resume with: mixerflow train {out}")
+        resume = quoted("mixerflow", "train", out)
+        say(f"stopped at step {result.step}; resume with: {resume}")
         return
-    from mixerflow.report import write_report  # matplotlib takes a second that --help need not
+    say(f"{result.step} steps, validation {result.validation}")
+    with keeping("the report"):
+        require_writable(out / "report.html")
+        from mixerflow.report import make_report  # matplotlib takes a second that --help need not
 
-    page = write_report(out, splits.train if splits.test is None else splits.test)
-    print(f"{result.step} steps, validation {result.validation}; see {page}")
+        report = make_report(out, splits.train if splits.test is None else splits.test)
+        say(f"see {report.write(out / 'report.html')}")
 
 
 def _with_data(model: Model, splits: Splits) -> Model:

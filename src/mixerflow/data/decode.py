@@ -154,7 +154,7 @@ def _opaque(image: Image.Image, where: object, ground: Color | None) -> Image.Im
     if top.getchannel("A").getextrema() == (255, 255):
         return top.getchannel(0) if grey else top.convert("RGB")
     if ground is None:
-        remedy = "give --transparency '#ffffff', or the colour to put it on"
+        remedy = "put it on a ground yourself, or with --transparency '#ffffff'"
         raise DataError("transparency", where, remedy)
     flat = Image.alpha_composite(Image.new("RGBA", image.size, (*ground, 255)), top)
     return flat.getchannel(0) if grey and len(set(ground)) == 1 else flat.convert("RGB")

@@ -29,7 +29,7 @@ from mixerflow.data.listing import count_line
 from mixerflow.data.published_sets import SETS, confirm, fetch_from_hub, identify
 from mixerflow.data.reading import Reading
 from mixerflow.data.signatures import has_image_ending, image_format, sniff
-from mixerflow.errors import DataError
+from mixerflow.errors import DataError, printable
 
 EMBEDDED = "fashion-mini"
 
@@ -80,7 +80,7 @@ def load(
     path = Path(rest if claimed else spec).expanduser()
     raw = _read_arrays(path, reading)
     kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    dataset_id = name if claimed else _printable(f"{kind}:{path.resolve().name}")
+    dataset_id = name if claimed else printable(f"{kind}:{path.resolve().name}")
     if raw is None:
         raw = read_folder(path, reading=reading, cache=cache)
         if claimed:
@@ -97,11 +97,6 @@ def _refuse_two_meanings(name: str) -> None:
         remedy = f"give ./{name} for the path"
         remedy += "" if name == EMBEDDED else f", or {name}:{name} if it should be that set"
         raise DataError("a set's name, and also a path here", name, f"{remedy}, or rename the path")
-
-
-def _printable(text: str) -> str:
-    """Return a text with escapes in place of line ends, controls and bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _read_arrays(path: Path, reading: Reading) -> RawSplits | None:

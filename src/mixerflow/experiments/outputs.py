@@ -16,7 +16,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
-from mixerflow.runs.files import write_atomically, writing
+from mixerflow.runs.files import json_text, write_atomically, writing
 
 NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "
@@ -51,7 +51,9 @@ def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
         _copy_samples(table, budget, root, out, results)
         if any(run["curve"] for _, row in _rows(results) for run in row["runs"]):
             write_atomically(out / _file_name(budget, "curves.png"), curves(results))
-        write_atomically(out / f"{budget}.json", (json.dumps(results, indent=2) + "\n").encode())
+        else:
+            (out / _file_name(budget, "curves.png")).unlink(missing_ok=True)
+        write_atomically(out / f"{budget}.json", (json_text(results) + "\n").encode())
         write_atomically(out / f"{budget}.md", markdown_text(results).encode())
 
 
@@ -63,7 +65,10 @@ def _file_name(budget: str, name: str) -> str:
 def _copy_samples(
     table: Table, budget: Budget, root: Path, out: Path, results: dict[str, Any]
 ) -> None:
-    """Copy the last grid of samples that training drew for each row's first seed."""
+    """Copy the last grid of samples that training drew for each row's first seed.
+
+    Grids of earlier runs that have no run now are removed.
+    """
     cells = {(cell.column.name, cell.row.name): cell for cell in table.cells}
     for column, row in _rows(results):
         cell = cells[column["column"], row["row"]]
@@ -73,6 +78,10 @@ def _copy_samples(
             if grid.exists():
                 row["samples"] = _file_name(budget, f"samples-{cell.name}.png")
                 write_atomically(out / row["samples"], grid.read_bytes())
+    copied = {row.get("samples") for _, row in _rows(results)}
+    for cell in table.cells:
+        if (name := _file_name(budget, f"samples-{cell.name}.png")) not in copied:
+            (out / name).unlink(missing_ok=True)
 
 
 def _rows(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -90,7 +99,12 @@ def markdown_text(results: dict[str, Any]) -> str:
             lines += ["", markdown.table(*claims_table(column))]
     lines += ["", NOTE]
     if results["left_out"]:
-        lines += ["", "Not counted:", "", *(f"- {each}" for each in results["left_out"])]
+        lines += [
+            "",
+            "Not counted:",
+            "",
+            *(f"- {markdown.plain(each)}" for each in results["left_out"]),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -138,7 +152,7 @@ def _settings_text(column: dict[str, Any]) -> str:
         f"base model: {', '.join(settings)}",
     ]
     if runs:
-        parts.append(f"data {', '.join(column['data'])}")
+        parts.append(f"data {', '.join(map(markdown.plain, column['data']))}")
         parts.append(f"figures of {', '.join(column['images'])} images")
         parts += _kinds(column)
     return "; ".join(parts) + "."

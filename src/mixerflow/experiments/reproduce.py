@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,11 +10,13 @@ import torch
 from filelock import FileLock
 
 from mixerflow.data import Splits
-from mixerflow.errors import InUseError, NonFiniteError
+from mixerflow.errors import InUseError, NonFiniteError, ResourceError
 from mixerflow.experiments import outputs
+from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run, SeedImages
 from mixerflow.experiments.table import Budget, Cell, Table
 from mixerflow.runs.files import writing
+from mixerflow.terminal import say, tell
 
 
 def reproduce(
@@ -37,17 +38,21 @@ def reproduce(
     Runs are in folders below `runs`, the table's outputs in `out`; `load` loads the images that
     `data` names for each column, and every run records `command`.
 
+    The table is printed in the end, and written after each run; one that could not be written
+    stops no run.
+
     Returns 0; 143 / 130 after SIGTERM / SIGINT; 6 where a row's training did not stay finite.
 
     Raises:
         ConfigError: a run folder holds a run of other settings.
         DataError: no such images.
-        ResourceError: a folder cannot be written.
+        ResourceError: a folder cannot be written, tried before the first run; or the table in the
+            end.
     """
     root = runs / table.name / budget
     splits = {name: load(spec) for name, spec in data.items()}
     queue = [Run(cell, budget, seed, root) for seed in range(seeds) for cell in cells]
-    exit_code = 0
+    exit_code, stopped, lost = 0, 0, None
     _write_outputs(table, budget, root, out)
     images: dict[tuple[str, int], SeedImages] = {}
     for number, run in enumerate(queue, start=1):
@@ -55,8 +60,8 @@ def reproduce(
         if (column, run.seed) not in images:
             images = {key: value for key, value in images.items() if key[1] == run.seed}
             images[column, run.seed] = SeedImages.of(splits[column], run.seed, budget)
-        name, stopped = f"{run.cell.name}, seed {run.seed}", 0
-        print(f"{name} ({number} of {len(queue)})", file=sys.stderr)
+        name = f"{run.cell.name}, seed {run.seed}"
+        tell(f"{name} ({number} of {len(queue)})")
         metadata = {
             "recipe": f"{table.name}/{budget}/{run.cell.name}",
             "command": command,
@@ -67,14 +72,27 @@ def reproduce(
                 images[column, run.seed], device=device, metadata=metadata
             )
         except NonFiniteError as error:  # one row failed, the other rows go on
-            print(f"{name}: {error}", file=sys.stderr)
+            tell(f"{name}: {error}")
             exit_code = error.exit_code
         except InUseError as error:
-            print(f"{name}: {error.what}: left to it", file=sys.stderr)
-        _write_outputs(table, budget, root, out)
+            tell(f"{name}: {error.what}: left to it")
+        lost = _try_outputs(table, budget, root, out)
         if stopped:
-            return stopped
-    return exit_code
+            break
+    say(*outputs.markdown_text(collect(table, budget, root)).splitlines())
+    if lost is not None:
+        raise lost
+    return stopped or exit_code
+
+
+def _try_outputs(table: Table, budget: Budget, root: Path, out: Path) -> ResourceError | None:
+    """Write the outputs, and warn if that fails: further runs are worth more than this table."""
+    try:
+        _write_outputs(table, budget, root, out)
+    except ResourceError as error:
+        tell(f"warning: the table is not kept: {error}")
+        return error
+    return None
 
 
 def _write_outputs(table: Table, budget: Budget, root: Path, out: Path) -> None:

@@ -137,8 +137,8 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         if metadata.get("status") != "finished" or figures is None:
             status = str(metadata.get("status"))
             return metadata.get("error", status) if status == "failed" else "not finished"
-        if not math.isfinite(figures["bits_per_dim"] or math.nan):
-            return "its figure is not finite"
+        if figures["bits_per_dim"] is None or not math.isfinite(figures["bits_per_dim"]):
+            return "its bits/dim are not finite"
         metrics = RunFolder(run.path).read_metrics()
     except CheckpointError as error:
         return str(error)

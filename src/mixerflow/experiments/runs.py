@@ -18,7 +18,7 @@ from mixerflow.experiments.table import TEST_IMAGES, Budget, Cell
 from mixerflow.models import MixerFlow, from_spec
 from mixerflow.registry import restore, settings_of
 from mixerflow.runs import RunFolder, load
-from mixerflow.runs.files import write_atomically, writing
+from mixerflow.runs.files import json_text, write_atomically, writing
 from mixerflow.training import TrainConfig, train
 
 _SAMPLES = 256
@@ -167,7 +167,7 @@ class Run:
         record = figure.as_dict() | {"images_sha256": sha256, "measures": measures}
         with writing(self.path):
             self._figures_path.parent.mkdir(exist_ok=True)
-            write_atomically(self._figures_path, (json.dumps(record, indent=2) + "\n").encode())
+            write_atomically(self._figures_path, (json_text(record) + "\n").encode())
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

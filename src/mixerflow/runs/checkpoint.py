@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.runs.files import sweep, sync_folder, write_atomically, write_synced, writing
+from mixerflow.runs.files import sync_folder, write_atomically, write_synced, writing
 from mixerflow.runs.manifest import (
     EMA,
     MANIFEST,
@@ -35,6 +35,8 @@ from mixerflow.runs.manifest import (
     seal,
     verified,
 )
+from mixerflow.temporary import sweep, temporary_path
+from mixerflow.terminal import quoted
 
 _STEP = re.compile(r"step-(0|[1-9][0-9]*)")
 
@@ -202,7 +204,7 @@ class Checkpoints:
         return True
 
     def _write(self, step: int, packers: Packers, best: bool) -> None:
-        folder, temporary = self._folder(step), self.root / f".tmp-{step}-{os.getpid()}"
+        folder, temporary = self._folder(step), temporary_path(self.root / str(step))
         try:
             temporary.mkdir()
             files = {}
@@ -229,7 +231,7 @@ class Checkpoints:
         marked = {best} if best is not None else {each for each in past if self._was_best(each)}
         for each in set(past[: -self.keep]) - marked:
             # A half-removed folder must not look like a damaged checkpoint.
-            temporary = self.root / f".tmp-{each}-{os.getpid()}"
+            temporary = temporary_path(self.root / str(each))
             self._folder(each).rename(temporary)
             shutil.rmtree(temporary, ignore_errors=True)  # the next save sweeps what is left
 
@@ -285,7 +287,6 @@ class Checkpoints:
         earlier = next(valid, None)
         remedy = "no earlier one is valid: delete the folder and train again"
         if earlier is not None:
-            remedy = (
-                f"continue from step {earlier} with --from-step {earlier}, or delete the folder"
-            )
+            run = quoted(self.root.parent)
+            remedy = f"go on before it, `mixerflow train {run} --from-step {earlier}`, or delete it"
         return CheckpointError(f"checkpoint damaged ({damage.what})", damage.path, remedy)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import re
-import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import safetensors.numpy
 
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.errors import DataError
+from mixerflow.errors import DataError, ResourceError
 from mixerflow.evaluate import Bits, Draws, bits
 from mixerflow.processes import SINGLE, Processes, first_to_report
-from mixerflow.runs.files import sweep, write_atomically, writing
+from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.runs.weights import Weights, labels_of
+from mixerflow.temporary import sweep
+from mixerflow.terminal import tell
 
 _SECONDS_BETWEEN_SAVES = 30.0
 _DIGEST = hashlib.sha256().digest_size
@@ -114,6 +117,9 @@ class KeptDraws:
     A file begins with the SHA-256 of its key, its K and its content. One of another SHA-256 is left
     out, with a line on stderr.
 
+    Where the folder cannot be written, or the disk is full, the draws are in memory only, and a
+    warning says so: a figure is not lost because it cannot be kept.
+
     Args:
         folder: where the files are; made if need be.
         key: all that a draw depends on, for JSON.
@@ -123,9 +129,7 @@ class KeptDraws:
 
     Attributes:
         draws: what the files held, equal in all processes; `bits` advances it.
-
-    Raises:
-        ResourceError: the folder cannot be written.
+        lost: why this process keeps no draws; empty while it does.
     """
 
     def __init__(
@@ -140,9 +144,13 @@ class KeptDraws:
         self._key = json.dumps(key, sort_keys=True)
         self._name = f"draws-{_sha256(self._key.encode())[:16]}"
         self._path = folder / f"{self._name}-{importance_samples}-{processes.rank}"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            processes.on_main(lambda: sweep(folder))
+        self.lost = ""
+        with self._keeping():
+            require_writable(self._path)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            if processes.main:
+                sweep(folder)
         self.draws = Draws.none(images)
         read = (self._read(path, asked) for path, asked in self._files().items())
         found = [draws for draws in read if draws is not None]
@@ -152,14 +160,12 @@ class KeptDraws:
         self._saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Write this process's file.
-
-        Raises:
-            ResourceError: it cannot be written.
-        """
+        """Write this process's file, unless that has failed before."""
+        if self.lost:
+            return
         content = {"count": self.draws.count, "sums": self.draws.sums, "marks": self.draws.marks}
         data = safetensors.numpy.save(content)
-        with writing(self._folder, lambda: len(data)):
+        with self._keeping(), writing(self._folder, lambda: len(data)):
             write_atomically(self._path, self._seal(data, self._asked) + data)
         self._saved_at = time.monotonic()
 
@@ -174,15 +180,30 @@ class KeptDraws:
         For K > 1 the file of process 0, which has all draws, stays: a larger K goes on from it.
         """
         kept = self._folder / f"{self._name}-{self._asked}-0" if self._asked > 1 else None
-        with writing(self._folder):
+        with contextlib.suppress(OSError):  # what cannot be removed does no harm
             for path in self._files():
                 if path != kept:
                     path.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Go on without files after a failure to write one."""
+        try:
+            yield
+        except ResourceError as error:
+            self.lost = str(error)
+            message = f"no draws are kept, so the evaluation cannot go on after a stop: {error}"
+            if first_to_report(message):
+                warnings.warn(message, stacklevel=4)
+
     def _files(self) -> dict[Path, int]:
         """The files of this key whose K is not larger, each with its K."""
         names = re.compile(rf"{self._name}-(\d+)-\d+")
-        matches = ((path, names.fullmatch(path.name)) for path in sorted(self._folder.iterdir()))
+        try:
+            paths = sorted(self._folder.iterdir())
+        except OSError:
+            return {}
+        matches = ((path, names.fullmatch(path.name)) for path in paths)
         asked = {path: int(match[1]) for path, match in matches if match}
         return {path: number for path, number in asked.items() if number <= self._asked}
 
@@ -203,7 +224,7 @@ class KeptDraws:
 def _ignore(path: Path, why: str) -> None:
     line = f"{path}: {why}: its draws are drawn again"
     if first_to_report(line):
-        print(line, file=sys.stderr)
+        tell(line)
 
 
 @functools.cache

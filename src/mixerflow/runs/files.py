@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import math
 import os
-import re
-import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mixerflow.errors import InUseError, ResourceError
+from mixerflow.temporary import sweep, temporary_path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_TEMPORARY = re.compile(r"\.tmp-.+-(\d+)")
 _TRIES = 100
 
 
@@ -68,7 +69,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file so that a reader, or a crash, sees the whole old or the whole new content."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         write_synced(temporary, data)
         os.replace(temporary, path)
@@ -78,28 +79,58 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders that killed writers left."""
-    for path in folder.glob(".tmp-*"):
-        match = _TEMPORARY.fullmatch(path.name)
-        # This process's own pid counts as dead: it writes one file at a time, so a file with its
-        # number comes from an earlier process (in containers the same pid returns every time).
-        if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def require_writable(path: Path, remedy: str = "") -> None:
+    """Try, before long work, whether a file can be written there, and leave no trace.
 
-
-def _is_alive(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
+    Raises:
+        ResourceError: it cannot; `remedy` says what to do instead of making it writable.
+    """
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+        with writing(path.parent):
+            missing = [each for each in path.parents if not each.exists()]
+            temporary = temporary_path(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.write_bytes(b"\n")
+                if os.path.isdir(path):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(path)  # too long a name shows here
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                    for folder in missing:
+                        folder.rmdir()
+    except ResourceError as error:
+        raise ResourceError(error.what, path, remedy or error.remedy) from error
+
+
+def json_text(record: dict[str, Any]) -> str:
+    """Return a record as JSON, which has no NaN and no infinity: see `without_nan`."""
+    text = json.dumps(without_nan(record), indent=2, allow_nan=False)
+    return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
+
+
+def without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record whose numbers that are not finite are None.
+
+    An entry ``"not_finite"`` then says which they were: ``{"curve.1.gain": "nan"}``.
+    """
+    found: dict[str, str] = {}
+
+    def clean(value: object, path: str) -> object:
+        if isinstance(value, dict):
+            return {key: clean(each, f"{path}.{key}") for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(each, f"{path}.{i}") for i, each in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            found[path[1:]] = str(value)
+            return None
+        return value
+
+    cleaned = clean(record, "")
+    assert isinstance(cleaned, dict)
+    return cleaned | {"not_finite": found} if found else cleaned
 
 
 @contextmanager

@@ -103,7 +103,7 @@ class RunFolder:
         return [record for _, record in self._lines()]
 
     def cut_back(self, step: int) -> None:
-        """Remove the records after ``step``, and a half-written last line.
+        """Remove the records after ``step``, a half-written last line, and later sample grids.
 
         Args:
             step: records with a greater ``"step"`` are removed; those without one stay.
@@ -117,6 +117,11 @@ class RunFolder:
             data = b"".join(kept)
             with writing(self.path, lambda: len(data)):
                 write_atomically(self.metrics_path, data)
+        with writing(self.path):
+            for grid in (self.path / "samples").glob("step-*.png"):  # of a run that is no more
+                number = grid.stem.removeprefix("step-")
+                if number.isdecimal() and int(number) > step:
+                    grid.unlink(missing_ok=True)
 
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         try:

@@ -10,6 +10,7 @@ A kernel of a convolution, ``(out, in, *kernel)``, is a matrix whose rows are as
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mixerflow.core import Flow, Transform
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate import Bits, estimator_of, kind_of
 from mixerflow.runs.evaluations import Evaluator
-from mixerflow.runs.files import sweep, write_atomically, writing
+from mixerflow.runs.files import require_writable, without_nan, write_atomically, writing
 from mixerflow.runs.folder import FORMAT
 from mixerflow.runs.manifest import MODEL, entry, pack_tensors, seal
 from mixerflow.runs.metadata import device_name, model_settings, versions
@@ -34,6 +35,7 @@ from mixerflow.runs.weights import (
     read_metadata,
     read_weights,
 )
+from mixerflow.temporary import sweep
 
 _SMALL = 1024
 """Numbers below which a matrix is not worth rounding: the colour transform has nine."""
@@ -70,6 +72,7 @@ def publish(
     average: bool = True,
     limit_mb: float = 25.0,
     force: bool = False,
+    on_card: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Write a run's weights to a folder: `MODEL`, `CARD`, and the card for people.
 
@@ -84,6 +87,7 @@ def publish(
         average: publish the averaged weights, not the raw ones.
         limit_mb: largest size of the file, in millions of bytes.
         force: replace published weights whatever their bits/dim.
+        on_card: called with the card before anything is written.
 
     Returns:
         The card.
@@ -98,6 +102,7 @@ def publish(
         raise ConfigError("these weights are published already", run, "name a run folder")
     held = read_weights(run, which=which, average=average)
     before = _published(to, force=force)
+    require_writable(to / MODEL)
     flow = held.flow(device_of(evaluator.device))
     half = rounded(flow)
     data = pack_tensors(half)
@@ -117,7 +122,9 @@ def publish(
     _compare(before, scored, to)
     flow.load_state_dict(held.tensors)
     exact = evaluator.score(flow, held.metadata)
-    card = _card(held, scored, exact, data) | {"averaged": average}
+    card = without_nan(_card(held, scored, exact, data) | {"averaged": average})
+    if on_card is not None:
+        on_card(card)
     _write(to, card, data)
     return card
 
@@ -179,9 +186,8 @@ def _write(to: Path, card: dict[str, Any], data: bytes) -> None:
         to.mkdir(parents=True, exist_ok=True)
         sweep(to)
         write_atomically(to / MODEL, data)
-        write_atomically(
-            to / "card.md", _card_text(to.name, card).encode("utf-8", "backslashreplace")
-        )
+        text = _card_text(to.resolve().name, card)
+        write_atomically(to / "card.md", text.encode("utf-8", "backslashreplace"))
         write_atomically(to / CARD, seal(card))
 
 
@@ -209,12 +215,12 @@ def _card_text(name: str, card: dict[str, Any]) -> str:
     head = ["steps", "from, to, of", "batch", "lr", "training", "seed", "precision", "device"]
     head += ["began from"]
     lines = [
-        f"# {name}",
+        f"# {markdown.plain(name)}",
         "",
         f"**{_figure(figure)} bits/dim** on {figure['images']:,} images of "
-        f"{figure['dataset_id']}, {figure['split']}: {_kind(figure)}. The weights in float32, "
-        f"before they were rounded for this file, have {_figure(card['float32'], 5)}; these have "
-        f"{_figure(figure, 5)}.",
+        f"{markdown.plain(figure['dataset_id'])}, {figure['split']}: {_kind(figure)}. The "
+        f"weights in float32, before they were rounded for this file, have "
+        f"{_figure(card['float32'], 5)}; these have {_figure(figure, 5)}.",
         "",
         markdown.table(["", ""], [[key, str(value)] for key, value in rows.items()]),
         "",
@@ -256,6 +262,8 @@ def _kind(figure: dict[str, Any]) -> str:
 
 def _figure(figure: dict[str, Any], digits: int = 3) -> str:
     error = figure["standard_error"]
+    if figure["bits_per_dim"] is None:
+        return "not finite"
     shown = f"{figure['bits_per_dim']:.{digits}f}"
     return shown if error is None else f"{shown} ± {error:.3f}"
 

@@ -174,7 +174,9 @@ def _read_published(path: Path) -> Weights:
 
 
 def _damaged(damage: Damage) -> CheckpointError:
-    remedy = "get the folder anew, or publish the run again with --force"
+    remedy = (
+        "get the folder anew, or publish the run again: `mixerflow publish RUN --to FOLDER --force`"
+    )
     return CheckpointError(f"published weights damaged ({damage.what})", damage.path, remedy)
 
 

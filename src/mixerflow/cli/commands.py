@@ -1,0 +1,152 @@
+"""The commands: each is found by name, and an error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+
+from mixerflow.cli import known
+from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
+from mixerflow.signals import end_quietly
+from mixerflow.terminal import any_encoding, finish_output, say, tell
+from mixerflow.version import __version__
+
+_COMMANDS = {
+    "train": ("train.main", "train a recipe on images, or resume a run"),
+    "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
+    "sample": ("sample.sample", "draw images from a run"),
+    "report": ("report.report", "write a run's report.html"),
+    "publish": ("publish.publish", "write a run's weights as one small file with a card"),
+    "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
+    "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),
+}
+"""Command -> its module and function ``(arguments) -> exit code``, and a line of help."""
+_SIZES = ("--train.batch", "--batch", "--number")
+"""Flags that save memory."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; None stands for the program's own arguments.
+
+    Codes: 0 done, 2 configuration, 3 data, 4 checkpoint, 5 resources, 6 non-finite training,
+    130 and 143 stopped by SIGINT and SIGTERM with everything saved. A command prints its result
+    before it writes any copy of it. A copy that nobody asked for and that cannot be written is a
+    warning, and the code stays 0; a file that a flag names and that cannot be written is code 5.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    known.flags = set()
+    with any_encoding():
+        try:
+            code = _run(words, debug=debug)
+        except SystemExit:  # help, or SIGTERM
+            _finish(0)
+            raise
+        finally:
+            if arguments is None:
+                end_quietly()
+        return _finish(code)
+
+
+def _run(words: list[str], *, debug: bool) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        say(*_usage().splitlines())
+        return 0
+    if words[0] in ("-V", "--version"):
+        say(f"mixerflow {__version__}")
+        return 0
+    warnings.showwarning = _print_warning
+    command, *rest = words
+    try:
+        if command not in _COMMANDS:
+            raise ConfigError("no such command", command, nearest(command, _COMMANDS))
+        _refuse_empty(command, rest)
+        module, function = _COMMANDS[command][0].split(".")
+        return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(rest)
+    except MixerFlowError as error:
+        problem, cause = error, error
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        problem, cause = _as_one_line(error), error
+    if debug:
+        for part in traceback.format_exception(cause):
+            for line in part.splitlines():
+                tell(line)
+    return _report(problem)
+
+
+def _report(problem: MixerFlowError) -> int:
+    """Print an error, in one of the run's processes, and return its exit code."""
+    line = f"error: {problem.for_command(known.flags) if known.flags else _with_flags(problem)}"
+    if _is_first_to_report(line):
+        tell(line)
+    return problem.exit_code
+
+
+def _with_flags(problem: MixerFlowError) -> str:
+    """The line of an error before the flags of a command are known: it may name any."""
+    return ": ".join(part for part in (problem.what, problem.where, problem.remedy) if part)
+
+
+def _finish(code: int) -> int:
+    """Print what is left of the result; an output that cannot be written is an error."""
+    try:
+        finish_output()
+    except BrokenPipeError:  # the reader of our output has closed it
+        return code
+    except ResourceError as error:
+        return code or _report(error)
+    return code
+
+
+def _refuse_empty(command: str, words: list[str]) -> None:
+    """Refuse an empty word: as a path it would be the present folder."""
+    before = command
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (flag.startswith("--") and equals and not value.strip()):
+            where = before if not word.strip() else flag
+            raise ConfigError("an empty value", where, "give one, or leave it out")
+        before = flag if flag.startswith("-") else command
+
+
+def _is_first_to_report(line: str) -> bool:
+    """Whether this process prints a line that other processes of the run may want to print too."""
+    processes = sys.modules.get("mixerflow.processes")  # absent while nothing has needed torch
+    if processes is None:
+        return os.environ.get("RANK", "0") == "0"
+    return processes.first_to_report(line)
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<10} {words}" for name, (_, words) in _COMMANDS.items())
+    return f"""usage: mixerflow COMMAND ... [--debug]
+
+Image models with exact likelihood: train, score, sample and look.
+
+{lines}
+
+mixerflow COMMAND --help says more; --debug shows where an error comes from.
+A first run:  mixerflow train mixerflow-tiny --minutes 3"""
+
+
+def _as_one_line(error: Exception) -> MixerFlowError:
+    """Wrap an unforeseen error in one that prints as a single line."""
+    text = first_line(error)
+    short = "out of memory" in text or "can't allocate memory" in text
+    if isinstance(error, MemoryError) or short:
+        sizes = [flag for flag in _SIZES if flag in known.flags]
+        remedy = f"use a smaller {' or '.join(sizes)}" if sizes else "end other programs"
+        return ResourceError("out of memory", "", remedy)
+    where = f"{type(error).__name__}: {text}"
+    return MixerFlowError("something unforeseen", where, "run again with --debug and report it")
+
+
+def _print_warning(message: Warning | str, *_place: object, **_file: object) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"warning: {message}")
