@@ -151,7 +151,9 @@ def test_training_gives_its_result_where_the_report_cannot_be_written(tmp_path, 
     figure = "1.234 bits/dim"
     trained = Trained("finished", 7, figure, tmp_path, 0)
     _print_result(
-        trained, tmp_path, Splits(make_images(np.zeros((3, 1, 4, 4), np.uint8), None), None)
+        trained,
+        tmp_path,
+        Splits(make_images(np.zeros((3, 1, 4, 4), np.uint8), None, dataset_id="a"), None),
     )
     said = capsys.readouterr()
     assert said.out == "7 steps, validation 1.234 bits/dim\n"
