@@ -222,7 +222,7 @@ def test_batch_norm_of_one_row_is_refused_with_its_remedy(changes):
         lambda: train(build(one_patch, SHAPE), PIXELS, config=settings(batch=1), quiet=True),
         lambda: train(build(one_patch, SHAPE), PIXELS[:2], config=settings(), quiet=True),
     ):
-        with pytest.raises(ConfigError, match=r"--train\.batch: train on 2 or more images"):
+        with pytest.raises(ConfigError, match=r"train\.batch: train on 2 or more images"):
             call()
     assert build(one_patch, SHAPE).eval().bits_per_dim(one).isfinite().all()
     with pytest.raises(DataError):

@@ -66,7 +66,7 @@ def test_evaluate_gives_its_figure_where_nothing_can_be_kept(made, capsys):
     assert run("evaluate", made, "--no-codecs", "--json", "--images", 4) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["bits_per_dim"] == wanted["bits_per_dim"]
-    first, second = said.err.splitlines()
+    _, first, second = said.err.splitlines()  # the first line says what was read
     assert first.startswith("warning: no draws are kept, so the evaluation cannot go on")
     assert second.startswith("warning: the figure is not kept: ")
 
@@ -112,7 +112,8 @@ def test_what_only_makes_a_file_refuses_before_it_works(
     words = ["--to", place] if command == "publish" else []
     assert run(command, made, *words) == 5
     told = capsys.readouterr().err
-    assert told.startswith("error: cannot write") and told.count("\n") == 1
+    assert told.splitlines()[-1].startswith("error: cannot write")
+    assert told.count("\n") <= 2  # before it, a line on what was read
     assert ("--out" in told) == (command != "publish")
     if command != "publish":
         assert run(command, made, "--out", place) == 5
@@ -157,7 +158,7 @@ def test_training_gives_its_result_where_the_report_cannot_be_written(tmp_path, 
     )
     said = capsys.readouterr()
     assert said.out == "7 steps, validation 1.234 bits/dim\n"
-    assert said.err.startswith("warning: the report is not kept: cannot write (Is a directory)")
+    assert "warning: the report is not kept: cannot write (Is a directory)" in said.err
 
 
 def test_a_table_is_printed_where_it_cannot_be_written(tmp_path, monkeypatch, capsys):

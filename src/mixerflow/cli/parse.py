@@ -84,13 +84,18 @@ def _by_tyro(kind: type[T], arguments: list[str], prog: str, default: object) ->
 
 
 def _with_none(arguments: list[str], flags: dict[str, Any]) -> list[str]:
-    """Spell the value None as tyro does."""
+    """Spell the value None as tyro does; where a text may stand, `none` is a text."""
     words, before = [], ""
+
+    def may_be_none(flag: str) -> bool:
+        kinds = get_args(flags.get(flag))
+        return type(None) in kinds and str not in kinds
+
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if argument.lower() == "none" and type(None) in get_args(flags.get(before)):
+        if argument.lower() == "none" and may_be_none(before):
             argument = "None"
-        elif equals and value.lower() == "none" and type(None) in get_args(flags.get(flag)):
+        elif equals and value.lower() == "none" and may_be_none(flag):
             argument = f"{flag}=None"
         words.append(argument)
         before = argument.replace("_", "-")

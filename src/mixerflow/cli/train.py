@@ -142,7 +142,7 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
         },
     )
     if processes.main:
-        _print_result(result, given.out, splits)
+        _print_result(result, given.out, splits, minutes=config.minutes)
     return result.exit_code
 
 
@@ -152,7 +152,9 @@ def _with_budget(given: Arguments) -> TrainConfig:
     return replace(given.train, **budget) if set(budget.values()) != {None} else given.train
 
 
-def _print_result(result: Trained, out: Path, splits: Splits) -> None:
+def _print_result(
+    result: Trained, out: Path, splits: Splits, *, minutes: float | None = None
+) -> None:
     if result.validation is None:
         resume = quoted("mixerflow", "train", out)
         say(f"stopped at step {result.step}; resume with: {resume}")
@@ -162,7 +164,10 @@ def _print_result(result: Trained, out: Path, splits: Splits) -> None:
         require_writable(out / "report.html")
         from mixerflow.report import make_report  # matplotlib takes a second that --help need not
 
-        report = make_report(out, splits.train if splits.test is None else splits.test)
+        images = splits.train if splits.test is None else splits.test
+        if minutes is not None:  # what the budget did not have time for, the page has not
+            images = images.first(result.validation.images)
+        report = make_report(out, images)
         say(f"see {report.write(out / 'report.html')}")
 
 
