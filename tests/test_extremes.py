@@ -88,7 +88,7 @@ def scaled_transforms():
     return made
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
+@pytest.mark.parametrize("size", [1.0, 1e3])
 @pytest.mark.parametrize("far", [1.0, 1e4, 1e15])
 @pytest.mark.parametrize("name", scaled_transforms())
 @pytest.mark.filterwarnings("ignore::mixerflow.core.ConvergenceWarning")
@@ -109,7 +109,7 @@ def test_scales_that_nets_give_are_finite_in_both_directions(name, far, size):
             torch.testing.assert_close(log_det, -inverse_log_det)
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0, 1e3])
+@pytest.mark.parametrize("size", [1.0, 1e3])
 def test_noise_that_nets_scale_is_finite(size):
     x = torch.randint(0, 256, (5, 4, 2, 2))
     noise = Augment((4, 2, 2), 2, nn.Flatten(), None)

@@ -229,7 +229,7 @@ class Flow(nn.Module):
         """Decode as `decode` does; return what was clamped, and what is not finite, too."""
         with evaluating(self) as flow:
             z = latents_of(z, self.latent_shape)
-            return samples_of(flow._inverse(z, flow._embed(context, len(z))), self.levels)
+            return samples_of(flow._inverse(z, flow._embed(context, z.shape[0])), self.levels)
 
     def sample(
         self,

@@ -47,7 +47,7 @@ def class_numbers(labels: Tensor, classes: int) -> Tensor:
         raise ValueError(f"labels are (B,), one an image; got {tuple(labels.shape)}")
     if labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"labels are the classes' numbers; got {labels.dtype}")
-    if len(labels) == 0 or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or len(labels) == 0:  # a length may not be known either
         return labels.long()
     if labels.is_floating_point() and not bool((labels == labels.floor()).all()):
         raise ValueError(f"labels must be whole numbers; got {labels.tolist()[:8]}")

@@ -47,6 +47,8 @@ class Samples(NamedTuple):
 
     def warned(self) -> Tensor:
         """Return the images; warn (`NonFiniteWarning`) of values that are not finite."""
+        if torch.compiler.is_compiling():  # an exported program cannot warn
+            return self.images
         if count := self.nonfinite_values:
             which = torch.nonzero(self.nonfinite.flatten(1).any(1)).flatten().tolist()
             numbers = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
@@ -62,7 +64,9 @@ def samples_of(x: Tensor, levels: int | None) -> Samples:
     nonfinite = ~x.isfinite()
     if levels is None:
         return Samples(x, 0, nonfinite)
-    clamped = int(((x < 0) | (x >= levels)).sum()) - int(x.isinf().sum())
+    clamped = 0  # an exported program counts nothing
+    if not torch.compiler.is_compiling():
+        clamped = int((((x < 0) | (x >= levels)) & ~nonfinite).sum())
     dtype = torch.uint8 if levels <= 256 else torch.int32
     images = x.masked_fill(nonfinite, 0.0).clamp(0, levels - 1).to(dtype)
     return Samples(images, clamped, nonfinite)
