@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import operator
 import os
@@ -33,6 +34,7 @@ from mixerflow.errors import ConfigError, NonFiniteError, ResourceError
 from mixerflow.models import MAF, Glow, RealNVP
 from mixerflow.parts import GlowConv, ResidualConv
 from mixerflow.recipes import build
+from mixerflow.report import make_report
 from mixerflow.runs import Checkpoints, RunFolder, load
 from mixerflow.training import Trainer, train, validation
 from mixerflow.training.batches import Batches
@@ -239,6 +241,16 @@ def test_a_run_without_a_finite_step_or_figure_is_no_finished_run(tmp_path, monk
         assert header["status"] == "failed"
         assert "NonFiniteError" in header["error"]
         assert Checkpoints(tmp_path / name / "checkpoints").load("last").step
+        for path in (tmp_path / name).glob("*.json*"):  # NaN and Infinity are no JSON
+            for line in path.read_text().splitlines() if path.suffix == ".jsonl" else []:
+                json.loads(line, parse_constant=pytest.fail)
+            if path.suffix == ".json":
+                json.loads(path.read_text(), parse_constant=pytest.fail)
+    (broken, *_) = [
+        r for r in RunFolder(tmp_path / "b").read_metrics() if r["kind"] == "validation"
+    ]
+    assert (broken["bits_per_dim"], broken["not_finite"]) == (None, {"bits_per_dim": "inf"})
+    make_report(tmp_path / "b", images())
 
 
 @pytest.mark.parametrize("budget", [{"steps": 6}, {"epochs": 1.0}, {"minutes": 0.01}], ids=str)

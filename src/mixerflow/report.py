@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +106,21 @@ def _curves(records: list[dict[str, Any]]) -> bytes:
     name, label = "objective", "training objective (batch norm)"
     if any("bits_per_dim" in record for record in train):
         name, label = "bits_per_dim", "training"
-    values = [record[name] for record in train]
+    values = [_number(record[name]) for record in train]
     axes.plot([record["step"] for record in train], values, lw=0.8, label=label)
-    validated = [record["bits_per_dim"] for record in validation]
+    validated = [_number(record["bits_per_dim"]) for record in validation]
     steps = [record["step"] for record in validation]
     axes.plot(steps, validated, "o-", ms=4, label="validation")
-    if values := values + validated:
+    if values := [value for value in values + validated if not math.isnan(value)]:
         page.finish_plot(axes, min(values), float(np.quantile(values, 0.98)))
     axes.set_ylabel("bits/dim")
     axes.legend()
     return page.png_of(figure)
+
+
+def _number(value: float | None) -> float:
+    """Return a recorded figure; NaN, a gap in the curve, for one that is not finite."""
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _grid(pixels: np.ndarray, columns: int | None = None) -> str:

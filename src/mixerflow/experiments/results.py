@@ -145,7 +145,8 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     pieces = pieces_of(metadata, metadata["steps"])  # one for each stage of a run that grew
     steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))
     start = steps - metadata["steps"]
-    curve = [[start + r["step"], r["bits_per_dim"]] for r in metrics if r["kind"] == "validation"]
+    scored = [r for r in metrics if r["kind"] == "validation" and r["bits_per_dim"] is not None]
+    curve = [[start + r["step"], r["bits_per_dim"]] for r in scored]
     return {
         **figures,
         "seed": run.seed,

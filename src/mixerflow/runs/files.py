@@ -105,9 +105,9 @@ def require_writable(path: Path, remedy: str = "") -> None:
         raise ResourceError(error.what, path, remedy or error.remedy) from error
 
 
-def json_text(record: dict[str, Any]) -> str:
+def json_text(record: dict[str, Any], *, indent: int | None = 2) -> str:
     """Return a record as JSON, which has no NaN and no infinity: see `without_nan`."""
-    text = json.dumps(without_nan(record), indent=2, allow_nan=False)
+    text = json.dumps(without_nan(record), indent=indent, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.runs.files import lock, write_atomically, writing
+from mixerflow.runs.files import json_text, lock, write_atomically, writing
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -39,7 +39,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        data = (json.dumps(metadata, indent=2) + "\n").encode()
+        data = f"{json_text(metadata)}\n".encode()
         with writing(self.path, lambda: len(data)):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.metadata_path, data)
@@ -90,7 +90,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        line = (json.dumps(record) + "\n").encode()
+        line = f"{json_text(record, indent=None)}\n".encode()
         with writing(self.path, lambda: len(line)), open(self.metrics_path, "ab") as file:
             file.write(line)
 
