@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from mixerflow import kernels
-from mixerflow.core import Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT
+from mixerflow.core import Cauchy, Chain, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT
+from mixerflow.errors import ConfigError
+from mixerflow.models import MixerFlow
 from mixerflow.nets import (
     MADE,
     LipschitzDense,
@@ -16,6 +18,7 @@ from mixerflow.nets import (
     SplineNet,
     squash,
 )
+from mixerflow.parts import LogitPixels, VariationalDequantizer
 from mixerflow.recipes import build
 from mixerflow.transforms import (
     ActNorm,
@@ -273,6 +276,16 @@ def test_a_row_of_nan_is_a_bad_row_of_a_kan():
 def test_a_margin_that_cannot_keep_the_logit_finite_is_refused(alpha):
     with pytest.raises(ValueError, match="alpha must lie in \\[2\\^-24, 1/2\\)"):
         Logit(alpha)
+    with pytest.raises(ConfigError, match="alpha"):
+        build(MixerFlow(layers=1, pixels=LogitPixels(alpha)), (3, 8, 8))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-9, 0.05])
+def test_learned_noise_is_never_0_and_needs_no_margin(alpha):
+    pixels = LogitPixels(alpha, dequantizer=VariationalDequantizer(steps=1))
+    steps = shaken(Chain(*pixels.steps((3, 2, 2))), 3.0)
+    z, log_det = steps(torch.tensor([0, 255]).repeat_interleave(12).reshape(2, 3, 2, 2))
+    assert z.isfinite().all() and log_det.isfinite().all()
 
 
 @pytest.mark.parametrize("alpha", [2.0**-24, 1e-6, 0.05, 0.49])

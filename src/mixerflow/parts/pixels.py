@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform
 from mixerflow.nets import DenseEncoder
@@ -24,6 +25,9 @@ from mixerflow.transforms import (
 
 class Dequantizer:
     """Noise that makes real numbers in ``[0, levels)`` of the integers of an image."""
+
+    positive: ClassVar[bool] = False
+    """Whether the numbers are more than 0 and, divided by `levels`, less than 1 in float32."""
 
     def build(self, shape: Shape, levels: int) -> Transform:
         """Return the transform of images ``(C, *spatial)``."""
@@ -49,6 +53,8 @@ class VariationalDequantizer(PositiveCounts, Dequantizer):
     ``normal noise -> DiagonalAffine -> steps of [1x1 convolution, coupling] -> 1x1 convolution ->
     unsqueeze -> sigmoid``, on the squeezed image where its sides are even.
     """
+
+    positive = True
 
     steps: int = 4
     """Number of couplings."""
@@ -120,11 +126,13 @@ class LogitPixels(Pixels):
     """Integers, dequantised, scaled to the unit interval, and their logit."""
 
     alpha: float = 0.05
-    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite: at least 2^-24."""
+    """The logit is of ``alpha + (1 - 2 alpha) x``, which keeps it finite: at least 2^-24; with
+    learned noise, which is never 0, it may be 0."""
     levels: int | None = 256
     """Values a pixel can have; None for float data, taken as it is, without a logit."""
     dequantizer: Dequantizer = UniformDequantizer()
     """Noise that makes real numbers of the integers."""
 
     def scaling(self, levels: int) -> list[Transform]:
-        return [Rescale(1 / levels), Logit(self.alpha)]
+        inside = {"inside": True} if self.dequantizer.positive else {}
+        return [Rescale(1 / levels), Logit(self.alpha, **inside)]

@@ -101,14 +101,16 @@ class Logit(Transform):
     ``log dz/dx = log(1 - 2 alpha) - log p - log(1 - p)`` with ``p = alpha + (1 - 2 alpha) x``; the
     margin alpha, in ``[2^-24, 1/2)``, keeps z finite at the ends of the interval. A smaller one
     does not: in float32, p would be 1 at the upper end, and is 0 at the lower end if alpha is 0.
+    `inside` says that x never reaches an end; alpha may then be 0.
 
     Reference: Dinh et al., Real NVP (2017), section 4.1, arXiv:1605.08803.
     """
 
-    def __init__(self, alpha: float = 0.05) -> None:
+    def __init__(self, alpha: float = 0.05, *, inside: bool = False) -> None:
         super().__init__()
-        if not _LEAST_MARGIN <= alpha < 0.5:
-            raise ValueError(f"Logit: alpha must lie in [2^-24, 1/2); got {alpha}")
+        if not (0 if inside else _LEAST_MARGIN) <= alpha < 0.5:
+            least = "0" if inside else "2^-24"
+            raise ValueError(f"Logit: alpha must lie in [{least}, 1/2); got {alpha}")
         self.alpha = alpha
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
