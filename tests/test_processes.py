@@ -118,6 +118,19 @@ def test_two_processes_train_as_one_with_batch_norm(accumulate):
         assert_close(other, state)
 
 
+def in_minutes(processes, out):
+    config = settings(steps=None, minutes=0.03, evaluate_every=0)
+    ended = train(flow_of(), images(), out=out, config=config, quiet=True)
+    return ended.step, ended.validation.bits_per_dim, ended.validation.images
+
+
+def test_processes_keep_one_clock(tmp_path):
+    ended, other = together(2, in_minutes, tmp_path / "run")
+    assert ended == other
+    plans = [r["steps"] for r in RunFolder(tmp_path / "run").read_metrics() if r["kind"] == "plan"]
+    assert plans[-1] == ended[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sharded_training_is_ddps_with_a_part_of_its_state(dtype):
     ddp = together(2, trained, settings(), dtype)
