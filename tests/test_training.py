@@ -257,7 +257,9 @@ def test_a_run_without_a_finite_step_or_figure_is_no_finished_run(tmp_path, monk
 def test_a_finished_run_says_how_to_train_further(tmp_path, budget):
     run = tmp_path / "run"
     train(flow_of(), images(), out=run, config=settings(steps=3), quiet=True)
-    wanted = rf"the run here has finished, after 3 steps: .* --from {run} --out NEW"
+    wanted = (
+        rf"the run here has finished, after 3 steps: .*: to train further, give begin {run} and"
+    )
     with pytest.raises(ConfigError, match=wanted):
         train(flow_of(), images(), out=run, config=settings(), quiet=True, **budget)
     further = train(flow_of(), images(), begin=run, out=tmp_path / "b", config=settings(steps=2))

@@ -131,9 +131,7 @@ def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder:
             remedy = "use its settings to resume it, or another --out"
             if key in _BUDGETS and existing.get("status") == "finished":
                 what = f"the run here has finished, after {existing.get('steps')} steps"
-                remedy = (
-                    f"to train further, begin a new run from it: --from {folder.path} --out NEW"
-                )
+                remedy = f"to train further, give --from {folder.path} and another --out"
             raise ConfigError(what, folder.path, remedy)
 
 
