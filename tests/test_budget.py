@@ -213,3 +213,13 @@ def drop_the_clock(monkeypatch):
         load(self, checkpoint)
 
     monkeypatch.setattr(loop.Loop, "restore", restore)
+
+
+def test_the_last_evaluation_keeps_its_images(monkeypatch, tmp_path):
+    """Evaluations that take longer than a trial said become fewer; the last one comes first."""
+    machine = Machine(monkeypatch, image=0.02, load=lambda share: 1.0 if share < 0.05 else 1.5)
+    machine.train(tmp_path / "run")
+    records = RunFolder(tmp_path / "run").read_metrics()
+    validated = [each["images"] for each in records if each["kind"] == "validation"]
+    assert validated[-1] >= 150
+    assert machine.evaluating <= 0.13 * 60 * MINUTES

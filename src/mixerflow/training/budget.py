@@ -232,12 +232,14 @@ class Clock:
             least = _SPARE * self.seconds
             self.evaluations = wanted.within(self.share, self.costs, least)
         planned, costs = self.evaluations, self.costs
-        others = max(0, planned.times - 1 - math.floor(done * planned.times))
-        others *= planned.cost(costs, last=False)
-        left = self.share - others - costs.rest - costs.grid * planned.grid
-        last = min(wanted.last, max(min(planned.images, _LEAST), int(left / costs.image)))
+        to_come = max(0, planned.times - 1 - math.floor(done * planned.times))
+        alone = self.share - costs.rest - costs.grid * planned.grid
+        fits = max(min(planned.images, _LEAST), int(alone / costs.image))
+        # the last one comes first: what it leaves is for the others, and what they leave is its
+        last = min(planned.last if to_come else wanted.last, fits)
         self.evaluations = replace(planned, last=last)
-        return others
+        others = to_come * planned.cost(costs, last=False)
+        return max(0.0, min(others, self.share - self.evaluations_cost(last=True)))
 
     def evaluations_cost(self, *, last: bool) -> float:
         """Return the seconds of an evaluation as decided on."""
