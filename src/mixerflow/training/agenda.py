@@ -180,7 +180,8 @@ class Agenda:
         drawn = drawing[0] if drawing and self.evaluations.grid else self.clock.costs.grid
         costs = Costs(scoring / images, drawn, settling + saving)
         self.clock.evaluated(self.trainer.processes.from_main(costs))
-        self._say_what_fits()
+        if self.trainer.step < self.trainer.steps:
+            self._say_what_fits()
 
     def state(self) -> dict[str, Any]:
         """Return entries of a checkpoint: time spent, and what was decided."""

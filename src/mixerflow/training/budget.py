@@ -21,6 +21,8 @@ _INTERVAL = 0.02
 """Share of a budget in minutes between two plans."""
 _FEW, _FIRST = 3, 0.1
 """Steps before the first plan, unless they take this share of a budget in minutes."""
+_SMOOTHING = 0.3
+"""Weight of the latest steps in the estimate of how slow the machine is for evaluations."""
 _SPARE = 0.01
 """Share of a budget in minutes that no plan uses."""
 _LEAST = 64
@@ -214,9 +216,11 @@ class Clock:
         """
         working, (before, begun) = self.spent - self.evaluating, self._mark
         latest, past = (working - begun) / (step - before), self._step_seconds
-        if past is not None:  # what slows steps down slows evaluations down
-            self._costs = self.costs.times(latest / past)
-        self._step_seconds = latest
+        if past is None:
+            self._step_seconds = latest
+        else:  # what slows steps down slows evaluations down
+            self._step_seconds = past + _SMOOTHING * (latest - past)
+            self._costs = self.costs.times(self._step_seconds / past)
         self.begin(step)
         others = self._decide(done, wanted)
         reserved = self.evaluations_cost(last=True)

@@ -82,7 +82,8 @@ class Loop:
             self.metrics.open()
             self.agenda.limit_settling()
             if trainer.step == 0:
-                self._save(best=False)  # an early stop, or NaN, leaves a model to look at
+                with self.agenda.aside():
+                    self._save(best=False)  # an early stop, or NaN, leaves a model to look at
             self.agenda.begin()
             while trainer.step < trainer.steps and not stop:
                 started = time.monotonic()
@@ -97,7 +98,8 @@ class Loop:
                 if self.agenda.evaluates():
                     self._evaluate(bar)
                 elif stop or self.agenda.saves():
-                    self._save(best=False)
+                    with self.agenda.aside():
+                        self._save(best=False)
                 self._say_once(bar)
             if self.result is None and trainer.step == trainer.steps:  # resumed at its end
                 images = self.agenda.last_images()
