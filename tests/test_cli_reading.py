@@ -139,7 +139,7 @@ def test_classes_and_counts_are_said(tmp_path, capsys):
                 put(data / split / name / f"{index}.png")
     (data / "test" / "a" / "bad.png").write_bytes(b"")
     assert train_on(data, out, "--on-bad-image", "skip") == 0
-    said = "folder:data: 14 training, 7 test images; 7 classes: a, b, c, d, e, ..."
+    said = "folder:data: 14 training, 7 test images of 12 x 8 x 3; 7 classes: a, b, c, d, e, ..."
     lines = capsys.readouterr().err.splitlines()
     assert f"{said}; validation on 4 % of the training images, held out" in lines
     assert f"skipped {data / 'test' / 'a' / 'bad.png'}: an empty file" in lines

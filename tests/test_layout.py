@@ -185,3 +185,24 @@ def test_whole_numbers_are_in_the_order_of_numbers(tmp_path, names, classes):
     assert images.classes == classes
     in_the_order_of_files = [classes[label] for label in images.labels]
     assert in_the_order_of_files == sorted(classes)
+
+
+def test_classes_below_a_wrapping_folder_and_classes_without_a_good_image(tmp_path):
+    """Archives unpack to set/set/class; a class whose images are all skipped stays a class."""
+    for split in ("training_set", "test_set"):
+        folder(tmp_path / "a" / split / split, "cats", "dogs", each=1)
+    splits = load(tmp_path / "a")
+    assert splits.train.classes == splits.test.classes == ("cats", "dogs")
+    assert splits.test.labels.tolist() == [0, 1]
+    folder(tmp_path / "b", "x", "z", each=1)
+    (tmp_path / "b" / "y").mkdir()
+    (tmp_path / "b" / "y" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    images = load(tmp_path / "b", on_bad_image="skip").train
+    assert images.classes == ("x", "y", "z") and images.labels.tolist() == [0, 2]
+
+
+def test_test_images_alone_say_that_they_are(tmp_path):
+    pixels, labels = np.zeros((3, 4, 4), np.uint8), np.arange(3)
+    np.savez(tmp_path / "a.npz", test_images=pixels, test_labels=labels)
+    (line,) = load(tmp_path / "a.npz").train.skipped
+    assert "test images alone" in line

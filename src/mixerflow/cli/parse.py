@@ -167,7 +167,7 @@ def _nearest(flag: str, flags: list[str]) -> list[str]:
     """Return the flags whose last word is like that of an unknown one."""
     last_words = {each: each.rpartition(".")[2] for each in flags}
     last_word = flag.rpartition(".")[2]
-    like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.6)
+    like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.75)
     return [each for each in flags if last_words[each] in like]
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from mixerflow.data import Reading, Splits, load
+from mixerflow.data import Images, Reading, Splits, load
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.registry import restore
 from mixerflow.terminal import tell
@@ -79,10 +79,21 @@ def announce(splits: Splits, validation: str = "") -> None:
     for images in splits.parts().values():
         for line in images.skipped:
             tell(f"skipped {line}")
-    counts = [f"{len(images):,} {name}" for name, images in splits.parts().items()]
+    labelled = splits.train.labels is not None
+    counts = [_count(name, images, labelled=labelled) for name, images in splits.parts().items()]
     plural = "" if len(splits.train) == len(counts) == 1 else "s"
-    line = f"{splits.train.dataset_id}: {', '.join(counts)} image{plural}; {_classes(splits)}"
+    shape = " x ".join(map(str, (*splits.train.shape[1:][::-1], splits.train.shape[0])))
+    line = f"{splits.train.dataset_id}: {', '.join(counts)} image{plural} of {shape}"
+    line += f"; {_classes(splits)}"
     tell(line + (f"; validation on {validation}" if validation else ""))
+
+
+def _count(name: str, images: Images, *, labelled: bool) -> str:
+    """Return the number of a split's images, and whether its labels differ from the training's."""
+    other = "" if (images.labels is not None) == labelled else " (without labels)"
+    if other and images.labels is not None:
+        other = " (labels not used)"
+    return f"{len(images):,} {name}{other}"
 
 
 def _classes(splits: Splits) -> str:

@@ -84,8 +84,8 @@ class _Reader(NamedTuple):
         pixels, kept, skipped = pixel_cache.load_or_decode(
             lambda: self._stream(files), key=key, cache=self.cache
         )
-        names, labels = _labels([files[i] for i in kept], folder, classes)
-        return RawSplit(pixels, labels, names, skipped)
+        names, labels = _labels(files, folder, classes)  # skipped files keep their classes
+        return RawSplit(pixels, None if labels is None else labels[kept], names, skipped)
 
     def _stream(self, files: list[Path]) -> pixel_cache.ImageStream:
         kept, skipped = list(range(len(files))), ()
@@ -152,6 +152,8 @@ def _labels(
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
     """Return class names and a label for each file; `((), None)` for folders without classes."""
     parents = [path.relative_to(folder).parts[:-1] for path in files]
+    while classes != () and all(len(parts) > 1 for parts in parents) and _is_wrapped(parents):
+        parents = [parts[1:] for parts in parents]  # set/set/class, as archives unpack
     if classes == () or not all(parents):
         return (), None
     own = [parts[0] for parts in parents]
@@ -163,6 +165,10 @@ def _labels(
         raise DataError(what, folder / unknown[0], f"name it as one of {', '.join(names)}")
     number = {name: index for index, name in enumerate(names)}
     return names, np.array([number[name] for name in own], dtype=np.int64)
+
+
+def _is_wrapped(parents: Sequence[tuple[str, ...]]) -> bool:
+    return len({parts[0] for parts in parents}) == 1
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:

@@ -74,9 +74,12 @@ def read_npz(path: Path) -> RawSplits:
 
 
 def arranged(splits: dict[str, RawSplit], where: Path) -> RawSplits:
-    """Return splits by their names; a single one is the training images, whatever its name."""
+    """Return splits by their names; a single one is the only one, which a line says."""
     if len(splits) == 1:
-        return RawSplits(*splits.values())
+        ((name, only),) = splits.items()
+        raw = RawSplits(only)
+        line = f"{where}: {name} images alone: they are the images of every purpose, training too"
+        return raw if name == "train" else with_line(raw, line)
     if "train" not in splits:
         what = f"{' and '.join(splits)} images without training images"
         raise DataError(what, where, "give training images too, or one of them alone")

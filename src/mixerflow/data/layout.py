@@ -19,7 +19,10 @@ from mixerflow.errors import DataError
 _PART = r"(sets?|data|split|images?|imgs?)?"
 _ROLES: dict[str, re.Pattern[str]] = {
     "train": re.compile(rf"(train(ing|val)?|trn){_PART}"),
-    "test": re.compile(rf"(tests?|testing|tst|eval(uation)?|holdout|unseen|withheld){_PART}"),
+    "test": re.compile(
+        r"(tests?|testing|tst|eval(uation)?|holdout|unseen|withheld|gallery|query|probe"
+        rf"|submissions?){_PART}"
+    ),
     "validation": re.compile(rf"((mini)?val(id(ation)?)?|vld|dev(el(opment)?)?){_PART}"),
 }
 # Words that say nothing after a split's word: `test_images` is a test, `test_tube` is a tube.

@@ -216,11 +216,10 @@ class Clock:
         """
         working, (before, begun) = self.spent - self.evaluating, self._mark
         latest, past = (working - begun) / (step - before), self._step_seconds
-        if past is None:
-            self._step_seconds = latest
-        else:  # what slows steps down slows evaluations down
-            self._step_seconds = past + _SMOOTHING * (latest - past)
-            self._costs = self.costs.times(self._step_seconds / past)
+        smooth = latest if past is None else past + _SMOOTHING * (latest - past)
+        if past is not None:  # what slows steps down slows evaluations down
+            self._costs = self.costs.times(smooth / past)
+        self._step_seconds = smooth
         self.begin(step)
         others = self._decide(done, wanted)
         reserved = self.evaluations_cost(last=True)

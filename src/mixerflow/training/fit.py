@@ -109,10 +109,13 @@ def train(
         ResourceError: the folder is in use or cannot be written, or another process was lost.
         NonFiniteError: training reached NaN or infinity and did not recover.
     """
-    config = config or TrainConfig()
+    config = TrainConfig() if config is None else config
+    check_kinds(flow, config)
+    for name, path in (("out", out), ("begin", begin)):
+        if isinstance(path, str) and not path.strip():
+            raise ConfigError("an empty path", name, "give a folder, or leave it out")
     if (steps, epochs, minutes) != (None, None, None):
         config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
-    check_kinds(flow, config)
     clock = None if config.minutes is None else Clock(60 * config.minutes)
     given = as_images(images, labels, "images")
     check_fit(flow, given)
