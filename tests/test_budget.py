@@ -223,3 +223,16 @@ def test_the_last_evaluation_keeps_its_images(monkeypatch, tmp_path):
     validated = [each["images"] for each in records if each["kind"] == "validation"]
     assert validated[-1] >= 150
     assert machine.evaluating <= 0.13 * 60 * MINUTES
+
+
+def test_checkpoints_go_on_when_evaluations_have_had_their_time(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, image=0.03, load=lambda share: 1.0 if share < 0.35 else 6.0)
+    saved, save = [], loop.Checkpoints.save
+
+    def noted(self, step, *given, **how):
+        saved.append(step)
+        return save(self, step, *given, **how)
+
+    monkeypatch.setattr(loop.Checkpoints, "save", noted)
+    machine.train(tmp_path / "run")
+    assert len(set(saved)) >= 10  # at the start, and after each tenth of the schedule

@@ -76,9 +76,9 @@ class Agenda:
         most = int(_SETTLE * clock.seconds / max(seconds, 1e-9)) * batch
         trainer.settle_images = min(max(batch, most), Trainer.settle_images)
 
-    def aside(self) -> AbstractContextManager[None]:
-        """Count the time of a ``with`` block as an evaluation's, not as that of steps."""
-        return nullcontext() if self.clock is None else self.clock.aside()
+    def aside(self, *, saving: bool = False) -> AbstractContextManager[None]:
+        """Count the time of a ``with`` block as an evaluation's or a save's, not a step's."""
+        return nullcontext() if self.clock is None else self.clock.aside(saving=saving)
 
     def step_done(self) -> None:
         """Note the place in the schedule after a step."""
@@ -89,13 +89,20 @@ class Agenda:
         at_end = self.trainer.step == self.trainer.steps
         every = self.trainer.config.evaluate_every
         falls = self._falls(self.evaluations.times, every)
-        return at_end or (falls and self._affordable("evaluations"))
+        return at_end or (falls and self._affordable())
 
     def saves(self) -> bool:
         """Whether a checkpoint falls on the last step."""
         config = self.trainer.config
-        falls = self._falls(EVALUATIONS, config.save_every or config.evaluate_every)
-        return falls and self._affordable("checkpoints")
+        if not self._falls(EVALUATIONS, config.save_every or config.evaluate_every):
+            return False
+        if self.clock is None:
+            return True
+        cheap = self.planned and self.clock.save_is_cheap()
+        if not self.trainer.processes.from_main(cheap):
+            self.notes.append(f"step {self.trainer.step}: checkpoints take too long for the time")
+            return False
+        return True
 
     def _falls(self, times: int, every: int) -> bool:
         """Whether the last step ended one of so many equal parts of the run, or every so many."""
@@ -105,19 +112,17 @@ class Agenda:
         part = trainer.pace.whole / times if self.clock else math.ceil(trainer.steps / times)
         return self._place // part > self._last_place // part
 
-    def _affordable(self, what: str) -> bool:
-        """Whether evaluations, or checkpoints, still fit in their share of the minutes."""
+    def _affordable(self) -> bool:
+        """Whether another evaluation fits in the evaluations' share of the minutes."""
         clock = self.clock
         if clock is None:
             return True
         if not self.planned:
             return False
-        evaluation = clock.evaluations_cost(last=False)
-        seconds = evaluation if what == "evaluations" else clock.costs.rest
-        then = clock.evaluations_cost(last=True)
+        seconds, then = (clock.evaluations_cost(last=last) for last in (False, True))
         fits = self.trainer.processes.from_main(seconds + then <= clock.share)
         if not fits:
-            self.notes.append(f"step {self.trainer.step}: no time for {what} before the end")
+            self.notes.append(f"step {self.trainer.step}: no time for evaluations before the end")
         return fits
 
     def plan(self, saving: float) -> dict[str, Any]:

@@ -23,6 +23,8 @@ _FEW, _FIRST = 3, 0.1
 """Steps before the first plan, unless they take this share of a budget in minutes."""
 _SMOOTHING = 0.3
 """Weight of the latest steps in the estimate of how slow the machine is for evaluations."""
+_SAVE = 0.01
+"""Share of a budget in minutes that a checkpoint between evaluations may take."""
 _SPARE = 0.01
 """Share of a budget in minutes that no plan uses."""
 _LEAST = 64
@@ -145,13 +147,14 @@ class Clock:
         seconds: the budget.
 
     Attributes:
-        evaluating: seconds of evaluations, samples and checkpoints among those spent.
+        evaluating: seconds of evaluations, with their samples and checkpoints, among those spent.
+        saving: seconds of other checkpoints.
         evaluations: the evaluations that were decided on; None before the first plan.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.evaluating = 0.0
+        self.evaluating = self.saving = 0.0
         self.evaluations: Evaluations | None = None
         self._costs: Costs | None = None
         self._fixed = False  # later evaluations score the images of the first
@@ -175,18 +178,29 @@ class Clock:
         """Seconds that are left for evaluations."""
         return _SHARE * self.seconds - self.evaluating
 
+    @property
+    def working(self) -> float:
+        """Seconds spent on steps."""
+        return self.spent - self.evaluating - self.saving
+
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Count the time of a ``with`` block as that of an evaluation."""
+    def aside(self, *, saving: bool = False) -> Iterator[None]:
+        """Count the time of a ``with`` block as that of an evaluation, or of a checkpoint."""
         begun = self.spent
         try:
             yield
         finally:
-            self.evaluating += self.spent - begun
+            seconds = self.spent - begun
+            self.saving += seconds * saving
+            self.evaluating += seconds * (not saving)
+
+    def save_is_cheap(self) -> bool:
+        """Whether a checkpoint takes little of the budget."""
+        return self.costs.rest <= _SAVE * self.seconds
 
     def begin(self, step: int) -> None:
         """Note that steps begin, after `step` steps of earlier pieces."""
-        self._planned_at, self._mark = self.spent, (step, self.spent - self.evaluating)
+        self._planned_at, self._mark = self.spent, (step, self.working)
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to plan anew after `step` of `steps` steps."""
@@ -214,7 +228,7 @@ class Clock:
             done: the part of the schedule that is done, in [0, 1].
             wanted: the evaluations of a run without a clock.
         """
-        working, (before, begun) = self.spent - self.evaluating, self._mark
+        working, (before, begun) = self.working, self._mark
         latest, past = (working - begun) / (step - before), self._step_seconds
         smooth = latest if past is None else past + _SMOOTHING * (latest - past)
         if past is not None:  # what slows steps down slows evaluations down
@@ -261,6 +275,7 @@ class Clock:
         return {
             "spent": self.spent,
             "evaluating": self.evaluating,
+            "saving": self.saving,
             "step_seconds": self._step_seconds,
             "fixed": self._fixed,
             "costs": self._costs and asdict(self._costs),
@@ -271,6 +286,7 @@ class Clock:
         """Go on from a state that `state` returned."""
         self._before += state["spent"]
         self.evaluating, self._fixed = state["evaluating"], state["fixed"]
+        self.saving = state["saving"]
         self._step_seconds = state["step_seconds"]
         self._costs = state["costs"] and Costs(**state["costs"])
         self.evaluations = state["evaluations"] and Evaluations(**state["evaluations"])

@@ -82,7 +82,7 @@ class Loop:
             self.metrics.open()
             self.agenda.limit_settling()
             if trainer.step == 0:
-                with self.agenda.aside():
+                with self.agenda.aside(saving=True):
                     self._save(best=False)  # an early stop, or NaN, leaves a model to look at
             self.agenda.begin()
             while trainer.step < trainer.steps and not stop:
@@ -98,7 +98,7 @@ class Loop:
                 if self.agenda.evaluates():
                     self._evaluate(bar)
                 elif stop or self.agenda.saves():
-                    with self.agenda.aside():
+                    with self.agenda.aside(saving=True):
                         self._save(best=False)
                 self._say_once(bar)
             if self.result is None and trainer.step == trainer.steps:  # resumed at its end
