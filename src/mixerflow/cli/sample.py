@@ -90,7 +90,8 @@ def sample(arguments: list[str]) -> int:
 def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
     """Return the grid's file after a try of all places; None where nobody asked for a grid."""
     if given.files is not None:
-        _require_own(given.files, given.number, force=given.force)
+        if not given.force:
+            _require_own(given.files, given.number)
         require_writable(given.files / "00000.png")
     if given.out is not None:
         require_writable(given.out)
@@ -111,16 +112,15 @@ def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
     return out
 
 
-def _require_own(folder: Path, number: int, *, force: bool) -> None:
+def _require_own(folder: Path, number: int) -> None:
     """Refuse a folder with files that this draw does not write: they would pass for its images."""
     try:
         others = sorted(path.name for path in folder.iterdir())
     except OSError:
         return  # no folder yet; or no folder at all, which the try of writing says better
     own = {_name(i) for i in range(number)}
-    others = [name for name in others if name not in own and not name.startswith(".tmp-")]
-    stay = [name for name in others if not _SINGLE.fullmatch(name)] if force else others
-    if stay and not force:
+    stay = [name for name in others if name not in own and not name.startswith(".tmp-")]
+    if stay:
         remedy = "name an empty folder, or remove the files of an earlier draw with --force"
         what = f"{len(stay):,} other file{'s are' if len(stay) > 1 else ' is'} there ({stay[0]})"
         raise ConfigError(what, folder, remedy)

@@ -43,9 +43,8 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
     foreign = foreign_folders(root)
     files, others = list_images(root, leave_out=foreign)
     if not files:
-        remedy = "; ".join([f"put some there: {' '.join(sorted(READ_ENDINGS))}", *others])
-        raise DataError("no images", root, remedy)
-    layout = find_layout(root, files, foreign)
+        raise _no_images(root, *others)
+    layout = find_layout(root, files)
     reader = _Reader(reading, cache)
     train = reader.read(files, layout.train, classes=None)
     notes = (*layout.notes, *_passed_over(foreign), *others)
@@ -56,6 +55,12 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
         for folder in (layout.test, layout.validation)
     )
     return RawSplits(train, test, validation)
+
+
+def _no_images(folder: Path, *others: str) -> DataError:
+    """Return the error for a folder without images; `others` are the lines on its other files."""
+    put = f"put some there: {' '.join(sorted(READ_ENDINGS))}"
+    return DataError("no images", folder, "; ".join([put, *others]))
 
 
 def _passed_over(foreign: Sequence[Path]) -> list[str]:
@@ -78,8 +83,7 @@ class _Reader(NamedTuple):
         """Read one split; labels by `classes`, or by its own subfolders where `classes` is None."""
         files = [path for path in all_files if path.is_relative_to(folder)]
         if not files:
-            remedy = f"put some there: {' '.join(sorted(READ_ENDINGS))}"
-            raise DataError("no images", folder, remedy)
+            raise _no_images(folder)
         key = pixel_cache.cache_key(folder, files, repr(self.reading))
         pixels, kept, skipped = pixel_cache.load_or_decode(
             lambda: self._stream(files), key=key, cache=self.cache

@@ -67,13 +67,12 @@ def foreign_folders(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def find_layout(root: Path, files: Sequence[Path], foreign: Sequence[Path]) -> Layout:
+def find_layout(root: Path, files: Sequence[Path]) -> Layout:
     """Say which folder below `root` has which split; without splits `root` is the training set.
 
     Args:
         root: the folder.
         files: all image files below it.
-        foreign: folders that are not looked at.
 
     Raises:
         DataError: names of held-out images that cannot be told from classes or from each other, or

@@ -235,9 +235,7 @@ class Clock:
             self._costs = self.costs.times(smooth / past)
         self._step_seconds = smooth
         self.begin(step)
-        others = self._decide(done, wanted)
-        reserved = self.evaluations_cost(last=True)
-        reserved = max(reserved, min(reserved + others, self.share))
+        reserved = self._decide(done, wanted) + self.evaluations_cost(last=True)
         reserved = min(reserved, _SHARE * self.seconds)  # measured in a slow moment, it may be more
         left = (1 - _SPARE) * self.seconds - self.spent - reserved
         least = int(step == 1 and left > 0)  # the first step of all is slower than the others
