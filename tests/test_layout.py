@@ -199,6 +199,9 @@ def test_classes_below_a_wrapping_folder_and_classes_without_a_good_image(tmp_pa
     (tmp_path / "b" / "y" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic")
     images = load(tmp_path / "b", on_bad_image="skip").train
     assert images.classes == ("x", "y", "z") and images.labels.tolist() == [0, 2]
+    (tmp_path / "b" / "bad.png").write_bytes(b"")  # skipped, beside the classes
+    images = load(tmp_path / "b", on_bad_image="skip").train
+    assert images.classes == ("x", "y", "z") and images.labels.tolist() == [0, 2]
 
 
 def test_test_images_alone_say_that_they_are(tmp_path):

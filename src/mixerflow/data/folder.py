@@ -88,8 +88,12 @@ class _Reader(NamedTuple):
         pixels, kept, skipped = pixel_cache.load_or_decode(
             lambda: self._stream(files), key=key, cache=self.cache
         )
-        names, labels = _labels(files, folder, classes)  # skipped files keep their classes
-        return RawSplit(pixels, None if labels is None else labels[kept], names, skipped)
+        used = set(kept)  # a skipped file keeps its class, and beside the classes it has none
+        placed = [i for i, path in enumerate(files) if i in used or path.parent != folder]
+        names, labels = _labels([files[i] for i in placed], folder, classes)
+        if labels is not None:
+            labels = labels[np.searchsorted(placed, kept)]
+        return RawSplit(pixels, labels, names, skipped)
 
     def _stream(self, files: list[Path]) -> pixel_cache.ImageStream:
         kept, skipped = list(range(len(files))), ()
