@@ -1,7 +1,7 @@
 """Named runs, each a model with settings and data: what ``mixerflow train NAME`` runs.
 
-The recipes are in ``models/mixerflow_recipes.py`` and ``models/baseline_recipes.py``. Full recipes
-need a GPU; each has a ``-tiny`` twin that gives a meaningful result on two CPU cores in minutes.
+The recipes are in the files ``models/*_recipes.py``. Full recipes need a GPU; each has a ``-tiny``
+twin that gives a meaningful result on two CPU cores in minutes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from collections.abc import Sized
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.models import baseline_recipes, denseflow_recipes, mixerflow_recipes
+from mixerflow.models import (
+    baseline_recipes,
+    denseflow_recipes,
+    glow_recipes,
+    mixerflow_recipes,
+)
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
 
@@ -19,6 +24,7 @@ __all__ = ["RECIPES", "PublishedResult", "Recipe", "build", "recipe"]
 RECIPES: dict[str, Recipe] = {
     **mixerflow_recipes.RECIPES,
     **denseflow_recipes.RECIPES,
+    **glow_recipes.RECIPES,
     **baseline_recipes.RECIPES,
 }
 

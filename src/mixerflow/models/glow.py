@@ -33,7 +33,7 @@ from mixerflow.parts.images import (
     image_coupling,
     require_halvable,
 )
-from mixerflow.parts.linear import LinearMap, MatrixMap
+from mixerflow.parts.linear import ImageMap, MatrixMap
 from mixerflow.parts.model import Model
 from mixerflow.parts.pixels import Pixels, ScaledPixels
 from mixerflow.registry import register
@@ -49,8 +49,8 @@ class Glow(PositiveCounts, Model):
     """Number of scales, L; each has half as many pixels a side as the one before."""
     steps: int = 32
     """Steps of each scale, K."""
-    linear: LinearMap = MatrixMap()
-    """The 1x1 convolution."""
+    linear: ImageMap = MatrixMap()
+    """The linear map of a step; Glow's own is a 1x1 convolution."""
     elementwise: Elementwise = SigmoidAffine()
     """Transform of the changed half of the channels in couplings."""
     net: ImageNet = GlowConv()
@@ -72,7 +72,7 @@ class Glow(PositiveCounts, Model):
         for number in range(self.scales):
             squeeze = Squeeze(inner)
             inner = squeeze.latent_shape
-            steps = [squeeze, *(self.step(inner) for _ in range(self.steps))]
+            steps = [squeeze, *(self.step(inner, number) for _ in range(self.steps))]
             if number == self.scales - 1:
                 steps += [self.prior.build(inner, context=self.context)] if self.prior else []
             elif self.split:
@@ -81,7 +81,12 @@ class Glow(PositiveCounts, Model):
             inner = (inner[0] // 2, *inner[1:])
         return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
-    def step(self, shape: Shape) -> Transform:
-        """Return ActNorm, 1x1 convolution and coupling as one layer."""
+    def step(self, shape: Shape, scale: int) -> Transform:
+        """Return a step of a scale, numbered from 0, as one layer."""
+        linear = self.linear_at(scale)
         settings = {"bias": False, "floor": self.floor, "flip": self.flip, "context": self.context}
-        return Layer(*glow_step(self.net, self.elementwise, shape, linear=self.linear, **settings))
+        return Layer(*glow_step(self.net, self.elementwise, shape, linear=linear, **settings))
+
+    def linear_at(self, scale: int) -> ImageMap:
+        """Return the linear map of the steps of a scale, numbered from 0."""
+        return self.linear

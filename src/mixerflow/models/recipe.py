@@ -19,6 +19,10 @@ ANIME64: tuple[str, Shape] = ("anime-faces", (3, 64, 64))
 GALAXY32: tuple[str, Shape] = ("galaxy", (3, 32, 32))
 UNIFORM = "exact density, uniform dequantisation, single-sample"
 OLD_IMAGENET = f"{UNIFORM}; the old downsampled ImageNet, not comparable with the new"
+TWIN = TrainConfig(
+    minutes=10, batch=32, lr=2e-3, betas=(0.9, 0.99), warmup=50, ema=0.99, initial=512
+)
+"""Training of a baseline's twin."""
 
 
 @dataclass(frozen=True)

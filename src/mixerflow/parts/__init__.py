@@ -24,8 +24,8 @@ from mixerflow.parts.images import (
     image_coupling,
 )
 from mixerflow.parts.linear import (
-    ButterflyMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap, SameMap, UnpackedPLUMap,
-    WoodburyMap,
+    ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap, SameMap,
+    UnpackedPLUMap, WoodburyMap,
 )
 from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
@@ -40,14 +40,14 @@ from mixerflow.parts.rows import (
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
     "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
-    "Dequantizer", "GlowConv", "GlowSteps", "ImageNet", "InvertibleAttention", "KernelMachine",
-    "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels", "MaskedNet",
-    "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part",
-    "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
-    "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous",
-    "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression",
-    "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales",
-    "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer",
-    "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap",
-    "ZeroConvolution", "glow_step", "image_coupling",
+    "Dequantizer", "GlowConv", "GlowSteps", "ImageMap", "ImageNet", "InvertibleAttention",
+    "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels",
+    "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase",
+    "PLUMap", "Part", "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding",
+    "PositiveCounts", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
+    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
+    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap",
+    "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet",
+    "WideningConv", "WoodburyMap", "ZeroConvolution", "glow_step", "image_coupling",
 ]

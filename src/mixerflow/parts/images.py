@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from mixerflow.core import Along, Inverse, Layer, Shape, Transform
+from mixerflow.core import Inverse, Layer, Shape, Transform
 from mixerflow.nets import LearnedPositionalEncoding, SinusoidalPositionalEncoding
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.parts.conditioners import Attention
 from mixerflow.parts.image_nets import ConvNet, ImageNet, ZeroConvolution
-from mixerflow.parts.linear import LinearMap, LUMap
+from mixerflow.parts.linear import ImageMap, LinearMap, LUMap
 from mixerflow.registry import register
 from mixerflow.transforms import (
     ActNorm,
@@ -50,21 +50,19 @@ def glow_step(
     elementwise: Elementwise,
     shape: Shape,
     *,
-    linear: LinearMap,
+    linear: ImageMap,
     bias: bool = True,
     floor: float = 1.0,
     flip: bool = False,
     context: int = 0,
 ) -> list[Transform]:
-    """Return ActNorm, 1x1 convolution (`linear`) and coupling of events ``(C, *spatial)``.
+    """Return ActNorm, `linear`, such as a 1x1 convolution, and coupling of ``(C, *spatial)``.
 
     `floor` is the lower bound of the standard deviations that ActNorm's start from data divides by.
     """
     channels, axes = shape[0], len(shape) - 1
     steps: list[Transform] = [ActNorm((channels, *(1,) * axes), floor=floor)]
-    mix = linear.build(channels, bias=bias)
-    if mix is not None:
-        steps.append(Along(0, mix))
+    steps += linear.on_image(shape, bias=bias)
     if channels > 1:
         steps.append(image_coupling(net, elementwise, shape, flip=flip, context=context))
     return steps

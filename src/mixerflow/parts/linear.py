@@ -1,17 +1,25 @@
-"""Linear maps as values: a map that mixes the entries of a vector before a flow layer."""
+"""Linear maps as values: of images, or of vectors that each pixel of an image is one of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixerflow.core import Transform
+from mixerflow.core import Along, Shape, Transform
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register, word_of
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
 
 
-class LinearMap(Part):
-    """An invertible linear map of vectors."""
+class ImageMap(Part):
+    """An invertible linear map of images, which mixes channels, pixels or both."""
+
+    def on_image(self, shape: Shape, *, bias: bool = True) -> list[Transform]:
+        """Return the transforms of images ``(C, *spatial)``, nearest the data first."""
+        raise NotImplementedError
+
+
+class LinearMap(ImageMap):
+    """An invertible linear map of vectors; on images the same for each pixel, a 1x1 convolution."""
 
     reverses: bool = False
     """Whether the map reverses the order of the entries."""
@@ -19,6 +27,10 @@ class LinearMap(Part):
     def build(self, n: int, *, bias: bool = True) -> Transform | None:
         """Return the map of vectors of length n; None for no map."""
         return self.make(n, bias=bias)
+
+    def on_image(self, shape: Shape, *, bias: bool = True) -> list[Transform]:
+        mix = self.build(shape[0], bias=bias)
+        return [] if mix is None else [Along(0, mix)]
 
 
 @register("lu")
