@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import everything, flow_of, images, settings, stop_after
+from mixerflow import train_config
 from mixerflow.errors import ConfigError
 from mixerflow.runs import RunFolder
 from mixerflow.schedule import Constant
@@ -21,14 +22,25 @@ STEP, IMAGE, SAMPLE = 0.4, 0.003, 0.003
 
 
 class Machine:
-    """A machine with a clock of its own, on which nothing takes time but what a test says."""
+    """A machine with a clock of its own, on which nothing takes time but what a test says.
 
-    def __init__(self, monkeypatch, step=STEP, image=IMAGE, sample=SAMPLE, load=lambda share: 1.0):
+    With another `clock` than the wall's, ten times as much passes on the wall.
+    """
+
+    def __init__(
+        self,
+        monkeypatch,
+        step=STEP,
+        image=IMAGE,
+        sample=SAMPLE,
+        load=lambda share: 1.0,
+        clock="wall",
+    ):
         self.now, self.evaluating, self.rates = 0.0, 0.0, []
         self.speed = lambda: load(self.now / (60 * MINUTES))
-        clock = SimpleNamespace(monotonic=lambda: self.now)
-        for module in (budget, loop, validation):
-            monkeypatch.setattr(module, "time", clock)
+        wall = {"wall": lambda: self.now, "cpu": lambda: 10 * self.now}[clock]
+        clocks = SimpleNamespace(monotonic=wall, process_time=lambda: self.now)
+        monkeypatch.setattr(train_config, "time", clocks)
         score, draw = validation.bits, validation.draw_pixels
 
         def stepped(trainer):  # what no clock sees is left out
@@ -116,6 +128,15 @@ def test_what_was_reduced_is_said(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "evaluations within a tenth of the time: " in said
     assert " of 200 images at the end" in said
+
+
+def test_minutes_of_processor_time_do_not_count_what_passes_on_the_wall(monkeypatch, tmp_path):
+    machine = Machine(monkeypatch, clock="cpu")
+    ended = machine.train(tmp_path / "run", clock="cpu")
+    assert 0.9 < machine.now / (60 * MINUTES) < 1.1
+    header = RunFolder(tmp_path / "run").read_metadata()
+    assert header["seconds"] == pytest.approx(machine.now, rel=0.1)
+    assert ended.step > 100
 
 
 def test_a_stopped_run_of_minutes_goes_on_with_the_minutes_left(monkeypatch, tmp_path):

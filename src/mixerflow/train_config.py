@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -29,6 +30,9 @@ class TrainConfig:
     """Passes over the training images."""
     minutes: float | None = None
     """Time on this machine: the schedule follows the clock; evaluations take at most a tenth."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """Time that minutes and images/s count: what passes, or the processor time of this process,
+    which other processes do not use up ("cpu")."""
     batch: int = 512
     """Images of a step, over all processes."""
     accumulate: int = 1
@@ -104,11 +108,19 @@ class TrainConfig:
         start, end = self.schedule_start, self.schedule_steps
         later = end is None or end > start
         _require("schedule_steps", end, later, f"more than --train.schedule-start, {start}")
-        for name, known in (("memory", get_args(Memory)), ("optimizer", get_args(Optimizer))):
+        for name, known in (
+            ("memory", get_args(Memory)),
+            ("optimizer", get_args(Optimizer)),
+            ("clock", ("wall", "cpu")),
+        ):
             value = getattr(self, name)
             _require(name, value, value in known, f"one of {', '.join(known)}")
         fits = self.batch % self.accumulate == 0
         _require("accumulate", self.accumulate, fits, f"a divisor of the batch, {self.batch}")
+
+    def now(self) -> float:
+        """Return the seconds of `clock`, from a start that has no meaning."""
+        return time.process_time() if self.clock == "cpu" else time.monotonic()
 
     def lr_at(self, step: float, steps: int, *, moments: bool = False) -> float:
         """Return the learning rate of step `step` (from 0) of `steps`: linear up, then `schedule`.

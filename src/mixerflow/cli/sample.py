@@ -23,6 +23,7 @@ from mixerflow.evaluate import draw_pixels
 from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.temporary import sweep
 from mixerflow.terminal import say, tell
+from mixerflow.transforms import ShufflePixels
 
 _SINGLE = re.compile(r"\d{5,}\.png")
 
@@ -48,6 +49,9 @@ class _SampleArguments(WeightsArguments):
     """A folder for the single images, as PNG files 00000.png and so on; it may hold no others."""
     force: bool = False
     """Remove the files of an earlier draw, numbers with .png, from that folder; keep all others."""
+    shuffled: bool = False
+    """Show the images as the model of a run with --shuffle sees them; by default they are put
+    back."""
     scale: int = 2
     """Side of the square that stands for one pixel of the grid."""
 
@@ -65,6 +69,8 @@ def sample(arguments: list[str]) -> int:
         flow, given.number, seed=given.seed, temperature=given.temperature, label=label
     )
     pixels, plural = drawn.pixels, "" if given.number == 1 else "s"
+    if given.shuffled:
+        pixels = _shuffled(flow, pixels)
     say(f"{given.number} image{plural}; {drawn}")
     writers: dict[Path, Callable[[Path], None]] = {}
     if out is not None:
@@ -87,6 +93,14 @@ def sample(arguments: list[str]) -> int:
     return 0
 
 
+def _shuffled(flow: Flow, pixels: np.ndarray) -> np.ndarray:
+    """Return images in the order of pixels that the flow sees."""
+    for transform in flow.modules():
+        if isinstance(transform, ShufflePixels):
+            return transform.shuffle(torch.from_numpy(pixels)).numpy()
+    raise ConfigError("the run's pixels have their own order", "--shuffled", "leave it out")
+
+
 def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
     """Return the grid's file after a try of all places; None where nobody asked for a grid."""
     if given.files is not None:
@@ -97,6 +111,7 @@ def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
         require_writable(given.out)
         return given.out
     shown = "" if label is None else f"-label{label}"
+    shown += "-shuffled" if given.shuffled else ""
     weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
     name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}.png"
     out = given.run / "samples" / name

@@ -36,18 +36,20 @@ from mixerflow.parts.rows import (
     RowAutoregression, RowContinuous, RowCoupling, RowDenseResidual, RowFlow, RowGaussianization,
     RowInverseAutoregression, RowMonotone, RowResidual,
 )
+from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
     "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
-    "Dequantizer", "GlowConv", "GlowSteps", "ImageMap", "ImageNet", "InvertibleAttention",
-    "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels",
-    "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase",
-    "PLUMap", "Part", "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding",
-    "PositiveCounts", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
-    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
-    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap",
-    "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet",
-    "WideningConv", "WoodburyMap", "ZeroConvolution", "glow_step", "image_coupling",
+    "Dequantizer", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap", "ImageNet",
+    "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet",
+    "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase",
+    "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching", "Pixels",
+    "PlainConv", "PositionalEncoding", "PositiveCounts", "Prior", "RLUMap", "ResidualConv",
+    "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual",
+    "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet",
+    "RowResidual", "SameMap", "ScaledPixels", "Scales", "Shuffle", "SinusoidalEncoding",
+    "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
+    "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap", "ZeroConvolution",
+    "glow_step", "image_coupling",
 ]

@@ -17,6 +17,7 @@ from mixerflow.core import Base, Flow, Shape, Transform
 from mixerflow.errors import ConfigError
 from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.pixels import Pixels, ScaledPixels
+from mixerflow.parts.shuffles import Shuffle
 from mixerflow.registry import (
     Unregistered,
     describe,
@@ -55,6 +56,8 @@ class Model:
     """How an image's values become real numbers."""
     classes: Classes | None = dataclasses.field(default=None, kw_only=True)
     """Classes of a class-conditional model; None for a model without classes."""
+    shuffle: Shuffle | None = dataclasses.field(default=None, kw_only=True)
+    """Order of the pixels in which the model sees images; None for the order that they have."""
 
     def compose(self, shape: Shape) -> Transform:
         """Return the transform from images ``(C, *spatial)`` to latents.
@@ -69,7 +72,8 @@ class Model:
 
     def pixel_steps(self, shape: Shape) -> list[Transform]:
         """Return the first transforms of `compose`, of images ``(C, *spatial)``."""
-        return self.pixels.steps(shape)
+        shuffle = [self.shuffle.build(shape)] if self.shuffle else []
+        return [*shuffle, *self.pixels.steps(shape)]
 
     @property
     def context(self) -> int:

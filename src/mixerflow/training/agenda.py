@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -70,9 +69,9 @@ class Agenda:
             return
         batch, trainer.settle_images = trainer.batches.batch, trainer.batches.batch
         with clock.aside():
-            begun = time.monotonic()
+            begun = trainer.config.now()
             trainer.settle()
-            seconds = trainer.processes.from_main(time.monotonic() - begun)
+            seconds = trainer.processes.from_main(trainer.config.now() - begun)
         most = int(_SETTLE * clock.seconds / max(seconds, 1e-9)) * batch
         trainer.settle_images = min(max(batch, most), Trainer.settle_images)
 

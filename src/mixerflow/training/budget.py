@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -144,28 +143,30 @@ class Clock:
     """The time of a run with a budget in minutes, pieces before a stop included.
 
     Args:
-        seconds: the budget.
+        config: settings with a budget in minutes.
 
     Attributes:
+        seconds: the budget.
         evaluating: seconds of evaluations, with their samples and checkpoints, among those spent.
         saving: seconds of other checkpoints.
         evaluations: the evaluations that were decided on; None before the first plan.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, config: TrainConfig) -> None:
+        assert config.minutes is not None
+        self.seconds, self._now = 60 * config.minutes, config.now
         self.evaluating = self.saving = 0.0
         self.evaluations: Evaluations | None = None
         self._costs: Costs | None = None
         self._fixed = False  # later evaluations score the images of the first
-        self._before, self._begun = 0.0, time.monotonic()
+        self._before, self._begun = 0.0, self._now()
         self._step_seconds: float | None = None
         self._planned_at, self._mark = 0.0, (0, 0.0)
 
     @property
     def spent(self) -> float:
         """Seconds since the run began, without the time between its pieces."""
-        return self._before + time.monotonic() - self._begun
+        return self._before + self._now() - self._begun
 
     @property
     def costs(self) -> Costs:

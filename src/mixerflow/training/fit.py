@@ -116,7 +116,7 @@ def train(
             raise ConfigError("an empty path", name, "give a folder, or leave it out")
     if (steps, epochs, minutes) != (None, None, None):
         config = replace(config, steps=steps, epochs=epochs, minutes=minutes)
-    clock = None if config.minutes is None else Clock(60 * config.minutes)
+    clock = None if config.minutes is None else Clock(config)
     given = as_images(images, labels, "images")
     check_fit(flow, given)
     if validation is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -86,9 +85,9 @@ class Loop:
                     self._save(best=False)  # an early stop, or NaN, leaves a model to look at
             self.agenda.begin()
             while trainer.step < trainer.steps and not stop:
-                started = time.monotonic()
+                started = self.trainer.config.now()
                 step = trainer.advance()
-                self.metrics.counters.seconds += time.monotonic() - started
+                self.metrics.counters.seconds += self.trainer.config.now() - started
                 if step.bad_part is not None:
                     self._report_skipped(step, bar)
                 self.metrics.add(step)
@@ -204,11 +203,11 @@ class Loop:
     def _evaluate_now(self, bar: ProgressBar) -> None:
         trainer, counters, agenda = self.trainer, self.metrics.counters, self.agenda
         at_end, few = trainer.step == trainer.steps, agenda.evaluations.images
-        times = [time.monotonic()]
+        times = [self.trainer.config.now()]
         flow = trainer.settle()
-        times.append(time.monotonic())
+        times.append(self.trainer.config.now())
         figure = self.validation.score(flow, agenda.last_images() if at_end else few)
-        times.append(time.monotonic())
+        times.append(self.trainer.config.now())
         # the same images every time, or the best checkpoint would be the one with easy images
         comparable = float(figure.per_image[:few].mean())
         best = comparable < counters.best
@@ -219,7 +218,7 @@ class Loop:
         if self.path is not None:
             if agenda.evaluations.grid:
                 self.validation.draw(flow, self.folder)
-                times.append(time.monotonic())
+                times.append(self.trainer.config.now())
             self._save(best=best, settled=True)
         agenda.remember(times, figure.images, self._saving)
         bar.say(f"step {trainer.step}: validation {figure}")
@@ -227,7 +226,7 @@ class Loop:
     def _save(self, *, best: bool, settled: bool = False) -> None:
         if self.path is None:
             return
-        begun = time.monotonic()
+        begun = self.trainer.config.now()
         if not settled:  # the averaged weights get batch-norm statistics of their own
             self.trainer.settle()
         counters = dataclasses.asdict(self.metrics.counters)
@@ -239,7 +238,7 @@ class Loop:
             self._checkpoints.save(self.trainer.step, model, averaged, state, best=best)
 
         self.processes.on_main(write)
-        self._saving = time.monotonic() - begun
+        self._saving = self.trainer.config.now() - begun
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Resume from a checkpoint, which process 0 gives to all processes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -75,9 +74,9 @@ class Validation:
         """Return the seconds an image takes: the first time is slower than the rest."""
         best = math.inf
         for count in (_TRIAL, _TRIAL, GRID):
-            begun, count = time.monotonic(), min(count, most)
+            begun, count = self.trainer.config.now(), min(count, most)
             work(count)
-            seconds = self.trainer.processes.from_main(time.monotonic() - begun)
+            seconds = self.trainer.processes.from_main(self.trainer.config.now() - begun)
             best = min(best, seconds / count)
             if seconds > quick:
                 break

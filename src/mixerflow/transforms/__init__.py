@@ -22,6 +22,7 @@ from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.low_rank import Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
+from mixerflow.transforms.shuffle import ShufflePixels
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.variational import VariationalDequantize
 
@@ -31,6 +32,6 @@ __all__ = [
     "CrossUnits", "Dequantize", "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine",
     "Gaussianize", "Halves", "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit",
     "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic",
-    "Rescale", "Residual", "SigmoidAffine", "Split", "Squeeze", "Stripes", "SwapHalves",
-    "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury", "halves",
+    "Rescale", "Residual", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze", "Stripes",
+    "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury", "halves",
 ]
