@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mixerflow.experiments import TABLES
 from mixerflow.experiments.outputs import markdown_text, write_page
-from mixerflow.experiments.results import claims_of
+from mixerflow.experiments.results import judge
 
 
 def main(root: Path) -> None:
@@ -22,8 +22,7 @@ def main(root: Path) -> None:
         results = json.loads(path.read_bytes())
         if results.get("table") not in TABLES:
             continue
-        for column in results["columns"]:
-            column["claims"] = claims_of(TABLES[results["table"]], column["rows"])
+        judge(TABLES[results["table"]], results["columns"])
         path.write_text(json.dumps(results, indent=2) + "\n")
         path.with_suffix(".md").write_text(markdown_text(results))
     print(write_page(root))

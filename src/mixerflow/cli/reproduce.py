@@ -19,6 +19,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.experiments import BUDGETS, RUN_TIME, Budget, Cell
 from mixerflow.runs import device_of
 from mixerflow.terminal import quoted, say, show
+from mixerflow.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Arguments(ComputingArguments):
     table: tyro.conf.Positional[str]
     """A table's name, or `report` to write the page of all tables."""
     budget: Budget = "cpu"
-    """tiny: seconds a run; cpu: a small twin, minutes; gpu: as in the paper."""
+    """tiny: seconds a run; cpu: small twins, minutes, equal steps; time: the same after equal
+    processor time; gpu: as in the paper."""
     rows: str = ""
     """Only these rows, as in `basic,linear`."""
+    columns: str = ""
+    """Only these columns, as in `cifar10`."""
     seeds: int = 3
     """Runs of each row; seed 0 of all rows first."""
     data: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Images in place of the table's, as `train --data`; COLUMN=IMAGES where there are several
-    columns, once for each."""
+    """Images in place of the table's, as `train --data`; NAME=IMAGES where the table has several
+    sets, once for each."""
     out: Path | None = None
     """Folder of the outputs, results/TABLE unless given; the page of all tables is beside it."""
     runs: Path = Path("runs")
@@ -56,8 +60,7 @@ def main(arguments: list[str]) -> int:
         say(str(write_page(given.out or Path("results"))))
         return 0
     table = experiments.table(given.table)
-    names = [name.strip() for name in given.rows.split(",")] if given.rows else []
-    cells = table.choose(names)  # refuses an empty name
+    cells = table.choose(_names(given.rows), _names(given.columns))  # refuses an empty name
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
     device = device_of(given.device)
@@ -84,12 +87,16 @@ def main(arguments: list[str]) -> int:
     return exit_code
 
 
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",")] if given else []
+
+
 def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the argument of `mixerflow.data.load` for each column."""
-    chosen = {cell.column.name: cell.column.name for cell in cells}
+    """Return the argument of `mixerflow.data.load` for each name of images."""
+    chosen = {cell.column.source: cell.column.source for cell in cells}
     for each in given:
         name, equals, spec = each.partition("=")
-        if equals and any(name == column.name for column in cells[0].table.columns):
+        if equals and any(name == column.source for column in cells[0].table.columns):
             chosen |= {name: spec} if name in chosen else {}  # a column that is not run has no data
         elif len(chosen) == 1:
             chosen = dict.fromkeys(chosen, each)
@@ -109,9 +116,12 @@ def _print_tables() -> None:
     budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)
     for name, each in experiments.TABLES.items():
         setups = each.columns[0].setups
-        cells = (
-            f"{setups[b].train.steps:,} steps of {setups[b].train.batch}: {RUN_TIME[b]}"
-            for b in BUDGETS
-        )
-        budgets.add_row(name, *cells)
+        budgets.add_row(name, *(f"{_length(setups[b].train)}: {RUN_TIME[b]}" for b in BUDGETS))
     show(budgets)
+
+
+def _length(train: TrainConfig) -> str:
+    """Return how long a run trains."""
+    if train.minutes is not None:
+        return f"{train.minutes:g} min of processor time"
+    return f"{train.steps:,} steps of {train.batch}"

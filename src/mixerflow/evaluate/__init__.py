@@ -7,6 +7,7 @@ from mixerflow.evaluate.samples import (
     GridArtefacts,
     draw_pixels,
     grid_artefacts,
+    high_frequency_power,
     to_pixels,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "draw_pixels",
     "estimator_of",
     "grid_artefacts",
+    "high_frequency_power",
     "kind_of",
     "to_pixels",
 ]

@@ -93,6 +93,30 @@ def _means(x: Tensor, sides: Shape, axes: list[int]) -> Tensor:
     return means
 
 
+def high_frequency_power(images: Tensor | np.ndarray) -> float:
+    """Return the mean power of images ``(N, C, *spatial)`` in the upper half of frequencies.
+
+    ``sum_k |F x|_k^2 / n^2`` for the n pixels of a channel, averaged over images and channels,
+    with F the discrete Fourier transform and k the frequencies that are at least a quarter of a
+    cycle a pixel along some axis. By Parseval's theorem all k together give the mean square.
+
+    Raises:
+        ValueError: no image, or no spatial axis.
+    """
+    x = as_tensor(images)
+    if x.dim() < 3 or len(x) == 0:
+        what = f"takes images (N, C, *spatial), N > 0; got {(*x.shape,)}"
+        raise ValueError(f"high_frequency_power: {what}")
+    axes, spatial = tuple(range(2, x.dim())), x.shape[2:]
+    grids = torch.meshgrid(*(torch.fft.fftfreq(n, device=x.device) for n in spatial), indexing="ij")
+    high = torch.stack(grids).abs().amax(0) >= 0.25
+    power = 0.0
+    for part in x.split(_BATCH):
+        spectrum = torch.fft.fftn(part.double(), dim=axes, norm="forward")
+        power += (spectrum.abs().square() * high).sum().item()
+    return power / (x.shape[0] * x.shape[1])
+
+
 class DrawnPixels(NamedTuple):
     """Images for display, and what is wrong with them.
 

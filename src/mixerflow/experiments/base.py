@@ -4,28 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from mixerflow.experiments.table import Budget, Column, Setup
 from mixerflow.models import MAF, MixerFlow, recipe
 from mixerflow.models.mixerflow_recipes import CIFAR10_TRAINING, TABLE_8, TINY, TWIN_32
 from mixerflow.parts import LogitPixels, Model, Patching
 from mixerflow.registry import evolve, settings_of
+from mixerflow.schedule import Constant
 from mixerflow.train_config import TrainConfig
 
+TIME = 2.0
+"""Minutes of processor time of a run of the budget `time`."""
+
 _CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
+# a constant rate and averaged weights: a curve's every point is the result of a shorter run
+_TIME = replace(_CPU, minutes=TIME, clock="cpu", schedule=Constant())
 _SECONDS = replace(_CPU, steps=6, batch=8, initial=8, warmup=1, evaluate_every=3, evaluate_images=8)
-_SHAPES = dict((recipe.MNIST, recipe.CIFAR10))
+_SHAPES = dict((recipe.MNIST, recipe.CIFAR10, recipe.GALAXY32, recipe.ANIME64))
+_SHAPES |= dict((recipe.IMAGENET32, recipe.IMAGENET64))
 
 
-def column(data: str, paper: Model, train: TrainConfig, twin: Model, *, twin_steps: int) -> Column:
-    """Make a column at all budgets: the paper's model, its twin, and a twin of two layers."""
-    tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
-    setups: dict[Budget, Setup] = {
+def setups(
+    paper: Model, train: TrainConfig, twin: Model, tiny: Model, *, steps: int, **training: float
+) -> dict[Budget, Setup]:
+    """Return the setups of all budgets: the paper's model, its twin, and a model of a few numbers.
+
+    Twins train for `steps`, or for `TIME`, with the settings `training`.
+    """
+    return {
         "tiny": Setup(tiny, _SECONDS),
-        "cpu": Setup(twin, replace(_CPU, steps=twin_steps)),
+        "cpu": Setup(twin, replace(_CPU, steps=steps, **training)),
+        "time": Setup(twin, replace(_TIME, **training)),
         "gpu": Setup(paper, train),
     }
-    return Column(data, _SHAPES[data], setups)
+
+
+def column(
+    name: str,
+    paper: Model,
+    train: TrainConfig,
+    twin: Model,
+    *,
+    twin_steps: int,
+    data: str = "",
+    **changes: Any,  # noqa: ANN401
+) -> Column:
+    """Make a column of MixerFlow at all budgets; the smallest has two layers."""
+    tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
+    bases = setups(paper, train, twin, tiny, steps=twin_steps)
+    return Column(name, _SHAPES[data or name], bases, data, **changes)
 
 
 CIFAR10, MNIST = CIFAR10_TRAINING, TABLE_8

@@ -23,16 +23,22 @@ NOTE = (
     "with the same noise. s.e. is the standard error over seeds; a claim holds or fails where the "
     "95 % interval of the difference, by Student's t, does not contain 0, and is undecided "
     "otherwise or with fewer than two seeds. Bits/dim are those of the averaged weights of the "
-    "last step, in eval mode. border/inside: the mean squared difference of neighbouring pixels "
-    "across the borders of the "
-    "base model's patches, divided by the same inside the patches, in 256 samples at temperature "
-    "1; 1 where the borders do not show."
+    "last step, unless the table says otherwise, in eval mode. Of 256 samples at temperature 1: "
+    "border/inside is the mean squared difference of neighbouring pixels across the borders of the "
+    "base model's patches, divided by the same inside the patches, 1 where the borders do not "
+    "show; high frequencies/test is their power at a quarter of a cycle a pixel and more, divided "
+    "by that of the test images."
 )
 COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
     "cpu": (
         "These are small twins of the paper's models after few steps: compare our rows with each "
         "other, not with the paper's figures. Parameters are the full models'."
+    ),
+    "time": (
+        "These are small twins of the paper's models after little processor time, the same for "
+        "each: compare our rows with each other, not with the paper's figures. Parameters are the "
+        "full models'. images/s are those of a second of processor time."
     ),
     "gpu": "These are the paper's models and settings.",
 }
@@ -147,10 +153,18 @@ def _settings_text(column: dict[str, Any]) -> str:
     base, runs = column["base"], [run for row in column["rows"] for run in row["runs"]]
     names = {"layers": "layers", "flow.net.width": "width", "patching.size": "patches"}
     settings = [f"{word} {_plain(base[name])}" for name, word in names.items() if name in base]
-    parts = [
-        f"{column['steps']:,} steps of {column['batch']} images",
-        f"base model: {', '.join(settings)}",
-    ]
+    if (minutes := column.get("minutes")) is None:
+        parts = [f"{column['steps']:,} steps of {column['batch']} images"]
+    else:
+        parts = [f"{minutes:g} minutes of processor time, batches of {column['batch']} images"]
+    parts.append(f"base model: {', '.join(settings)}")
+    if column.get("training_images"):
+        parts.append(f"{column['training_images']:,} training images")
+    if column.get("shuffle"):
+        kind = {"GlobalShuffle": "globally", "LocalShuffle": "locally"}
+        parts.append(f"pixels shuffled {kind[column['shuffle']['type']]}")
+    if column.get("weights") == "best":
+        parts.append("weights of the step that is best on the held-out images")
     if runs:
         parts.append(f"data {', '.join(map(markdown.plain, column['data']))}")
         parts.append(f"figures of {', '.join(column['images'])} images")

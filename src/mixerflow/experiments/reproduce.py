@@ -35,8 +35,9 @@ def reproduce(
     """Train and score cells, seed 0 of all first, then seed 1, and so on.
 
     A run that another process works on is left to that process: several processes share a table.
-    Runs are in folders below `runs`, the table's outputs in `out`; `load` loads the images that
-    `data` names for each column, and every run records `command`.
+    Runs are in folders below `runs`, the table's outputs in `out`; `load` loads what `data` has for
+    each name of images, and every run records `command`. A run that another table has finished is
+    copied from there.
 
     The table is printed in the end, and written after each run; one that could not be written
     stops no run.
@@ -56,20 +57,25 @@ def reproduce(
     _write_outputs(table, budget, root, out)
     images: dict[tuple[str, int], SeedImages] = {}
     for number, run in enumerate(queue, start=1):
-        column = run.cell.column.name
-        if (column, run.seed) not in images:
+        column = run.cell.column
+        if (column.name, run.seed) not in images:
             images = {key: value for key, value in images.items() if key[1] == run.seed}
-            images[column, run.seed] = SeedImages.of(splits[column], run.seed, budget)
+            mine = SeedImages.of(splits[column.source], run.seed, budget, column.images)
+            images[column.name, run.seed] = mine
         name = f"{run.cell.name}, seed {run.seed}"
         tell(f"{name} ({number} of {len(queue)})")
         metadata = {
             "recipe": f"{table.name}/{budget}/{run.cell.name}",
             "command": command,
-            "source": {"data": data[column], "transparency": "refuse", "on_bad_image": "stop"},
+            "source": {
+                "data": data[column.source],
+                "transparency": "refuse",
+                "on_bad_image": "stop",
+            },
         }
         try:
             stopped = run.train_and_score(
-                images[column, run.seed], device=device, metadata=metadata
+                images[column.name, run.seed], device=device, metadata=metadata
             )
         except NonFiniteError as error:  # one row failed, the other rows go on
             tell(f"{name}: {error}")

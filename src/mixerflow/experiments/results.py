@@ -17,7 +17,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
 from mixerflow.experiments.runs import Run
-from mixerflow.experiments.table import Budget, Cell, Table
+from mixerflow.experiments.table import Budget, Cell, Claim, Column, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
@@ -67,27 +67,16 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
 
     Runs of other settings than the table's, and unfinished ones, are listed but not counted.
     """
-    columns, left_out = [], []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    left_out: list[str] = []
     for column in table.columns:
-        rows = []
+        rows[column.name] = []
         for cell in (each for each in table.cells if each.column is column):
             row, not_counted = _row(cell, budget, root)
-            rows.append(row)
+            rows[column.name].append(row)
             left_out += not_counted
-        setup = column.setups[budget]
-        runs = [run for row in rows for run in row["runs"]]
-        columns.append(
-            {
-                "column": column.name,
-                "data": sorted({run["dataset_id"] for run in runs}),
-                "steps": setup.train.steps,
-                "batch": setup.train.batch,
-                "base": settings_of(setup.model),
-                "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
-                "rows": rows,
-                "claims": claims_of(table, rows),
-            }
-        )
+    columns = [_column(column, budget, rows[column.name]) for column in table.columns]
+    judge(table, columns)
     return {
         "format": 1,
         "table": table.name,
@@ -96,6 +85,24 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
         "budget": budget,
         "columns": columns,
         "left_out": left_out,
+    }
+
+
+def _column(column: Column, budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    setup = column.setups[budget]
+    runs = [run for row in rows for run in row["runs"]]
+    return {
+        "column": column.name,
+        "data": sorted({run["dataset_id"] for run in runs}),
+        "steps": setup.train.steps,
+        "minutes": setup.train.minutes,
+        "batch": setup.train.batch,
+        "base": settings_of(setup.model),
+        "shuffle": None if column.shuffle is None else describe(column.shuffle),
+        "training_images": column.images,
+        "weights": column.which,
+        "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
+        "rows": rows,
     }
 
 
@@ -161,22 +168,42 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     }
 
 
-def claims_of(table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a table's claims with their outcomes; only figures of one kind are compared."""
-    by_name = {row["row"]: row for row in rows}
-    claims = []
-    for claim in table.claims:
-        better, worse = by_name[claim.better], by_name[claim.worse]
-        bits = [_by_seed_images_and_kind(row) for row in (better, worse)]
-        common = bits[0].keys() & bits[1].keys()
-        result = outcome(*({key[0]: each[key] for key in common} for each in bits))
-        papers = [row["paper"]["bits_per_dim"] for row in (worse, better)]
-        paper = None if None in papers else papers[0] - papers[1]
-        claims.append(asdict(claim) | {"paper_difference": paper} | asdict(result))
-    return claims
+def judge(table: Table, columns: list[dict[str, Any]]) -> None:
+    """Set the claims of each column, with their outcomes; only figures of one kind are compared."""
+    rows = {column["column"]: {row["row"]: row for row in column["rows"]} for column in columns}
+    for column in columns:
+        name = column["column"]
+        made = [
+            (claim, *_outcomes(claim, rows[name], rows.get(claim.against, {})))
+            for claim in table.claims
+            if claim.column in ("", name) and claim.against != name
+        ]
+        column["claims"] = [
+            asdict(claim) | {"paper_difference": paper} | asdict(result)
+            for claim, paper, result in made
+        ]
 
 
-def _by_seed_images_and_kind(row: dict[str, Any]) -> dict[tuple[Any, ...], float]:
+def _outcomes(
+    claim: Claim, rows: Mapping[str, Any], reference: Mapping[str, Any]
+) -> tuple[float | None, Outcome]:
+    """Return the paper's difference, and ours with its verdict; both of losses where asked for."""
+    figures, papers = [], []
+    for name in (claim.better, claim.worse):
+        own, paper = _by_seed_images_and_kind(rows[name]), rows[name]["paper"]["bits_per_dim"]
+        if claim.against:
+            before = _by_seed_images_and_kind(reference[name])
+            own = {key: own[key] - before[key] for key in own.keys() & before.keys()}
+            known = reference[name]["paper"]["bits_per_dim"]
+            paper = None if None in (paper, known) else paper - known
+        figures.append(own)
+        papers.append(paper)
+    common = figures[0].keys() & figures[1].keys()
+    better, worse = ({key[0]: each[key] for key in common} for each in figures)
+    return None if None in papers else papers[1] - papers[0], outcome(better, worse)
+
+
+def _by_seed_images_and_kind(row: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
     """Return the figures, each with all that another must have in common to be compared."""
     names = ("seed", "training_sha256", "images_sha256")
     return {

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from mixerflow.core import Flow
 from mixerflow.data import Images, Splits, hold_out
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.evaluate import bits, draw_pixels, grid_artefacts
+from mixerflow.evaluate import bits, draw_pixels, grid_artefacts, high_frequency_power
 from mixerflow.experiments.table import TEST_IMAGES, Budget, Cell
 from mixerflow.models import MixerFlow, from_spec
 from mixerflow.registry import restore, settings_of
 from mixerflow.runs import RunFolder, load
 from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.terminal import tell
 from mixerflow.training import TrainConfig, train
 
 _SAMPLES = 256
 
 
-def _border_ratio(flow: Flow, cell: Cell) -> float:
-    """Compare neighbours across the base's patch borders with others, in finite samples."""
-    drawn = draw_pixels(flow, _SAMPLES, seed=1)
-    pixels = drawn.pixels[drawn.nonfinite == 0]
-    base = cell.column.setups["gpu"].model
+def _border_ratio(samples: np.ndarray, test: np.ndarray, cell: Cell) -> float:
+    """Compare neighbours across the base's patch borders with others."""
+    base, shape = cell.column.setups["gpu"].model, samples.shape[1:]
     is_mixer = isinstance(base, MixerFlow)
-    patch = base.patching.of(flow.shape, 1, base.layers)[1] if is_mixer else 4
-    return grid_artefacts(pixels, patch).ratio
+    patch = base.patching.of(shape, 1, base.layers)[1] if is_mixer else 4
+    return grid_artefacts(samples, patch).ratio
 
 
-_MEASURES = {"border/inside": _border_ratio}  # further measures of a trained flow, by their column
+def _fine_detail(samples: np.ndarray, test: np.ndarray, cell: Cell) -> float:
+    """Compare the power of high frequencies with that of test images."""
+    return high_frequency_power(samples) / high_frequency_power(test)
+
+
+# further measures of a trained flow, by their column: of its finite samples, and of test images
+_MEASURES = {"border/inside": _border_ratio, "high frequencies/test": _fine_detail}
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,17 @@ class SeedImages:
     split: str
 
     @staticmethod
-    def of(splits: Splits, seed: int, budget: Budget) -> SeedImages:
+    def of(splits: Splits, seed: int, budget: Budget, count: int | None = None) -> SeedImages:
         """Hold out 4 % for validation, and take the budget's test images for the figures.
 
-        Data without test images are scored on the held-out images.
+        `count` is the number of training images to take at random, of those that are not held out;
+        a smaller number takes a part of a larger one's. Data without test images are scored on the
+        held-out images.
         """
         train, validation = hold_out(splits.train, seed=seed)
+        if count is not None and count < len(train):
+            order = np.random.default_rng(seed).permutation(len(train))
+            train = train.take(np.sort(order[:count]))
         test, split = splits.test, "test"
         if test is None:
             test, split = validation, "validation"
@@ -129,6 +141,7 @@ class Run:
             ConfigError: the folder holds a run of other settings or images.
             NonFiniteError: training did not recover from NaN or infinity.
         """
+        self._adopt(images.train)
         recorded = self.read_metadata()
         if recorded is not None and (difference := self.difference(recorded, images.train)):
             remedy = "delete or move that folder, or give another --runs"
@@ -152,19 +165,44 @@ class Run:
             if result.exit_code:
                 return result.exit_code
         figures, sha256 = self.figures(), images.test.fingerprint()
-        scored = figures and (figures["images_sha256"], *figures["measures"])
-        if scored != (sha256, *_MEASURES):
+        which = self.cell.column.which
+        if figures is None or (
+            (figures["images_sha256"], figures.get("weights", "last"), *figures["measures"])
+            != (sha256, which, *_MEASURES)
+        ):
             self._score(images, sha256, device)
         return 0
 
+    def _adopt(self, images: Images) -> None:
+        """Copy the finished run of another row or table that is the same, if there is one."""
+        if self.path.exists():
+            return
+        for other in sorted(self.root.parent.parent.glob(f"*/{self.budget}/*/seed-{self.seed}")):
+            recorded = _recorded(other)
+            same = recorded is not None and not self.difference(recorded, images)
+            if not same or not _is_finished(other):
+                continue
+            copy = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
+            with writing(self.root):
+                shutil.copytree(other, copy)
+                copy.rename(self.path)
+            tell(f"copied from {other}, which is the same run")
+            return
+
     def _score(self, images: SeedImages, sha256: str, device: torch.device) -> None:
-        """Score the averaged weights of the last step: no step is chosen by its figure."""
-        flow = load(self.path, which="last", device=device)
+        """Score averaged weights: no step is chosen by its figure on these images."""
+        flow = load(self.path, which=self.cell.column.which, device=device)
         test, split = images.test, images.split
         labels = None if flow.context_net is None else test.labels
         figure = bits(flow, test.pixels, labels=labels, dataset_id=test.dataset_id, split=split)
-        measures = {name: measure(flow, self.cell) for name, measure in _MEASURES.items()}
-        record = figure.as_dict() | {"images_sha256": sha256, "measures": measures}
+        drawn = draw_pixels(flow, _SAMPLES, seed=1)
+        samples = drawn.pixels[drawn.nonfinite == 0], test.pixels, self.cell
+        measures = {name: measure(*samples) for name, measure in _MEASURES.items()}
+        record = figure.as_dict() | {
+            "images_sha256": sha256,
+            "weights": self.cell.column.which,
+            "measures": measures,
+        }
         with writing(self.path):
             self._figures_path.parent.mkdir(exist_ok=True)
             write_atomically(self._figures_path, (json_text(record) + "\n").encode())

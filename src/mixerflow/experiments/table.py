@@ -9,15 +9,21 @@ from typing import Literal, TypeVar, get_args
 from mixerflow.core import Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models.recipe import PublishedResult
-from mixerflow.parts import Model
+from mixerflow.parts import Model, Shuffle
 from mixerflow.registry import evolve, settings_of
 from mixerflow.train_config import TrainConfig
 
-Budget = Literal["tiny", "cpu", "gpu"]
-"""tiny: seconds a run, tells nothing; cpu: minutes a run, a small twin; gpu: as in the paper."""
+Budget = Literal["tiny", "cpu", "time", "gpu"]
+"""tiny: seconds a run, tells nothing; cpu: minutes a run, small twins after equal steps; time: the
+same after equal processor time; gpu: as in the paper."""
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
-RUN_TIME: dict[Budget, str] = {"tiny": "seconds", "cpu": "minutes", "gpu": "days on one GPU"}
-TEST_IMAGES: dict[Budget, int] = {"tiny": 20, "cpu": 2000, "gpu": 0}
+RUN_TIME: dict[Budget, str] = {
+    "tiny": "seconds",
+    "cpu": "minutes",
+    "time": "minutes",
+    "gpu": "days on one GPU",
+}
+TEST_IMAGES: dict[Budget, int] = {"tiny": 20, "cpu": 2000, "time": 2000, "gpu": 0}
 """The first so many test images give the figures; 0 for all."""
 
 T = TypeVar("T")
@@ -25,11 +31,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """The base of a column at a budget, which each row changes."""
+    """A model and its training at a budget: the base of a column, which each row changes."""
 
     model: Model
     train: TrainConfig
-    """Training settings with a number of steps: rows are compared at equal steps."""
+    """Training settings with a number of steps, or with minutes of processor time: rows are
+    compared after equal steps, or after equal time."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,22 @@ class Column:
     """Data that the rows are compared on."""
 
     name: str
-    """The name of the data, which `mixerflow.data.load` takes unless ``--data`` names others."""
     shape: Shape
     setups: Mapping[Budget, Setup]
+    data: str = ""
+    """The images, which `mixerflow.data.load` takes unless ``--data`` names others; the column's
+    name unless given."""
+    shuffle: Shuffle | None = None
+    """Order of the pixels in which every row's model sees images."""
+    images: int | None = None
+    """Training images, a random part of them, the same for all rows; None for all."""
+    which: Literal["last", "best"] = "last"
+    """Step whose weights give the figures: the last, or the best on the held-out images."""
+
+    @property
+    def source(self) -> str:
+        """The name of the images."""
+        return self.data or self.name
 
 
 def _same(value: T) -> T:
@@ -65,16 +85,23 @@ class Row:
     full: Callable[[Model], Model] = _same
     """A further change at the `gpu` budget only: the paper's model has it, but among the twins it
     would add a second difference to the row's own."""
+    setups: Mapping[Budget, Setup] = field(default_factory=dict)
+    """The row's own models and training, where they are no change of the base."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim that a row has fewer bits/dim than another, in every column of both."""
+    """The claim that a row has fewer bits/dim than another, or loses fewer, in every column."""
 
     better: str
     worse: str
     words: str
     """The paper's statement."""
+    against: str = ""
+    """A column: the claim is that the row loses fewer bits/dim against itself in that column; in
+    that column there is no such claim."""
+    column: str = ""
+    """The only column that the claim is about; empty for every column."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +120,25 @@ class Table:
         """Every row in every column."""
         return tuple(Cell(self, row, column) for row in self.rows for column in self.columns)
 
-    def choose(self, names: Iterable[str]) -> tuple[Cell, ...]:
-        """Return the cells with these names, of a row or of a cell; all cells for no names."""
-        wanted = set(names)
-        known = {name for cell in self.cells for name in (cell.row.name, cell.name)}
-        for name in sorted(wanted - known):
-            remedy = nearest(name, [row.name for row in self.rows], cutoff=0.4)
-            raise ConfigError(f"no such row of {self.name}", name, remedy)
-        return tuple(c for c in self.cells if not wanted or wanted & {c.row.name, c.name})
+    def choose(self, names: Iterable[str], columns: Iterable[str] = ()) -> tuple[Cell, ...]:
+        """Return the cells of some rows and columns; all rows or all columns for no names.
+
+        Among the names of rows may be those of cells.
+        """
+        wanted, places = set(names), set(columns)
+        cells = [(cell, {cell.row.name, cell.name}) for cell in self.cells]
+        for kind, given, known in (
+            ("row", wanted, {name for _, both in cells for name in both}),
+            ("column", places, {column.name for column in self.columns}),
+        ):
+            for name in sorted(given - known):
+                remedy = nearest(name, sorted(known), cutoff=0.4)
+                raise ConfigError(f"no such {kind} of {self.name}", name, remedy)
+        return tuple(
+            cell
+            for cell, both in cells
+            if (not wanted or wanted & both) and (not places or cell.column.name in places)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +162,22 @@ class Cell:
 
     def model(self, budget: Budget) -> Model:
         """Return the row's model at a budget."""
-        model = self.row.change(self.column.setups[budget].model)
-        return self.row.full(model) if budget == "gpu" else model
+        own = self.row.setups.get(budget)
+        model = own.model if own else self.row.change(self.column.setups[budget].model)
+        model = self.row.full(model) if budget == "gpu" else model
+        return replace(model, shuffle=self.column.shuffle) if self.column.shuffle else model
+
+    def _config(self, budget: Budget, seed: int) -> TrainConfig:
+        own = self.row.setups.get(budget)
+        base = own.train if own else self.row.training(self.column.setups[budget].train)
+        return replace(base, seed=seed)
 
     def stages(self, budget: Budget, seed: int) -> list[tuple[Model, TrainConfig]]:
         """Return the models of growing depth that are trained in turn, each with its settings.
 
         Stage k of n has the first ``ceil(k L / n)`` of L layers and the k-th share of the steps.
         """
-        config = replace(self.row.training(self.column.setups[budget].train), seed=seed)
+        config = self._config(budget, seed)
         model, n, steps = self.model(budget), self.row.stages, config.steps
         if n == 1 or steps is None:
             return [(model, config)]
