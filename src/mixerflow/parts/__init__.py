@@ -24,8 +24,8 @@ from mixerflow.parts.images import (
     image_coupling,
 )
 from mixerflow.parts.linear import (
-    ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap, SameMap,
-    UnpackedPLUMap, WoodburyMap,
+    ButterflyImage, ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
+    SameMap, UnpackedPLUMap, WoodburyMap, WoodburyPlanes,
 )
 from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
@@ -38,8 +38,8 @@ from mixerflow.parts.rows import (
 )
 
 __all__ = [
-    "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
-    "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
+    "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
+    "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
     "Dequantizer", "GlowConv", "GlowSteps", "ImageMap", "ImageNet", "InvertibleAttention",
     "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels",
     "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase",
@@ -49,5 +49,5 @@ __all__ = [
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap",
     "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet",
-    "WideningConv", "WoodburyMap", "ZeroConvolution", "glow_step", "image_coupling",
+    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
 ]
