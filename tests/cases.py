@@ -444,7 +444,7 @@ CASES = {
         lambda: Butterfly(8, 2, bias=False), (8,), size=1.5
     ),
     "butterfly of the whole vector": Case(lambda: Butterfly(12, whole=True), (12,), size=1.5),
-    "butterfly, level by level, rotated": Case(lambda: Butterfly(7, rotated=True, merged=1), (7,)),
+    "butterfly, level by level, rotated": Case(lambda: Butterfly(7, rotated=True, grouped=1), (7,)),
     "Householder": Case(lambda: Householder(5), (5,)),
     "Householder, one": Case(lambda: Householder(2, 1), (2,)),
     "Householder, many": Case(lambda: Householder(3, 8), (3,)),

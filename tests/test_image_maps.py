@@ -120,9 +120,9 @@ def test_a_whole_butterfly_mixes_pairs_at_halving_distances(n, levels):
         for number, i in enumerate(i for i in range(n) if i // distance % 2 == 0):
             pair = [i, i + distance]
             wanted[:, pair] = wanted[:, pair] @ transform.blocks()[0, level, :, :, number].mT
-    transform.merged = 3
+    transform.grouped = 3
     close(transform(x)[0], wanted)
-    transform.merged = 1
+    transform.grouped = 1
     close(transform(x)[0], wanted)
     close(transform.inverse(wanted)[0], x)
 
@@ -164,13 +164,13 @@ def test_two_butterflies_are_every_permutation_of_four_or_eight_up_to_signs():
     for wanted in [*itertools.permutations(range(4)), (0, 4, 2, 6, 1, 5, 3, 7), *some]:
         levels = len(wanted).bit_length() - 1
         made = reached(levels)
-        for first, used in made.items():  # wanted[i] = first[second[i]]
+        for first in made:  # wanted[i] = first[second[i]]
             second = tuple(first.index(each) for each in wanted)
             if second in made:
                 break
         else:
             raise AssertionError(f"{wanted} is not reached")
-        both = Chain(butterfly_of(levels, used), butterfly_of(levels, made[second]))
+        both = Chain(butterfly_of(levels, made[first]), butterfly_of(levels, made[second]))
         turned = matrix(both, (2**levels,)).abs()
         close(turned, torch.eye(2**levels).double()[list(wanted)])
 

@@ -11,8 +11,8 @@ Reference: Meng et al., ButterflyFlow: building invertible layers with butterfly
     arXiv:2209.13774. No count is published for its images' models.
 
 Departs from the paper:
-    - the published model has MaCow's variant of Glow's step, and scales that leave behind a coupling
-      of their own; this is Glow's step and Glow's scales;
+    - the published model has MaCow's variant of Glow's step, and a step of its own for the channels
+      that leave a scale; this is Glow's step and Glow's scales;
     - blocks are never singular, see `mixerflow.transforms.Butterfly`;
     - butterflies share their learning rate and weight averages with the rest;
     - what `mixerflow.models.glow` lists.

@@ -154,7 +154,8 @@ class ButterflyImage(PositiveCounts, ImageMap):
     levels: int | None = None
     """Levels of each; None for as many as the length has factors 2."""
     rotated: bool = False
-    """Whether they start as random rotations, as the paper's for permuted images, or the identity."""
+    """Whether they start as random rotations, as the paper's for permuted images; else as the
+    identity."""
     channels: LinearMap = MatrixMap()
     """The map of each pixel's channels, before the butterflies."""
 
@@ -163,7 +164,7 @@ class ButterflyImage(PositiveCounts, ImageMap):
         vector = Reshape(shape, (n,))
 
         def stack() -> Butterfly:
-            settings = {"whole": n % 2 == 0, "rotated": self.rotated, "merged": 1}
+            settings = {"whole": n % 2 == 0, "rotated": self.rotated, "grouped": 1}
             return Butterfly(n, self.levels, bias=False, **settings)
 
         stacks = [stack() for _ in range(self.stacks)]

@@ -37,7 +37,7 @@ class Butterfly(_LinearMap):
             all. Fewer leave out the short distances.
         whole: apply each level to the whole vector, also where n is no power of two.
         rotated: start with random angles, so as a random rotation of the vectors.
-        merged: levels that are multiplied out into one dense block of 2^merged, see below. 3 to 6
+        grouped: levels that are multiplied out into one dense block of 2^grouped, see below. 3 to 6
             take about as long; 1 is faster for vectors that come fewer than about 64 at a time.
         generator: draws the angles.
 
@@ -59,7 +59,7 @@ class Butterfly(_LinearMap):
         bias: bool = True,
         whole: bool = False,
         rotated: bool = False,
-        merged: int = 4,
+        grouped: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(n)
@@ -69,7 +69,7 @@ class Butterfly(_LinearMap):
             raise ValueError(f"Butterfly: no level fits the whole of an odd length; got {n}")
         most = (n & -n if whole else n).bit_length() - 1
         self.size, self.levels = n if whole else 2**most, most if levels is None else levels
-        self.merged = merged
+        self.grouped = grouped
         if not 1 <= self.levels <= most:
             raise ValueError(f"Butterfly: levels must be 1 to {most} for length {n}; got {levels}")
         self.starts = (0,) if n == self.size else (0, n - self.size)
@@ -112,7 +112,7 @@ class Butterfly(_LinearMap):
     def _apply_levels(self, x: Tensor, *, inverse: bool) -> Tensor:
         """All levels of all windows, ``(B, n)`` to the same, or their inverse."""
         levels = range(self.levels)
-        groups = [levels[start : start + self.merged] for start in levels[:: self.merged]]
+        groups = [levels[start : start + self.grouped] for start in levels[:: self.grouped]]
         windows = list(zip(self.starts, self.blocks(inverse=inverse), strict=True))
         if inverse:
             groups = [group[::-1] for group in groups[::-1]]
@@ -121,7 +121,7 @@ class Butterfly(_LinearMap):
             end = start + self.size
             mixed = x[:, start:end]
             for group in groups:
-                if self.merged == 1:
+                if self.grouped == 1:
                     mixed = _mix(mixed, blocks[group[0]], group[0])
                     continue
                 dense = self._merge(blocks, group)
