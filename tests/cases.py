@@ -79,6 +79,7 @@ from mixerflow.transforms import (
     Patchify,
     RationalQuadratic,
     Rescale,
+    Reshape,
     Residual,
     SigmoidAffine,
     Split,
@@ -432,6 +433,7 @@ CASES = {
     "linear": Case(lambda: PLU(5, bias=True), (5,)).fused(),
     "Woodbury": Case(lambda: Woodbury(7, 3), (7,)),
     "Woodbury of one": Case(lambda: Woodbury(1, 1), (1,)),
+    "Woodbury of more rank than entries": Case(lambda: Woodbury(3, 5), (3,)),
     "Woodbury of full rank, without bias": Case(lambda: Woodbury(4, 4, bias=False), (4,)),
     # blocks are many, so each moves little unless the perturbation is large
     "butterfly": Case(lambda: Butterfly(8), (8,), size=1.5),
@@ -441,6 +443,8 @@ CASES = {
     "butterfly, few levels, without bias": Case(
         lambda: Butterfly(8, 2, bias=False), (8,), size=1.5
     ),
+    "butterfly of the whole vector": Case(lambda: Butterfly(12, whole=True), (12,), size=1.5),
+    "butterfly, level by level, rotated": Case(lambda: Butterfly(7, rotated=True, grouped=1), (7,)),
     "Householder": Case(lambda: Householder(5), (5,)),
     "Householder, one": Case(lambda: Householder(2, 1), (2,)),
     "Householder, many": Case(lambda: Householder(3, 8), (3,)),
@@ -713,6 +717,7 @@ CASES = {
     "patches of volumes": Case(lambda: Patchify((2, 4, 2, 3), (2, 1, 3)), (2, 4, 2, 3)),
     "dilated": Case(lambda: Dilated((2, 4, 6), (2, 3)), (2, 4, 6)),
     "dilated volumes": Case(lambda: Dilated((1, 4, 2, 4), (2, 2, 2)), (1, 4, 2, 4)),
+    "reshape": Case(lambda: Reshape((2, 3, 2), (4, 3)), (2, 3, 2)),
     "squeeze": Case(lambda: Squeeze((3, 4, 2)), (3, 4, 2)),
     "squeeze of signals, by three": Case(lambda: Squeeze((2, 6), 3), (2, 6)),
     "squeeze of volumes": Case(lambda: Squeeze((1, 2, 4, 2)), (1, 2, 4, 2)),

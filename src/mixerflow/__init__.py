@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MixerFlow, RealNVP
+    from mixerflow.models import (
+        MAF,
+        NSF,
+        ButterflyFlow,
+        DenseFlow,
+        Glow,
+        MixerFlow,
+        RealNVP,
+        WoodburyGlow,
+    )
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bits": "evaluate",
+    "ButterflyFlow": "models",
     "DenseFlow": "models",
     "Flow": "core",
     "Images": "data",
@@ -48,6 +58,7 @@ _HOME = {
     "TrainConfig": "train_config",
     "Trained": "training",
     "Transform": "core",
+    "WoodburyGlow": "models",
     "bits": "evaluate",
     "build": "recipes",
     "load": "runs",
@@ -61,6 +72,7 @@ __all__ = [
     "NSF",
     "RECIPES",
     "Bits",
+    "ButterflyFlow",
     "DenseFlow",
     "Flow",
     "Glow",
@@ -73,6 +85,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Transform",
+    "WoodburyGlow",
     "__version__",
     "bits",
     "build",

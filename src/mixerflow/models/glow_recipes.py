@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.glow import Glow
 from mixerflow.models.nsf import NSF
 from mixerflow.models.recipe import ANIME64, CIFAR10, TWIN, Recipe
+from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.image_nets import GlowConv, PlainConv, ZeroConvolution
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import UnpackedPLUMap
@@ -33,6 +35,9 @@ _LARGE_GLOW_TWIN = replace(
     _LARGE_GLOW, scales=2, steps=4, net=GlowConv(64, factor=3.0, second_bias=False)
 )
 _NSF_TWIN = NSF(scales=2, steps=4, net=PlainConv(64))
+_WOODBURY = WoodburyGlow(steps=8, channel_ranks=(8, 8, 16), spatial_ranks=(16, 8, 8))
+_WOODBURY_TWIN = replace(_WOODBURY, scales=2, steps=4, net=GlowConv(64), channel_ranks=(8, 16))
+_BUTTERFLY_TWIN = ButterflyFlow(scales=2, steps=4, net=GlowConv(64))
 
 RECIPES: dict[str, Recipe] = {
     "glow-cifar10": Recipe(
@@ -70,4 +75,20 @@ RECIPES: dict[str, Recipe] = {
     "nsf-anime64-tiny": Recipe(
         "neural splines on anime faces", replace(_NSF_TWIN, scales=3), TWIN, *ANIME64
     ),
+    "woodbury-cifar10": Recipe(
+        "Table 1's baseline: memory-efficient Woodbury, 3 scales of 8 steps",
+        _WOODBURY,
+        _TRAINING,
+        *CIFAR10,
+    ).reported(3.48, 11.02, "Table 1"),
+    "woodbury-cifar10-tiny": Recipe(
+        "memory-efficient Woodbury on CIFAR-10", _WOODBURY_TWIN, TWIN, *CIFAR10
+    ),
+    "butterfly-cifar10": Recipe(
+        "ButterflyFlow, 3 scales of 32 steps",
+        ButterflyFlow(),
+        replace(_TRAINING, steps=200_000, batch=128),
+        *CIFAR10,
+    ),
+    "butterfly-cifar10-tiny": Recipe("ButterflyFlow on CIFAR-10", _BUTTERFLY_TWIN, TWIN, *CIFAR10),
 }

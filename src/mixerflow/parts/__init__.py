@@ -24,8 +24,8 @@ from mixerflow.parts.images import (
     image_coupling,
 )
 from mixerflow.parts.linear import (
-    ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap, SameMap,
-    UnpackedPLUMap, WoodburyMap,
+    ButterflyImage, ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
+    SameMap, UnpackedPLUMap, WoodburyMap, WoodburyPlanes,
 )
 from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
@@ -39,9 +39,9 @@ from mixerflow.parts.rows import (
 from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 
 __all__ = [
-    "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
-    "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
-    "Dequantizer", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap", "ImageNet",
+    "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
+    "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
+    "DenseNet", "Dequantizer", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap", "ImageNet",
     "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet",
     "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase",
     "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching", "Pixels",
@@ -50,6 +50,6 @@ __all__ = [
     "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet",
     "RowResidual", "SameMap", "ScaledPixels", "Scales", "Shuffle", "SinusoidalEncoding",
     "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
-    "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap", "ZeroConvolution",
-    "glow_step", "image_coupling",
+    "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap", "WoodburyPlanes",
+    "ZeroConvolution", "glow_step", "image_coupling",
 ]

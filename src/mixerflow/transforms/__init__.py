@@ -15,7 +15,7 @@ from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine,
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands, CheckerboardSqueeze, Dilated, Patchify, Squeeze, Stripes, SwapHalves,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Squeeze, Stripes, SwapHalves,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.logistic import LogisticMixture
@@ -32,6 +32,7 @@ __all__ = [
     "CrossUnits", "Dequantize", "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine",
     "Gaussianize", "Halves", "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit",
     "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic",
-    "Rescale", "Residual", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze", "Stripes",
-    "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury", "halves",
+    "Rescale", "Reshape", "Residual", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze",
+    "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury",
+    "halves",
 ]

@@ -152,6 +152,27 @@ class Bands(Patchify):
 
 
 @register
+class Reshape(FixedShape):
+    """The same numbers in the same order, the last axis fastest, in another shape; log-det 0."""
+
+    def __init__(self, shape: Shape, latent_shape: Shape) -> None:
+        super().__init__(shape, latent_shape)
+        if math.prod(self.shape) != math.prod(self.latent_shape):
+            raise ValueError(f"Reshape: {self.shape} and {self.latent_shape} differ in size")
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_data(x)
+        return x.reshape(-1, *self.latent_shape), constant(0.0, x)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        return z.reshape(-1, *self.shape), constant(0.0, z)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, {self.latent_shape}"
+
+
+@register
 class SwapHalves(Transform):
     """The second half of the first axis before the first: ``z = [x_b, x_a]``; log-det 0.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, constant
+from mixerflow.core import Context, Mapped, Noise, Transform, constant, widen
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear, _LinearMap
 from mixerflow.units import unit_rows
@@ -27,7 +27,8 @@ class Woodbury(_LinearMap):
     leave the scales to an `ActNorm` next to it.
 
     Args:
-        rank: rank of U V, 1 to n; from n / 2 on `LU` has fewer numbers.
+        rank: columns of U and rows of V; from n / 2 on `LU` has fewer numbers. Above n, as in some
+            published models, U V has rank n, and there are more numbers than its maps need.
         generator: draws V, which starts as N(0, 1 / n); U starts at 0.
 
     Reference: Lu, Huang, Woodbury transformations for deep generative flows (2020), eq. 4 to 6,
@@ -42,8 +43,8 @@ class Woodbury(_LinearMap):
         self, n: int, rank: int = 16, *, bias: bool = True, generator: torch.Generator | None = None
     ) -> None:
         super().__init__(n)
-        if not 1 <= rank <= n:
-            raise ValueError(f"Woodbury: rank {rank} must lie in 1..{n}, the vectors' length")
+        if rank < 1:
+            raise ValueError(f"Woodbury: rank must be at least 1; got {rank}")
         self.rank = rank
         self.left = nn.Parameter(torch.zeros(n, rank))
         self.right = nn.Parameter(torch.randn(rank, n, generator=generator) * n**-0.5)
@@ -57,7 +58,7 @@ class Woodbury(_LinearMap):
         return x + nn.functional.linear(x @ self.right.mT, self.left, self.bias)
 
     def _log_det(self) -> Tensor:
-        return torch.linalg.slogdet(self._small())[1]
+        return torch.linalg.slogdet(widen(self._small()))[1]
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
