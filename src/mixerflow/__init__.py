@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MixerFlow, RealNVP
+    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MaCow, MixerFlow, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -44,6 +44,7 @@ _HOME = {
     "NSF": "models",
     "Noise": "core",
     "RECIPES": "recipes",
+    "MaCow": "models",
     "RealNVP": "models",
     "TrainConfig": "train_config",
     "Trained": "training",
@@ -65,6 +66,7 @@ __all__ = [
     "Flow",
     "Glow",
     "Images",
+    "MaCow",
     "MixerFlow",
     "MixerFlowError",
     "Model",

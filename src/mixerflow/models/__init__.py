@@ -10,6 +10,7 @@ from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.glow import Glow
+from mixerflow.models.macow import MaCow
 from mixerflow.models.maf import MAF
 from mixerflow.models.mixerflow import MixerFlow
 from mixerflow.models.nsf import NSF
@@ -17,7 +18,7 @@ from mixerflow.models.realnvp import RealNVP
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = ["MAF", "NSF", "DenseFlow", "Glow", "MixerFlow", "Model", "RealNVP"]
+__all__ = ["MAF", "NSF", "DenseFlow", "Glow", "MaCow", "MixerFlow", "Model", "RealNVP"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 
