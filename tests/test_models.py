@@ -9,7 +9,7 @@ import torch
 import mixerflow
 from mixerflow.core import Noise
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.models import NSF, Glow, RealNVP, flow_from, from_spec, spec_of
+from mixerflow.models import NSF, Glow, MaCow, RealNVP, flow_from, from_spec, spec_of
 from mixerflow.parts import Classes
 from mixerflow.parts.image_nets import GlowConv, PlainConv, ResidualConv
 from mixerflow.parts.images import ConvolutionPrior
@@ -34,12 +34,13 @@ SMALL = {
     "glow, of one scale, PLU": Glow(scales=1, steps=2, net=GlowConv(6), linear=PLUMap()),
     "glow, no priors": Glow(scales=2, steps=1, net=GlowConv(6), split=None, prior=None),
     "nsf": NSF(scales=2, steps=2, net=PlainConv(6)),
+    "macow": MaCow(scales=2, steps=1, net=PlainConv(4), span=3, factor=1),
     "realnvp": RealNVP(net=ResidualConv(4, depth=1, norm="none")),
     "realnvp, 3 scales": RealNVP(scales=3, net=ResidualConv(2, depth=1, norm="batch")),
 }
 CONDITIONAL = {
     f"{name}, classes": dataclasses.replace(SMALL[name], classes=Classes(3, width=4))
-    for name in ("glow", "glow, as stored", "nsf", "realnvp")
+    for name in ("glow", "glow, as stored", "nsf", "macow", "realnvp")
 }
 
 

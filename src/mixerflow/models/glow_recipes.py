@@ -30,7 +30,7 @@ _LARGE_GLOW = Glow(
 _TRAINING = TrainConfig(steps=312_500, batch=16, lr=1e-3)
 
 _GLOW_TWIN = Glow(scales=2, steps=4, net=GlowConv(64))
-_MACOW_TWIN = MaCow(scales=2, steps=2, net=PlainConv(64, zero=True))
+_MACOW_TWIN = MaCow(scales=2, steps=2, units=1, net=PlainConv(64, zero=True))
 _LARGE_GLOW_TWIN = replace(
     _LARGE_GLOW, scales=2, steps=4, net=GlowConv(64, factor=3.0, second_bias=False)
 )
