@@ -31,6 +31,7 @@ from mixerflow.nets import (
     LipschitzMLP,
     MaskedMLP,
     PlainConvNet,
+    PreactivationNet,
     ResidualConvNet,
     ResidualDenseNet,
     ResidualMLP,
@@ -600,6 +601,11 @@ CASES = {
         lambda: split_by(Halves(0, flip=True), 3, PlainConvNet, RationalQuadratic(), context=2),
         (3, 2, 3),
         "spline",
+        context=(2,),
+    ),
+    "coupling, pre-activation": Case(
+        lambda: split_by(Halves(), 3, PreactivationNet, norm="batch", depth=1, context=2),
+        (3, 3, 2),
         context=(2,),
     ),
     "coupling, RealNVP": Case(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import elu, pad
 
-from mixerflow.nets.conv import Axes, ImageConditioner, convolution
+from mixerflow.nets.conv import Convolution, ImageConditioner, convolution
 from mixerflow.registry import register
 
 
@@ -46,15 +48,16 @@ class LineConvNet(ImageConditioner):
         reach: int = 2,
         span: int = 5,
         context: int = 0,
-        axes: Axes = 2,
+        axes: int = 2,
     ) -> None:
-        if not 0 <= axis < axes or reach < 1 or span % 2 != 1:
+        if not 0 <= axis < axes <= 3 or reach < 1 or span % 2 != 1:
+            wanted = "images have 1 to 3 axes, a reach is at least 1, a span odd"
             got = f"axis {axis} of {axes}, reach {reach}, span {span}"
-            raise ValueError(f"LineConvNet: a reach is at least 1, a span odd; got {got}")
+            raise ValueError(f"LineConvNet: {wanted}; got {got}")
         sides = [reach if i == axis else span for i in range(axes)]
         around = [0 if i == axis else span // 2 for i in range(axes)]
-        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
-        enter = kind(in_channels, width, tuple(sides), padding=tuple(around))
+        kinds: list[Callable[..., Convolution]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+        enter = kinds[axes - 1](in_channels, width, tuple(sides), padding=tuple(around))
         leave = convolution(axes, width, out_channels)
         super().__init__(enter, leave, squash=False, context=context)
         self.axis, self.after, self.reach = axis, after, reach

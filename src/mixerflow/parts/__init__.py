@@ -15,8 +15,8 @@ from mixerflow.parts.conditioners import (
     VelocityNet,
 )
 from mixerflow.parts.image_nets import (
-    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, ResidualConv, ResidualDense,
-    WideningConv, ZeroConvolution,
+    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, PreactivationConv,
+    ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
     ActivationPrior, ConvolutionPrior, GlowSteps, InvertibleAttention, LearnedEncoding,
@@ -44,10 +44,10 @@ __all__ = [
     "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels",
     "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase",
     "PLUMap", "Part", "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding",
-    "PositiveCounts", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
-    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
-    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap",
-    "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet",
-    "WideningConv", "WoodburyMap", "ZeroConvolution", "glow_step", "image_coupling",
+    "PositiveCounts", "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense",
+    "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow",
+    "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual",
+    "SameMap", "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv",
+    "WoodburyMap", "ZeroConvolution", "glow_step", "image_coupling",
 ]
