@@ -26,10 +26,12 @@ from mixerflow.nets import (
     GlowNet,
     KernelNet,
     LearnedPositionalEncoding,
+    LineConvNet,
     LipschitzDense,
     LipschitzMLP,
     MaskedMLP,
     PlainConvNet,
+    PreactivationNet,
     ResidualConvNet,
     ResidualDenseNet,
     ResidualMLP,
@@ -69,6 +71,7 @@ from mixerflow.transforms import (
     Halves,
     Householder,
     KernelChain,
+    LineAutoregressive,
     LogisticMixture,
     Logit,
     MapAttention,
@@ -246,6 +249,13 @@ def split_by(
     if make is not ZeroConv:
         settings = {"width": 4, **settings}
     return Coupling(split, make(given, law.params * changed, **settings), law)
+
+
+def by_lines(channels: int, law: Elementwise | None = None, **settings) -> LineAutoregressive:
+    """Lines of images mapped by a net of width 5."""
+    law = SigmoidAffine(shift_last=True) if law is None else law
+    net = LineConvNet(channels, law.params * channels, **{"width": 5, "span": 3, **settings})
+    return LineAutoregressive(net, law)
 
 
 def real_nvp_coupling(split: Split, channels: int, **settings) -> Coupling:
@@ -531,6 +541,23 @@ CASES = {
         lambda: kernels(5, norm="batch", context=2, squash=False, kernel=matern), (5,), context=(2,)
     ),
     "coupling, sigmoid": Case(lambda: lawful(5, SigmoidAffine()), (5,)),
+    "coupling, sigmoid, then a shift": Case(
+        lambda: lawful(5, SigmoidAffine(1.0, shift_last=True)), (5,)
+    ),
+    "rows from the top": Case(lambda: by_lines(2), (2, 4, 3)),
+    "rows from the bottom, conditional": Case(
+        lambda: by_lines(2, Affine(2.0), after=True, reach=1, span=5, context=2),
+        (2, 3, 4),
+        context=(2,),
+    ),
+    "columns from the left": Case(lambda: by_lines(1, axis=1, reach=3), (1, 3, 5)),
+    "columns from the right, splines": Case(
+        lambda: by_lines(2, RationalQuadratic(), axis=1, after=True), (2, 1, 3), "spline"
+    ),
+    "samples of signals in turn": Case(lambda: by_lines(2, axes=1), (2, 5)),
+    "planes of volumes in turn": Case(
+        lambda: by_lines(1, axes=3, axis=1, after=True), (1, 2, 3, 2)
+    ),
     "coupling of a board": Case(lambda: split_by(Checkerboard(), 2), (2, 3, 4)),
     "coupling of a board, flipped, sigmoid": Case(
         lambda: split_by(Checkerboard(flip=True), 1, GlowNet, SigmoidAffine()), (1, 3, 5)
@@ -578,6 +605,11 @@ CASES = {
         lambda: split_by(Halves(0, flip=True), 3, PlainConvNet, RationalQuadratic(), context=2),
         (3, 2, 3),
         "spline",
+        context=(2,),
+    ),
+    "coupling, pre-activation": Case(
+        lambda: split_by(Halves(), 3, PreactivationNet, norm="batch", depth=1, context=2),
+        (3, 3, 2),
         context=(2,),
     ),
     "coupling, RealNVP": Case(

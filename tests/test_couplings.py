@@ -143,7 +143,7 @@ def test_a_number_is_short_for_halves(flip):
 VALUES = [
     (Affine(1.5), "Affine(bound=1.5)"),
     (FlooredAffine(), "FlooredAffine(floor=0.1)"),
-    (SigmoidAffine(1.0), "SigmoidAffine(offset=1.0)"),
+    (SigmoidAffine(1.0), "SigmoidAffine(offset=1.0, shift_last=False)"),
     (RationalQuadratic(8), "RationalQuadratic(bins=8, tail=3.0)"),
     (LogisticMixture(4, floor=-5.0), "LogisticMixture(components=4, floor=-5.0)"),
     (Halves(-1, flip=True), "Halves(dim=-1, flip=True)"),

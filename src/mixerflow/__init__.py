@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         RealNVP,
         WoodburyGlow,
     )
+    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MaCow, MixerFlow, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -54,6 +55,7 @@ _HOME = {
     "NSF": "models",
     "Noise": "core",
     "RECIPES": "recipes",
+    "MaCow": "models",
     "RealNVP": "models",
     "TrainConfig": "train_config",
     "Trained": "training",
@@ -68,31 +70,11 @@ _HOME = {
 }
 
 __all__ = [
-    "MAF",
-    "NSF",
-    "RECIPES",
-    "Bits",
-    "ButterflyFlow",
-    "DenseFlow",
-    "Flow",
-    "Glow",
-    "Images",
-    "MixerFlow",
-    "MixerFlowError",
-    "Model",
-    "Noise",
-    "RealNVP",
-    "TrainConfig",
-    "Trained",
-    "Transform",
-    "WoodburyGlow",
-    "__version__",
-    "bits",
-    "build",
-    "load",
-    "recipe",
-    "register",
-    "train",
+    "MAF", "NSF", "RECIPES", "Bits", "ButterflyFlow", "DenseFlow", "Flow", "Glow", "Images",
+    "MaCow", "MixerFlow", "MixerFlowError", "Model", "Noise", "RealNVP", "TrainConfig", "Trained",
+    "Transform", "WoodburyGlow", "__version__", "bits", "build", "core", "data", "errors",
+    "evaluate", "export", "kernels", "load", "models", "nets", "parts", "pictures", "recipe",
+    "register", "runs", "train", "transforms",
 ]
 
 

@@ -11,6 +11,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.glow import Glow
+from mixerflow.models.macow import MaCow
 from mixerflow.models.maf import MAF
 from mixerflow.models.mixerflow import MixerFlow
 from mixerflow.models.nsf import NSF
@@ -19,8 +20,12 @@ from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Glow", "MixerFlow", "Model", "RealNVP"]
+__all__ = [
+    "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Flow", "Glow", "MaCow", "MixerFlow", "Model",
+    "RealNVP", "WoodburyGlow", "flow_from", "from_spec", "shape", "spec_of", "spec_of_flow", "type",
+]
 __all__ += ["WoodburyGlow"]
+__all__ = ["MAF", "NSF", "DenseFlow", "Glow", "MaCow", "MixerFlow", "Model", "RealNVP"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

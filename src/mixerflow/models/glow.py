@@ -61,6 +61,8 @@ class Glow(PositiveCounts, Model):
     """Net of the factored-out channels' Gaussian, given the other channels; None for N(0, I)."""
     prior: Prior | None = ActivationPrior()
     """Gaussian of the last scale's latents; None for N(0, I)."""
+    bias: bool = False
+    """Whether the linear maps have biases."""
     floor: float = 0.01
     """Lower bound of the standard deviations that ActNorm's start from data divides by."""
     pixels: Pixels = field(default=ScaledPixels(-0.5, 0.5), kw_only=True)
@@ -72,7 +74,7 @@ class Glow(PositiveCounts, Model):
         for number in range(self.scales):
             squeeze = Squeeze(inner)
             inner = squeeze.latent_shape
-            steps = [squeeze, *(self.step(inner, number) for _ in range(self.steps))]
+            steps = [squeeze, *self.steps_of(inner, number)]
             if number == self.scales - 1:
                 steps += [self.prior.build(inner, context=self.context)] if self.prior else []
             elif self.split:
@@ -81,11 +83,15 @@ class Glow(PositiveCounts, Model):
             inner = (inner[0] // 2, *inner[1:])
         return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
+    def steps_of(self, shape: Shape, scale: int) -> list[Transform]:
+        """Return the steps of a scale, numbered from 0, on the squeezed image."""
+        return [self.step(shape, scale) for _ in range(self.steps)]
+
     def step(self, shape: Shape, scale: int) -> Transform:
         """Return a step of a scale, numbered from 0, as one layer."""
-        linear = self.linear_at(scale)
-        settings = {"bias": False, "floor": self.floor, "flip": self.flip, "context": self.context}
-        return Layer(*glow_step(self.net, self.elementwise, shape, linear=linear, **settings))
+        settings = {"bias": self.bias, "floor": self.floor, "flip": self.flip}
+        settings |= {"linear": self.linear_at(scale), "context": self.context}
+        return Layer(*glow_step(self.net, self.elementwise, shape, **settings))
 
     def linear_at(self, scale: int) -> ImageMap:
         """Return the linear map of the steps of a scale, numbered from 0."""

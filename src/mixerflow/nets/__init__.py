@@ -12,19 +12,20 @@ from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
     CLipSwish, LipschitzDense, LipschitzMLP, LipSwish, SpectralLinear, spectral_bound,
 )
+from mixerflow.nets.lines import LineConvNet
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP, Velocity
 from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.nets.nystrom import NystromAttention
 from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
-from mixerflow.nets.resnet import ResNet, TanhScale
+from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
 
 __all__ = [
     "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
     "DenseConvNet", "DenseEncoder", "GlowNet", "ImageConditioner", "Kernel", "KernelNet",
-    "LearnedPositionalEncoding", "LipSwish", "LipschitzDense", "LipschitzMLP", "MaskedMLP", "Norm",
-    "NystromAttention", "PlainConvNet", "ResNet", "ResidualConvNet", "ResidualDenseNet",
-    "ResidualMLP", "Scale", "SinusoidalPositionalEncoding", "SpectralLinear", "SplineNet",
-    "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern", "norm_of",
-    "spectral_bound", "squared_exponential", "squash",
+    "LearnedPositionalEncoding", "LineConvNet", "LipSwish", "LipschitzDense", "LipschitzMLP",
+    "MaskedMLP", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
+    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "SinusoidalPositionalEncoding",
+    "SpectralLinear", "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet",
+    "ZeroConv", "matern", "norm_of", "spectral_bound", "squared_exponential", "squash",
 ]

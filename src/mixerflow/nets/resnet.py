@@ -1,4 +1,4 @@
-"""RealNVP's conditioner: residual blocks that all reach the output, and a bounded log-scale."""
+"""Residual conditioners: RealNVP's, with a bounded log-scale, and that of neural spline flows."""
 
 from __future__ import annotations
 
@@ -71,6 +71,48 @@ class ResNet(ImageConditioner):
             h = block(h)
             out = out + skip(h)
         return self.norm(out).relu()
+
+
+@register
+class PreactivationNet(ImageConditioner):
+    """``h_0 = E x + C c``, ``h_i = block(h_i-1)``, ``out = L h``: a pre-activation residual net.
+
+    The blocks are those of `ResNet`; E and L are pointwise, without norm or ReLU.
+
+    Args, besides those of `ImageConditioner`:
+        depth: residual blocks, with `norm` before each ReLU.
+        zero: whether L starts at 0; otherwise whatever map reads the output does not start as the
+            identity.
+
+    References:
+        He et al., Identity mappings in deep residual networks (2016), figure 4 (e),
+        arXiv:1603.05027.
+        Durkan et al., Neural spline flows (2019), appendix B.2, arXiv:1906.04032.
+
+    Departs from the paper:
+        There is no dropout.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        width: int,
+        depth: int = 3,
+        norm: Norm = "batch",
+        zero: bool = False,
+        squash: bool = False,
+        context: int = 0,
+        axes: Axes = 2,
+    ) -> None:
+        enter, leave = convolution(axes, in_channels, width), convolution(axes, width, out_channels)
+        super().__init__(enter, leave, squash=squash, context=context, zero=zero)
+        blocks = (ResNetBlock(width, norm=norm, axes=axes) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
+
+    def hidden(self, h: Tensor) -> Tensor:
+        return self.blocks(h)
 
 
 @register

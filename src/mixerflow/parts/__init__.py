@@ -15,8 +15,8 @@ from mixerflow.parts.conditioners import (
     VelocityNet,
 )
 from mixerflow.parts.image_nets import (
-    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, ResidualConv, ResidualDense,
-    WideningConv, ZeroConvolution,
+    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, PreactivationConv,
+    ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
     ActivationPrior, ConvolutionPrior, GlowSteps, InvertibleAttention, LearnedEncoding,
@@ -45,10 +45,10 @@ __all__ = [
     "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet",
     "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase",
     "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching", "Pixels",
-    "PlainConv", "PositionalEncoding", "PositiveCounts", "Prior", "RLUMap", "ResidualConv",
-    "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual",
-    "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet",
-    "RowResidual", "SameMap", "ScaledPixels", "Scales", "Shuffle", "SinusoidalEncoding",
+    "PlainConv", "PositionalEncoding", "PositiveCounts", "PreactivationConv", "Prior", "RLUMap",
+    "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling",
+    "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone",
+    "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales", "Shuffle", "SinusoidalEncoding",
     "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
     "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap", "WoodburyPlanes",
     "ZeroConvolution", "glow_step", "image_coupling",

@@ -12,6 +12,7 @@ from mixerflow.nets import (
     GlowNet,
     Norm,
     PlainConvNet,
+    PreactivationNet,
     ResidualConvNet,
     ResidualDenseNet,
     ResNet,
@@ -124,6 +125,23 @@ class ResidualConv(PositiveCounts, ImageNet):
     """Residual blocks."""
     norm: Norm = "batch"
     """Norm of each pixel's hidden channels."""
+
+
+@register("preactivation")
+@dataclass(frozen=True)
+class PreactivationConv(PositiveCounts, ImageNet):
+    """A pre-activation residual net between two pointwise convolutions."""
+
+    makes = PreactivationNet
+
+    width: int = 128
+    """Hidden channels."""
+    depth: int = 3
+    """Residual blocks."""
+    norm: Norm = "batch"
+    """Norm of each pixel's hidden channels."""
+    zero: bool = False
+    """Whether the last convolution, and so the net's output, starts at 0."""
 
 
 @register("residual-dense")

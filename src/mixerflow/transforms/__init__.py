@@ -18,6 +18,7 @@ from mixerflow.transforms.layout import (
     Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Squeeze, Stripes, SwapHalves,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
+from mixerflow.transforms.lines import LineAutoregressive
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.low_rank import Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
@@ -30,7 +31,8 @@ __all__ = [
     "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive", "Bands", "BatchNorm",
     "Butterfly", "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling",
     "CrossUnits", "Dequantize", "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine",
-    "Gaussianize", "Halves", "Householder", "KernelChain", "Linear", "LogisticMixture", "Logit",
+    "Gaussianize", "Halves", "Householder", "KernelChain", "LineAutoregressive", "Linear",
+    "LogisticMixture", "Logit",
     "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic",
     "Rescale", "Reshape", "Residual", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze",
     "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury",

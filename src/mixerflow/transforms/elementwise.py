@@ -107,16 +107,19 @@ class FlooredAffine(_ScaleAndShift):
 class SigmoidAffine(_ScaleAndShift):
     """``z = (x + t) * sigmoid(s + offset)``, raw = (s, t): Glow's map, which only shrinks.
 
-    The scale is at least 0.001: the inverse divides by it, and a scale that underflows would have
-    none. Not the identity at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of
-    -0.127 for an offset of 2.
+    MaCow's map is ``z = x * sigmoid(s + offset) + t``, with `shift_last`. The scale is at least
+    0.001: the inverse divides by it, and a scale that underflows would have none. Not the identity
+    at raw 0: there ``z = x * sigmoid(offset)``, with a log-derivative of -0.127 for an offset of 2.
 
-    Reference: Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code,
-        arXiv:1807.03039.
+    References:
+        Kingma, Dhariwal, Glow (2018); the sigmoid is in its published code, arXiv:1807.03039.
+        Ma et al., MaCow (2019), arXiv:1902.04208.
     """
 
     offset: float = 2.0
     """Added to s before the sigmoid."""
+    shift_last: bool = False
+    """Whether t is added after the scaling, as in MaCow, not before it."""
 
     def _logit(self, raw: Tensor) -> Tensor:
         """The logit of the scale, at least that of 0.001."""
@@ -124,8 +127,12 @@ class SigmoidAffine(_ScaleAndShift):
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         s = self._logit(raw)
-        return (x + raw[1]) * s.sigmoid(), logsigmoid(s)
+        scale = s.sigmoid()
+        z = x * scale + raw[1] if self.shift_last else (x + raw[1]) * scale
+        return z, logsigmoid(s)
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         s = self._logit(raw)
-        return z / s.sigmoid() - raw[1], -logsigmoid(s)
+        scale = s.sigmoid()
+        x = (z - raw[1]) / scale if self.shift_last else z / scale - raw[1]
+        return x, -logsigmoid(s)
