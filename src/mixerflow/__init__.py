@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mixerflow.data import Images
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
-    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MixerFlow, RealNVP
+    from mixerflow.models import MAF, NSF, DenseFlow, Emerging, Glow, MixerFlow, Periodic, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bits": "evaluate",
     "DenseFlow": "models",
+    "Emerging": "models",
     "Flow": "core",
     "Images": "data",
     "Glow": "models",
@@ -43,6 +44,7 @@ _HOME = {
     "Model": "parts",
     "NSF": "models",
     "Noise": "core",
+    "Periodic": "models",
     "RECIPES": "recipes",
     "RealNVP": "models",
     "TrainConfig": "train_config",
@@ -62,6 +64,7 @@ __all__ = [
     "RECIPES",
     "Bits",
     "DenseFlow",
+    "Emerging",
     "Flow",
     "Glow",
     "Images",
@@ -69,6 +72,7 @@ __all__ = [
     "MixerFlowError",
     "Model",
     "Noise",
+    "Periodic",
     "RealNVP",
     "TrainConfig",
     "Trained",

@@ -14,6 +14,7 @@ from mixerflow.parts.conditioners import (
     KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
     VelocityNet,
 )
+from mixerflow.parts.image_maps import EmergingMap, PeriodicMap
 from mixerflow.parts.image_nets import (
     ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, ResidualConv, ResidualDense,
     WideningConv, ZeroConvolution,
@@ -40,12 +41,13 @@ from mixerflow.parts.rows import (
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyMap", "CauchyBase",
     "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet",
-    "Dequantizer", "GlowConv", "GlowSteps", "ImageMap", "ImageNet", "InvertibleAttention",
-    "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet", "LogitPixels",
-    "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase", "Model", "NoMap", "NormalBase",
-    "PLUMap", "Part", "PatchAttention", "Patching", "Pixels", "PlainConv", "PositionalEncoding",
-    "PositiveCounts", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
-    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
+    "Dequantizer", "EmergingMap", "GlowConv", "GlowSteps", "ImageMap", "ImageNet",
+    "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap",
+    "LipschitzNet", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase",
+    "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching",
+    "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts", "Prior",
+    "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous",
+    "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap",
     "ScaledPixels", "Scales", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet",
