@@ -53,6 +53,7 @@ from mixerflow.transforms import (
     Affine,
     Augment,
     Autoregressive,
+    AutoregressiveConvolution,
     Bands,
     BatchNorm,
     Butterfly,
@@ -80,6 +81,7 @@ from mixerflow.transforms import (
     Monotone,
     NoSplit,
     Patchify,
+    PeriodicConvolution,
     RationalQuadratic,
     Rescale,
     Reshape,
@@ -444,6 +446,22 @@ CASES = {
     "Woodbury": Case(lambda: Woodbury(7, 3), (7,)),
     "Woodbury of one": Case(lambda: Woodbury(1, 1), (1,)),
     "Woodbury of more rank than entries": Case(lambda: Woodbury(3, 5), (3,)),
+    "autoregressive convolution": Case(lambda: AutoregressiveConvolution(3), (3, 4, 3)),
+    "autoregressive convolution, reversed, with bias": Case(
+        lambda: AutoregressiveConvolution(2, 5, reverse=True, bias=True), (2, 2, 4)
+    ),
+    "autoregressive convolution of signals": Case(
+        lambda: AutoregressiveConvolution(3, 3, axes=1), (3, 5)
+    ),
+    "autoregressive convolution of volumes": Case(
+        lambda: AutoregressiveConvolution(2, axes=3, reverse=True), (2, 3, 2, 2)
+    ),
+    "periodic convolution": Case(lambda: PeriodicConvolution(3), (3, 4, 3)),
+    "periodic convolution, with bias": Case(
+        lambda: PeriodicConvolution(2, 5, bias=True), (2, 1, 4)
+    ),
+    "periodic convolution of signals": Case(lambda: PeriodicConvolution(3, axes=1), (3, 5)),
+    "periodic convolution of volumes": Case(lambda: PeriodicConvolution(2, axes=3), (2, 3, 2, 2)),
     "Woodbury of full rank, without bias": Case(lambda: Woodbury(4, 4, bias=False), (4,)),
     # blocks are many, so each moves little unless the perturbation is large
     "butterfly": Case(lambda: Butterfly(8), (8,), size=1.5),

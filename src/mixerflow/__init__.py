@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WoodburyGlow,
     )
     from mixerflow.models import MAF, NSF, DenseFlow, Glow, MaCow, MixerFlow, RealNVP
+    from mixerflow.models import MAF, NSF, DenseFlow, Emerging, Glow, MixerFlow, Periodic, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -45,6 +46,7 @@ _HOME = {
     "Bits": "evaluate",
     "ButterflyFlow": "models",
     "DenseFlow": "models",
+    "Emerging": "models",
     "Flow": "core",
     "Images": "data",
     "Glow": "models",
@@ -54,6 +56,7 @@ _HOME = {
     "Model": "parts",
     "NSF": "models",
     "Noise": "core",
+    "Periodic": "models",
     "RECIPES": "recipes",
     "MaCow": "models",
     "RealNVP": "models",
@@ -70,11 +73,11 @@ _HOME = {
 }
 
 __all__ = [
-    "MAF", "NSF", "RECIPES", "Bits", "ButterflyFlow", "DenseFlow", "Flow", "Glow", "Images",
-    "MaCow", "MixerFlow", "MixerFlowError", "Model", "Noise", "RealNVP", "TrainConfig", "Trained",
-    "Transform", "WoodburyGlow", "__version__", "bits", "build", "core", "data", "errors",
-    "evaluate", "export", "kernels", "load", "models", "nets", "parts", "pictures", "recipe",
-    "register", "runs", "train", "transforms",
+    "MAF", "NSF", "RECIPES", "Bits", "ButterflyFlow", "DenseFlow", "Emerging", "Flow", "Glow",
+    "Images", "MaCow", "MixerFlow", "MixerFlowError", "Model", "Noise", "Periodic", "RealNVP",
+    "TrainConfig", "Trained", "Transform", "WoodburyGlow", "__version__", "bits", "build", "core",
+    "data", "errors", "evaluate", "export", "kernels", "load", "models", "nets", "parts",
+    "pictures", "recipe", "register", "runs", "train", "transforms",
 ]
 
 

@@ -10,22 +10,27 @@ from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
+from mixerflow.models.emerging import Emerging
 from mixerflow.models.glow import Glow
 from mixerflow.models.macow import MaCow
 from mixerflow.models.maf import MAF
 from mixerflow.models.mixerflow import MixerFlow
 from mixerflow.models.nsf import NSF
+from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
 __all__ = [
-    "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Flow", "Glow", "MaCow", "MixerFlow", "Model",
-    "RealNVP", "WoodburyGlow", "flow_from", "from_spec", "shape", "spec_of", "spec_of_flow", "type",
+    "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "Flow", "Glow", "MaCow", "MixerFlow",
+    "Model", "Periodic", "RealNVP", "WoodburyGlow", "flow_from", "from_spec", "shape", "spec_of",
+    "spec_of_flow", "type",
 ]
 __all__ += ["WoodburyGlow"]
 __all__ = ["MAF", "NSF", "DenseFlow", "Glow", "MaCow", "MixerFlow", "Model", "RealNVP"]
+__all__ = ["MAF", "NSF", "DenseFlow", "Emerging", "Glow", "MixerFlow", "Model"]
+__all__ += ["Periodic", "RealNVP"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

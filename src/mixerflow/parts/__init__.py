@@ -14,6 +14,7 @@ from mixerflow.parts.conditioners import (
     KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
     VelocityNet,
 )
+from mixerflow.parts.image_maps import EmergingMap, PeriodicMap
 from mixerflow.parts.image_nets import (
     ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, PreactivationConv,
     ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
@@ -41,15 +42,15 @@ from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
     "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
-    "DenseNet", "Dequantizer", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap", "ImageNet",
-    "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap", "LipschitzNet",
-    "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition", "MixtureBase",
-    "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching", "Pixels",
-    "PlainConv", "PositionalEncoding", "PositiveCounts", "PreactivationConv", "Prior", "RLUMap",
-    "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling",
-    "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression", "RowMonotone",
-    "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales", "Shuffle", "SinusoidalEncoding",
-    "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
-    "VariationalDequantizer", "VelocityNet", "WideningConv", "WoodburyMap", "WoodburyPlanes",
-    "ZeroConvolution", "glow_step", "image_coupling",
+    "DenseNet", "Dequantizer", "EmergingMap", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap",
+    "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap",
+    "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition",
+    "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching",
+    "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
+    "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
+    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
+    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
+    "Scales", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv",
+    "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
 ]

@@ -7,6 +7,7 @@ from mixerflow.transforms.augment import Augment, CrossUnits
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
+from mixerflow.transforms.convolution import AutoregressiveConvolution, PeriodicConvolution
 from mixerflow.transforms.coupling import (
     Checkerboard, Columns, Coupling, Halves, NoSplit, Split, halves,
 )
@@ -28,13 +29,13 @@ from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.variational import VariationalDequantize
 
 __all__ = [
-    "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive", "Bands", "BatchNorm",
-    "Butterfly", "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling",
-    "CrossUnits", "Dequantize", "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine",
-    "Gaussianize", "Halves", "Householder", "KernelChain", "LineAutoregressive", "Linear",
-    "LogisticMixture", "Logit",
-    "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify", "RationalQuadratic",
-    "Rescale", "Reshape", "Residual", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze",
-    "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Woodbury",
-    "halves",
+    "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive",
+    "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly", "Checkerboard",
+    "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits", "Dequantize",
+    "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine", "Gaussianize", "Halves",
+    "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture", "Logit",
+    "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify",
+    "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape", "Residual", "ShufflePixels",
+    "SigmoidAffine", "Split", "Squeeze", "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU",
+    "VariationalDequantize", "Woodbury", "halves",
 ]
