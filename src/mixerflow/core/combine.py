@@ -168,6 +168,9 @@ class Along(_Wrapper):
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         axis = self.dim + 1 if self.dim >= 0 else self.dim
+        if axis == 1 and (type(self.transform).__name__ == "Matrix" or type(self.transform).__name__ == "Linear") and run is nn.Module.__call__:
+            z, ld = run(self.transform, x.flatten(2), context, noise)
+            return z.view(x.shape), ld
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, conv3d, gelu
@@ -104,7 +105,7 @@ class ImageConditioner(Conditioner):
         x: Float[Tensor, "batch in *spatial"],
         context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
-        return self.leave(self.hidden(self.read(x, context)))
+        return self.leave(self.hidden(self.read(x, context))).contiguous()
 
     def read(
         self,
@@ -121,6 +122,8 @@ class ImageConditioner(Conditioner):
         if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
             wanted = f"{self.in_channels} channels on {self.axes} axes"
             raise ValueError(f"{name}: reads {wanted}; got events {tuple(x.shape[1:])}")
+        if self.axes == 2:  # the order of what follows; oneDNN and norms are fastest in it
+            x = x.contiguous(memory_format=torch.channels_last)
         h = convolve(self.enter, squash(x) if self.squash else x, scale, shift)
         if self.context is None:
             return h

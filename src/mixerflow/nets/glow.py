@@ -77,7 +77,7 @@ class ZeroConv(ImageConditioner):
         zeroed(self)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.read(x, context, (self.factor * self.log_scale).exp(), self.bias)
+        return self.read(x, context, (self.factor * self.log_scale).exp(), self.bias).contiguous()
 
 
 @register
@@ -116,7 +116,7 @@ class GlowNet(ImageConditioner):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         # convolutions keep what they read, not what they give: ReLU may write there
         h = self.read(x, context, *self.norm1.coefficients()).relu_()
-        return self.leave(convolve(self.mix, h, *self.norm2.coefficients()).relu_())
+        return self.leave(convolve(self.mix, h, *self.norm2.coefficients()).relu_()).contiguous()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -36,6 +36,9 @@ class _LinearMap(FixedShape):
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        if x.dim() == 3:
+            y = torch.bmm(self.weight.expand(len(x), -1, -1), x) if self.bias is None else torch.baddbmm(self.bias[:,None], self.weight.expand(len(x), -1, -1), x)
+            return y, constant(self._log_det() * x.shape[2], x)
         self.check_data(x)
         with torch.autocast(x.device.type, enabled=False):
             return self._multiply(x), constant(self._log_det(), x)
