@@ -6,7 +6,7 @@ Each model is a recipe of the package; its rivals are models of the same sizes i
 and FrEIA (`rivals`, `rival_realnvp`). A recipe of another model has no rival, and a row of its own
 figures.
 
-Jobs are those of `benchmarks.speed`. Ours takes integer images, dequantises them, and trains through
+Jobs are those of `benchmarks.speed`. Ours takes integer images, dequantises them, and trains by
 the package's trainer, with gradient clipping and the check for NaN; it scores and samples with
 ``flow.fused()``. Rivals take dequantised images.
 
@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 from torch.profiler import ProfilerActivity, profile
 
@@ -47,7 +46,7 @@ from mixerflow.recipes import recipe
 from mixerflow.transforms import RationalQuadratic
 
 Task = Literal["train", "log_prob", "sample"]
-_MODELS = tuple(f"{name}-cifar10{twin}" for name in ("glow", "nsf", "realnvp") for twin in ("", "-tiny"))
+_MODELS = tuple(f"{n}-cifar10{twin}" for n in ("glow", "nsf", "realnvp") for twin in ("", "-tiny"))
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,10 @@ class Along(_Wrapper):
         self.dim, self.transform, self.rows = dim, transform, rows
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        if self.transform.takes_columns and self.dim == 0 and x.dim() > 2:  # nothing is copied
+            z, log_det = run(self.transform, x.flatten(2), None, noise)
+            return z.reshape(x.shape), log_det
         axis = self.dim + 1 if self.dim >= 0 else self.dim
-        if axis == 1 and (type(self.transform).__name__ == "Matrix" or type(self.transform).__name__ == "Linear") and run is nn.Module.__call__:
-            z, ld = run(self.transform, x.flatten(2), context, noise)
-            return z.view(x.shape), ld
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)

@@ -122,7 +122,7 @@ class ImageConditioner(Conditioner):
         if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
             wanted = f"{self.in_channels} channels on {self.axes} axes"
             raise ValueError(f"{name}: reads {wanted}; got events {tuple(x.shape[1:])}")
-        if self.axes == 2:  # the order of what follows; oneDNN and norms are fastest in it
+        if self.axes == 2 and x.device.type == "cpu":  # oneDNN and norms are fastest in this order
             x = x.contiguous(memory_format=torch.channels_last)
         h = convolve(self.enter, squash(x) if self.squash else x, scale, shift)
         if self.context is None:
