@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import math
 import warnings
@@ -59,11 +60,14 @@ class Glow:
     """Steps a level."""
     hidden: int = 512
     """Width of the couplings' nets."""
+    bins: int = 0
+    """Bins of splines in place of the affine maps, which makes it a Neural Spline Flow; nflows."""
 
     @property
     def name(self) -> str:
         """Library and size."""
-        return f"Glow {self.levels}x{self.steps}, {self.hidden} wide, {self.package}"
+        kind = "NSF" if self.bins else "Glow"
+        return f"{kind} {self.levels}x{self.steps}, {self.hidden} wide, {self.package}"
 
     def channels(self) -> list[int]:
         """Channels at each level, the finest first."""
@@ -77,10 +81,14 @@ class Glow:
             net = [
                 Convolution(pixels, channels // 2, self.hidden, 3),
                 Convolution(pixels, self.hidden, self.hidden, 1),
-                Convolution(pixels, self.hidden, channels, 3),
+                Convolution(pixels, self.hidden, channels // 2 * self.parameters(), 3),
             ]
             found += net * self.steps
         return found
+
+    def parameters(self) -> int:
+        """Parameters of the couplings' map, a number."""
+        return 3 * self.bins - 1 if self.bins else 2
 
     def flop(self) -> int:
         """Floating-point operations of the nets, forward, an image."""
@@ -99,38 +107,15 @@ class Glow:
         sizes = [replace(self, hidden=hidden) for hidden in widths]
         return min(sizes, key=lambda glow: abs(getattr(glow, by)() - target))
 
-    def build(self) -> _Model:
+    def build(self) -> Rival:
         """The model with the two calls that this benchmark makes of it."""
         warnings.filterwarnings("ignore", r"torch\.(lu|triangular_solve) is deprecated")
+        warnings.filterwarnings("ignore", r"Inputs to the softmax are not scaled down")
         return {"nflows": _nflows, "normflows": _normflows, "FrEIA": _freia}[self.package](self)
 
     def work(self, batch: int) -> Work:
         """A training step with torch's Adam; the batch comes dequantised."""
-        x = torch.rand(batch, *self.shape) - 0.5
-        model = self.build()
-        with torch.no_grad():
-            model.log_prob(x)  # the data-dependent start
-        scored = copy.deepcopy(model).eval()
-        model.train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-        dims = x[0].numel()
-
-        def train() -> float:
-            optimizer.zero_grad()
-            loss = -model.log_prob(x).mean() / (dims * math.log(2))
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        @torch.no_grad()
-        def log_prob() -> Tensor:
-            return scored.log_prob(x)
-
-        @torch.no_grad()
-        def sample() -> Tensor:
-            return scored.sample(batch)
-
-        return Work(model, train, log_prob, sample)
+        return work_of(self.build(), self.shape, batch)
 
     def path(self) -> contextlib.AbstractContextManager[object]:
         """Nothing to switch."""
@@ -143,7 +128,7 @@ def base(package: Library, shape: tuple[int, int, int]) -> Glow:
     return Glow(package, shape, levels=max(1, min(3, *halvings)))
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """What this benchmark asks of a library's model, each by the library's own call."""
 
     log_prob: Callable[[nn.Module, Tensor], Tensor]
@@ -152,8 +137,10 @@ class _Calls(NamedTuple):
     """Latents ``(B, D)`` of images."""
 
 
-class _Model(nn.Module):
-    def __init__(self, inner: nn.Module, calls: _Calls) -> None:
+class Rival(nn.Module):
+    """A library's model, with the calls that this benchmark makes of it."""
+
+    def __init__(self, inner: nn.Module, calls: Calls) -> None:
         super().__init__()
         self.inner, self.calls = inner, calls
 
@@ -165,6 +152,34 @@ class _Model(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         return self.calls.encode(self.inner, x)
+
+
+def work_of(model: Rival, shape: tuple[int, ...], batch: int) -> Work:
+    """A rival's jobs on a batch that comes dequantised; a training step with torch's Adam."""
+    x = torch.rand(batch, *shape) - 0.5
+    with torch.no_grad():
+        model.log_prob(x)  # the data-dependent start
+    scored = copy.deepcopy(model).eval()
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    dims = x[0].numel()
+
+    def train() -> float:
+        optimizer.zero_grad()
+        loss = -model.log_prob(x).mean() / (dims * math.log(2))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    @torch.no_grad()
+    def log_prob() -> Tensor:
+        return scored.log_prob(x)
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        return scored.sample(batch)
+
+    return Work(model, train, log_prob, sample)
 
 
 class _ConvNet(nn.Sequential):
@@ -181,14 +196,23 @@ class _ConvNet(nn.Sequential):
         return super().forward(input)
 
 
-def _nflows(glow: Glow) -> _Model:
+def _nflows(glow: Glow) -> Rival:
     from nflows import transforms
     from nflows.distributions import StandardNormal
     from nflows.flows import Flow
     from nflows.utils import create_mid_split_binary_mask
 
+    kind: Callable[..., nn.Module] = transforms.AffineCouplingTransform
+    if glow.bins:
+        kind = functools.partial(
+            transforms.PiecewiseRationalQuadraticCouplingTransform,
+            num_bins=glow.bins,
+            tails="linear",
+            tail_bound=3.0,
+        )
+
     def step(channels: int) -> nn.Module:
-        coupling = transforms.AffineCouplingTransform(
+        coupling = kind(
             create_mid_split_binary_mask(channels),
             lambda inputs, outputs: _ConvNet(inputs, outputs, glow.hidden),
         )
@@ -203,10 +227,10 @@ def _nflows(glow: Glow) -> _Model:
         steps = [step(squeezed[0]) for _ in range(glow.steps)]
         shape = scales.add_transform(transforms.CompositeTransform([squeeze, *steps]), squeezed)
     flow = Flow(scales, StandardNormal([math.prod(glow.shape)]))
-    return _Model(flow, _Calls(Flow.log_prob, Flow.sample, Flow.transform_to_noise))
+    return Rival(flow, Calls(Flow.log_prob, Flow.sample, Flow.transform_to_noise))
 
 
-def _normflows(glow: Glow) -> _Model:
+def _normflows(glow: Glow) -> Rival:
     import normflows as nf
 
     flows, bases = [], []
@@ -223,11 +247,11 @@ def _normflows(glow: Glow) -> _Model:
     def encode(flow: nn.Module, x: Tensor) -> Tensor:
         return torch.cat([z.flatten(1) for z in flow.inverse_and_log_det(x)[0]], 1)
 
-    calls = _Calls(lambda f, x: f.log_prob(x, None), lambda f, n: f.sample(n)[0], encode)
-    return _Model(flow, calls)
+    calls = Calls(lambda f, x: f.log_prob(x, None), lambda f, n: f.sample(n)[0], encode)
+    return Rival(flow, calls)
 
 
-def _freia(glow: Glow) -> _Model:
+def _freia(glow: Glow) -> Rival:
     import FrEIA.framework as ff
     import FrEIA.modules as fm
 
@@ -262,4 +286,4 @@ def _freia(glow: Glow) -> _Model:
     def sample(inn: nn.Module, n: int) -> Tensor:
         return inn(torch.randn(n, dims), rev=True)[0]
 
-    return _Model(ff.GraphINN(nodes), _Calls(log_prob, sample, lambda inn, x: inn(x)[0]))
+    return Rival(ff.GraphINN(nodes), Calls(log_prob, sample, lambda inn, x: inn(x)[0]))

@@ -167,6 +167,9 @@ class Along(_Wrapper):
         self.dim, self.transform, self.rows = dim, transform, rows
 
     def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        if self.transform.takes_columns and self.dim == 0 and x.dim() > 2:  # nothing is copied
+            z, log_det = run(self.transform, x.flatten(2), None, noise)
+            return z.reshape(x.shape), log_det
         axis = self.dim + 1 if self.dim >= 0 else self.dim
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])

@@ -117,6 +117,8 @@ class Transform(nn.Module):
             Training may then forget the input, see `mixerflow.core.memory`.
         affine: whether z is a fixed affine map of x and has its shape. A dense map next to it can
             then absorb it, see `fused`.
+        takes_columns: whether a transform of vectors ``(n,)`` also takes matrices ``(B, n, m)``,
+            whose m columns it transforms one by one; log-dets are of all columns together.
     """
 
     density: Density = "exact"
@@ -125,6 +127,7 @@ class Transform(nn.Module):
     dequantization: Dequantization = "none"
     invertible: bool = True
     affine: bool = False
+    takes_columns: bool = False
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Map data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv1d, conv2d, conv3d, gelu
 
 from mixerflow.nets.base import Conditioner, squash, zeroed
 from mixerflow.nets.norm import Norm, norm_of
@@ -49,6 +50,22 @@ def convolution(
     return kind(n, out, size, padding=size // 2, bias=bias)
 
 
+def convolve(
+    by: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+) -> Tensor:
+    """Return ``(K x + shift) * scale`` of a convolution K of `convolution`, without a stride.
+
+    `scale` and `shift`, ``(out, 1, ...)`` with a 1 for each spatial axis, go into K's few weights,
+    so no number of the image is read again for them.
+    """
+    if scale is None or not isinstance(by, Convolution):
+        return by(x)
+    bias = by.bias if shift is None else shift.flatten() + (0 if by.bias is None else by.bias)
+    bias = None if bias is None else bias * scale.flatten()
+    function = (conv1d, conv2d, conv3d)[scale.dim() - 2]
+    return function(x, by.weight * scale[:, None], bias, padding=by.padding)
+
+
 class ImageConditioner(Conditioner):
     """Base of the nets of images: ``h = E s(x) + C c``, `hidden` of a subclass, ``out = L h``.
 
@@ -88,15 +105,26 @@ class ImageConditioner(Conditioner):
         x: Float[Tensor, "batch in *spatial"],
         context: Float[Tensor, "batch k *map"] | Float[Tensor, "batch k"] | None = None,
     ) -> Float[Tensor, "batch out *spatial"]:
-        return self.leave(self.hidden(self.read(x, context)))
+        return self.leave(self.hidden(self.read(x, context))).contiguous()
 
-    def read(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Return ``E s(x) + C c``, ``(B, width, *spatial)``; wrong shapes are a ValueError."""
+    def read(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``E s(x) + C c``, ``(B, width, *spatial)``; wrong shapes are a ValueError.
+
+        With `scale` and `shift`, ``(width, 1, ...)``, it is ``(E s(x) + C c + shift) * scale``.
+        """
         name, sides = type(self).__name__, tuple(x.shape[2:])
         if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
             wanted = f"{self.in_channels} channels on {self.axes} axes"
             raise ValueError(f"{name}: reads {wanted}; got events {tuple(x.shape[1:])}")
-        h = self.enter(squash(x) if self.squash else x)
+        if self.axes == 2 and x.device.type == "cpu":  # oneDNN and norms are fastest in this order
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = convolve(self.enter, squash(x) if self.squash else x, scale, shift)
         if self.context is None:
             return h
         context = self.require_context(context)
@@ -105,7 +133,7 @@ class ImageConditioner(Conditioner):
             context = context[(...,) + (None,) * self.axes]
         elif given != sides:
             raise ValueError(f"{name}: the context is a map of {given}, and the image of {sides}")
-        return self.add_context(h, context)
+        return h + convolve(self.context, context, scale)
 
 
 class ResidualBlock(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.base import zeroed
-from mixerflow.nets.conv import Axes, ImageConditioner, convolution
+from mixerflow.nets.conv import Axes, ImageConditioner, convolution, convolve
 from mixerflow.registry import register
 
 
@@ -29,6 +29,10 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
         return (x + self.bias) * self.log_scale.exp()
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift of ``y = (x + shift) * scale``, for `convolve`."""
+        return self.log_scale.exp(), self.bias
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
@@ -72,9 +76,8 @@ class ZeroConv(ImageConditioner):
         self.log_scale = nn.Parameter(torch.zeros(out_channels, *(1,) * axes))
         zeroed(self)
 
-    def hidden(self, h: Tensor) -> Tensor:
-        h = h if self.bias is None else h + self.bias
-        return h * (self.factor * self.log_scale).exp()
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.read(x, context, (self.factor * self.log_scale).exp(), self.bias).contiguous()
 
 
 @register
@@ -110,8 +113,10 @@ class GlowNet(ImageConditioner):
         nn.init.normal_(self.enter.weight, std=0.05)
         nn.init.normal_(self.mix.weight, std=0.05)
 
-    def hidden(self, h: Tensor) -> Tensor:
-        return self.norm2(self.mix(self.norm1(h).relu())).relu()
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        # convolutions keep what they read, not what they give: ReLU may write there
+        h = self.read(x, context, *self.norm1.coefficients()).relu_()
+        return self.leave(convolve(self.mix, h, *self.norm2.coefficients()).relu_()).contiguous()
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -50,8 +50,46 @@ class _LinearMap(FixedShape):
         return f"{self.n}"
 
 
+class _DenseMap(_LinearMap):
+    """``z = A x + b`` by one product with A, for vectors or for the columns of ``(B, n, m)``."""
+
+    takes_columns = True
+
+    def _matrix(self) -> Float[Tensor, "n n"]:
+        """A."""
+        raise NotImplementedError
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self._matrix(), self.bias)
+
+    def _multiply_columns(self, x: Float[Tensor, "batch n m"]) -> Float[Tensor, "batch n m"]:
+        each = self._matrix().expand(len(x), -1, -1)
+        if self.bias is None:
+            return torch.bmm(each, x)
+        return torch.baddbmm(self.bias[:, None], each, x)
+
+    def _solve_columns(self, y: Float[Tensor, "batch n m"]) -> Float[Tensor, "batch n m"]:
+        rows = y.mT
+        return self._solve(rows.flatten(0, 1)).reshape(rows.shape).mT
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        if x.dim() != 3:
+            return super().forward(x, context, noise)
+        self.check_data(x[..., 0])
+        with torch.autocast(x.device.type, enabled=False):
+            return self._multiply_columns(x), constant(self._log_det() * x.shape[2], x)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        if z.dim() != 3:
+            return super().inverse(z, context, noise)
+        self.check_latent(z[..., 0])
+        with torch.autocast(z.device.type, enabled=False):
+            x = self._solve_columns(z if self.bias is None else z - self.bias[:, None])
+            return x, constant(-self._log_det() * z.shape[2], z)
+
+
 @register
-class Linear(_LinearMap):
+class Linear(_DenseMap):
     """``z = W x + b`` with W, its inverse and ``log|det W|`` stored: linear maps fold into it.
 
     All of them are buffers: nothing here can be trained. W and b are the values of an affine
@@ -76,11 +114,14 @@ class Linear(_LinearMap):
         self.register_buffer("bias", bias[0].clone())
         self.register_buffer("log_det", log_det[0].to(bias.dtype, copy=True))
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
+    def _matrix(self) -> Tensor:
+        return self.weight
 
     def _solve(self, y: Tensor) -> Tensor:
         return nn.functional.linear(y, self.inverted)
+
+    def _solve_columns(self, y: Tensor) -> Tensor:
+        return torch.bmm(self.inverted.expand(len(y), -1, -1), y)
 
     def _log_det(self) -> Tensor:
         return self.log_det
@@ -90,7 +131,7 @@ class Linear(_LinearMap):
 
 
 @register
-class LU(_LinearMap):
+class LU(_DenseMap):
     """``z = L U x + b`` with L unit lower and U upper triangular; starts as the identity.
 
     ``log|det dz/dx| = sum_i log U_ii``; U's diagonal is an exponential, so the map is always
@@ -116,9 +157,9 @@ class LU(_LinearMap):
         upper = packed.triu(1) + torch.diag_embed(packed.diagonal().exp())
         return lower, upper
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _matrix(self) -> Tensor:
         lower, upper = self.triangles()
-        return nn.functional.linear(x, lower @ upper, self.bias)
+        return lower @ upper
 
     def _solve(self, y: Tensor) -> Tensor:
         lower, upper = self.triangles()
@@ -143,8 +184,8 @@ class RLU(LU):
     The paper's choice where there are no shift layers: an even number of these restores the order.
     """
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return super()._multiply(x.flip(-1))
+    def _matrix(self) -> Tensor:
+        return super()._matrix().flip(-1)
 
     def _solve(self, y: Tensor) -> Tensor:
         return super()._solve(y).flip(-1)
@@ -175,9 +216,9 @@ class PLU(LU):
         lower, upper = super().triangles()
         return lower, upper - torch.diag_embed(upper.diagonal() * (1 - self.signs))
 
-    def _multiply(self, x: Tensor) -> Tensor:
+    def _matrix(self) -> Tensor:
         lower, upper = self.triangles()
-        return nn.functional.linear(x, lower[self.permutation] @ upper, self.bias)
+        return lower[self.permutation] @ upper
 
     def _solve(self, y: Tensor) -> Tensor:
         return super()._solve(y[..., self.permutation.argsort()])
@@ -203,7 +244,7 @@ class UnpackedPLU(PLU):
 
 
 @register
-class Matrix(_LinearMap):
+class Matrix(_DenseMap):
     """``z = W x`` with any invertible matrix W; starts as a random rotation.
 
     ``log|det dz/dx| = log|det W|`` costs a factorisation of W in each pass, and only the density,
@@ -217,8 +258,8 @@ class Matrix(_LinearMap):
         self.weight = nn.Parameter(rotation.contiguous())  # LAPACK's order is not safetensors'
         self.bias = None
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
+    def _matrix(self) -> Tensor:
+        return self.weight
 
     def _solve(self, y: Tensor) -> Tensor:
         return torch.linalg.solve(self.weight.mT, y, left=False)  # rows: multiplied from the right
