@@ -13,13 +13,13 @@ from mixerflow.models import (
     NSF,
     ButterflyFlow,
     Glow,
+    MaCow,
     RealNVP,
     WoodburyGlow,
     flow_from,
     from_spec,
     spec_of,
 )
-from mixerflow.models import NSF, Glow, MaCow, RealNVP, flow_from, from_spec, spec_of
 from mixerflow.parts import Classes
 from mixerflow.parts.image_nets import GlowConv, PlainConv, PreactivationConv, ResidualConv
 from mixerflow.parts.images import ConvolutionPrior

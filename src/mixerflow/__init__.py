@@ -28,13 +28,14 @@ if TYPE_CHECKING:
         NSF,
         ButterflyFlow,
         DenseFlow,
+        Emerging,
         Glow,
+        MaCow,
         MixerFlow,
+        Periodic,
         RealNVP,
         WoodburyGlow,
     )
-    from mixerflow.models import MAF, NSF, DenseFlow, Glow, MaCow, MixerFlow, RealNVP
-    from mixerflow.models import MAF, NSF, DenseFlow, Emerging, Glow, MixerFlow, Periodic, RealNVP
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
@@ -73,11 +74,34 @@ _HOME = {
 }
 
 __all__ = [
-    "MAF", "NSF", "RECIPES", "Bits", "ButterflyFlow", "DenseFlow", "Emerging", "Flow", "Glow",
-    "Images", "MaCow", "MixerFlow", "MixerFlowError", "Model", "Noise", "Periodic", "RealNVP",
-    "TrainConfig", "Trained", "Transform", "WoodburyGlow", "__version__", "bits", "build", "core",
-    "data", "errors", "evaluate", "export", "kernels", "load", "models", "nets", "parts",
-    "pictures", "recipe", "register", "runs", "train", "transforms",
+    "MAF",
+    "NSF",
+    "RECIPES",
+    "Bits",
+    "ButterflyFlow",
+    "DenseFlow",
+    "Emerging",
+    "Flow",
+    "Glow",
+    "Images",
+    "MaCow",
+    "MixerFlow",
+    "MixerFlowError",
+    "Model",
+    "Noise",
+    "Periodic",
+    "RealNVP",
+    "TrainConfig",
+    "Trained",
+    "Transform",
+    "WoodburyGlow",
+    "__version__",
+    "bits",
+    "build",
+    "load",
+    "recipe",
+    "register",
+    "train",
 ]
 
 

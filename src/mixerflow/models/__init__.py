@@ -22,15 +22,8 @@ from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = [
-    "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "Flow", "Glow", "MaCow", "MixerFlow",
-    "Model", "Periodic", "RealNVP", "WoodburyGlow", "flow_from", "from_spec", "shape", "spec_of",
-    "spec_of_flow", "type",
-]
-__all__ += ["WoodburyGlow"]
-__all__ = ["MAF", "NSF", "DenseFlow", "Glow", "MaCow", "MixerFlow", "Model", "RealNVP"]
-__all__ = ["MAF", "NSF", "DenseFlow", "Emerging", "Glow", "MixerFlow", "Model"]
-__all__ += ["Periodic", "RealNVP"]
+__all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "Glow", "MaCow", "MixerFlow"]
+__all__ += ["Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

@@ -19,7 +19,6 @@ from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.recipe import ANIME64, CIFAR10, TWIN, Recipe
 from mixerflow.models.woodbury import WoodburyGlow
-from mixerflow.parts.image_nets import GlowConv, PlainConv, ZeroConvolution
 from mixerflow.parts.image_nets import GlowConv, PlainConv, PreactivationConv, ZeroConvolution
 from mixerflow.parts.images import ConvolutionPrior
 from mixerflow.parts.linear import PLUMap, UnpackedPLUMap
