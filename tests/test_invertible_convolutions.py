@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mixerflow import export
 from mixerflow.errors import CheckpointError
 from mixerflow.models import MixerFlow, flow_from, spec_of
 from mixerflow.parts import EmergingMap, GlowConv, MatrixMap, PeriodicMap
@@ -213,6 +214,18 @@ def test_a_deep_model_runs_and_images_come_back_in_float32(name):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_exported_decoder_takes_any_batch(name):
+    model = replace(RECIPES[f"{name}-cifar10"].model, scales=2, steps=1, net=GlowConv(4))
+    flow = model.build((3, 8, 8)).double().eval()
+    perturb(flow, size=0.1)
+    program = export.program(export.decoder(flow)).module()
+    for batch in (1, 2, 7):
+        z = torch.randn(batch, 192, dtype=torch.float64)
+        assert torch.equal(program(z=z), flow.decode(z))
 
 
 def test_they_are_no_maps_of_vectors():

@@ -184,14 +184,15 @@ def _back_substitute(y: Tensor, kernel: Tensor) -> Tensor:
         return t.unflatten(-1, (*rest, channels)).movedim(-1, -1 - len(rest)).flip(-1 - len(rest))
 
     unit = images(torch.eye(n, dtype=y.dtype, device=y.device))
-    first, *others = [
+    taps = [
         # one more axis, as no function convolves along none
         rows(_zero_padded(unit[..., None], kernel[:, :, reach + a, ..., None])[..., 0])
         for a in range(min(reach + 1, lines))
     ]
-    known = torch.cat([rows(y.movedim(2, 0).flatten(0, 1)), *others])
-    known = torch.linalg.solve_triangular(first, known, upper=False, left=False)
-    known, *others = known.split([len(known) - n * len(others), *(n for _ in others)])
+    known, *others = [
+        torch.linalg.solve_triangular(taps[0], t, upper=False, left=False)
+        for t in (rows(y.movedim(2, 0).flatten(0, 1)), *taps[1:])
+    ]
     found: list[Tensor] = []  # the last line first
     for line in known.unflatten(0, (lines, -1)).unbind()[::-1]:
         for later, tap in zip(found[::-1], others, strict=False):
@@ -252,13 +253,13 @@ class PeriodicConvolution(_Convolution):
         kernel = widen(self.weight)
         for axis, side in zip(self.spatial, sides, strict=True):
             taps = functional.pad(kernel.movedim(axis, -1), (0, -kernel.shape[axis] % side))
-            taps = taps.unflatten(-1, (-1, side)).sum(-2).roll(-self.reach, -1)  # centre to 0
-            kernel = taps.movedim(-1, axis)
+            kernel = taps.unflatten(-1, (-1, side)).sum(-2).movedim(-1, axis)
+        kernel = kernel.roll((-self.reach,) * self.axes, self.spatial)  # the centre to 0
         # z[p] reads x[p + t], not x[p - t]: hence the conjugate
         return torch.fft.rfftn(kernel, dim=self.spatial).movedim((0, 1), (-2, -1)).conj()
 
     def _solve(self, y: Tensor) -> Tensor:
-        if not len(y):  # MKL refuses to transform nothing
+        if y.shape[0] == 0:  # MKL refuses to transform nothing
             return y
         wave = torch.fft.rfftn(widen(y), dim=self.spatial).movedim((1, 0), (-2, -1))
         wave = torch.linalg.solve(self._frequencies(tuple(y.shape[2:])), wave)
