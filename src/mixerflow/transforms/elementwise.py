@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from mixerflow.registry import register
 
@@ -118,14 +117,14 @@ class SigmoidAffine(_ScaleAndShift):
     offset: float = 2.0
     """Added to s before the sigmoid."""
 
-    def _logit(self, raw: Tensor) -> Tensor:
-        """The logit of the scale, at least that of 0.001."""
-        return (raw[0] + self.offset).clamp(min=_LEAST_LOGIT)
+    def _scale(self, raw: Tensor) -> Tensor:
+        """The scale, at least 0.001: its own logarithm is exact enough, and fast."""
+        return (raw[0] + self.offset).clamp(min=_LEAST_LOGIT).sigmoid()
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._logit(raw)
-        return (x + raw[1]) * s.sigmoid(), logsigmoid(s)
+        scale = self._scale(raw)
+        return (x + raw[1]) * scale, scale.log()
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._logit(raw)
-        return z / s.sigmoid() - raw[1], -logsigmoid(s)
+        scale = self._scale(raw)
+        return z / scale - raw[1], -scale.log()
