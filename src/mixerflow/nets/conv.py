@@ -50,20 +50,29 @@ def convolution(
     return kind(n, out, size, padding=size // 2, bias=bias)
 
 
+def absorb(by: Convolution, scale: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of ``(K x + shift) * scale`` for a convolution K.
+
+    `scale` and `shift` have a number for each output channel, ``(out, 1, ...)`` with a 1 for each
+    spatial axis.
+    """
+    bias = by.bias
+    if shift is not None:
+        bias = shift.flatten() if bias is None else bias + shift.flatten()
+    return by.weight * scale[:, None], None if bias is None else bias * scale.flatten()
+
+
 def convolve(
     by: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """Return ``(K x + shift) * scale`` of a convolution K of `convolution`, without a stride.
+    """Return ``(K x + shift) * scale`` of a convolution K made by `convolution`, without a stride.
 
-    `scale` and `shift`, ``(out, 1, ...)`` with a 1 for each spatial axis, go into K's few weights,
-    so no number of the image is read again for them.
+    Scale and shift go into K's weights: these are few, and the image is not read again.
     """
     if scale is None or not isinstance(by, Convolution):
         return by(x)
-    bias = by.bias if shift is None else shift.flatten() + (0 if by.bias is None else by.bias)
-    bias = None if bias is None else bias * scale.flatten()
     function = (conv1d, conv2d, conv3d)[scale.dim() - 2]
-    return function(x, by.weight * scale[:, None], bias, padding=by.padding)
+    return function(x, *absorb(by, scale, shift), padding=by.padding)
 
 
 class ImageConditioner(Conditioner):
@@ -215,7 +224,7 @@ class PlainConvNet(ImageConditioner):
         self.mix = convolution(axes, width, width)
 
     def hidden(self, h: Tensor) -> Tensor:
-        return self.mix(h.relu()).relu()
+        return self.mix(h.relu_()).relu_()  # convolutions keep what they read, not this
 
 
 @register

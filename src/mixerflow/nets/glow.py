@@ -10,7 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.nets.base import zeroed
-from mixerflow.nets.conv import Axes, ImageConditioner, convolution, convolve
+from mixerflow.nets.conv import (
+    Axes,
+    ImageConditioner,
+    PlainConvNet,
+    absorb,
+    convolution,
+    convolve,
+)
 from mixerflow.registry import register
 
 
@@ -76,8 +83,12 @@ class ZeroConv(ImageConditioner):
         self.log_scale = nn.Parameter(torch.zeros(out_channels, *(1,) * axes))
         zeroed(self)
 
+    def coefficients(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and shift of the output, for `convolve`."""
+        return (self.factor * self.log_scale).exp(), self.bias
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.read(x, context, (self.factor * self.log_scale).exp(), self.bias).contiguous()
+        return self.read(x, context, *self.coefficients()).contiguous()
 
 
 @register
@@ -114,7 +125,7 @@ class GlowNet(ImageConditioner):
         nn.init.normal_(self.mix.weight, std=0.05)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        # convolutions keep what they read, not what they give: ReLU may write there
+        # convolutions keep what they read, not what they give, so ReLU may write there
         h = self.read(x, context, *self.norm1.coefficients()).relu_()
         return self.leave(convolve(self.mix, h, *self.norm2.coefficients()).relu_()).contiguous()
 
@@ -123,3 +134,19 @@ class GlowNet(ImageConditioner):
         """Start the norms from a batch of conditioning images, and return the net's output."""
         h = self.norm1.initialize(self.read(x, context)).relu()
         return self.leave(self.norm2.initialize(self.mix(h)).relu())
+
+    def folded(self) -> nn.Module:
+        """Three convolutions, whose weights have the norms' and the output's scales."""
+        enter, mix, leave = self.enter, self.mix, self.leave.enter
+        given, context = enter.in_channels, self.context.in_channels if self.context else 0
+        sizes = {"width": enter.out_channels, "context": context, "axes": self.axes}
+        with torch.device("meta"):  # draws no numbers
+            net = PlainConvNet(given, leave.out_channels, **sizes)
+        net.enter, net.context, net.mix, net.leave = enter, self.context, mix, leave
+        if self.context is not None:
+            self.context.weight.mul_(self.norm1.coefficients()[0][:, None])
+        affine = (self.norm1.coefficients(), self.norm2.coefficients(), self.leave.coefficients())
+        for by, (scale, shift) in zip((enter, mix, leave), affine, strict=True):
+            weight, bias = absorb(by, scale, shift)
+            by.weight, by.bias = nn.Parameter(weight), nn.Parameter(bias)
+        return net

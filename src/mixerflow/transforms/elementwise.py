@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from mixerflow.registry import register
 
@@ -121,18 +120,16 @@ class SigmoidAffine(_ScaleAndShift):
     shift_last: bool = False
     """Whether t is added after the scaling, as in MaCow, not before it."""
 
-    def _logit(self, raw: Tensor) -> Tensor:
-        """The logit of the scale, at least that of 0.001."""
-        return (raw[0] + self.offset).clamp(min=_LEAST_LOGIT)
+    def _scale(self, raw: Tensor) -> Tensor:
+        """The scale, at least 0.001: its own logarithm is exact enough, and fast."""
+        return (raw[0] + self.offset).clamp(min=_LEAST_LOGIT).sigmoid()
 
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._logit(raw)
-        scale = s.sigmoid()
+        scale = self._scale(raw)
         z = x * scale + raw[1] if self.shift_last else (x + raw[1]) * scale
-        return z, logsigmoid(s)
+        return z, scale.log()
 
     def inverse(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._logit(raw)
-        scale = s.sigmoid()
+        scale = self._scale(raw)
         x = (z - raw[1]) / scale if self.shift_last else z / scale - raw[1]
-        return x, -logsigmoid(s)
+        return x, -scale.log()

@@ -7,10 +7,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, widen
+from mixerflow.core import (
+    Along,
+    Chain,
+    Context,
+    Mapped,
+    Noise,
+    Shape,
+    Transform,
+    constant,
+    widen,
+)
 from mixerflow.moments import RunningMoments, Saved, require_rows, shared_moments
 from mixerflow.processes import Processes
 from mixerflow.registry import register
+from mixerflow.transforms.linear import Linear
 
 
 @register
@@ -59,6 +70,20 @@ class DiagonalAffine(Transform):
             name = type(self).__name__
             raise ValueError(f"{name}: parameters {self.shape} do not fit events of shape {shape}")
         return shape
+
+    def merged(self, before: Transform, after: Transform) -> Transform | None:
+        """Merge a map of channels ``(C, 1, ...)`` into a linear map of the channels next to it."""
+        other = after if before is self else before
+        if not (isinstance(other, Along) and isinstance(other.transform, Linear)):
+            return None
+        n = other.transform.n
+        if other.dim != 0 or self.shape != (n, *(1,) * (len(self.shape) - 1)):
+            return None
+        own = DiagonalAffine(n).to(self.log_scale)
+        own.log_scale.copy_(self.log_scale.view(n))
+        own.shift.copy_(self.shift.view(n))
+        pair = (own, other.transform) if before is self else (other.transform, own)
+        return Along(0, Linear(Chain(*pair), n))
 
     def _shared_axes(self, x: Tensor) -> list[int]:
         """The axes of a batch along which all numbers have the same parameters."""
