@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from PIL import Image
 
 from mixerflow.temporary import sweep, temporary_path
 
-Codec = Literal["png", "webp"]
+Codec = Literal["png", "webp", "jxl"]
 _LONGEST_SIDE = 16383  # a WebP file's sides are 14-bit numbers
 
 
@@ -72,7 +73,8 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
     """Return bits per dimension of a lossless codec at its strongest setting, headers included.
 
     Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
-    others. PNG is of level 9, optimised; WebP lossless of quality 100, method 6. `sheet` puts all
+    others. PNG is of level 9, optimised; WebP lossless of quality 100, method 6; JPEG XL (jxl)
+    lossless of effort 9, a ValueError without the package pillow-jxl-plugin. `sheet` puts all
     images into one picture (about square; several where a side would pass 16,383 pixels), with one
     header for all; otherwise each image is a file.
     """
@@ -92,9 +94,19 @@ def _encode(picture: np.ndarray, codec: Codec) -> bytes:
     buffer = io.BytesIO()
     if codec == "png":
         image.save(buffer, "PNG", optimize=True, compress_level=9)
-    else:
+    elif codec == "webp":
         image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    else:
+        _require_jpeg_xl()
+        image.save(buffer, "JXL", lossless=True, effort=9)
     return buffer.getvalue()
+
+
+def _require_jpeg_xl() -> None:
+    try:
+        importlib.import_module("pillow_jxl")  # registers the format
+    except ImportError as error:
+        raise ValueError("JPEG XL: install pillow-jxl-plugin") from error
 
 
 def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from mixerflow.evaluate.samples import (
     high_frequency_power,
     to_pixels,
 )
+from mixerflow.evaluate.yardsticks import gaussian_bits, yardsticks
 
 __all__ = [
     "Bits",
@@ -21,8 +22,10 @@ __all__ = [
     "density_of",
     "draw_pixels",
     "estimator_of",
+    "gaussian_bits",
     "grid_artefacts",
     "high_frequency_power",
     "kind_of",
     "to_pixels",
+    "yardsticks",
 ]

@@ -27,7 +27,7 @@ NOTE = (
     "border/inside is the mean squared difference of neighbouring pixels across the borders of the "
     "base model's patches, divided by the same inside the patches, 1 where the borders do not "
     "show; high frequencies/test is their power at a quarter of a cycle a pixel and more, divided "
-    "by that of the test images."
+    "by that of the test images. Curves are on fewer, held-out images than the figures."
 )
 COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
@@ -101,6 +101,7 @@ def markdown_text(results: dict[str, Any]) -> str:
     for column in results["columns"]:
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
+        lines += [each for text in _yardsticks_text(column) for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
     lines += ["", NOTE]
@@ -135,6 +136,7 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.heading(column["column"], level=3)
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
+        yield from map(page.paragraph, _yardsticks_text(column))
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
             yield page.table(*claims_table(column))
@@ -170,6 +172,17 @@ def _settings_text(column: dict[str, Any]) -> str:
         parts.append(f"figures of {', '.join(column['images'])} images")
         parts += _kinds(column)
     return "; ".join(parts) + "."
+
+
+def _yardsticks_text(column: dict[str, Any]) -> list[str]:
+    """Return a sentence on what takes no training, if it was measured."""
+    known = column.get("yardsticks")
+    if not known:
+        return []
+    figures = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
+    codecs = "codecs' files hold one image in its own order of pixels"
+    fitted = "Gaussians are fitted to the training images"
+    return [f"Without a flow, bits/dim on the same test images: {figures}; {fitted}, {codecs}."]
 
 
 def _kinds(column: dict[str, Any]) -> list[str]:
@@ -216,6 +229,8 @@ def claims_table(column: dict[str, Any]) -> TableText:
         "ours, difference, 95 % interval",
         "verdict",
     ]
+    early = [claim["at_equal_steps"]["step"] for claim in column["claims"] if _is_timed(claim)]
+    head += [f"curves at step {early[0]}"] if early else []
     labels = {row["row"]: row["label"] for row in column["rows"]}
     rows = []
     for claim in column["claims"]:
@@ -224,8 +239,16 @@ def claims_table(column: dict[str, Any]) -> TableText:
         cells.append("" if paper is None else f"{paper:+.2f}")
         cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
         cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
+        if _is_timed(claim):
+            early = claim["at_equal_steps"]
+            difference = _plus_minus(early["difference"], early["half_width"], sign="+")
+            cells.append(f"{difference}: {early['verdict']}")
         rows.append(cells)
     return head, rows
+
+
+def _is_timed(claim: dict[str, Any]) -> bool:
+    return "at_equal_steps" in claim
 
 
 def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:

@@ -15,6 +15,7 @@ from mixerflow.experiments import outputs
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run, SeedImages
 from mixerflow.experiments.table import Budget, Cell, Table
+from mixerflow.experiments.yardstick import keep_yardsticks
 from mixerflow.runs.files import writing
 from mixerflow.terminal import say, tell
 
@@ -62,6 +63,8 @@ def reproduce(
             images = {key: value for key, value in images.items() if key[1] == run.seed}
             mine = SeedImages.of(splits[column.source], run.seed, budget, column.images)
             images[column.name, run.seed] = mine
+            if run.seed == 0 and column.images is None:
+                keep_yardsticks(root, column.source, mine)
         name = f"{run.cell.name}, seed {run.seed}"
         tell(f"{name} ({number} of {len(queue)})")
         metadata = {

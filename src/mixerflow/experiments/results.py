@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from mixerflow.core import Shape
@@ -18,6 +19,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Claim, Column, Table
+from mixerflow.experiments.yardstick import read_yardsticks
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
@@ -75,7 +77,7 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
             row, not_counted = _row(cell, budget, root)
             rows[column.name].append(row)
             left_out += not_counted
-    columns = [_column(column, budget, rows[column.name]) for column in table.columns]
+    columns = [_column(each, budget, root, rows[each.name]) for each in table.columns]
     judge(table, columns)
     return {
         "format": 1,
@@ -88,7 +90,9 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
     }
 
 
-def _column(column: Column, budget: Budget, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _column(
+    column: Column, budget: Budget, root: Path, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     setup = column.setups[budget]
     runs = [run for row in rows for run in row["runs"]]
     return {
@@ -102,6 +106,7 @@ def _column(column: Column, budget: Budget, rows: list[dict[str, Any]]) -> dict[
         "training_images": column.images,
         "weights": column.which,
         "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
+        "yardsticks": read_yardsticks(root, column.source),
         "rows": rows,
     }
 
@@ -169,30 +174,42 @@ def _run_results(run: Run) -> dict[str, Any] | str:
 
 
 def judge(table: Table, columns: list[dict[str, Any]]) -> None:
-    """Set the claims of each column, with their outcomes; only figures of one kind are compared."""
+    """Set the claims of each column, with their outcomes; only figures of one kind are compared.
+
+    Where rows are compared after equal time, claims are also judged by the curves at the last step
+    that all runs of the table have.
+    """
     rows = {column["column"]: {row["row"]: row for row in column["rows"]} for column in columns}
+    timed = any(column.get("minutes") is not None for column in columns)
+    runs = [run for each in rows.values() for row in each.values() for run in row["runs"]]
+    common = min((run["steps"] for run in runs if run["curve"]), default=None) if timed else None
     for column in columns:
-        name = column["column"]
-        made = [
-            (claim, *_outcomes(claim, rows[name], rows.get(claim.against, {})))
-            for claim in table.claims
-            if claim.column in ("", name) and claim.against != name
-        ]
-        column["claims"] = [
-            asdict(claim) | {"paper_difference": paper} | asdict(result)
-            for claim, paper, result in made
-        ]
+        name, column["claims"] = column["column"], []
+        for claim in table.claims:
+            if claim.column not in ("", name) or claim.against == name:
+                continue
+            compared = claim, rows[name], rows.get(claim.against, {})
+            paper, result = _outcome_of(*compared)
+            judged = asdict(claim) | {"paper_difference": paper} | asdict(result)
+            if common is not None:
+                _, early = _outcome_of(*compared, step=common)
+                judged["at_equal_steps"] = {"step": common} | asdict(early)
+            column["claims"].append(judged)
 
 
-def _outcomes(
-    claim: Claim, rows: Mapping[str, Any], reference: Mapping[str, Any]
+def _outcome_of(
+    claim: Claim,
+    rows: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    step: int | None = None,
 ) -> tuple[float | None, Outcome]:
     """Return the paper's difference, and ours with its verdict; both of losses where asked for."""
     figures, papers = [], []
     for name in (claim.better, claim.worse):
-        own, paper = _by_seed_images_and_kind(rows[name]), rows[name]["paper"]["bits_per_dim"]
+        own = _by_seed_images_and_kind(rows[name], step)
+        paper = rows[name]["paper"]["bits_per_dim"]
         if claim.against:
-            before = _by_seed_images_and_kind(reference[name])
+            before = _by_seed_images_and_kind(reference[name], step)
             own = {key: own[key] - before[key] for key in own.keys() & before.keys()}
             known = reference[name]["paper"]["bits_per_dim"]
             paper = None if None in (paper, known) else paper - known
@@ -203,12 +220,22 @@ def _outcomes(
     return None if None in papers else papers[1] - papers[0], outcome(better, worse)
 
 
-def _by_seed_images_and_kind(row: Mapping[str, Any]) -> dict[tuple[Any, ...], float]:
-    """Return the figures, each with all that another must have in common to be compared."""
+def _by_seed_images_and_kind(
+    row: Mapping[str, Any], step: int | None
+) -> dict[tuple[Any, ...], float]:
+    """Return the figures, each with all that another must have in common to be compared.
+
+    With a step, the figures are those of the curves there, on a straight line between evaluations.
+    """
     names = ("seed", "training_sha256", "images_sha256")
-    return {
-        (*(run[name] for name in names), kind_of(run)): run["bits_per_dim"] for run in row["runs"]
-    }
+    figures = {}
+    for run in row["runs"]:
+        key = (*(run[name] for name in names), kind_of(run))
+        if step is None:
+            figures[key] = run["bits_per_dim"]
+        elif run["curve"] and run["curve"][0][0] <= step:
+            figures[key] = float(np.interp(step, *np.transpose(run["curve"])))
+    return figures
 
 
 @cache
