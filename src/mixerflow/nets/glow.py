@@ -137,16 +137,18 @@ class GlowNet(ImageConditioner):
 
     def folded(self) -> nn.Module:
         """Three convolutions, whose weights have the norms' and the output's scales."""
-        enter, mix, leave = self.enter, self.mix, self.leave.enter
-        given, context = enter.in_channels, self.context.in_channels if self.context else 0
-        sizes = {"width": enter.out_channels, "context": context, "axes": self.axes}
+        given, out, width = self.in_channels, self.leave.enter.out_channels, self.mix.in_channels
+        context = self.context.in_channels if self.context else 0
         with torch.device("meta"):  # draws no numbers
-            net = PlainConvNet(given, leave.out_channels, **sizes)
-        net.enter, net.context, net.mix, net.leave = enter, self.context, mix, leave
+            net = PlainConvNet(given, out, width=width, context=context, axes=self.axes)
         if self.context is not None:
-            self.context.weight.mul_(self.norm1.coefficients()[0][:, None])
-        affine = (self.norm1.coefficients(), self.norm2.coefficients(), self.leave.coefficients())
-        for by, (scale, shift) in zip((enter, mix, leave), affine, strict=True):
-            weight, bias = absorb(by, scale, shift)
+            scale = self.norm1.coefficients()[0]
+            net.context.weight = nn.Parameter(self.context.weight * scale[:, None])
+        pairs = [
+            (net.enter, absorb(self.enter, *self.norm1.coefficients())),
+            (net.mix, absorb(self.mix, *self.norm2.coefficients())),
+            (net.leave, absorb(self.leave.enter, *self.leave.coefficients())),
+        ]
+        for by, (weight, bias) in pairs:
             by.weight, by.bias = nn.Parameter(weight), nn.Parameter(bias)
         return net
