@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixerflow.nets.base import zeroed
 from mixerflow.nets.conv import (
     Axes,
+    Convolution,
     ImageConditioner,
     PlainConvNet,
     absorb,
@@ -137,18 +138,19 @@ class GlowNet(ImageConditioner):
 
     def folded(self) -> nn.Module:
         """Three convolutions, whose weights have the norms' and the output's scales."""
-        given, out, width = self.in_channels, self.leave.enter.out_channels, self.mix.in_channels
-        context = self.context.in_channels if self.context else 0
+        leave, told, axes = self.leave, self.context, self.axes
+        assert isinstance(leave, ZeroConv)
+        out, width = leave.enter.out_channels, self.mix.out_channels
+        context = told.in_channels if isinstance(told, Convolution) else 0
         with torch.device("meta"):  # draws no numbers
-            net = PlainConvNet(given, out, width=width, context=context, axes=self.axes)
-        if self.context is not None:
-            scale = self.norm1.coefficients()[0]
-            net.context.weight = nn.Parameter(self.context.weight * scale[:, None])
+            net = PlainConvNet(self.in_channels, out, width=width, context=context, axes=axes)
         pairs = [
             (net.enter, absorb(self.enter, *self.norm1.coefficients())),
             (net.mix, absorb(self.mix, *self.norm2.coefficients())),
-            (net.leave, absorb(self.leave.enter, *self.leave.coefficients())),
+            (net.leave, absorb(leave.enter, *leave.coefficients())),
         ]
+        if isinstance(told, Convolution):
+            pairs.append((net.context, absorb(told, self.norm1.coefficients()[0], None)))
         for by, (weight, bias) in pairs:
-            by.weight, by.bias = nn.Parameter(weight), nn.Parameter(bias)
+            by.weight, by.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
         return net
