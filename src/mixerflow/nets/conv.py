@@ -72,7 +72,8 @@ def convolve(
     if scale is None or not isinstance(by, Convolution):
         return by(x)
     function = (conv1d, conv2d, conv3d)[scale.dim() - 2]
-    return function(x, *absorb(by, scale, shift), padding=by.padding)
+    weight, bias = absorb(by, scale, shift)
+    return function(x, weight, bias, padding=weight.shape[2] // 2)
 
 
 class ImageConditioner(Conditioner):
@@ -99,7 +100,8 @@ class ImageConditioner(Conditioner):
         self, enter: Convolution, leave: nn.Module, *, squash: bool, context: int, zero: bool = True
     ) -> None:
         super().__init__()
-        self.in_channels, self.axes, self.squash = enter.in_channels, enter.weight.dim() - 2, squash
+        self.in_channels, self.squash = enter.in_channels, squash
+        self.axes: Axes = enter.weight.dim() - 2  # pyright: ignore[reportAttributeAccessIssue]
         self.enter = enter
         width = enter.out_channels
         self.context = convolution(self.axes, context, width, bias=False) if context else None

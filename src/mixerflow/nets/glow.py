@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mixerflow.nets.base import zeroed
 from mixerflow.nets.conv import (
     Axes,
+    Convolution,
     ImageConditioner,
     PlainConvNet,
     absorb,
@@ -137,16 +138,19 @@ class GlowNet(ImageConditioner):
 
     def folded(self) -> nn.Module:
         """Three convolutions, whose weights have the norms' and the output's scales."""
-        enter, mix, leave = self.enter, self.mix, self.leave.enter
-        given, context = enter.in_channels, self.context.in_channels if self.context else 0
-        sizes = {"width": enter.out_channels, "context": context, "axes": self.axes}
+        leave, told, axes = self.leave, self.context, self.axes
+        assert isinstance(leave, ZeroConv)
+        out, width = leave.enter.out_channels, self.mix.out_channels
+        context = told.in_channels if isinstance(told, Convolution) else 0
         with torch.device("meta"):  # draws no numbers
-            net = PlainConvNet(given, leave.out_channels, **sizes)
-        net.enter, net.context, net.mix, net.leave = enter, self.context, mix, leave
-        if self.context is not None:
-            self.context.weight.mul_(self.norm1.coefficients()[0][:, None])
-        affine = (self.norm1.coefficients(), self.norm2.coefficients(), self.leave.coefficients())
-        for by, (scale, shift) in zip((enter, mix, leave), affine, strict=True):
-            weight, bias = absorb(by, scale, shift)
-            by.weight, by.bias = nn.Parameter(weight), nn.Parameter(bias)
+            net = PlainConvNet(self.in_channels, out, width=width, context=context, axes=axes)
+        pairs = [
+            (net.enter, absorb(self.enter, *self.norm1.coefficients())),
+            (net.mix, absorb(self.mix, *self.norm2.coefficients())),
+            (net.leave, absorb(leave.enter, *leave.coefficients())),
+        ]
+        if isinstance(told, Convolution):
+            pairs.append((net.context, absorb(told, self.norm1.coefficients()[0], None)))
+        for by, (weight, bias) in pairs:
+            by.weight, by.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
         return net

@@ -63,7 +63,7 @@ class _DenseMap(_LinearMap):
         return nn.functional.linear(x, self._matrix(), self.bias)
 
     def _multiply_columns(self, x: Float[Tensor, "batch n m"]) -> Float[Tensor, "batch n m"]:
-        each = self._matrix().expand(len(x), -1, -1)
+        each = self._matrix().expand(x.shape[0], -1, -1)
         if self.bias is None:
             return torch.bmm(each, x)
         return torch.baddbmm(self.bias[:, None], each, x)
@@ -121,7 +121,7 @@ class Linear(_DenseMap):
         return nn.functional.linear(y, self.inverted)
 
     def _solve_columns(self, y: Tensor) -> Tensor:
-        return torch.bmm(self.inverted.expand(len(y), -1, -1), y)
+        return torch.bmm(self.inverted.expand(y.shape[0], -1, -1), y)
 
     def _log_det(self) -> Tensor:
         return self.log_det

@@ -77,7 +77,11 @@ class DiagonalAffine(Transform):
         if not (isinstance(other, Along) and isinstance(other.transform, Linear)):
             return None
         n = other.transform.n
-        if other.dim != 0 or self.shape != (n, *(1,) * (len(self.shape) - 1)):
+        if (
+            other.dim != 0
+            or len(self.shape) < 2
+            or self.shape != (n, *(1,) * (len(self.shape) - 1))
+        ):
             return None
         own = DiagonalAffine(n).to(self.log_scale)
         own.log_scale.copy_(self.log_scale.view(n))
