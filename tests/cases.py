@@ -86,6 +86,7 @@ from mixerflow.transforms import (
     Rescale,
     Reshape,
     Residual,
+    ShufflePixels,
     SigmoidAffine,
     Split,
     Squeeze,
@@ -778,6 +779,8 @@ CASES = {
     "bands": Case(lambda: Bands((2, 3, 6), 2), (2, 3, 6)),
     "bands of volumes": Case(lambda: Bands((1, 2, 3, 4), 2), (1, 2, 3, 4)),
     "swap": Case(SwapHalves, (4, 2, 3)),
+    "shuffle": Case(lambda: ShufflePixels((2, 4, 5), 1), (2, 4, 5)),
+    "shuffle, local": Case(lambda: ShufflePixels((2, 4, 6), 1, 2), (2, 4, 6)),
     "swap, odd": Case(SwapHalves, (5,)),
     "coupling by dense block and attention": Case(lambda: attentive_coupling(4), (4, 3, 4)),
     "coupling by dense block and attention, transposed": Case(
