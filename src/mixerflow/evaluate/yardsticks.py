@@ -43,10 +43,8 @@ def gaussian_bits(train: np.ndarray, test: np.ndarray, *, full: bool) -> float:
         squares = [((part - mean).square() / variance).sum(1) for part in y.split(_BATCH)]
         return _bits(squares, variance.log().sum(), (1 / variance).sum(), size)
     if len(x) <= size or size > _LARGEST:
-        what = f"{len(x)} images of {size} values"
-        raise ValueError(
-            f"gaussian_bits: no full covariance of {what}: needs more images, D < 4097"
-        )
+        what = f"{len(x)} images of {size} values have no full covariance here"
+        raise ValueError(f"gaussian_bits: {what}: give more images than values, at most {_LARGEST}")
     covariance = torch.zeros(size, size, dtype=torch.float64)
     for part in x.split(_BATCH):  # products of small integers less their mean: float32 suffices
         centred = (part - mean).float()
