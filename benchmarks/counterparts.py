@@ -16,22 +16,21 @@ References:
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.counterparts_nflows import copy_convolution, nsf, set_values
 from mixerflow.core import Flow, Layer, MultiScale, Transform
 from mixerflow.models import NSF, Glow, RealNVP
-from mixerflow.nets import PlainConvNet, PreactivationNet, ZeroConv
+from mixerflow.nets import PlainConvNet, ZeroConv
 from mixerflow.transforms import (
     PLU,
     ActNorm,
     Coupling,
     DiagonalAffine,
-    RationalQuadratic,
     Squeeze,
 )
 
@@ -56,7 +55,7 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
     torch.set_default_dtype(next(flow.parameters()).dtype)  # the libraries' parts have no dtype
     try:
         if isinstance(model, NSF):
-            made: nn.Module = _nsf_of_nflows(scales, exact=exact)
+            made: nn.Module = nsf(scales, exact=exact)
         elif isinstance(model, Glow):
             made = _GlowOfNormflows(scales)
         else:
@@ -64,17 +63,6 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
     finally:
         torch.set_default_dtype(before)
     return made.train(flow.training)
-
-
-def _set(target: Tensor, value: Tensor) -> None:
-    with torch.no_grad():
-        target.copy_(value.reshape(target.shape))
-
-
-def _copy(target: Any, source: Any) -> None:  # noqa: ANN401
-    """Weight and bias of a convolution."""
-    _set(target.weight, source.weight)
-    _set(target.bias, source.bias)
 
 
 # ---- Glow in normflows
@@ -92,24 +80,24 @@ def _glow_block(layer: Layer) -> nn.Module:
     block = nf.flows.GlowBlock(channels, hidden, use_lu=isinstance(mix, PLU))
     parts: Any = block.flows
     coupling, convolution, act = parts
-    _set(act.s, -norm.log_scale)  # x exp(a) + b is (x - t) exp(-s)
-    _set(act.t, -norm.shift * (-norm.log_scale).exp())
+    set_values(act.s, -norm.log_scale)  # x exp(a) + b is (x - t) exp(-s)
+    set_values(act.t, -norm.shift * (-norm.log_scale).exp())
     act.data_dep_init_done.fill_(1.0)
     if isinstance(mix, PLU):
         lower, upper = mix.triangles()
-        _set(convolution.P, torch.eye(channels)[mix.permutation])
-        _set(convolution.L, lower)
-        _set(convolution.U, upper.triu(1))
-        _set(convolution.log_S, upper.diagonal().abs().log())
-        _set(convolution.sign_S, upper.diagonal().sign())
+        set_values(convolution.P, torch.eye(channels)[mix.permutation])
+        set_values(convolution.L, lower)
+        set_values(convolution.U, upper.triu(1))
+        set_values(convolution.log_S, upper.diagonal().abs().log())
+        set_values(convolution.sign_S, upper.diagonal().sign())
     else:
-        _set(convolution.W, mix.weight)
+        set_values(convolution.W, mix.weight)
     enter, middle, leave = (m for m in coupling.flows[1].param_map.net if isinstance(m, nn.Conv2d))
-    _copy(enter, net.enter)
-    _copy(middle, net.mix)
+    copy_convolution(enter, net.enter)
+    copy_convolution(middle, net.mix)
     for theirs, ours in ((leave.weight, net.leave.weight), (leave.bias, net.leave.bias)):
         scale, shift = ours.detach().chunk(2)
-        _set(theirs, torch.stack([-shift, scale], 1))  # (x - shift) sigmoid(scale + 2)
+        set_values(theirs, torch.stack([-shift, scale], 1))  # (x - shift) sigmoid(scale + 2)
     return block
 
 
@@ -160,8 +148,8 @@ def _multiscale(scales: MultiScale, flows: list[list[Any]], top: DiagonalAffine 
         bases.append(nf.distributions.DiagGaussian(shape, trainable=False))
     if top is not None:
         bases[-1] = nf.distributions.DiagGaussian(scales._factored_shapes[-1])
-        _set(bases[-1].loc, -top.shift * (-top.log_scale).exp())
-        _set(bases[-1].log_scale, -top.log_scale)
+        set_values(bases[-1].loc, -top.shift * (-top.log_scale).exp())
+        set_values(bases[-1].log_scale, -top.log_scale)
     merges = [nf.flows.Merge() for _ in flows[1:]]
     return nf.MultiscaleFlow(bases[::-1], flows[::-1], merges, class_cond=False)
 
@@ -207,17 +195,26 @@ class _Read(nn.Module):
         return self.split.join(torch.zeros_like(given), out)
 
 
-def _masked(coupling: Coupling, shape: tuple[int, ...]) -> Any:  # noqa: ANN401
+def _board(shape: tuple[int, ...], *, odd: bool) -> Tensor:
+    """1 at the pixels whose coordinates have an odd sum, or an even one; 0 at the others."""
+    _, height, width = shape
+    coordinate_sum = torch.arange(height)[:, None] + torch.arange(width)
+    return torch.ones(shape) * (coordinate_sum % 2 == int(odd))
+
+
+def _half(shape: tuple[int, ...], *, second: bool) -> Tensor:
+    """1 at the second half of the channels, or the first; 0 at the others."""
+    mask = torch.zeros(shape)
+    mask.chunk(2)[int(second)].fill_(1.0)
+    return mask
+
+
+def _masked(coupling: Coupling, kept: Tensor) -> Any:  # noqa: ANN401
     import normflows as nf
 
-    given, changed = coupling.split.parts(torch.ones(1, *shape))
-    if given.shape[1] == shape[0]:  # a board: both parts are whole images, with zeros
-        kept = given
-    else:
-        kept = coupling.split.join(torch.ones_like(given), torch.zeros_like(changed))
     net = copy.deepcopy(coupling.net)
     s, t = _Read(coupling, net, "s"), _Read(coupling, net, "t")
-    return nf.flows.MaskedAffineFlow(kept[0], t, s)
+    return nf.flows.MaskedAffineFlow(kept, t, s)
 
 
 def _real_nvp_of_normflows(scales: MultiScale) -> Any:  # noqa: ANN401
@@ -225,108 +222,20 @@ def _real_nvp_of_normflows(scales: MultiScale) -> Any:  # noqa: ANN401
 
     flows = []
     for scale, shape in zip(scales.parts(), scales._scale_shapes, strict=True):
-        parts: list[Any] = []
         channels, *sides = shape
         squeezed = (4 * channels, *(side // 2 for side in sides))
-        couplings = [part for part in scale.steps if isinstance(part, Coupling)]
-        if len(couplings) == 6:
+        couplings = iter([part for part in scale.steps if isinstance(part, Coupling)])
+        last = len(flows) == len(scales.scales) - 1
+        # the top left pixel is transformed first, and the first half of the channels
+        boards = [_board(shape, odd=number % 2 == 0) for number in range(4 if last else 3)]
+        parts: list[Any] = [_masked(next(couplings), board) for board in boards]
+        if not last:
+            halves = [_half(squeezed, second=number % 2 == 0) for number in range(3)]
             order = torch.arange(4 * channels).view(-1, 4)[:, [0, 3, 1, 2]].mT.reshape(-1)
             colours = nf.flows.Permute(4 * channels)  # one colour first: top left, bottom right
             colours.inv_perm, colours.perm = order, order.argsort()
-            parts += [_masked(part, shape) for part in couplings[:3]]
-            parts += [nf.flows.Squeeze(), *(_masked(part, squeezed) for part in couplings[3:])]
+            parts += [nf.flows.Squeeze(), *(_masked(next(couplings), half) for half in halves)]
             parts += [nf.flows.Reverse(nf.flows.Squeeze()), nf.flows.Squeeze(), colours]
-        else:
-            parts += [_masked(part, shape) for part in couplings]
+        assert next(couplings, None) is None
         flows.append(parts[::-1])
     return _multiscale(scales, flows, None)
-
-
-# ---- NSF in nflows
-
-
-def _one_by_one(mix: Any) -> nn.Module:  # noqa: ANN401
-    """``L U x + b``; the library's permutation is set to the identity."""
-    from nflows.transforms import OneByOneConvolution
-
-    n = len(mix.bias)
-    theirs: Any = OneByOneConvolution(n)
-    theirs.permutation._permutation.copy_(torch.arange(n))
-    rows = torch.tril_indices(n, n, -1)
-    _set(theirs.lower_entries, mix.packed[rows[0], rows[1]])
-    rows = torch.triu_indices(n, n, 1)
-    _set(theirs.upper_entries, mix.packed[rows[0], rows[1]])
-    _set(theirs.unconstrained_upper_diag, (mix.packed.diagonal().exp() - theirs.eps).expm1().log())
-    _set(theirs.bias, mix.bias)
-    return theirs
-
-
-def _spline_coupling(couple: Coupling, *, exact: bool) -> nn.Module:
-    from nflows.nn.nets import ConvResidualNet
-    from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform
-
-    net, law = couple.net, couple.elementwise
-    assert isinstance(net, PreactivationNet) and isinstance(law, RationalQuadratic) and couple.flip
-    width, changed = net.enter.out_channels, net.leave.out_channels // law.params
-    has_norm = len(list(net.blocks[0].norm1.parameters())) > 0
-
-    class _Splines(PiecewiseRationalQuadraticCouplingTransform):
-        """nflows' derivatives are 1e-3 + softplus(raw), ours 1e-3 + 0.999 log2(1 + 2^raw)."""
-
-        def _piecewise_cdf(self, inputs: Tensor, params: Tensor, inverse: bool = False) -> Any:  # noqa: ANN401
-            if exact:
-                wanted = 0.999 * nn.functional.softplus(params[..., 2 * law.bins :], math.log(2))
-                params = torch.cat([params[..., : 2 * law.bins], wanted.expm1().log()], -1)
-            return super()._piecewise_cdf(inputs, params, inverse)
-
-    def make(given: int, out: int) -> nn.Module:
-        depth = len(net.blocks)
-        theirs: Any = ConvResidualNet(given, out, width, num_blocks=depth, use_batch_norm=has_norm)
-        _copy(theirs.initial_layer, net.enter)
-        for block, ours in zip(theirs.blocks, net.blocks, strict=True):
-            _copy(block.conv_layers[0], ours.look1)
-            _copy(block.conv_layers[1], ours.look2)
-            for norm, source in zip(block.batch_norm_layers, (ours.norm1, ours.norm2), strict=True):
-                norm.load_state_dict(source.module.state_dict())
-                norm.eps, norm.momentum = source.module.eps, source.module.momentum
-        del theirs.hidden_channels  # by which the logits would be divided
-        for target, source in (
-            (theirs.final_layer.weight, net.leave.weight),
-            (theirs.final_layer.bias, net.leave.bias),
-        ):
-            _set(target, source.detach().unflatten(0, (law.params, changed)).transpose(0, 1))
-        if not exact:  # where raw is 0 a derivative is 1
-            shift = math.log(math.expm1(0.999))
-            theirs.final_layer.bias.data.view(changed, -1)[:, 2 * law.bins :] += shift
-        return theirs
-
-    mask = torch.tensor([1] * changed + [0] * net.enter.in_channels)  # 1 is transformed
-    return _Splines(mask, make, num_bins=law.bins, tails="linear", tail_bound=law.tail)
-
-
-def _nsf_of_nflows(scales: MultiScale, *, exact: bool) -> nn.Module:
-    from nflows import transforms
-    from nflows.distributions import StandardNormal
-    from nflows.flows import Flow as NFlow
-
-    levels = list(scales.parts())
-    multi: Any = transforms.MultiscaleCompositeTransform(len(levels))
-    for number, scale in enumerate(levels, 1):
-        squeeze, *layers = scale.steps
-        assert isinstance(squeeze, Squeeze)
-        parts: list[nn.Module] = [transforms.SqueezeTransform()]
-        for layer in layers:
-            if not isinstance(layer, Layer):  # the last linear map
-                parts.append(_one_by_one(layer.transform))
-                continue
-            norm, along, couple = layer.steps
-            act: Any = transforms.ActNorm(norm.log_scale.numel())
-            _set(act.log_scale, norm.log_scale)
-            _set(act.shift, norm.shift)
-            act.initialized.fill_(True)
-            parts += [act, _one_by_one(along.transform), _spline_coupling(couple, exact=exact)]
-        if number < len(levels):  # the library goes on with the second half
-            half = torch.arange(squeeze.latent_shape[0]).chunk(2)
-            parts.append(transforms.Permutation(torch.cat(half[::-1])))
-        multi.add_transform(transforms.CompositeTransform(parts), squeeze.latent_shape)
-    return NFlow(multi, StandardNormal([math.prod(scales.shape)]))

@@ -47,7 +47,13 @@ _MACOW_TWIN = MaCow(scales=2, steps=2, units=1, net=PlainConv(64, zero=True))
 _LARGE_GLOW_TWIN = replace(
     _LARGE_GLOW, scales=2, steps=4, net=GlowConv(64, factor=3.0, second_bias=False)
 )
-_LARGE_NSF_TWIN = replace(_LARGE_NSF, scales=2, steps=4, net=PreactivationConv(32, depth=1))
+_LARGE_NSF_TWIN = replace(
+    _LARGE_NSF,
+    scales=2,
+    steps=4,
+    elementwise=RationalQuadratic(bins=4, tail=3.0),
+    net=PreactivationConv(32, depth=1),
+)
 _NSF_TWIN = NSF(scales=2, steps=4, net=PlainConv(64))
 _WOODBURY = WoodburyGlow(steps=8, channel_ranks=(8, 8, 16), spatial_ranks=(16, 8, 8))
 _WOODBURY_TWIN = replace(_WOODBURY, scales=2, steps=4, net=GlowConv(64), channel_ranks=(8, 16))
