@@ -100,6 +100,67 @@ def test_figures_of_two_kinds_are_in_two_columns_and_in_no_claim():
         assert (claim["seeds"] == 0) == other
 
 
+def column_of(name, **figures):
+    """A column whose rows have these bits/dim for seeds 0, 1, 2, and curves half a bit above."""
+    same = {"training_sha256": "a", "images_sha256": "b", "density": "exact"}
+    same |= {"dequantization": "uniform", "importance_samples": 1, "steps": 40}
+    rows = [
+        {
+            "row": row,
+            "paper": {"bits_per_dim": None},
+            "runs": [
+                {"seed": seed, "bits_per_dim": value, "curve": [[20, value + 1], [40, value]]}
+                | same
+                for seed, value in enumerate(values)
+            ],
+        }
+        for row, values in figures.items()
+    ]
+    return {"column": name, "minutes": 2.0, "rows": rows}
+
+
+def test_a_loss_is_what_a_row_has_more_than_in_order():
+    table = TABLES["table-5"]
+    in_order = column_of("cifar10", mixer=[4.0, 4.1, 4.2], glow=[4.5, 4.6, 4.7], nsf=[5.0] * 3)
+    shuffled = column_of(
+        "cifar10-local", mixer=[4.2, 4.31, 4.4], glow=[5.1, 5.2, 5.31], nsf=[5.0] * 3
+    )
+    shuffled["rows"][1]["runs"][1]["steps"] = 30  # the last step that all runs have
+    others = [
+        column_of(f"imagenet32-old{end}", mixer=[], glow=[], nsf=[]) for end in ("", "-local")
+    ]
+    columns = [in_order, shuffled, *others]
+    judge(table, columns)
+    assert in_order["claims"] == []
+    better, _, loss, other = shuffled["claims"]
+    assert (better["against"], loss["against"]) == ("", "cifar10")
+    assert better["difference"] == pytest.approx(0.9)
+    assert loss["words"] == "MixerFlow loses less than Glow"
+    # losses 0.2, 0.21, 0.2 and 0.6, 0.6, 0.61
+    assert loss["difference"] == pytest.approx(0.4)
+    assert loss["verdict"] == "holds"
+    assert other["verdict"] == "fails", "NSF loses nothing here"
+    assert better["at_equal_steps"]["step"] == 30
+    assert better["at_equal_steps"]["difference"] == pytest.approx(0.9)
+    assert shuffled["claims"][0]["seeds"] == 3
+    assert columns[3]["claims"][0]["seeds"] == 0
+
+
+def test_the_same_run_of_another_table_is_copied(words, capsys):
+    flags = ["--rows", "mixer", "--columns", "cifar10", "--seeds", "1"]
+    data = ["--data", "cifar10=made.npz"]
+    tables = [["reproduce", name, *words[2:4], *data, *flags] for name in ("table-4", "table-5")]
+    assert main(tables[0]) == 0
+    assert "copied" not in capsys.readouterr().err
+    assert main(tables[1]) == 0
+    assert "copied from runs/table-4/tiny/mixer-cifar10/seed-0" in capsys.readouterr().err
+    first, second = (results(f"results/{name}/tiny.json") for name in ("table-4", "table-5"))
+    assert first["columns"][0]["rows"][0]["runs"] == second["columns"][0]["rows"][0]["runs"]
+    assert first["columns"][0]["yardsticks"]["uniform"] == 8
+    with open("results/table-5/tiny.md") as file:
+        assert "Without a flow, bits/dim on the same test images: uniform 8.00" in file.read()
+
+
 @pytest.mark.parametrize(
     "budget", ["tiny", "cpu", "time", pytest.param("gpu", marks=pytest.mark.slow)]
 )

@@ -37,16 +37,17 @@ def gaussian_bits(train: np.ndarray, test: np.ndarray, *, full: bool) -> float:
     """
     x, y = (as_tensor(images).flatten(1) for images in (train, test))
     size = x.shape[1]
-    mean = sum(part.double().sum(0) for part in x.split(_BATCH)) / len(x)
+    parts, zero = x.split(_BATCH), torch.zeros(size, dtype=torch.float64)
+    mean = sum((part.double().sum(0) for part in parts), zero) / len(x)
     if not full:
-        variance = sum((part - mean).square().sum(0) for part in x.split(_BATCH)) / len(x) + 1 / 12
+        variance = sum(((part - mean).square().sum(0) for part in parts), zero) / len(x) + 1 / 12
         squares = [((part - mean).square() / variance).sum(1) for part in y.split(_BATCH)]
         return _bits(squares, variance.log().sum(), (1 / variance).sum(), size)
     if len(x) <= size or size > _LARGEST:
         what = f"{len(x)} images of {size} values have no full covariance here"
         raise ValueError(f"gaussian_bits: {what}: give more images than values, at most {_LARGEST}")
     covariance = torch.zeros(size, size, dtype=torch.float64)
-    for part in x.split(_BATCH):  # products of small integers less their mean: float32 suffices
+    for part in parts:  # products of small integers less their mean: float32 suffices
         centred = (part - mean).float()
         covariance += (centred.mT @ centred).double()
     factor = torch.linalg.cholesky(covariance / len(x) + torch.eye(size).double() / 12)

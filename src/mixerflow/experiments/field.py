@@ -58,8 +58,8 @@ ROWS_64 = (
 )
 LARGE = (  # smaller twins than these would be other models than those above
     MIXER,
-    replace(GLOW_32, setups=GLOW_32.setups | {"gpu": _full("glow-large-cifar10")}),
-    replace(NSF_32, setups=NSF_32.setups | {"gpu": _full("nsf-large-cifar10")}),
+    replace(GLOW_32, setups={**GLOW_32.setups, "gpu": _full("glow-large-cifar10")}),
+    replace(NSF_32, setups={**NSF_32.setups, "gpu": _full("nsf-large-cifar10")}),
 )
 _ROTATED = {"linear.rotated": True}
 _BUTTERFLY = _baseline(

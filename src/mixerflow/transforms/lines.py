@@ -16,13 +16,16 @@ class LineNet(Protocol):
     """A net of images that reads a few lines of one side for each line, as `LineConvNet` does."""
 
     in_channels: int
-    axes: int
-    """Number of spatial axes."""
     axis: int
     """The spatial axis, from 0, along which lines are counted."""
     after: bool
     """Whether the net reads the `reach` lines after a line, not those before it."""
     reach: int
+
+    @property
+    def axes(self) -> int:
+        """Number of spatial axes."""
+        ...
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The output ``(B, out, *spatial)`` of images ``(B, in_channels, *spatial)``."""
