@@ -98,13 +98,13 @@ def markdown_text(results: dict[str, Any]) -> str:
     """Return the tables of every column, with the claims, in Markdown."""
     budget = results["budget"]
     lines = [f"# {results['title']}", "", results["caption"], "", COMPARABLE[budget]]
-    for column in results["columns"]:
+    for column in _shown(results):
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
         lines += [each for text in _yardsticks_text(column) for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
-    lines += ["", NOTE]
+    lines += ["", NOTE, *(each for text in _not_run(results) for each in ("", text))]
     if results["left_out"]:
         lines += [
             "",
@@ -132,7 +132,7 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
     yield page.heading(f"{results['title']}, budget {budget}")
     yield page.paragraph(results["caption"])
     yield page.paragraph(COMPARABLE[budget])
-    for column in results["columns"]:
+    for column in _shown(results):
         yield page.heading(column["column"], level=3)
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
@@ -147,8 +147,22 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
     for name, kind, caption in pictures:
         if (folder / name).exists():
             yield page.picture((folder / name).read_bytes(), kind, caption)
+    yield from map(page.paragraph, _not_run(results))
     if results["left_out"]:
         yield page.paragraph(f"Not counted: {'; '.join(results['left_out'])}.")
+
+
+def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the columns that have runs; all columns of a table without runs."""
+    columns = results["columns"]
+    return [each for each in columns if any(row["runs"] for row in each["rows"])] or columns
+
+
+def _not_run(results: dict[str, Any]) -> list[str]:
+    """Return a sentence on the columns without runs, if there are others."""
+    shown = [each["column"] for each in _shown(results)]
+    names = [each["column"] for each in results["columns"] if each["column"] not in shown]
+    return [f"Not run: {', '.join(names)}."] if names else []
 
 
 def _settings_text(column: dict[str, Any]) -> str:
@@ -263,7 +277,7 @@ def _plain(value: object) -> str:
 
 def curves(results: dict[str, Any]) -> bytes:
     """Draw validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
-    columns = results["columns"]
+    columns = _shown(results)
     figure = Figure(figsize=(9, 4.2 * len(columns)), layout="constrained")
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]
     for axes, column in zip(all_axes, columns, strict=True):
