@@ -14,7 +14,9 @@ from mixerflow.parts.conditioners import (
     KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
     VelocityNet,
 )
-from mixerflow.parts.image_maps import EmergingMap, PeriodicMap
+from mixerflow.parts.image_maps import (
+    ButterflyImage, EmergingMap, PeriodicMap, WoodburyPlanes,
+)
 from mixerflow.parts.image_nets import (
     ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, PreactivationConv,
     ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
@@ -25,8 +27,8 @@ from mixerflow.parts.images import (
     image_coupling,
 )
 from mixerflow.parts.linear import (
-    ButterflyImage, ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
-    SameMap, UnpackedPLUMap, WoodburyMap, WoodburyPlanes,
+    ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
+    SameMap, UnpackedPLUMap, WoodburyMap,
 )
 from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
