@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from mixerflow.cli import main
+from mixerflow.data import load as load_data
 from mixerflow.experiments import TABLES, Claim, outcome, student
 from mixerflow.experiments.outputs import markdown_text, rows_table
+from mixerflow.experiments.references import keep_yardsticks
 from mixerflow.experiments.results import collect, judge, parameters
+from mixerflow.experiments.runs import SeedImages
 from mixerflow.runs import RunFolder
 
 
@@ -156,9 +159,39 @@ def test_the_same_run_of_another_table_is_copied(words, capsys):
     assert "copied from runs/table-4/tiny/mixer-cifar10/seed-0" in capsys.readouterr().err
     first, second = (results(f"results/{name}/tiny.json") for name in ("table-4", "table-5"))
     assert first["columns"][0]["rows"][0]["runs"] == second["columns"][0]["rows"][0]["runs"]
-    assert first["columns"][0]["yardsticks"]["uniform"] == 8
-    with open("results/table-5/tiny.md") as file:
-        assert "Without a flow, bits/dim on the same test images: uniform 8.00" in file.read()
+    assert first["columns"][0]["yardsticks"] == {}, "the smallest budget does not take their time"
+    keep_yardsticks(Path("runs/table-5/tiny"), SeedImages.of(load_data("made.npz"), 0, "tiny"))
+    known = collect(TABLES["table-5"], "tiny", Path("runs/table-5/tiny"))
+    assert known["columns"][0]["yardsticks"]["uniform"] == 8
+    said = markdown_text(known)
+    assert "Without a flow, bits/dim on the same test images: uniform 8.00" in said
+    assert "Not run: cifar10-local, imagenet32-old, imagenet32-old-local." in said
+
+
+def test_few_images_are_so_many_or_refused(words, capsys):
+    splits = load_data("made.npz")
+    few, more = (SeedImages.of(splits, 1, "tiny", count).train.pixels for count in (5, 20))
+    assert (len(few), len(more)) == (5, 20)
+    assert {image.tobytes() for image in few} < {image.tobytes() for image in more}
+    flags = ["--columns", "cifar10-500", "--rows", "mixer", "--seeds", "1"]
+    assert main(["reproduce", "few-images", *words[2:], *flags]) == 2
+    assert "500 training images of 46 that are not held out" in capsys.readouterr().err
+
+
+def test_a_row_in_no_column_is_refused(words, capsys):
+    flags = ["--rows", "mixer-cifar10", "--columns", "cifar10-global"]
+    assert main(["reproduce", "table-4", *words[2:], *flags]) == 2
+    assert "no row is in these columns" in capsys.readouterr().err
+
+
+def test_measures_that_cannot_be_taken_are_left_out(words, capsys):
+    pixels = np.full((60, 8, 8, 3), 7, np.uint8)
+    pixels[:48] += np.arange(48, dtype=np.uint8)[:, None, None, None]
+    np.savez("flat.npz", train_images=pixels[:48], test_images=pixels[48:])
+    flags = ["--rows", "basic", "--seeds", "1", "--data", "flat.npz"]
+    assert main([*words[:4], "--threads", "1", *flags]) == 0
+    (run,) = rows()["basic"]["runs"]
+    assert run["measures"]["high frequencies/test"] is None
 
 
 @pytest.mark.parametrize(

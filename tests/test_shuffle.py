@@ -90,7 +90,7 @@ def test_every_memory_mode_trains_on_shuffled_images(memory, tmp_path):
 
 
 def test_a_patch_that_does_not_fit_names_the_flag():
-    with pytest.raises(ConfigError, match="patch side 5") as raised:
+    with pytest.raises(ConfigError, match="patch 5 does not divide the sides") as raised:
         MixerFlow(shuffle=LocalShuffle(patch=5)).build((3, 32, 32))
     assert "model.shuffle" in str(raised.value)
 
@@ -122,8 +122,9 @@ def test_a_run_keeps_its_order_in_every_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--shuffle-seed", "3"], "--shuffle-seed: give --shuffle too"),
-        (["--shuffle", "global", "--shuffle-seed", "-1"], "give 0 or more"),
+        (["--shuffle-seed", "3"], "choose one of global, local with it first"),
+        (["--shuffle", "global", "--shuffle-seed", "-1"], "seed must be at least 0; got -1"),
+        (["--shuffle=local", "--model.shuffle.patch", "3"], "patch 3 does not divide the sides"),
     ],
 )
 def test_flags_that_do_not_fit(flags, said, capsys):

@@ -31,8 +31,8 @@ class TrainConfig:
     minutes: float | None = None
     """Time on this machine: the schedule follows the clock; evaluations take at most a tenth."""
     clock: Literal["wall", "cpu"] = "wall"
-    """Time that minutes and images/s count: what passes, or the processor time of this process,
-    which other processes do not use up ("cpu")."""
+    """Time that minutes and images/s count: what passes, or the processor time of all threads of
+    this process, which other processes do not use up ("cpu"); of several, process 0's."""
     batch: int = 512
     """Images of a step, over all processes."""
     accumulate: int = 1

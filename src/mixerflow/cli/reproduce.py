@@ -109,7 +109,7 @@ def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, s
 def _print_tables() -> None:
     tables = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
     for name, each in experiments.TABLES.items():
-        data = ", ".join(column.name for column in each.columns)
+        data = ", ".join(dict.fromkeys(column.source for column in each.columns))
         rows = ", ".join(row.name for row in each.rows)
         tables.add_row(name, each.title, data, rows, str(len(each.claims)))
     show(tables)
@@ -123,5 +123,5 @@ def _print_tables() -> None:
 def _length(train: TrainConfig) -> str:
     """Return how long a run trains."""
     if train.minutes is not None:
-        return f"{train.minutes:g} min of processor time"
+        return f"{train.minutes:g} min" + (" of processor time" if train.clock == "cpu" else "")
     return f"{train.steps:,} steps of {train.batch}"

@@ -63,14 +63,15 @@ def sample(arguments: list[str]) -> int:
     device = runs.device_of(given.device)
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow = held.flow(device)
+    shuffle = _shuffle_of(flow) if given.shuffled else None
     label = _label(flow, held.metadata["data"]["classes"], given.label)
     out = _require_places(given, label)
     drawn = draw_pixels(
         flow, given.number, seed=given.seed, temperature=given.temperature, label=label
     )
     pixels, plural = drawn.pixels, "" if given.number == 1 else "s"
-    if given.shuffled:
-        pixels = _shuffled(flow, pixels)
+    if shuffle is not None:
+        pixels = shuffle.cpu().shuffle(torch.from_numpy(pixels)).numpy()
     say(f"{given.number} image{plural}; {drawn}")
     writers: dict[Path, Callable[[Path], None]] = {}
     if out is not None:
@@ -93,11 +94,11 @@ def sample(arguments: list[str]) -> int:
     return 0
 
 
-def _shuffled(flow: Flow, pixels: np.ndarray) -> np.ndarray:
-    """Return images in the order of pixels that the flow sees."""
+def _shuffle_of(flow: Flow) -> ShufflePixels:
+    """Return the transform that shuffles the flow's images."""
     for transform in flow.modules():
         if isinstance(transform, ShufflePixels):
-            return transform.shuffle(torch.from_numpy(pixels)).numpy()
+            return transform
     raise ConfigError("the run's pixels have their own order", "--shuffled", "leave it out")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import from_spec
-from mixerflow.parts import GlobalShuffle, LocalShuffle, Model
+from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
 from mixerflow.runs import RunFolder, device_of, is_published
@@ -30,6 +31,8 @@ _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same command ag
 
 The flags below show the values of RECIPE ({name}); `mixerflow info` lists the recipes.
 """
+
+_SHORT = re.compile(r"^--shuffle([-_]seed)?(?=$|=)")
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Arguments(ComputingArguments, ReadingFlags):
     minutes: float | None = None
     """Budget in time on this machine, in place of the recipe's."""
     shuffle: Literal["none", "local", "global"] | None = None
-    """Show the model the pixels in one random order, the same for all images: of patches, and of
-    the pixels in each ("local"), or of all pixels ("global"); --model.shuffle has settings."""
+    """Short for --model.shuffle: the order of pixels in which the model sees images, one for all:
+    of patches, and of the pixels in each ("local"), or of all pixels ("global")."""
     shuffle_seed: int | None = None
-    """Seed of that order."""
+    """Short for --model.shuffle.seed: draws that order."""
     weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Begin from published weights or a run folder: averaged weights of the same model, or a run of
     fewer layers, whose schedule and moments of the optimiser continue."""
@@ -72,6 +75,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("no recipe", "mixerflow train RECIPE", remedy)
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
+    rest = [_SHORT.sub(lambda found: f"--model.shuffle{'.seed' * bool(found[1])}", w) for w in rest]
     if {"-h", "--help"} & set(rest):
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
@@ -127,7 +131,7 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
     reading = given.reading(None)
     splits = load_data(given.data, reading=reading, cache=given.cache)
     validation, words = _validation(given.train, splits)
-    model = _with_data(_with_shuffle(given), splits)
+    model = _with_data(given.model, splits)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
     config = _with_budget(given)
@@ -155,21 +159,6 @@ def _with_budget(given: Arguments) -> TrainConfig:
     """Return the training settings with the budget that the flags give, if any."""
     budget = {name: getattr(given, name) for name in ("steps", "epochs", "minutes")}
     return replace(given.train, **budget) if set(budget.values()) != {None} else given.train
-
-
-def _with_shuffle(given: Arguments) -> Model:
-    """Return the model with the order of pixels that the flags give, if any."""
-    model, seed = given.model, given.shuffle_seed
-    if given.shuffle is not None:
-        order = {"none": None, "local": LocalShuffle, "global": GlobalShuffle}[given.shuffle]
-        model = evolve(model, {"shuffle": order})
-    if seed is None:
-        return model
-    if model.shuffle is None:
-        raise ConfigError("a seed and nothing to shuffle", "--shuffle-seed", "give --shuffle too")
-    if seed < 0:
-        raise ConfigError(f"{seed}", "--shuffle-seed", "give 0 or more")
-    return evolve(model, {"shuffle.seed": seed})
 
 
 def _print_result(

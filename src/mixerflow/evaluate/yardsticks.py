@@ -33,10 +33,14 @@ def gaussian_bits(train: np.ndarray, test: np.ndarray, *, full: bool) -> float:
         full: whether S is any covariance, not a diagonal one.
 
     Raises:
-        ValueError: too few images for a full covariance, at most D, or too many values, over 4096.
+        ValueError: no images, or other shapes; for a full covariance too few images, at most D, or
+            too many values, over 4096.
     """
-    x, y = (as_tensor(images).flatten(1) for images in (train, test))
-    size = x.shape[1]
+    x, y = (as_tensor(images) for images in (train, test))
+    if not (len(x) and len(y)) or x.shape[1:] != y.shape[1:]:
+        what = f"takes images of one shape, some in both sets; got {(*x.shape,)} and {(*y.shape,)}"
+        raise ValueError(f"gaussian_bits: {what}")
+    x, y, size = x.flatten(1), y.flatten(1), x[0].numel()
     parts, zero = x.split(_BATCH), torch.zeros(size, dtype=torch.float64)
     mean = sum((part.double().sum(0) for part in parts), zero) / len(x)
     if not full:

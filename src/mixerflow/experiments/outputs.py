@@ -228,7 +228,8 @@ def rows_table(column: dict[str, Any]) -> TableText:
         cells.append(f"{np.median([r['images_per_second'] for r in runs]):.0f}" if runs else "")
         cells.append(f"{runs[0]['steps']:,}" if runs else "")
         for name in measures:
-            values = [run["measures"][name] for run in runs if name in run["measures"]]
+            values = [run["measures"].get(name) for run in runs]
+            values = [value for value in values if value is not None]
             cells.append(f"{np.mean(values):.3f}" if values else "")
         rows.append(cells)
     return head, rows
@@ -237,8 +238,8 @@ def rows_table(column: dict[str, Any]) -> TableText:
 def claims_table(column: dict[str, Any]) -> TableText:
     """Return a column's claims, each with its difference and verdict."""
     head = [
-        "the paper says",
-        "better - worse row",
+        "claim",
+        "rows",
         "paper",
         "ours, difference, 95 % interval",
         "verdict",
@@ -249,7 +250,9 @@ def claims_table(column: dict[str, Any]) -> TableText:
     rows = []
     for claim in column["claims"]:
         paper = claim["paper_difference"]
-        cells = [claim["words"], f"{labels[claim['better']]} < {labels[claim['worse']]}"]
+        loss = "loss of " if claim.get("against") else ""
+        rows_of = (f"{loss}{labels[claim[side]]}" for side in ("better", "worse"))
+        cells = [claim["words"], " < ".join(rows_of)]
         cells.append("" if paper is None else f"{paper:+.2f}")
         cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
         cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")

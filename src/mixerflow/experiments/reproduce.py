@@ -12,10 +12,10 @@ from filelock import FileLock
 from mixerflow.data import Splits
 from mixerflow.errors import InUseError, NonFiniteError, ResourceError
 from mixerflow.experiments import outputs
+from mixerflow.experiments.references import keep_yardsticks
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run, SeedImages
 from mixerflow.experiments.table import Budget, Cell, Table
-from mixerflow.experiments.yardstick import keep_yardsticks
 from mixerflow.runs.files import writing
 from mixerflow.terminal import say, tell
 
@@ -63,8 +63,6 @@ def reproduce(
             images = {key: value for key, value in images.items() if key[1] == run.seed}
             mine = SeedImages.of(splits[column.source], run.seed, budget, column.images)
             images[column.name, run.seed] = mine
-            if run.seed == 0 and column.images is None:
-                keep_yardsticks(root, column.source, mine)
         name = f"{run.cell.name}, seed {run.seed}"
         tell(f"{name} ({number} of {len(queue)})")
         metadata = {
@@ -85,6 +83,8 @@ def reproduce(
             exit_code = error.exit_code
         except InUseError as error:
             tell(f"{name}: {error.what}: left to it")
+        if budget != "tiny" and run.seed == 0:
+            keep_yardsticks(root, images[column.name, 0])
         lost = _try_outputs(table, budget, root, out)
         if stopped:
             break

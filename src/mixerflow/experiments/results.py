@@ -17,9 +17,9 @@ from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
+from mixerflow.experiments.references import read_yardsticks
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Claim, Column, Table
-from mixerflow.experiments.yardstick import read_yardsticks
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
@@ -106,7 +106,7 @@ def _column(
         "training_images": column.images,
         "weights": column.which,
         "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
-        "yardsticks": read_yardsticks(root, column.source),
+        "yardsticks": read_yardsticks(root, runs),
         "rows": rows,
     }
 

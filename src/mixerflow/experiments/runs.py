@@ -62,15 +62,17 @@ class SeedImages:
         held-out images.
         """
         train, validation = hold_out(splits.train, seed=seed)
-        if count is not None and count < len(train):
+        if count is not None:
+            if count > len(train):
+                what = f"{count:,} training images of {len(train):,} that are not held out"
+                raise ConfigError(what, "the table's column", "choose others with --columns")
             order = np.random.default_rng(seed).permutation(len(train))
             train = train.take(np.sort(order[:count]))
-        test, split = splits.test, "test"
+        test, split, limit = splits.test, "test", TEST_IMAGES[budget]
         if test is None:
             test, split = validation, "validation"
-        count = TEST_IMAGES[budget]
-        if 0 < count < len(test):
-            test, split = test.first(count), f"{split}, first {count}"
+        if 0 < limit < len(test):
+            test, split = test.first(limit), f"{split}, first {limit}"
         return SeedImages(train, validation, test, split)
 
 
@@ -185,7 +187,11 @@ class Run:
             copy = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
             with writing(self.root):
                 shutil.copytree(other, copy)
+            try:
                 copy.rename(self.path)
+            except OSError:  # another process was faster
+                shutil.rmtree(copy)
+                return
             tell(f"copied from {other}, which is the same run")
             return
 
@@ -196,8 +202,13 @@ class Run:
         labels = None if flow.context_net is None else test.labels
         figure = bits(flow, test.pixels, labels=labels, dataset_id=test.dataset_id, split=split)
         drawn = draw_pixels(flow, _SAMPLES, seed=1)
-        samples = drawn.pixels[drawn.nonfinite == 0], test.pixels, self.cell
-        measures = {name: measure(*samples) for name, measure in _MEASURES.items()}
+        samples = drawn.pixels[drawn.nonfinite == 0]
+        measures: dict[str, float | None] = {}
+        for name, measure in _MEASURES.items():
+            try:
+                measures[name] = measure(samples, test.pixels, self.cell)
+            except (ValueError, ZeroDivisionError):  # no finite samples, constant or small images
+                measures[name] = None
         record = figure.as_dict() | {
             "images_sha256": sha256,
             "weights": self.cell.column.which,

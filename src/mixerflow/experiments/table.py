@@ -134,11 +134,14 @@ class Table:
             for name in sorted(given - known):
                 remedy = nearest(name, sorted(known), cutoff=0.4)
                 raise ConfigError(f"no such {kind} of {self.name}", name, remedy)
-        return tuple(
+        chosen = tuple(
             cell
             for cell, both in cells
             if (not wanted or wanted & both) and (not places or cell.column.name in places)
         )
+        if not chosen:
+            raise ConfigError("no row is in these columns", "--rows", "leave out --columns")
+        return chosen
 
 
 @dataclass(frozen=True, eq=False)

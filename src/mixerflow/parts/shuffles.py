@@ -22,8 +22,10 @@ class Shuffle:
 
 @register("global")
 @dataclass(frozen=True)
-class GlobalShuffle(Shuffle):
+class GlobalShuffle(PositiveCounts, Shuffle):
     """One order of all pixels."""
+
+    least = 0
 
     seed: int = 0
     """Seed of the order."""
@@ -42,7 +44,7 @@ class LocalShuffle(PositiveCounts, Shuffle):
     seed: int = 0
     """Seed of both orders."""
     patch: int = 4
-    """Side of the patches; it divides the images' sides."""
+    """Side of the patches, at least 1; it divides the images' sides."""
 
     def build(self, shape: Shape) -> Transform:
         return ShufflePixels(shape, self.seed, self.patch)

@@ -66,7 +66,7 @@ class Woodbury(_LinearMap):
             y, small = z if self.bias is None else z - self.bias, self._small()
             # rows are multiplied from the right, so the small system is transposed too
             inner = torch.linalg.solve(small.mT, y @ self.right.mT, left=False)
-            return y - inner @ self.left.mT, constant(-torch.linalg.slogdet(small)[1], z)
+            return y - inner @ self.left.mT, constant(-self._log_det(), z)
 
     def extra_repr(self) -> str:
         return f"{self.n}, rank={self.rank}, bias={self.bias is not None}"

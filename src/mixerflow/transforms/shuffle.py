@@ -38,7 +38,10 @@ class ShufflePixels(FixedShape):
 
     def __init__(self, shape: Shape, seed: int = 0, patch: int | None = None) -> None:
         super().__init__(shape)
-        self.patch = patch
+        if patch is not None and (patch < 1 or any(side % patch for side in shape[1:])):
+            what = f"patch {patch} does not divide the sides of images {tuple(shape)}"
+            raise ValueError(f"ShufflePixels: {what}")
+        self.seed, self.patch = seed, patch
         order = _order(tuple(shape[1:]), seed, patch)
         self.register_buffer("order", torch.tensor(order.tolist()))
 
@@ -59,7 +62,8 @@ class ShufflePixels(FixedShape):
         return self.put_back(z), constant(0.0, z)
 
     def extra_repr(self) -> str:
-        return "global" if self.patch is None else f"local, patch={self.patch}"
+        kind = "global" if self.patch is None else f"local, patch={self.patch}"
+        return f"{kind}, seed={self.seed}"
 
 
 def _order(spatial: Shape, seed: int, patch: int | None) -> np.ndarray:
