@@ -92,8 +92,9 @@ class Products(TorchDispatchMode):
             return value
         key = (value.shape, value.stride(), value.dtype)
         if key not in self._buffers:
-            empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
-            self._buffers[key] = empty.normal_()
+            pairs = zip(value.shape, value.stride(), strict=True)
+            numbers = torch.randn(1 + sum((n - 1) * step for n, step in pairs), dtype=value.dtype)
+            self._buffers[key] = numbers.as_strided(value.shape, value.stride())  # may repeat some
         return self._buffers[key]
 
     @torch.no_grad()
