@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow import core
-from mixerflow.core import Context, FixedShape, Mapped, Noise, Transform, constant
+from mixerflow.core import Context, FixedShape, Mapped, Noise, Shape, Transform, constant
 from mixerflow.registry import register
 
 
@@ -54,6 +54,9 @@ class _DenseMap(_LinearMap):
     """``z = A x + b`` by one product with A, for vectors or for the columns of ``(B, n, m)``."""
 
     takes_columns = True
+
+    def out_shape(self, shape: Shape) -> Shape:
+        return shape if len(shape) == 2 and shape[0] == self.n else super().out_shape(shape)
 
     def _matrix(self) -> Float[Tensor, "n n"]:
         """A."""
