@@ -45,8 +45,9 @@ def split_pixels(flow: Flow) -> tuple[list[Transform], MultiScale]:
 def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.Module:
     """Another library's module with a `log_prob` of ``(B, C, H, W)``, and the weights of `flow`.
 
-    `exact` says whether a part is changed where the library has none for the same map, see
-    `_Splines`; without, the counterpart is the library's own, and equal at the start only nearly.
+    Without `exact` the parts are as the library has them. With `exact` ActNorm and splines have our
+    parametrisations: the library's ActNorm in the other direction, and a spline's derivatives
+    changed on their way in. Without, splines are equal at the start only nearly.
     """
     warnings.filterwarnings("ignore", "Inputs to the softmax are not scaled down")
     warnings.filterwarnings("ignore", r"torch\.(lu|triangular_solve) is deprecated")
@@ -57,7 +58,7 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
         if isinstance(model, NSF):
             made: nn.Module = nsf(scales, exact=exact)
         elif isinstance(model, Glow):
-            made = _GlowOfNormflows(scales)
+            made = _GlowOfNormflows(scales, exact=exact)
         else:
             made = _NormflowsModel(_real_nvp_of_normflows(scales))
     finally:
@@ -68,7 +69,7 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
 # ---- Glow in normflows
 
 
-def _glow_block(layer: Layer) -> nn.Module:
+def _glow_block(layer: Layer, *, exact: bool) -> nn.Module:
     """A step: ActNorm, 1x1 convolution, coupling; in normflows the coupling comes first."""
     import normflows as nf
 
@@ -80,8 +81,13 @@ def _glow_block(layer: Layer) -> nn.Module:
     block = nf.flows.GlowBlock(channels, hidden, use_lu=isinstance(mix, PLU))
     parts: Any = block.flows
     coupling, convolution, act = parts
-    set_values(act.s, -norm.log_scale)  # x exp(a) + b is (x - t) exp(-s)
-    set_values(act.t, -norm.shift * (-norm.log_scale).exp())
+    if exact:
+        set_values(act.s, norm.log_scale)
+        set_values(act.t, norm.shift)
+        parts[2] = nf.flows.Reverse(act)
+    else:  # x exp(a) + b is (x - t) exp(-s)
+        set_values(act.s, -norm.log_scale)
+        set_values(act.t, -norm.shift * (-norm.log_scale).exp())
     act.data_dep_init_done.fill_(1.0)
     if isinstance(mix, PLU):
         lower, upper = mix.triangles()
@@ -155,7 +161,7 @@ def _multiscale(scales: MultiScale, flows: list[list[Any]], top: DiagonalAffine 
 
 
 class _GlowOfNormflows(_NormflowsModel):
-    def __init__(self, scales: MultiScale) -> None:
+    def __init__(self, scales: MultiScale, *, exact: bool) -> None:
         import normflows as nf
 
         flows, priors, top = [], [], None
@@ -163,7 +169,7 @@ class _GlowOfNormflows(_NormflowsModel):
             blocks: list[Any] = []
             for part in scale.steps:
                 if isinstance(part, Layer):
-                    blocks.append(_glow_block(part))
+                    blocks.append(_glow_block(part, exact=exact))
                 elif isinstance(part, DiagonalAffine):
                     top = part
                 elif isinstance(part, Coupling):

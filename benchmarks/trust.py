@@ -56,6 +56,8 @@ class Arguments:
     """Test images."""
     size: int = 32
     """Side of the middle of each image, which is all that the models see."""
+    exact: bool = False
+    """Whether counterparts have our parametrisations, see `counterpart`."""
     threads: int = 1
     out: Path | None = None
 
@@ -92,7 +94,9 @@ def trained(flow: Flow, density: nn.Module, pixels: Tensor, given: Arguments, se
         rows = torch.randint(len(pixels), (given.batch,), generator=chosen)
         y, _ = real_numbers(flow, pixels[rows], 1000 * seed + step)
         for group in optimizer.param_groups:
-            group["lr"] = given.lr * min(1.0, (step + 1) / 50)
+            # the rate falls to 0: the last steps' noise would hide a difference of 0.03
+            falling = 0.5 + 0.5 * math.cos(math.pi * step / given.steps)
+            group["lr"] = given.lr * min(1.0, (step + 1) / 50) * falling
         loss = -density.log_prob(y).mean() / y[0].numel()  # pyright: ignore[reportCallIssue]
         optimizer.zero_grad()
         loss.backward()
@@ -120,7 +124,7 @@ def pair(name: str, train: Tensor, test: Tensor, given: Arguments, seed: int) ->
     torch.manual_seed(seed)
     flow = MODELS[name].build(tuple(train.shape[1:]))
     flow.initialize(train[torch.randperm(len(train))[:256]])
-    both = {"ours": Ours(flow), "theirs": counterpart(MODELS[name], flow, exact=False)}
+    both = {"ours": Ours(flow), "theirs": counterpart(MODELS[name], flow, exact=given.exact)}
     found: dict[str, float] = {}
     for who, density in both.items():
         found[f"{who}_start"] = scored(flow, density, test[:100])
@@ -138,8 +142,8 @@ def verdict(pairs: list[dict[str, float]]) -> dict[str, Any]:
         return {}
     mean, error = statistics.mean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
     half = quantile(len(gaps) - 1) * error
-    within = abs(mean) + half <= LIMIT
-    return {"difference": round(mean, 5), "half_interval": round(half, 5), "within": within}
+    found = {"difference": round(mean, 5), "half_interval": round(half, 5)}
+    return found | {"within": abs(mean) + half <= LIMIT, "not_worse": mean + half <= LIMIT}
 
 
 def main() -> None:
@@ -151,7 +155,7 @@ def main() -> None:
     train = middle(splits.train.pixels[:], given.size)
     test = middle(held_out.pixels[: given.images], given.size)
     report: dict[str, Any] = facts(0, ("nflows", "normflows"))
-    report |= {"steps": given.steps, "batch": given.batch, "lr": given.lr, "seeds": given.seeds}
+    report |= {"steps": given.steps, "batch": given.batch, "lr": given.lr, "exact": given.exact}
     report |= {"images": len(test), "size": given.size, "dataset_id": splits.train.dataset_id}
     report |= {"limit": LIMIT, "results": {}}
     for name in given.models:
