@@ -3,7 +3,8 @@
 `fixtures/flat_settings.json` was written by the commit before models became values: parameters'
 names and starts, log-probabilities with random weights, and what 50 steps of training came to. On
 the processor that wrote them they are equal to the last bit; on another, whose matrix products
-round otherwise, nearly.
+round otherwise, nearly. The training was written anew when maps of an image's channels came to copy
+nothing, which rounds otherwise: it moved by 7e-4 bits/dim at most.
 """
 
 import hashlib
