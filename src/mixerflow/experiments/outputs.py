@@ -279,7 +279,7 @@ def _plain(value: object) -> str:
 
 
 def curves(results: dict[str, Any]) -> bytes:
-    """Draw validation bits/dim against steps, as PNG: seeds thin, their mean thick."""
+    """Draw validation bits/dim against steps, as PNG: seeds thin, a mean of them thick."""
     columns = _shown(results)
     figure = Figure(figsize=(9, 4.2 * len(columns)), layout="constrained")
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]
@@ -292,10 +292,12 @@ def curves(results: dict[str, Any]) -> bytes:
                 label += f": {kind_of(row['runs'][0])}"
             lines = [np.array(run["curve"]) for run in row["runs"] if run["curve"]]
             colour = f"C{number % 10}"
-            for line in lines:
-                axes.plot(line[:, 0], line[:, 1], color=colour, lw=0.6, alpha=0.6)
+            alike = len({len(line) for line in lines}) == 1
+            for i, line in enumerate(lines):
+                shown = "_" if alike or i else label  # matplotlib leaves out what begins so
+                axes.plot(line[:, 0], line[:, 1], color=colour, lw=0.6, alpha=0.6, label=shown)
                 ends += line[len(line) // 4 :, 1].tolist()
-            if lines and len({len(line) for line in lines}) == 1:
+            if alike:
                 mean = np.mean(lines, axis=0)
                 axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=1.8, label=label)
         if ends:
