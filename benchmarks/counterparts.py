@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.counterparts_nflows import copy_convolution, nsf, set_values
 from mixerflow.core import Flow, Layer, MultiScale, Transform
 from mixerflow.models import NSF, Glow, RealNVP
 from mixerflow.nets import PlainConvNet, ZeroConv
@@ -45,9 +44,9 @@ def split_pixels(flow: Flow) -> tuple[list[Transform], MultiScale]:
 def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.Module:
     """Another library's module with a `log_prob` of ``(B, C, H, W)``, and the weights of `flow`.
 
-    Without `exact` the parts are as the library has them. With `exact` ActNorm and splines have our
-    parametrisations: the library's ActNorm in the other direction, and a spline's derivatives
-    changed on their way in. Without, splines are equal at the start only nearly.
+    Without `exact` the parts are as the library has them. With `exact` some have our
+    parametrisation: normflows' ActNorm stands in the other direction, and in nflows the diagonal
+    of LU and a spline's derivatives are read as ours. Without, splines are equal only nearly.
     """
     warnings.filterwarnings("ignore", "Inputs to the softmax are not scaled down")
     warnings.filterwarnings("ignore", r"torch\.(lu|triangular_solve) is deprecated")
@@ -56,6 +55,8 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
     torch.set_default_dtype(next(flow.parameters()).dtype)  # the libraries' parts have no dtype
     try:
         if isinstance(model, NSF):
+            from benchmarks.counterparts_nflows import nsf
+
             made: nn.Module = nsf(scales, exact=exact)
         elif isinstance(model, Glow):
             made = _GlowOfNormflows(scales, exact=exact)
@@ -64,6 +65,18 @@ def counterpart(model: Glow | RealNVP, flow: Flow, *, exact: bool = True) -> nn.
     finally:
         torch.set_default_dtype(before)
     return made.train(flow.training)
+
+
+def set_values(target: Tensor, value: Tensor) -> None:
+    """Copy numbers into a parameter or buffer of another shape."""
+    with torch.no_grad():
+        target.copy_(value.reshape(target.shape))
+
+
+def copy_convolution(target: Any, source: Any) -> None:  # noqa: ANN401
+    """Weight and bias of a convolution."""
+    set_values(target.weight, source.weight)
+    set_values(target.bias, source.bias)
 
 
 # ---- Glow in normflows

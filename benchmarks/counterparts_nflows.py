@@ -10,46 +10,44 @@ import math
 from typing import Any
 
 import torch
+from nflows import transforms
+from nflows.distributions import StandardNormal
+from nflows.flows import Flow as NFlow
+from nflows.nn.nets import ConvResidualNet
+from nflows.transforms import OneByOneConvolution, PiecewiseRationalQuadraticCouplingTransform
 from torch import Tensor, nn
 
+from benchmarks.counterparts import copy_convolution, set_values
 from mixerflow.core import Layer, MultiScale
 from mixerflow.nets import PreactivationNet
 from mixerflow.transforms import Coupling, RationalQuadratic, Squeeze
 
 
-def set_values(target: Tensor, value: Tensor) -> None:
-    """Copy numbers into a parameter or buffer of another shape."""
-    with torch.no_grad():
-        target.copy_(value.reshape(target.shape))
+class _ExponentialLU(OneByOneConvolution):
+    """nflows' diagonal is softplus(raw) + 1e-3, ours exp(raw)."""
+
+    @property
+    def upper_diag(self) -> Tensor:
+        return self.unconstrained_upper_diag.exp()
 
 
-def copy_convolution(target: Any, source: Any) -> None:  # noqa: ANN401
-    """Weight and bias of a convolution."""
-    set_values(target.weight, source.weight)
-    set_values(target.bias, source.bias)
-
-
-def _one_by_one(mix: Any) -> nn.Module:  # noqa: ANN401
+def _one_by_one(mix: Any, *, exact: bool) -> nn.Module:  # noqa: ANN401
     """``L U x + b``; the library's permutation is set to the identity."""
-    from nflows.transforms import OneByOneConvolution
-
     n = len(mix.bias)
-    theirs: Any = OneByOneConvolution(n)
+    theirs: Any = (_ExponentialLU if exact else OneByOneConvolution)(n)
     theirs.permutation._permutation.copy_(torch.arange(n))
     rows = torch.tril_indices(n, n, -1)
     set_values(theirs.lower_entries, mix.packed[rows[0], rows[1]])
     rows = torch.triu_indices(n, n, 1)
     set_values(theirs.upper_entries, mix.packed[rows[0], rows[1]])
-    diagonal = (mix.packed.diagonal().exp() - theirs.eps).expm1().log()
-    set_values(theirs.unconstrained_upper_diag, diagonal)
+    raw = mix.packed.diagonal()
+    raw = raw if exact else (raw.exp() - theirs.eps).expm1().log()
+    set_values(theirs.unconstrained_upper_diag, raw)
     set_values(theirs.bias, mix.bias)
     return theirs
 
 
 def _spline_coupling(couple: Coupling, *, exact: bool) -> nn.Module:
-    from nflows.nn.nets import ConvResidualNet
-    from nflows.transforms import PiecewiseRationalQuadraticCouplingTransform
-
     net, law = couple.net, couple.elementwise
     assert isinstance(net, PreactivationNet) and isinstance(law, RationalQuadratic) and couple.flip
     width, changed = net.enter.out_channels, net.leave.out_channels // law.params
@@ -91,10 +89,6 @@ def _spline_coupling(couple: Coupling, *, exact: bool) -> nn.Module:
 
 def nsf(scales: MultiScale, *, exact: bool) -> nn.Module:
     """Return the nflows flow with the weights of an `NSF` of `LUMap` and `PreactivationConv`."""
-    from nflows import transforms
-    from nflows.distributions import StandardNormal
-    from nflows.flows import Flow as NFlow
-
     levels = list(scales.parts())
     multi: Any = transforms.MultiscaleCompositeTransform(len(levels))
     for number, scale in enumerate(levels, 1):
@@ -103,14 +97,18 @@ def nsf(scales: MultiScale, *, exact: bool) -> nn.Module:
         parts: list[nn.Module] = [transforms.SqueezeTransform()]
         for layer in layers:
             if not isinstance(layer, Layer):  # the last linear map
-                parts.append(_one_by_one(layer.transform))
+                parts.append(_one_by_one(layer.transform, exact=exact))
                 continue
             norm, along, couple = layer.steps
             act: Any = transforms.ActNorm(norm.log_scale.numel())
             set_values(act.log_scale, norm.log_scale)
             set_values(act.shift, norm.shift)
             act.initialized.fill_(True)
-            parts += [act, _one_by_one(along.transform), _spline_coupling(couple, exact=exact)]
+            parts += [
+                act,
+                _one_by_one(along.transform, exact=exact),
+                _spline_coupling(couple, exact=exact),
+            ]
         if number < len(levels):  # the library goes on with the second half
             half = torch.arange(squeeze.latent_shape[0]).chunk(2)
             parts.append(transforms.Permutation(torch.cat(half[::-1])))
