@@ -173,7 +173,7 @@ def subjects(given: Arguments) -> dict[str, tuple[Flow, Tensor]]:
         small = evolve(named.model, {"units": (2, 1), "modules": (1, 1), "net.width": 4})
         return {"small": (small.build(named.shape), pixels[:4])}
     shape = (12, 16, 16)
-    block = Flow(DenseFlow().block(shape, 6, 5), shape)
+    block = Flow(DenseFlow().block(shape, 0), shape)
     twin = build("denseflow-cifar10-tiny")
     return {
         "twin": (twin, pixels),

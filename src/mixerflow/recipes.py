@@ -14,6 +14,7 @@ from mixerflow.models import (
     baseline_recipes,
     denseflow_recipes,
     glow_recipes,
+    mixerflow_dense_recipes,
     mixerflow_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
@@ -24,6 +25,7 @@ __all__ = ["RECIPES", "PublishedResult", "Recipe", "build", "recipe"]
 RECIPES: dict[str, Recipe] = {
     **mixerflow_recipes.RECIPES,
     **denseflow_recipes.RECIPES,
+    **mixerflow_dense_recipes.RECIPES,
     **glow_recipes.RECIPES,
     **baseline_recipes.RECIPES,
 }

@@ -15,7 +15,7 @@ from mixerflow.schedule import Constant
 from mixerflow.train_config import TrainConfig
 
 TIME = 2.0
-"""Minutes of processor time of a run of the budget `time`."""
+"""Minutes of processor time of a run of the budget `time`, unless a table has its own."""
 
 _CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
 # a constant rate and averaged weights: a curve's every point is the result of a shorter run
@@ -26,16 +26,23 @@ _SHAPES |= dict((recipe.IMAGENET32, recipe.IMAGENET64))
 
 
 def setups(
-    paper: Model, train: TrainConfig, twin: Model, tiny: Model, *, steps: int, **training: float
+    paper: Model,
+    train: TrainConfig,
+    twin: Model,
+    tiny: Model,
+    *,
+    steps: int,
+    minutes: float = TIME,
+    **training: Any,  # noqa: ANN401
 ) -> dict[Budget, Setup]:
     """Return the setups of all budgets: the paper's model, its twin, and a model of a few numbers.
 
-    Twins train for `steps`, or for `TIME`, with the settings `training`.
+    Twins train for `steps`, or for `minutes` of processor time, with the settings `training`.
     """
     return {
         "tiny": Setup(tiny, _SECONDS),
         "cpu": Setup(twin, replace(_CPU, steps=steps, **training)),
-        "time": Setup(twin, replace(_TIME, **training)),
+        "time": Setup(twin, replace(_TIME, minutes=minutes, **training)),
         "gpu": Setup(paper, train),
     }
 
@@ -47,12 +54,13 @@ def column(
     twin: Model,
     *,
     twin_steps: int,
+    twin_minutes: float = TIME,
     data: str = "",
     **changes: Any,  # noqa: ANN401
 ) -> Column:
     """Make a column of MixerFlow at all budgets; the smallest has two layers."""
     tiny = evolve(twin, {"layers": 2, "flow_layers": 2, "flow.net.width": 8})
-    bases = setups(paper, train, twin, tiny, steps=twin_steps)
+    bases = setups(paper, train, twin, tiny, steps=twin_steps, minutes=twin_minutes)
     return Column(name, _SHAPES[data or name], bases, data, **changes)
 
 

@@ -16,6 +16,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
+from mixerflow.experiments.weighted import weighted_table
 from mixerflow.runs.files import json_text, write_atomically, writing
 
 NOTE = (
@@ -101,6 +102,8 @@ def markdown_text(results: dict[str, Any]) -> str:
     for column in _shown(results):
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
+        if weighted := weighted_table(column):
+            lines += ["", markdown.table(*weighted)]
         lines += [each for text in _yardsticks_text(column) for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
@@ -136,6 +139,8 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.heading(column["column"], level=3)
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
+        if weighted := weighted_table(column):
+            yield page.table(*weighted)
         yield from map(page.paragraph, _yardsticks_text(column))
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
@@ -252,7 +257,8 @@ def claims_table(column: dict[str, Any]) -> TableText:
         paper = claim["paper_difference"]
         loss = "loss of " if claim.get("against") else ""
         rows_of = (f"{loss}{labels[claim[side]]}" for side in ("better", "worse"))
-        cells = [claim["words"], " < ".join(rows_of)]
+        apart = ", figures of any kind" if claim.get("kinds") == "any" else ""
+        cells = [claim["words"] + apart, " < ".join(rows_of)]
         cells.append("" if paper is None else f"{paper:+.2f}")
         cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
         cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")

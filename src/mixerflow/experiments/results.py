@@ -174,7 +174,9 @@ def _run_results(run: Run) -> dict[str, Any] | str:
 
 
 def judge(table: Table, columns: list[dict[str, Any]]) -> None:
-    """Set the claims of each column, with their outcomes; only figures of one kind are compared.
+    """Set the claims of each column, with their outcomes.
+
+    Only figures of one kind are compared, unless the claim says otherwise.
 
     Where rows are compared after equal time, claims are also judged by the curves at the last step
     that all runs of the table have.
@@ -206,10 +208,10 @@ def _outcome_of(
     """Return the paper's difference, and ours with its verdict; both of losses where asked for."""
     figures, papers = [], []
     for name in (claim.better, claim.worse):
-        own = _by_seed_images_and_kind(rows[name], step)
+        own = _by_what_compares(rows[name], step, claim.kinds)
         paper = rows[name]["paper"]["bits_per_dim"]
         if claim.against:
-            before = _by_seed_images_and_kind(reference[name], step)
+            before = _by_what_compares(reference[name], step, claim.kinds)
             own = {key: own[key] - before[key] for key in own.keys() & before.keys()}
             known = reference[name]["paper"]["bits_per_dim"]
             paper = None if None in (paper, known) else paper - known
@@ -220,8 +222,8 @@ def _outcome_of(
     return None if None in papers else papers[1] - papers[0], outcome(better, worse)
 
 
-def _by_seed_images_and_kind(
-    row: Mapping[str, Any], step: int | None
+def _by_what_compares(
+    row: Mapping[str, Any], step: int | None, kinds: Literal["same", "any"]
 ) -> dict[tuple[Any, ...], float]:
     """Return the figures, each with all that another must have in common to be compared.
 
@@ -230,7 +232,7 @@ def _by_seed_images_and_kind(
     names = ("seed", "training_sha256", "images_sha256")
     figures = {}
     for run in row["runs"]:
-        key = (*(run[name] for name in names), kind_of(run))
+        key = (*(run[name] for name in names), kind_of(run) if kinds == "same" else kinds)
         if step is None:
             figures[key] = run["bits_per_dim"]
         elif run["curve"] and run["curve"][0][0] <= step:

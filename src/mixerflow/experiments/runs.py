@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixerflow.core import Flow
 from mixerflow.data import Images, Splits, hold_out
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate import bits, draw_pixels, grid_artefacts, high_frequency_power
@@ -167,13 +168,17 @@ class Run:
             if result.exit_code:
                 return result.exit_code
         figures, sha256 = self.figures(), images.test.fingerprint()
-        which = self.cell.column.which
-        if figures is None or (
-            (figures["images_sha256"], figures.get("weights", "last"), *figures["measures"])
-            != (sha256, which, *_MEASURES)
-        ):
+        if figures is None or self._lacks(figures, sha256):
             self._score(images, sha256, device)
         return 0
+
+    def _lacks(self, figures: Mapping[str, Any], sha256: str) -> bool:
+        """Whether figures are of other images or weights, or some of them are missing."""
+        column = self.cell.column
+        draws = (figures.get("weighted") or {}).get("importance_samples")
+        known = (figures["images_sha256"], figures.get("weights", "last"), *figures["measures"])
+        missing = column.weighted is not None and draws != column.weighted[0]
+        return missing or known != (sha256, column.which, *_MEASURES)
 
     def _adopt(self, images: Images) -> None:
         """Copy the finished run of another row or table that is the same, if there is one."""
@@ -213,10 +218,23 @@ class Run:
             "images_sha256": sha256,
             "weights": self.cell.column.which,
             "measures": measures,
+            "weighted": self._weighted(flow, test, labels),
         }
         with writing(self.path):
             self._figures_path.parent.mkdir(exist_ok=True)
             write_atomically(self._figures_path, (json_text(record) + "\n").encode())
+
+    def _weighted(
+        self, flow: Flow, test: Images, labels: np.ndarray | None
+    ) -> dict[str, Any] | None:
+        """Return the importance-weighted figure of the first test images, if it is asked for."""
+        if self.cell.column.weighted is None:
+            return None
+        draws, count = self.cell.column.weighted
+        first = test.first(min(count, len(test)))
+        labels = None if labels is None else labels[: len(first)]
+        bound = bits(flow, first.pixels, labels=labels, importance_samples=draws).curve[-1]
+        return bound.as_dict() | {"images": len(first)}
 
 
 def _recorded(path: Path) -> dict[str, Any] | None:

@@ -55,6 +55,9 @@ class Column:
     """Training images, a random part of them, the same for all rows; None for all."""
     which: Literal["last", "best"] = "last"
     """Step whose weights give the figures: the last, or the best on the held-out images."""
+    weighted: tuple[int, int] | None = None
+    """Draws of noise an image, and the number of test images, of a further figure, which is
+    importance-weighted; None for no such figure."""
 
     @property
     def source(self) -> str:
@@ -102,6 +105,10 @@ class Claim:
     that column there is no such claim."""
     column: str = ""
     """The only column that the claim is about; empty for every column."""
+    kinds: Literal["same", "any"] = "same"
+    """Which figures are compared: of one kind only, or of any: an exact density under uniform
+    noise, one under learned noise and a lower bound all bound the images' code length from above,
+    in expectation, and some do it more tightly than others."""
 
 
 @dataclass(frozen=True, eq=False)

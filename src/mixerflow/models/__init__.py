@@ -15,6 +15,7 @@ from mixerflow.models.glow import Glow
 from mixerflow.models.macow import MaCow
 from mixerflow.models.maf import MAF
 from mixerflow.models.mixerflow import MixerFlow
+from mixerflow.models.mixerflow_dense import MixerDenseFlow
 from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
@@ -22,8 +23,8 @@ from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "Glow", "MaCow", "MixerFlow"]
-__all__ += ["Model", "Periodic", "RealNVP", "WoodburyGlow"]
+__all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "Glow", "MaCow"]
+__all__ += ["MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

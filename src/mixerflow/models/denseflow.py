@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mixerflow.core import Chain, Layer, MultiScale, Shape, Transform
 from mixerflow.parts.image_nets import DenseAttention, ImageNet, WideningConv
@@ -43,10 +44,12 @@ from mixerflow.transforms import (
 )
 
 
-@register("denseflow")
+Place = Literal["units", "input", "last"]
+
+
 @dataclass(frozen=True)
-class DenseFlow(Model):
-    """Settings of a DenseFlow."""
+class CrossUnitFlow(Model):
+    """Base of models that add noise between invertible units; a subclass says what a unit is."""
 
     units: tuple[int, ...] = (6, 4, 1)
     """Units of each block; each block has half as many pixels a side as the one before."""
@@ -54,16 +57,13 @@ class DenseFlow(Model):
     """Modules of each unit of a block."""
     growth: int = 10
     """Channels of noise added between two units; 0 for none."""
-    net: ImageNet = DenseAttention()
-    """Net of the couplings, which reads one half of the channels."""
-    noise_net: ImageNet = WideningConv()
-    """Net of the noise's mean and scale, which reads earlier units."""
+    place: Place = "units"
+    """Where noise is added: between the units of each block, or as many numbers, up to a whole
+    channel, all before the first block ("input") or all before the last block ("last")."""
+    noise_net: ImageNet | None = WideningConv()
+    """Net of the noise's mean and scale, which reads earlier units; None for N(0, I)."""
     elementwise: Elementwise = Affine(2.0)
-    """Transform of the other half of the channels, and of the noise."""
-    linear: LinearMap = MatrixMap()
-    """The 1x1 convolution."""
-    floor: float = 0.01
-    """Lower bound of the standard deviations that ActNorm's start from data divides by."""
+    """Transform of the noise, given its net."""
     pixels: Pixels = field(
         default=ScaledPixels(-0.5, 0.5, dequantizer=VariationalDequantizer()), kw_only=True
     )
@@ -74,22 +74,26 @@ class DenseFlow(Model):
             counts = getattr(self, name)
             if not counts or min(counts) < 1:
                 what = f"{name} must be a number of at least 1 for each block; got {counts}"
-                raise ValueError(f"DenseFlow: {what}")
+                raise ValueError(f"{type(self).__name__}: {what}")
         if self.growth < 0:
-            raise ValueError(f"DenseFlow: growth must be at least 0; got {self.growth}")
+            raise ValueError(f"{type(self).__name__}: growth must be at least 0; got {self.growth}")
+
+    def unit(self, shape: Shape, numbers: range) -> Transform:
+        """Return a unit of events `shape`, of the modules with these numbers, from 1, of all."""
+        raise NotImplementedError
 
     def compose(self, shape: Shape) -> Transform:
         if len(self.units) != len(self.modules):
             what = f"as many modules as units; got {self.modules} for {self.units}"
-            raise ValueError(f"DenseFlow: takes {what}")
+            raise ValueError(f"{type(self).__name__}: takes {what}")
         require_halvable(shape, len(self.units), f"the blocks of units {self.units}")
         squeeze = Squeeze(shape)
         inner, scales = squeeze.latent_shape, []
-        for units, modules in zip(self.units, self.modules, strict=True):
+        for number in range(len(self.units)):
             steps = [squeeze] if not scales else []
-            block = self.block(inner, units, modules)
+            block = self.block(inner, number)
             inner = block.out_shape(inner)
-            if len(scales) + 1 < len(self.units):  # squeezed before half of the channels leave
+            if number + 1 < len(self.units):  # squeezed before half of the channels leave
                 transition = Squeeze(inner)
                 inner = transition.latent_shape
             else:
@@ -98,26 +102,65 @@ class DenseFlow(Model):
             inner = (inner[0] // 2, *inner[1:])
         return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
 
-    def block(self, shape: Shape, units: int, modules: int) -> Transform:
-        """Return units of events `shape`, with noise between them."""
-        channels, *spatial = shape
+    def block(self, shape: Shape, number: int) -> Transform:
+        """Return the units of block `number`, from 0, of events `shape`, with noise among them."""
+        first, growth = self._noise_of(number, axes=len(shape) - 1)
+        before = [self.augment(shape, shape[0], first)] if first else []
+        channels, *spatial = shape[0] + first, *shape[1:]
+        pairs = zip(self.units[:number], self.modules[:number], strict=True)
+        start, modules = 1 + sum(units * each for units, each in pairs), self.modules[number]
         made, augments, given = [], [], channels
-        for number in range(units):
-            wide = (channels + self.growth * number, *spatial)
-            made.append(Chain(*(self.module(wide) for _ in range(modules))))
-            if self.growth and number + 1 < units:
-                augments.append(self.augment(wide, given))
+        for unit in range(self.units[number]):
+            wide = (channels + growth * unit, *spatial)
+            numbers = range(start + unit * modules, start + (unit + 1) * modules)
+            made.append(self.unit(wide, numbers))
+            if growth and unit + 1 < self.units[number]:
+                augments.append(self.augment(wide, given, growth))
                 given += wide[0]
-        return CrossUnits(shape, made, augments) if self.growth else Chain(*made)
+        inner = (channels, *spatial)
+        return Chain(*before, *([CrossUnits(inner, made, augments)] if growth else made))
 
-    def augment(self, shape: Shape, given: int) -> Augment:
-        """Return the noise beside events `shape`, whose net reads `given` channels."""
-        out, axes = self.elementwise.params * self.growth, len(shape) - 1
+    def _noise_of(self, number: int, *, axes: int) -> tuple[int, int]:
+        """Return channels of noise before the first unit of a block, and between its units."""
+        if self.place == "units" or not self.growth:
+            return 0, self.growth
+        blocks = range(len(self.units))
+        if number != (0 if self.place == "input" else blocks[-1]):
+            return 0, 0
+        # a block has 2^axes times as many pixels as the next
+        pixels = [2 ** (axes * (blocks[-1] - block)) for block in blocks]
+        sizes = zip(self.units, pixels, strict=True)
+        whole = sum(self.growth * (units - 1) * size for units, size in sizes)
+        return -(-whole // pixels[number]), 0
+
+    def augment(self, shape: Shape, given: int, channels: int) -> Augment:
+        """Return noise of so many channels beside events `shape`; its net reads `given` channels."""
+        if self.noise_net is None:
+            return Augment(shape, channels)
+        out, axes = self.elementwise.params * channels, len(shape) - 1
         net = self.noise_net.build(given, out, context=self.context, axes=axes)
-        return Augment(shape, self.growth, net, self.elementwise)
+        return Augment(shape, channels, net, self.elementwise)
 
-    def module(self, shape: Shape) -> Transform:
-        """Return ActNorm, 1x1 convolution, coupling and swap as one layer."""
+
+@register("denseflow")
+@dataclass(frozen=True)
+class DenseFlow(CrossUnitFlow):
+    """Settings of a DenseFlow."""
+
+    net: ImageNet = DenseAttention()
+    """Net of the couplings, which reads one half of the channels."""
+    elementwise: Elementwise = Affine(2.0)
+    """Transform of the other half of the channels, and of the noise."""
+    linear: LinearMap = MatrixMap()
+    """The 1x1 convolution."""
+    floor: float = 0.01
+    """Lower bound of the standard deviations that ActNorm's start from data divides by."""
+
+    def unit(self, shape: Shape, numbers: range) -> Transform:
+        """Return the modules: ActNorm, 1x1 convolution, coupling and swap, each as one layer."""
         step = functools.partial(glow_step, linear=self.linear, bias=False, floor=self.floor)
-        steps = step(self.net, self.elementwise, shape, context=self.context)
-        return Layer(*steps, SwapHalves())
+        modules = []
+        for _ in numbers:
+            steps = step(self.net, self.elementwise, shape, context=self.context)
+            modules.append(Layer(*steps, SwapHalves()))
+        return Chain(*modules)

@@ -35,7 +35,7 @@ _PAPER = DenseFlow()
 # 28 pixels a side can be halved twice
 _MNIST = DenseFlow(units=(6, 4), modules=(5, 6))
 
-_TWIN = DenseFlow(
+TWIN = DenseFlow(
     units=(3, 1),
     modules=(2, 4),
     growth=4,
@@ -101,13 +101,13 @@ RECIPES: dict[str, Recipe] = {
         replace(_TRAINING, augmentation=Augmentation()),
         *MNIST,
     ),
-    "denseflow-cifar10-tiny": Recipe("DenseFlow on CIFAR-10", _TWIN, _TINY_FLIPPED, *CIFAR10),
+    "denseflow-cifar10-tiny": Recipe("DenseFlow on CIFAR-10", TWIN, _TINY_FLIPPED, *CIFAR10),
     "denseflow-imagenet32-tiny": Recipe(
-        "DenseFlow on ImageNet at 32 pixels", _TWIN, _TINY_FLIPPED, *NEW_IMAGENET32
+        "DenseFlow on ImageNet at 32 pixels", TWIN, _TINY_FLIPPED, *NEW_IMAGENET32
     ),
     "denseflow-imagenet64-tiny": Recipe(
-        "DenseFlow on ImageNet at 64 pixels", _TWIN, _TINY_FLIPPED, *NEW_IMAGENET64
+        "DenseFlow on ImageNet at 64 pixels", TWIN, _TINY_FLIPPED, *NEW_IMAGENET64
     ),
-    "denseflow-celeba64-tiny": Recipe("DenseFlow on faces", _TWIN, _TINY_FLIPPED, *CELEBA64),
-    "denseflow-mnist-tiny": Recipe("DenseFlow on MNIST", _TWIN, _TINY, *MNIST),
+    "denseflow-celeba64-tiny": Recipe("DenseFlow on faces", TWIN, _TINY_FLIPPED, *CELEBA64),
+    "denseflow-mnist-tiny": Recipe("DenseFlow on MNIST", TWIN, _TINY, *MNIST),
 }

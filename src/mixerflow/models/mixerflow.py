@@ -31,46 +31,24 @@ Departs from the paper:
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import Literal
 
-from mixerflow.core import Along, Base, Chain, Inverse, MultiScale, Shape, Transform, Window
-from mixerflow.parts.base import PositiveCounts
+from mixerflow.core import Along, Base, Chain, MultiScale, Shape, Transform
 from mixerflow.parts.bases import BaseChoice, NormalBase
-from mixerflow.parts.images import GlowSteps, MixerAddition, PositionalEncoding, Scales
-from mixerflow.parts.linear import LinearMap, LUMap, SameMap
+from mixerflow.parts.images import GlowSteps, Scales
+from mixerflow.parts.mixing import Mixing
 from mixerflow.parts.model import Model
-from mixerflow.parts.patching import Cut, Patching, patchify, window_of
-from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
-from mixerflow.transforms import LU, ActNorm, BatchNorm, KernelChain, MixerLayer, Squeeze
+from mixerflow.transforms import LU, Squeeze
 
 
 @register("mixerflow")
 @dataclass(frozen=True)
-class MixerFlow(PositiveCounts, Model):
+class MixerFlow(Mixing, Model):
     """Settings of a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30
     """Mixer layers, shift layers included."""
-    flow_layers: int = 4
-    """Number of (linear map, flow, ActNorm) in each channel flow and each patch flow."""
-    patching: Patching = Patching()
-    """How the layers patchify the image."""
-    flow: RowFlow = RowCoupling()
-    """Flow after each linear map."""
-    linear: LinearMap = LUMap()
-    """Linear map before each flow; order reversals (rlu) must be even in number before a shift."""
-    patch_linear: LinearMap | SameMap = SameMap()
-    """Linear map of the patch flows, whose vectors have one entry for each patch."""
-    actnorm: Literal["feature", "activation", "batch"] = "feature"
-    """One scale and shift for each feature, or for each number in the patch matrix; or, in place of
-    all ActNorms, a batch-norm flow layer after each channel flow and each patch flow."""
-    positions: PositionalEncoding | None = None
-    """Positional encoding of patches and channels, which the flows read; None for none."""
-    beside: MixerAddition | None = None
-    """Transforms that each mixer layer has besides its mixing; None for none."""
     glow: GlowSteps | None = None
     """Glow's steps before the mixer layers; None for none."""
     squeeze: int = 1
@@ -118,65 +96,9 @@ class MixerFlow(PositiveCounts, Model):
 
     def layer(self, shape: Shape, number: int) -> Transform:
         """Return layer `number`, from 1: a mixer layer, on a window if it shifts the patches."""
-        cut, size, shift = self.patching.of(shape, number, self.layers)
-        window = window_of(shape, cut, size, shift)
-        if window is None:
-            return self._mixer_layer(shape, cut, size)
-        return Window(*window, self._mixer_layer((shape[0], *window[1]), cut, size))
-
-    def _mixer_layer(self, shape: Shape, cut: Cut, size: Shape) -> Transform:
-        """Return a layer that cuts, mixes channels, mixes patches and undoes the cut."""
-        to_patches = patchify(shape, cut, size)
-        patches, channels = to_patches.matrix
-        steps: list[Transform] = [
-            to_patches,
-            self._vector_flow(self.linear, dim=-1, n=channels, rows=patches),
-            self._vector_flow(self._patch_linear, dim=-2, n=patches, rows=channels),
-        ]
-        if self.beside is not None:
-            steps += self.beside.on_patches(patches, channels, self.context)
-        steps.append(Inverse(to_patches, shape))
-        if self.beside is not None:
-            steps += self.beside.on_image(shape, self.context)
-        return MixerLayer(*steps)
-
-    @property
-    def _patch_linear(self) -> LinearMap:
-        return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
-
-    def _vector_flow(self, linear: LinearMap, *, dim: int, n: int, rows: int) -> Transform:
-        """Return a channel flow (``dim=-1``) or patch flow (``dim=-2``) of vectors of length n."""
-        encoding = self.positions
-        context = self.context + (encoding.width if encoding else 0)
-
-        def along(*steps: Transform) -> Transform:
-            return Along(dim, KernelChain(*steps), rows=encoding.build(rows) if encoding else None)
-
-        layers = []
-        for number in range(self.flow_layers):
-            mix, flip = linear.build(n), number % 2 == 1
-            flow = self.flow.build(n, flip=flip, reversed=linear.reverses, context=context)
-            layers.append([step for step in (mix, flow) if step is not None])
-        if self.actnorm == "batch":
-            return Chain(along(*itertools.chain(*layers)), Along(dim, BatchNorm(n)))
-        if self.actnorm == "activation":
-            event = (rows, n) if dim == -1 else (n, rows)
-            steps: list[Transform] = [ActNorm(event)]
-            for layer in layers:
-                steps += [along(*layer), ActNorm(event)]
-            return Chain(*steps)
-        steps = [ActNorm(n)]
-        for layer in layers:
-            steps += [*layer, ActNorm(n)]
-        return along(*steps)
+        return self.mixer_layer(shape, number, layers=self.layers, context=self.context)
 
     def _check(self, shape: Shape) -> None:
         if self.scales is not None and self.scales.count > self.layers:
             raise ValueError(f"{self.scales.count} scales for {self.layers} layers")
-        reverses = self.linear.reverses or self._patch_linear.reverses
-        several_cuts = len(self.patching.kinds(shape, self.layers)) > 1
-        if several_cuts and reverses and self.flow_layers % 2:
-            raise ValueError(
-                "an odd number of order reversals before a shift layer would shuffle the positions "
-                "it relies on: use lu, an even flow_layers, or patching.shift 0"
-            )
+        self.require_even_reversals(shape, self.layers)

@@ -30,6 +30,7 @@ from mixerflow.parts.linear import (
     ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
     SameMap, UnpackedPLUMap, WoodburyMap,
 )
+from mixerflow.parts.mixing import Mixing
 from mixerflow.parts.model import Classes, Model
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.pixels import (
@@ -47,8 +48,8 @@ __all__ = [
     "DenseNet", "Dequantizer", "EmergingMap", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap",
     "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap",
     "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition",
-    "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention", "Patching",
-    "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
+    "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention",
+    "Patching", "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
     "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
     "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",

@@ -124,14 +124,16 @@ class GlowSteps(PositiveCounts, MixerAddition):
     """Net that reads the other half."""
     linear: LinearMap = LUMap()
     """The 1x1 convolution."""
+    squeeze: int = 2
+    """Side of the squares that are squeezed into channels, if it divides the image's sides."""
 
     def on_image(self, shape: Shape, context: int) -> list[Transform]:
         """Return one layer for each pair."""
         return [self._pair(shape, context) for _ in range(self.pairs)]
 
     def _pair(self, shape: Shape, context: int) -> Transform:
-        even = all(side % 2 == 0 for side in shape[1:])  # else the image is not squeezed
-        squeeze = Squeeze(shape, 2 if even else 1)
+        divides = all(side % self.squeeze == 0 for side in shape[1:])
+        squeeze = Squeeze(shape, self.squeeze if divides else 1)
         step = functools.partial(glow_step, self.net, self.elementwise, squeeze.latent_shape)
         steps: list[Transform] = []
         for flip in (False, True):
