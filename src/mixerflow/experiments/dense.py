@@ -185,8 +185,11 @@ _DENSE, _COMBINED = _CIFAR10[2:]
 _BLOCK_ALONE = DenseNet(16, growth=16, depth=2, squash=False)
 
 
-def _without(changes: Mapping[str, object]) -> Mapping[str, object]:
-    return {**_UNIFORM, **changes}
+def _part(entrant: _Entrant, suffix: str, label: str, width: int, **changes: object) -> Row:
+    """Make a row of changes, two underscores for a dot; nets of this width keep the count."""
+    paths = {name.replace("__", "."): value for name, value in changes.items()}
+    name = "net.width" if entrant is _DENSE else "mixing.flow.net.width"
+    return entrant.row(f"-{suffix}", f", {label}", {**_UNIFORM, **paths}, {name: width})
 
 
 MIXER_DENSE_PARTS = Table(
@@ -196,21 +199,23 @@ MIXER_DENSE_PARTS = Table(
     columns=MIXER_DENSE.columns,
     rows=(
         _COMBINED.row(),
-        _COMBINED.row("-no-noise", ", no noise added", _without({"growth": 0})),
-        _COMBINED.row("-normal", ", noise that nothing conditions", _without({"noise_net": None})),
-        _COMBINED.row("-block", ", no attention", _without({"coupling.net": _BLOCK_ALONE})),
-        _COMBINED.row("-mixers", ", no image couplings", _without({"coupling": None})),
+        _part(_COMBINED, "no-noise", "no noise added", 67, growth=0),
+        _part(_COMBINED, "normal", "noise that nothing conditions", 64, noise_net=None),
+        _part(_COMBINED, "block", "no attention", 60, coupling__net=_BLOCK_ALONE),
+        _part(_COMBINED, "mixers", "no image couplings", 76, coupling=None),
+        _part(_COMBINED, "bare", "neither noise nor couplings", 82, coupling=None, growth=0),
         _COMBINED.row("-variational", ", learned noise", _LEARNED),
         _DENSE.row(),
-        _DENSE.row("-no-noise", ", no noise added", _without({"growth": 0})),
-        _DENSE.row("-input", ", noise all at the input", _without({"place": "input"})),
-        _DENSE.row("-last", ", noise all before the last block", _without({"place": "last"})),
+        _part(_DENSE, "no-noise", "no noise added", 36, growth=0),
+        _part(_DENSE, "input", "noise all at the input", 35, place="input"),
+        _part(_DENSE, "last", "noise all before the last block", 33, place="last"),
     ),
     claims=(
         Claim("combined", "combined-no-noise", "the added noise helps", kinds="any"),
         Claim("combined", "combined-normal", "conditioning the noise on earlier units helps"),
         Claim("combined", "combined-block", "attention helps"),
         Claim("combined", "combined-mixers", "image couplings help"),
+        Claim("combined", "combined-bare", "both together help", kinds="any"),
         Claim("combined-variational", "combined", "learned noise on pixels helps", kinds="any"),
         Claim("dense", "dense-no-noise", "the added noise helps DenseFlow", kinds="any"),
         Claim("dense", "dense-input", "noise between the units is better than at the input"),

@@ -43,7 +43,6 @@ from mixerflow.transforms import (
     SwapHalves,
 )
 
-
 Place = Literal["units", "input", "last"]
 
 
@@ -134,7 +133,7 @@ class CrossUnitFlow(Model):
         return -(-whole // pixels[number]), 0
 
     def augment(self, shape: Shape, given: int, channels: int) -> Augment:
-        """Return noise of so many channels beside events `shape`; its net reads `given` channels."""
+        """Return noise of `channels` beside events `shape`, whose net reads `given` channels."""
         if self.noise_net is None:
             return Augment(shape, channels)
         out, axes = self.elementwise.params * channels, len(shape) - 1
