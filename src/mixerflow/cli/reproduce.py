@@ -111,6 +111,7 @@ def _print_tables() -> None:
     for name, each in experiments.TABLES.items():
         data = ", ".join(dict.fromkeys(column.source for column in each.columns))
         rows = ", ".join(row.name for row in each.rows)
+        rows += f"; {len(each.quoted)} quoted" if each.quoted else ""
         tables.add_row(name, each.title, data, rows, str(len(each.claims)))
     show(tables)
     budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from mixerflow import markdown, page
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
-from mixerflow.experiments.results import collect
+from mixerflow.experiments.further import TableText, further_tables
+from mixerflow.experiments.results import collect, paper_kind
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
 from mixerflow.runs.files import json_text, write_atomically, writing
@@ -42,10 +43,6 @@ COMPARABLE = {
     ),
     "gpu": "These are the paper's models and settings.",
 }
-TableText = tuple[list[str], list[list[str]]]
-"""The cells of a table's head, and of each row."""
-
-
 def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
     """Write ``BUDGET.json``, ``BUDGET.md``, the curves and the sample grids of a table.
 
@@ -104,6 +101,12 @@ def markdown_text(results: dict[str, Any]) -> str:
         lines += [each for text in _yardsticks_text(column) for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
+        for text, table in further_tables(column):
+            lines += ["", text, "", markdown.table(*table)]
+    for column in _quoted_only(results):
+        lines += ["", f"## {column['column']}, not run"]
+        for text, table in further_tables(column):
+            lines += ["", text, "", markdown.table(*table)]
     lines += ["", NOTE, *(each for text in _not_run(results) for each in ("", text))]
     if results["left_out"]:
         lines += [
@@ -140,6 +143,10 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
             yield page.table(*claims_table(column))
+        yield from _page_tables(column)
+    for column in _quoted_only(results):
+        yield page.heading(f"{column['column']}, not run", level=3)
+        yield from _page_tables(column)
     pictures = [(_file_name(budget, "curves.png"), "plot", "")]
     for _, row in _rows(results):
         if "samples" in row:
@@ -152,10 +159,22 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.paragraph(f"Not counted: {'; '.join(results['left_out'])}.")
 
 
+def _page_tables(column: dict[str, Any]) -> Iterator[str]:
+    for text, table in further_tables(column):
+        yield page.paragraph(text)
+        yield page.table(*table)
+
+
 def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the columns that have runs; all columns of a table without runs."""
     columns = results["columns"]
     return [each for each in columns if any(row["runs"] for row in each["rows"])] or columns
+
+
+def _quoted_only(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the columns that are not shown, but have quoted figures."""
+    shown = _shown(results)
+    return [each for each in results["columns"] if each not in shown and each.get("quoted")]
 
 
 def _not_run(results: dict[str, Any]) -> list[str]:
@@ -211,10 +230,12 @@ def rows_table(column: dict[str, Any]) -> TableText:
     head = ["row", "paper", *([f"{ours}: {kind}" for kind in kinds] if len(kinds) > 1 else [ours])]
     head += ["seeds", "full parameters / paper's", "parameters here", "images/s", "steps"]
     head += measures
+    notes = {paper_kind(row) for row in column["rows"] if row["paper"]["bits_per_dim"] is not None}
     rows = []
     for row in column["rows"]:
         runs, paper = row["runs"], row["paper"]
-        where = f" ({paper['where']})" if paper["where"] else ""
+        words = (paper["where"], paper_kind(row) if len(notes) > 1 else "")
+        where = f" ({'; '.join(filter(None, words))})" if any(words) else ""
         figure = "" if paper["bits_per_dim"] is None else f"{paper['bits_per_dim']:.2f}{where}"
         count = f"{row['parameters_full'] / 1e6:.2f}M"
         if paper["parameters"] is not None:

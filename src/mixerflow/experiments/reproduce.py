@@ -12,6 +12,7 @@ from filelock import FileLock
 from mixerflow.data import Splits
 from mixerflow.errors import InUseError, NonFiniteError, ResourceError
 from mixerflow.experiments import outputs
+from mixerflow.experiments.cost import keep_cost
 from mixerflow.experiments.references import keep_yardsticks
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run, SeedImages
@@ -83,6 +84,8 @@ def reproduce(
             exit_code = error.exit_code
         except InUseError as error:
             tell(f"{name}: {error.what}: left to it")
+        if table.costs and run.seed == 0 and not stopped:
+            keep_cost(root, run.cell, budget, images[column.name, 0].train, device)
         if budget != "tiny" and run.seed == 0:
             keep_yardsticks(root, images[column.name, 0])
         lost = _try_outputs(table, budget, root, out)
