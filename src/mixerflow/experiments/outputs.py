@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from mixerflow import markdown, page
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
-from mixerflow.experiments.further import TableText, further_tables
+from mixerflow.experiments.further import (
+    FID,
+    NO_FEATURES,
+    TableText,
+    distances_text,
+    further_tables,
+)
 from mixerflow.experiments.results import collect, paper_kind
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
@@ -43,6 +49,8 @@ COMPARABLE = {
     ),
     "gpu": "These are the paper's models and settings.",
 }
+
+
 def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
     """Write ``BUDGET.json``, ``BUDGET.md``, the curves and the sample grids of a table.
 
@@ -98,7 +106,8 @@ def markdown_text(results: dict[str, Any]) -> str:
     for column in _shown(results):
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
-        lines += [each for text in _yardsticks_text(column) for each in ("", text)]
+        sentences = (*_yardsticks_text(column), *distances_text(column))
+        lines += [each for text in sentences for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
         for text, table in further_tables(column):
@@ -140,6 +149,7 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
         yield from map(page.paragraph, _yardsticks_text(column))
+        yield from map(page.paragraph, distances_text(column))
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
             yield page.table(*claims_table(column))
@@ -251,7 +261,8 @@ def rows_table(column: dict[str, Any]) -> TableText:
         for name in measures:
             values = [run["measures"].get(name) for run in runs]
             values = [value for value in values if value is not None]
-            cells.append(f"{np.mean(values):.3f}" if values else "")
+            unknown = NO_FEATURES if name == FID and runs else ""
+            cells.append(f"{np.mean(values):.3f}" if values else unknown)
         rows.append(cells)
     return head, rows
 

@@ -18,6 +18,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
 from mixerflow.experiments.cost import read_cost
+from mixerflow.experiments.distance import distance_of
 from mixerflow.experiments.references import read_yardsticks
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Cell, Claim, Column, Quoted, Table
@@ -170,6 +171,8 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     start = steps - metadata["steps"]
     scored = [r for r in metrics if r["kind"] == "validation" and r["bits_per_dim"] is not None]
     curve = [[start + r["step"], r["bits_per_dim"]] for r in scored]
+    if run.cell.table.distances:
+        figures |= distance_of(run, figures["measures"])
     return {
         **figures,
         "seed": run.seed,

@@ -1,4 +1,4 @@
-"""The tables of the DenseFlow slides: bits/dim, the cost of training, and Fréchet distances.
+"""The tables of the DenseFlow slides: bits/dim, the cost of training, and Frechet distances.
 
 Rows are the slides' flows that are here, and MixerFlow beside them; all that the slides print is
 quoted. Twins have as many parameters as MixerFlow's, to 2 %, and its training; of DenseFlow's those
@@ -134,10 +134,10 @@ TABLE_1 = Table(
     "DenseFlow's slides: density estimation",
     "Negative log-likelihood in bits per dimension. Rows are trained here; what is quoted is the "
     "slides', each with its kind as far as the model's paper says it. Figures of two kinds are not "
-    f"comparable, and no claim is about quoted ones. {_OLD_AND_NEW} Twins, of the budgets cpu and time, have as many "
-    "parameters as MixerFlow's, DenseFlow's without its dequantiser. At the budget gpu MaCow, and "
-    "Glow on ImageNet, are smaller than the models of the quoted figures, and models of faces "
-    "other than DenseFlow and Real NVP have their settings for anime faces.",
+    f"comparable, and no claim is about quoted ones. {_OLD_AND_NEW} Twins, of the budgets cpu and "
+    "time, have as many parameters as MixerFlow's, DenseFlow's without its dequantiser. At the "
+    "budget gpu MaCow, and Glow on ImageNet, are smaller than the models of the quoted figures, "
+    "and models of faces other than DenseFlow and Real NVP have their settings for anime faces.",
     columns=tuple(COLUMNS.values()),
     rows=(REALNVP, GLOW, MACOW, DENSEFLOW, MIXER),
     claims=(
@@ -162,7 +162,7 @@ TABLE_2 = Table(
 
 TABLE_3 = Table(
     "denseflow-table-3",
-    "DenseFlow's slides: Fréchet distances of samples",
+    "DenseFlow's slides: Frechet distances of samples",
     "FID on CIFAR-10, quoted from the slides; and of the models trained here, which are those of "
     "denseflow-table-1.",
     columns=(field.CIFAR10_COLUMN,),

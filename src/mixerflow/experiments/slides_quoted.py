@@ -177,4 +177,4 @@ DISTANCES = {
         Quoted(*_OURS, {CIFAR10: {FID: 34.90}}),
     )
 }
-"""The slides' Fréchet distances of samples, by name."""
+"""The slides' Frechet distances of samples, by name."""

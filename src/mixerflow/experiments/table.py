@@ -137,7 +137,7 @@ class Table:
     costs: bool = False
     """Whether the full models' speed is measured, for the time that their schedules take here."""
     distances: bool = False
-    """Whether samples are compared with images by their Fréchet distance, given a features net."""
+    """Whether samples are compared with images by their Frechet distance, given a features net."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
