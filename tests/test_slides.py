@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ CIFAR10, OLD_32, NEW_32, OLD_64, NEW_64, FACES = (
 )
 
 
-def quoted(table, figure):
+def quoted(table, figure) -> dict[str, dict[str, Any]]:
     """Column -> label's first word -> a figure, of all that a table quotes."""
     return {
         column.name: {
@@ -83,10 +84,11 @@ def test_the_two_imagenets_never_share_a_column():
         for column in table.columns:
             ages = {name.rpartition("-")[2] for name in (column.name, column.source)}
             assert len(ages) == 1
-        for each in (*table.quoted, *table.rows):
-            figures = each.figures if hasattr(each, "figures") else each.published
-            ages = {name.rpartition("-")[2] for name in figures if name.startswith("imagenet")}
-            assert ages <= ({"new"} if each.name == "denseflow" else {"old"})
+        places = [(each.name, each.figures) for each in table.quoted]
+        places += [(row.name, row.published) for row in table.rows]
+        for name, figures in places:
+            ages = {each.rpartition("-")[2] for each in figures if each.startswith("imagenet")}
+            assert ages <= ({"new"} if name == "denseflow" else {"old"})
 
 
 def test_twins_have_as_many_parameters_as_the_mixer_s():

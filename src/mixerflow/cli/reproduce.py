@@ -116,7 +116,8 @@ def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, s
 
 
 def _print_tables() -> None:
-    tables = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
+    names, sources = Column("table", no_wrap=True), Column("data", min_width=15)
+    tables = Table(names, "what", sources, "rows", "claims", box=SIMPLE)
     for name, each in experiments.TABLES.items():
         data = ", ".join(dict.fromkeys(column.source for column in each.columns))
         rows = ", ".join(row.name for row in each.rows)

@@ -56,9 +56,12 @@ _KNOWN_64 = {row.name: row for row in field.ROWS_64}
 def _setups(full: Recipe, twin: Model, tiny: Model) -> _Setups:
     """Return a recipe, and its twins with the training of MixerFlow's."""
     bases = field.CIFAR10_COLUMN.setups
-    models: tuple[tuple[Budget, Model], ...] = (("tiny", tiny), ("cpu", twin), ("time", twin))
-    small = {budget: Setup(model, bases[budget].train) for budget, model in models}
-    return {**small, "gpu": Setup(full.model, full.train)}
+    return {
+        "tiny": Setup(tiny, bases["tiny"].train),
+        "cpu": Setup(twin, bases["cpu"].train),
+        "time": Setup(twin, bases["time"].train),
+        "gpu": Setup(full.model, full.train),
+    }
 
 
 def _row(name: str, in_column: Mapping[str, _Setups]) -> Row:
