@@ -210,7 +210,7 @@ def test_every_row_of_every_table_can_be_built(budget):
             stages = [config for _, config in cell.stages(budget, 3)]
             if base.steps is None:
                 assert {config.minutes for config in stages} == {base.minutes}
-            elif budget != "gpu" or not cell.row.setups:
+            elif budget != "gpu" or not (cell.row.setups or cell.row.in_column):
                 taken = sum(config.steps for config in stages)
                 assert taken == base.steps, "rows are compared at equal steps"
 

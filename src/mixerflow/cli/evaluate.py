@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mixerflow import pictures, runs
+from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
@@ -88,7 +89,7 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvaluateArguments(EvaluationArguments):
+class _EvaluateArguments(FrechetFlags, EvaluationArguments):
     """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
 
     run: tyro.conf.Positional[Path]
@@ -116,6 +117,7 @@ def evaluate(arguments: list[str]) -> int:
 
 def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     device = processes.place(runs.device_of(given.device))
+    features = given.load_features(device, processes)
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow, metadata = held.flow(device), held.metadata
     images, split = given.load_images(metadata)
@@ -137,8 +139,20 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
         averaged = metadata.get("averaged", not given.raw)
         if not given.json:
-            _print_figures(figure)  # the codecs may take minutes
+            _print_figures(figure)  # samples and codecs may take minutes
+        compared = features and frechet(
+            flow,
+            images,
+            features,
+            samples=given.fid_samples,
+            seed=given.seed,
+            split=split,
+            quiet=given.json,
+        )
+        if compared and not given.json:
+            print_frechet(compared)
         result = figure.as_dict() | {
+            **({"frechet": compared.as_dict()} if compared else {}),
             "codecs": _codecs(images.pixels) if given.codecs else {},
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
@@ -219,6 +233,8 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     name = f"{result['dataset_id']}-{result['split']}"
     if result["importance_samples"] > 1:
         name += f"-{result['importance_samples']}-draws"
+    if compared := result.get("frechet"):
+        name += f"-{compared['name']}-{compared['samples']}-samples"
     name += f"-seed{result['seed']}" if result["seed"] else ""
     name += "-last" if weights["checkpoint"] == "last" else ""
     name += "" if weights["averaged"] else "-raw"

@@ -16,6 +16,7 @@ from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
+from mixerflow.evaluate import load_features
 from mixerflow.experiments import BUDGETS, RUN_TIME, Budget, Cell
 from mixerflow.runs import device_of
 from mixerflow.terminal import quoted, say, show
@@ -44,6 +45,8 @@ class Arguments(ComputingArguments):
     """Folder of the outputs, results/TABLE unless given; the page of all tables is beside it."""
     runs: Path = Path("runs")
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
+    features: Path | None = None
+    """For denseflow-table-3: weights of FID's Inception net, or a .pt2 file of torch.export."""
     device: str = "auto"
     """Device: auto, cpu or cuda (experimental)."""
 
@@ -64,6 +67,11 @@ def main(arguments: list[str]) -> int:
     if given.seeds < 1:
         raise ConfigError(f"{given.seeds} seeds", "--seeds", "give at least 1")
     device = device_of(given.device)
+    features = None
+    if given.features is not None:
+        if not table.distances:
+            raise ConfigError(f"{table.name} compares no samples", "--features", "leave it out")
+        features = load_features(given.features, device)
     out = given.out or Path("results") / table.name
     from mixerflow.experiments.outputs import write_page
     from mixerflow.experiments.reproduce import reproduce  # matplotlib takes a second
@@ -79,6 +87,7 @@ def main(arguments: list[str]) -> int:
         device=device,
         load=load_data,
         command=quoted("mixerflow", "reproduce", *arguments),
+        features=features,
     )
     stopped = "stopped; the same command goes on; so far: " if exit_code else ""
     say(f"{stopped}{out / f'{given.budget}.md'}")
@@ -107,10 +116,12 @@ def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, s
 
 
 def _print_tables() -> None:
-    tables = Table(Column("table", no_wrap=True), "what", "data", "rows", "claims", box=SIMPLE)
+    names, sources = Column("table", no_wrap=True), Column("data", min_width=15)
+    tables = Table(names, "what", sources, "rows", "claims", box=SIMPLE)
     for name, each in experiments.TABLES.items():
         data = ", ".join(dict.fromkeys(column.source for column in each.columns))
         rows = ", ".join(row.name for row in each.rows)
+        rows += f"; {len(each.quoted)} quoted" if each.quoted else ""
         tables.add_row(name, each.title, data, rows, str(len(each.claims)))
     show(tables)
     budgets = Table("table", *(f"{budget}, a run" for budget in BUDGETS), box=SIMPLE)

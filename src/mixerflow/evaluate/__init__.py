@@ -1,7 +1,10 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
 from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
+from mixerflow.evaluate.comparison import FrechetFigure, Reference, compare
 from mixerflow.evaluate.draws import Draws
+from mixerflow.evaluate.features import Features, FileFeatures, load_features
+from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
 from mixerflow.evaluate.samples import (
     DrawnPixels,
     GridArtefacts,
@@ -17,15 +20,24 @@ __all__ = [
     "Bound",
     "DrawnPixels",
     "Draws",
+    "Features",
+    "FileFeatures",
+    "FrechetFigure",
     "GridArtefacts",
+    "Reference",
+    "Statistics",
     "bits",
+    "compare",
     "density_of",
     "draw_pixels",
     "estimator_of",
+    "frechet_distance",
     "gaussian_bits",
     "grid_artefacts",
     "high_frequency_power",
     "kind_of",
+    "load_features",
+    "precision_recall",
     "to_pixels",
     "yardsticks",
 ]

@@ -152,11 +152,11 @@ class DrawnPixels(NamedTuple):
 
 
 def draw_pixels(
-    flow: Flow, n: int, *, seed: int, temperature: float = 1.0, label: int | None = None
+    flow: Flow, n: int, *, seed: int, temperature: float = 1.0, label: Tensor | int | None = None
 ) -> DrawnPixels:
     """Draw `n` images as `to_pixels` returns them; count values clamped, and values not finite.
 
-    A class-conditional flow draws its classes in turn unless `label` names one.
+    A class-conditional flow draws its classes in turn unless `label` names one, or one an image.
     """
     generator = torch.Generator(flow.device).manual_seed(int(seed))
     context: Tensor | int | None = label

@@ -13,10 +13,16 @@ from matplotlib.figure import Figure
 from mixerflow import markdown, page
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
+from mixerflow.experiments.column_tables import (
+    claims_table,
+    distances_text,
+    further_tables,
+    kinds_of,
+    rows_table,
+)
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
-from mixerflow.experiments.weighted import weighted_table
 from mixerflow.runs.files import json_text, write_atomically, writing
 
 NOTE = (
@@ -43,8 +49,6 @@ COMPARABLE = {
     ),
     "gpu": "These are the paper's models and settings.",
 }
-TableText = tuple[list[str], list[list[str]]]
-"""The cells of a table's head, and of each row."""
 
 
 def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
@@ -102,11 +106,16 @@ def markdown_text(results: dict[str, Any]) -> str:
     for column in _shown(results):
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
-        if weighted := weighted_table(column):
-            lines += ["", markdown.table(*weighted)]
-        lines += [each for text in _yardsticks_text(column) for each in ("", text)]
+        sentences = (*_yardsticks_text(column), *distances_text(column))
+        lines += [each for text in sentences for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
+        for text, table in further_tables(column):
+            lines += ["", text, "", markdown.table(*table)]
+    for column in _quoted_only(results):
+        lines += ["", f"## {column['column']}, not run"]
+        for text, table in further_tables(column):
+            lines += ["", text, "", markdown.table(*table)]
     lines += ["", NOTE, *(each for text in _not_run(results) for each in ("", text))]
     if results["left_out"]:
         lines += [
@@ -139,12 +148,15 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.heading(column["column"], level=3)
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
-        if weighted := weighted_table(column):
-            yield page.table(*weighted)
         yield from map(page.paragraph, _yardsticks_text(column))
+        yield from map(page.paragraph, distances_text(column))
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
             yield page.table(*claims_table(column))
+        yield from _page_tables(column)
+    for column in _quoted_only(results):
+        yield page.heading(f"{column['column']}, not run", level=3)
+        yield from _page_tables(column)
     pictures = [(_file_name(budget, "curves.png"), "plot", "")]
     for _, row in _rows(results):
         if "samples" in row:
@@ -157,10 +169,22 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.paragraph(f"Not counted: {'; '.join(results['left_out'])}.")
 
 
+def _page_tables(column: dict[str, Any]) -> Iterator[str]:
+    for text, table in further_tables(column):
+        yield page.paragraph(text)
+        yield page.table(*table)
+
+
 def _shown(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the columns that have runs; all columns of a table without runs."""
     columns = results["columns"]
     return [each for each in columns if any(row["runs"] for row in each["rows"])] or columns
+
+
+def _quoted_only(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the columns that are not shown, but have quoted figures."""
+    shown = _shown(results)
+    return [each for each in results["columns"] if each not in shown and each.get("quoted")]
 
 
 def _not_run(results: dict[str, Any]) -> list[str]:
@@ -189,7 +213,7 @@ def _settings_text(column: dict[str, Any]) -> str:
     if runs:
         parts.append(f"data {', '.join(map(markdown.plain, column['data']))}")
         parts.append(f"figures of {', '.join(column['images'])} images")
-        parts += _kinds(column)
+        parts += kinds_of(column)
     return "; ".join(parts) + "."
 
 
@@ -204,82 +228,6 @@ def _yardsticks_text(column: dict[str, Any]) -> list[str]:
     return [f"Without a flow, bits/dim on the same test images: {figures}; {fitted}, {codecs}."]
 
 
-def _kinds(column: dict[str, Any]) -> list[str]:
-    """Return the kinds of a column's figures; those of two kinds are not comparable."""
-    return sorted({kind_of(run) for row in column["rows"] for run in row["runs"]})
-
-
-def rows_table(column: dict[str, Any]) -> TableText:
-    """Return a column's rows beside the paper's, with a column for each kind of our figures."""
-    measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
-    kinds, ours = _kinds(column), "ours, mean ± s.e. over seeds"
-    head = ["row", "paper", *([f"{ours}: {kind}" for kind in kinds] if len(kinds) > 1 else [ours])]
-    head += ["seeds", "full parameters / paper's", "parameters here", "images/s", "steps"]
-    head += measures
-    rows = []
-    for row in column["rows"]:
-        runs, paper = row["runs"], row["paper"]
-        where = f" ({paper['where']})" if paper["where"] else ""
-        figure = "" if paper["bits_per_dim"] is None else f"{paper['bits_per_dim']:.2f}{where}"
-        count = f"{row['parameters_full'] / 1e6:.2f}M"
-        if paper["parameters"] is not None:
-            deviation = row["parameters_deviation_percent"]
-            count += f" / {paper['parameters']:.2f}M ({deviation:+.2f} %)"
-        mean = _plus_minus(row["bits_per_dim"], row["standard_error"])
-        mine = {kind_of(run) for run in runs}
-        cells = [row["label"], figure, *(mean if k in mine else "" for k in kinds or [""])]
-        cells += [str(len(runs)), count]
-        cells.append(f"{runs[0]['parameters']:,}" if runs else "")
-        cells.append(f"{np.median([r['images_per_second'] for r in runs]):.0f}" if runs else "")
-        cells.append(f"{runs[0]['steps']:,}" if runs else "")
-        for name in measures:
-            values = [run["measures"].get(name) for run in runs]
-            values = [value for value in values if value is not None]
-            cells.append(f"{np.mean(values):.3f}" if values else "")
-        rows.append(cells)
-    return head, rows
-
-
-def claims_table(column: dict[str, Any]) -> TableText:
-    """Return a column's claims, each with its difference and verdict."""
-    head = [
-        "claim",
-        "rows",
-        "paper",
-        "ours, difference, 95 % interval",
-        "verdict",
-    ]
-    early = [claim["at_equal_steps"]["step"] for claim in column["claims"] if _is_timed(claim)]
-    head += [f"curves at step {early[0]}"] if early else []
-    labels = {row["row"]: row["label"] for row in column["rows"]}
-    rows = []
-    for claim in column["claims"]:
-        paper = claim["paper_difference"]
-        loss = "loss of " if claim.get("against") else ""
-        rows_of = (f"{loss}{labels[claim[side]]}" for side in ("better", "worse"))
-        apart = ", figures of any kind" if claim.get("kinds") == "any" else ""
-        cells = [claim["words"] + apart, " < ".join(rows_of)]
-        cells.append("" if paper is None else f"{paper:+.2f}")
-        cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
-        cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
-        if _is_timed(claim):
-            early = claim["at_equal_steps"]
-            difference = _plus_minus(early["difference"], early["half_width"], sign="+")
-            cells.append(f"{difference}: {early['verdict']}")
-        rows.append(cells)
-    return head, rows
-
-
-def _is_timed(claim: dict[str, Any]) -> bool:
-    return "at_equal_steps" in claim
-
-
-def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:
-    if mean is None:
-        return ""
-    return f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
-
-
 def _plain(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
@@ -291,7 +239,7 @@ def curves(results: dict[str, Any]) -> bytes:
     all_axes = figure.subplots(len(columns), squeeze=False)[:, 0]
     for axes, column in zip(all_axes, columns, strict=True):
         ends = []
-        several = len(_kinds(column)) > 1
+        several = len(kinds_of(column)) > 1
         for number, row in enumerate(column["rows"]):
             label = row["label"]
             if several and row["runs"]:

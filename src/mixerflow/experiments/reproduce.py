@@ -11,7 +11,10 @@ from filelock import FileLock
 
 from mixerflow.data import Splits
 from mixerflow.errors import InUseError, NonFiniteError, ResourceError
+from mixerflow.evaluate import Features
 from mixerflow.experiments import outputs
+from mixerflow.experiments.cost import keep_cost
+from mixerflow.experiments.distance import keep_distance
 from mixerflow.experiments.references import keep_yardsticks
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run, SeedImages
@@ -32,13 +35,15 @@ def reproduce(
     device: torch.device,
     load: Callable[[str], Splits],
     command: str,
+    features: Features | None = None,
 ) -> int:
     """Train and score cells, seed 0 of all first, then seed 1, and so on.
 
     A run that another process works on is left to that process: several processes share a table.
     Runs are in folders below `runs`, the table's outputs in `out`; `load` loads what `data` has for
     each name of images, and every run records `command`. A run that another table has finished is
-    copied from there.
+    copied from there. With `features`, samples are compared with the test images, in a table of
+    distances.
 
     The table is printed in the end, and written after each run; one that could not be written
     stops no run.
@@ -78,6 +83,8 @@ def reproduce(
             stopped = run.train_and_score(
                 images[column.name, run.seed], device=device, metadata=metadata
             )
+            if not stopped:
+                _measure_further(run, images[column.name, run.seed], device, features)
         except NonFiniteError as error:  # one row failed, the other rows go on
             tell(f"{name}: {error}")
             exit_code = error.exit_code
@@ -92,6 +99,17 @@ def reproduce(
     if lost is not None:
         raise lost
     return stopped or exit_code
+
+
+def _measure_further(
+    run: Run, images: SeedImages, device: torch.device, features: Features | None
+) -> None:
+    """Measure what the table of a finished run has beside the figures of all tables."""
+    table = run.cell.table
+    if table.costs and run.seed == 0:
+        keep_cost(run.root, run.cell, run.budget, images.train, device)
+    if table.distances and features is not None:
+        keep_distance(run, images, features, device)
 
 
 def _try_outputs(table: Table, budget: Budget, root: Path, out: Path) -> ResourceError | None:

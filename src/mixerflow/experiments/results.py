@@ -17,9 +17,11 @@ from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
+from mixerflow.experiments.cost import read_cost
+from mixerflow.experiments.distance import distance_of
 from mixerflow.experiments.references import read_yardsticks
 from mixerflow.experiments.runs import Run
-from mixerflow.experiments.table import Budget, Cell, Claim, Column, Table
+from mixerflow.experiments.table import Budget, Cell, Claim, Column, Quoted, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
@@ -77,7 +79,11 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
             row, not_counted = _row(cell, budget, root)
             rows[column.name].append(row)
             left_out += not_counted
-    columns = [_column(each, budget, root, rows[each.name]) for each in table.columns]
+    columns = [
+        _column(each, budget, root, rows[each.name])
+        | {"quoted": [_quoted(model, each) for model in table.quoted if each.name in model.figures]}
+        for each in table.columns
+    ]
     judge(table, columns)
     return {
         "format": 1,
@@ -111,6 +117,11 @@ def _column(
     }
 
 
+def _quoted(model: Quoted, column: Column) -> dict[str, Any]:
+    words = {"name": model.name, "label": model.label, "group": model.group, "quoted": True}
+    return words | {"figures": dict(model.figures[column.name])}
+
+
 def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[str]]:
     runs, left_out = [], []
     names = [path.name.removeprefix("seed-") for path in (root / cell.name).glob("seed-*")]
@@ -133,6 +144,7 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
         "bits_per_dim": mean,
         "standard_error": error,
         "runs": runs,
+        "cost": read_cost(root, cell),
     }
     return row, left_out
 
@@ -159,6 +171,8 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     start = steps - metadata["steps"]
     scored = [r for r in metrics if r["kind"] == "validation" and r["bits_per_dim"] is not None]
     curve = [[start + r["step"], r["bits_per_dim"]] for r in scored]
+    if run.cell.table.distances:
+        figures |= distance_of(run, figures["measures"])
     return {
         **figures,
         "seed": run.seed,
@@ -205,9 +219,14 @@ def _outcome_of(
     reference: Mapping[str, Any],
     step: int | None = None,
 ) -> tuple[float | None, Outcome]:
-    """Return the paper's difference, and ours with its verdict; both of losses where asked for."""
+    """Return the paper's difference, and ours with its verdict; both of losses where asked for.
+
+    Papers' figures of two kinds have no difference.
+    """
     figures, papers = [], []
-    for name in (claim.better, claim.worse):
+    sides = claim.better, claim.worse
+    kinds = {paper_kind(rows[each]) for each in sides}
+    for name in sides:
         own = _by_what_compares(rows[name], step, claim.kinds)
         paper = rows[name]["paper"]["bits_per_dim"]
         if claim.against:
@@ -219,7 +238,13 @@ def _outcome_of(
         papers.append(paper)
     common = figures[0].keys() & figures[1].keys()
     better, worse = ({key[0]: each[key] for key in common} for each in figures)
-    return None if None in papers else papers[1] - papers[0], outcome(better, worse)
+    unknown = None in papers or len(kinds) > 1
+    return None if unknown else papers[1] - papers[0], outcome(better, worse)
+
+
+def paper_kind(row: Mapping[str, Any]) -> str:
+    """Return the kind of the paper's figure in words; empty where the table does not say it."""
+    return row["paper"].get("note", "").partition(";")[0]
 
 
 def _by_what_compares(

@@ -90,6 +90,24 @@ class Row:
     would add a second difference to the row's own."""
     setups: Mapping[Budget, Setup] = field(default_factory=dict)
     """The row's own models and training, where they are no change of the base."""
+    in_column: Mapping[str, Mapping[Budget, Setup]] = field(default_factory=dict)
+    """Column -> what stands there in place of `setups`."""
+
+
+Figures = Mapping[str, float | int | str | None]
+"""Figures by their names."""
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """Published figures of a model that the table quotes: constants, which nothing here trains."""
+
+    name: str
+    label: str
+    """The model, its authors and the year."""
+    group: str
+    figures: Mapping[str, Figures]
+    """Column -> name of a figure -> the figure, None where the source has none."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,12 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     claims: tuple[Claim, ...] = ()
+    quoted: tuple[Quoted, ...] = ()
+    """Published figures beside the rows'; no claim is about them."""
+    costs: bool = False
+    """Whether the full models' speed is measured, for the time that their schedules take here."""
+    distances: bool = False
+    """Whether samples are compared with images by their Frechet distance, given a features net."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -139,6 +163,10 @@ class Table:
             ("column", places, {column.name for column in self.columns}),
         ):
             for name in sorted(given - known):
+                if kind == "row" and name in {each.name for each in self.quoted}:
+                    what = f"{name} is quoted in {self.name}: no model of that name is here"
+                    remedy = f"leave it out; rows are {', '.join(row.name for row in self.rows)}"
+                    raise ConfigError(what, "--rows", remedy)
                 remedy = nearest(name, sorted(known), cutoff=0.4)
                 raise ConfigError(f"no such {kind} of {self.name}", name, remedy)
         chosen = tuple(
@@ -170,15 +198,19 @@ class Cell:
         """The paper's figures."""
         return self.row.published.get(self.column.name, PublishedResult(None))
 
+    def _own(self, budget: Budget) -> Setup | None:
+        """Return the row's own setup, if it is no change of the base."""
+        return self.row.in_column.get(self.column.name, self.row.setups).get(budget)
+
     def model(self, budget: Budget) -> Model:
         """Return the row's model at a budget."""
-        own = self.row.setups.get(budget)
+        own = self._own(budget)
         model = own.model if own else self.row.change(self.column.setups[budget].model)
         model = self.row.full(model) if budget == "gpu" else model
         return replace(model, shuffle=self.column.shuffle) if self.column.shuffle else model
 
     def _config(self, budget: Budget, seed: int) -> TrainConfig:
-        own = self.row.setups.get(budget)
+        own = self._own(budget)
         base = own.train if own else self.row.training(self.column.setups[budget].train)
         return replace(base, seed=seed)
 

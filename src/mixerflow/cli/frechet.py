@@ -1,0 +1,94 @@
+"""``mixerflow evaluate --fid``: samples beside images, by features of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.table import Table
+
+from mixerflow.core import Flow
+from mixerflow.data import Images
+from mixerflow.data.pixel_cache import default_cache
+from mixerflow.errors import ConfigError
+from mixerflow.evaluate import FileFeatures, FrechetFigure, compare, load_features
+from mixerflow.evaluate.comparison import SAMPLES
+from mixerflow.processes import Processes
+from mixerflow.progress import ProgressBar
+from mixerflow.terminal import say, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetFlags:
+    """Whether samples are compared with the images, and by which features."""
+
+    fid: bool = False
+    """Draw samples too, and compare them with the images: FID, precision and recall."""
+    features: Path | None = None
+    """Weights of FID's Inception net, or another net as a .pt2 file of torch.export."""
+    fid_samples: int | None = None
+    """Number of samples; by default that of the images, at most 10,000."""
+
+    def load_features(self, device: torch.device, processes: Processes) -> FileFeatures | None:
+        """Load the net, before any long work; None without ``--fid``.
+
+        Raises:
+            ConfigError: no net is given, flags that need ``--fid``, or several processes.
+            CheckpointError: the file is no net.
+        """
+        if not self.fid:
+            if self.features is not None or self.fid_samples is not None:
+                flag = "--features" if self.fid_samples is None else "--fid-samples"
+                raise ConfigError("nothing is compared", flag, "give --fid too")
+            return None
+        if processes.world > 1:
+            what = f"{processes.world} processes"
+            raise ConfigError(what, "--fid", "samples are compared by one process")
+        return load_features(self.features, device)
+
+
+def frechet(
+    flow: Flow,
+    images: Images,
+    features: FileFeatures,
+    *,
+    samples: int | None,
+    seed: int,
+    split: str,
+    quiet: bool,
+) -> FrechetFigure:
+    """Compare samples with images, with a bar; features of the images are kept in the cache."""
+    count = min(SAMPLES, len(images)) if samples is None else samples
+    with ProgressBar("image", len(images) + count, quiet=quiet) as bar:
+
+        def on_batch(done: int) -> None:
+            bar.update(bar.done + done, f"{bar.rate:.3g} images/s")
+
+        return compare(
+            flow,
+            images,
+            features,
+            samples=count,
+            seed=seed,
+            split=split,
+            cache=default_cache() / "features",
+            on_batch=on_batch,
+        )
+
+
+def print_frechet(figure: FrechetFigure) -> None:
+    """Print the figures, and what decides which other figures are comparable."""
+    of = f"{figure.samples:,} samples (seed {figure.seed}, temperature {figure.temperature:g})"
+    say(f"{of} beside {figure.images:,} images: {figure.dataset_id}, {figure.split}")
+    table = Table(figure.name, "precision", "recall", box=SIMPLE)
+    table.add_row(f"{figure.distance:.2f}", f"{figure.precision:.3f}", f"{figure.recall:.3f}")
+    show(table)
+    digest = (figure.features_sha256 or "unknown")[:16]
+    say(f"features: {figure.features}, SHA-256 {digest}...")
+    say(f"precision and recall: {figure.compared:,} of each, {figure.neighbors} neighbours")
+    say("compare only with figures of this split and of as many images and samples")
+    if figure.nonfinite:
+        say(f"{figure.nonfinite:,} samples have values that are not finite, magenta there")
+    say("")

@@ -1,0 +1,139 @@
+"""Features of images, by which sets of images are compared: their protocol, and those of files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mixerflow.errors import CheckpointError, ConfigError, DataError, first_line
+from mixerflow.evaluate.inception import InceptionV3
+
+INCEPTION = "Inception v3, 2015-12-05"
+"""Name of the features whose Frechet distance is FID."""
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
+_INCEPTION_SHA256 = "6726825d"  # its first digits, which the file's name tells
+
+
+class Features(Protocol):
+    """A callable with a name, from images ``(n, 3, H, W)``, uint8, to features ``(n, d)``.
+
+    It is given images on the flow's device. A module must be in eval mode. An attribute `sha256`,
+    where there is one, is the digest of its weights; that of a module is known without.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the features, which stands in the name of every figure."""
+        ...
+
+    def __call__(self, images: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class FileFeatures:
+    """Features of a net from a file.
+
+    Attributes:
+        name: name of the features.
+        sha256: SHA-256 of the file.
+        net: the net, images ``(n, 3, H, W)`` to features ``(n, d)``.
+    """
+
+    name: str
+    sha256: str
+    net: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        return self.net(images)
+
+
+def load_features(path: Path | None, device: torch.device | str = "cpu") -> FileFeatures:
+    """Load the net of a file, which holds no code that is executed.
+
+    Args:
+        path: the state dict of the Inception net, as at `INCEPTION_URL`; or a program that
+            ``torch.export.save`` wrote, ``.pt2``, from uint8 images ``(n, 3, H, W)`` to features
+            ``(n, d)`` for any n, whose name is that of the file.
+        device: the net's device.
+
+    Raises:
+        ConfigError: no path.
+        CheckpointError: no such file, or one that is neither.
+    """
+    if path is None:
+        remedy = f"get {INCEPTION_URL} and give its path"
+        raise ConfigError("no weights of the Inception net", "--features", remedy)
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise CheckpointError(what, path, f"get {INCEPTION_URL}") from error
+    published = digest.startswith(_INCEPTION_SHA256)
+    try:
+        if path.suffix == ".pt2" and is_zipfile(path):
+            net, name = torch.export.load(path).module().to(device), path.stem
+        else:
+            net = _inception(path).to(device)
+            name = INCEPTION if published else f"Inception v3, other weights, {path.stem}"
+    except Exception as error:  # their parsers raise a dozen kinds
+        what = f"no features net ({first_line(error)})"
+        remedy = f"get {INCEPTION_URL}, or give a .pt2 file of torch.export"
+        raise CheckpointError(what, path, remedy) from error
+    return FileFeatures(name, digest, net.requires_grad_(False))
+
+
+def _inception(path: Path) -> InceptionV3:
+    with torch.device("meta"):  # no weights are drawn that the file's replace
+        net = InceptionV3()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    net.load_state_dict(state, assign=True)
+    return net.eval()
+
+
+def digest_of(features: Features) -> str | None:
+    """Return the SHA-256 of the features' weights; None where it is not known."""
+    if isinstance(features, nn.Module) and not hasattr(features, "sha256"):
+        digest = hashlib.sha256(type(features).__qualname__.encode())
+        for name, tensor in features.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+    return getattr(features, "sha256", None)
+
+
+@torch.no_grad()
+def features_of(features: Features, pixels: np.ndarray, device: torch.device) -> Tensor:
+    """Return the features ``(n, d)``, float32 or wider, on the CPU, of pixels ``(n, C, H, W)``.
+
+    Of 16-bit pixels the upper 8 bits count, as in grids of samples; grey becomes three
+    channels.
+
+    Raises:
+        DataError: images with another number of axes or channels.
+        ConfigError: a module in training mode, or features of another shape or not finite.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+        remedy = "features take images of two axes with 1 or 3 channels"
+        raise DataError(f"images are {pixels.shape[1:]}", "features", remedy)
+    if isinstance(features, nn.Module) and features.training:
+        raise ConfigError("the features' net is in training mode", features.name, "call .eval()")
+    pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).expand(-1, 3, -1, -1)
+    found = features(images.contiguous().to(device)).cpu()
+    if found.dim() != 2 or len(found) != len(pixels):
+        what = f"features are {tuple(found.shape)} for {len(pixels)} images"
+        raise ConfigError(what, features.name, "return (n, d)")
+    if not found.isfinite().all():
+        raise ConfigError("features are not all finite", features.name, "use another net")
+    return found

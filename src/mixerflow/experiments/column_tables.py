@@ -1,0 +1,189 @@
+"""The tables of a column's results: rows, claims, the cost of full models, quoted figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mixerflow.evaluate import kind_of
+from mixerflow.evaluate.features import INCEPTION_URL
+from mixerflow.experiments.distance import FID
+from mixerflow.experiments.results import paper_kind
+
+TableText = tuple[list[str], list[list[str]]]
+"""The cells of a table's head, and of each row."""
+
+NO_FEATURES = "no features given"
+"""What a cell says where samples were not compared with images."""
+
+
+def kinds_of(column: dict[str, Any]) -> list[str]:
+    """Return the kinds of a column's figures; those of two kinds are not comparable."""
+    return sorted({kind_of(run) for row in column["rows"] for run in row["runs"]})
+
+
+def rows_table(column: dict[str, Any]) -> TableText:
+    """Return a column's rows beside the paper's, with a column for each kind of our figures."""
+    measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
+    kinds, ours = kinds_of(column), "ours, mean ± s.e. over seeds"
+    head = ["row", "paper", *([f"{ours}: {kind}" for kind in kinds] if len(kinds) > 1 else [ours])]
+    head += ["seeds", "full parameters / paper's", "parameters here", "images/s", "steps"]
+    head += measures
+    notes = {paper_kind(row) for row in column["rows"] if row["paper"]["bits_per_dim"] is not None}
+    rows = []
+    for row in column["rows"]:
+        runs, paper = row["runs"], row["paper"]
+        words = (paper["where"], paper_kind(row) if len(notes) > 1 else "")
+        where = f" ({'; '.join(filter(None, words))})" if any(words) else ""
+        figure = "" if paper["bits_per_dim"] is None else f"{paper['bits_per_dim']:.2f}{where}"
+        count = f"{row['parameters_full'] / 1e6:.2f}M"
+        if paper["parameters"] is not None:
+            deviation = row["parameters_deviation_percent"]
+            count += f" / {paper['parameters']:.2f}M ({deviation:+.2f} %)"
+        mean = _plus_minus(row["bits_per_dim"], row["standard_error"])
+        mine = {kind_of(run) for run in runs}
+        cells = [row["label"], figure, *(mean if k in mine else "" for k in kinds or [""])]
+        cells += [str(len(runs)), count]
+        cells.append(f"{runs[0]['parameters']:,}" if runs else "")
+        cells.append(f"{np.median([r['images_per_second'] for r in runs]):.0f}" if runs else "")
+        cells.append(f"{runs[0]['steps']:,}" if runs else "")
+        for name in measures:
+            values = [run["measures"].get(name) for run in runs]
+            values = [value for value in values if value is not None]
+            unknown = NO_FEATURES if name == FID and runs else ""
+            cells.append(f"{np.mean(values):.3f}" if values else unknown)
+        rows.append(cells)
+    return head, rows
+
+
+def claims_table(column: dict[str, Any]) -> TableText:
+    """Return a column's claims, each with its difference and verdict."""
+    head = [
+        "claim",
+        "rows",
+        "paper",
+        "ours, difference, 95 % interval",
+        "verdict",
+    ]
+    early = [claim["at_equal_steps"]["step"] for claim in column["claims"] if _is_timed(claim)]
+    head += [f"curves at step {early[0]}"] if early else []
+    labels = {row["row"]: row["label"] for row in column["rows"]}
+    rows = []
+    for claim in column["claims"]:
+        paper = claim["paper_difference"]
+        loss = "loss of " if claim.get("against") else ""
+        rows_of = (f"{loss}{labels[claim[side]]}" for side in ("better", "worse"))
+        apart = ", figures of any kind" if claim.get("kinds") == "any" else ""
+        cells = [claim["words"] + apart, " < ".join(rows_of)]
+        cells.append("" if paper is None else f"{paper:+.2f}")
+        cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
+        cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
+        if _is_timed(claim):
+            early = claim["at_equal_steps"]
+            difference = _plus_minus(early["difference"], early["half_width"], sign="+")
+            cells.append(f"{difference}: {early['verdict']}")
+        rows.append(cells)
+    return head, rows
+
+
+def _is_timed(claim: dict[str, Any]) -> bool:
+    return "at_equal_steps" in claim
+
+
+def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:
+    if mean is None:
+        return ""
+    return f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def distances_text(column: dict[str, Any]) -> list[str]:
+    """Return sentences on the Frechet distances of samples, in a table that has them."""
+    runs = [run for row in column["rows"] for run in row["runs"]]
+    said = {
+        f"{each['name']}: of {each['samples']:,} samples at temperature {each['temperature']:g} "
+        f"and {each['images']:,} images ({each['split']}), features {each['features']}. The slides "
+        "do not say of how many theirs are: compare our rows with each other."
+        for run in runs
+        if (each := run.get("frechet"))
+    }
+    if any(run["measures"].get(FID, 0.0) is None for run in runs):
+        said.add(
+            f"FID needs the weights of an Inception net: get {INCEPTION_URL}, and give the same "
+            "command --features PATH."
+        )
+    return sorted(said)
+
+
+def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
+    """Yield the tables of a column's results that it has, each below a paragraph."""
+    if costs := [row for row in column["rows"] if row.get("cost")]:
+        first = costs[0]["cost"]
+        text = (
+            "Computed: the hours that the full recipe's schedule would take here, its images over "
+            "the full model's images/s, or a small model's at the budget tiny. That speed is of "
+            f"{first['steps']} training steps of {first['batch']} images after one to warm up, a "
+            "rough figure: in processor time on one thread of a CPU, else by the clock."
+        )
+        yield text, _cost_table(costs)
+    if weighted := _weighted_table(column):
+        text = (
+            "Importance-weighted figures of the same weights, on fewer images. A gain is the mean "
+            "over images of the single-sample figure less the importance-weighted one, ± its "
+            "standard error over seeds."
+        )
+        yield text, weighted
+    if column.get("quoted"):
+        yield "Quoted from publications, not of runs here:", _quoted_table(column["quoted"])
+
+
+def _weighted_table(column: dict[str, Any]) -> TableText | None:
+    """Return the importance-weighted figures; None where there are none."""
+    rows, kinds = [], set()
+    for row in column["rows"]:
+        known = [run["weighted"] for run in row["runs"] if run.get("weighted")]
+        if not known:
+            continue
+        kinds |= {(each["importance_samples"], each["images"]) for each in known}
+        bits, gains = ([each[name] for each in known] for name in ("bits_per_dim", "gain"))
+        single = [a + b for a, b in zip(bits, gains, strict=True)]
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+        gain = f"{statistics.fmean(gains):.4f}" + ("" if error is None else f" ± {error:.4f}")
+        figures = (f"{statistics.fmean(each):.4f}" for each in (single, bits))
+        rows.append([row["label"], *figures, gain, str(len(known))])
+    if not rows:
+        return None
+    what = ", ".join(f"K = {draws:,}, {images:,} images" for draws, images in sorted(kinds))
+    head = ["row", "single-sample, these images", f"importance-weighted ({what})", "gain", "seeds"]
+    return head, rows
+
+
+def _cost_table(rows: list[dict[str, Any]]) -> TableText:
+    head = ["row", "parameters measured", "images/s of these", "images of the schedule"]
+    head += ["hours here, computed", "machine"]
+    cells = []
+    for row in rows:
+        cost, machine = row["cost"], row["cost"]["machine"]
+        threads = f"{machine['threads']} of {machine['cores']} cores"
+        figures = (f"{cost['parameters']:,}", f"{cost['images_per_second']:.3g}")
+        work = (f"{cost['scheduled_images']:,.0f}", f"{cost['hours']:,.0f}")
+        cells.append([row["label"], *figures, *work, f"{machine['device']}, {threads}"])
+    return head, cells
+
+
+def _quoted_table(models: list[dict[str, Any]]) -> TableText:
+    names = list(dict.fromkeys(name for model in models for name in model["figures"]))
+    head = ["group", "model", *(f"quoted: {name}" for name in names)]
+    rows = []
+    for model in models:
+        figures = [_shown(model["figures"].get(name)) for name in names]
+        rows.append([model["group"], model["label"], *figures])
+    return head, rows
+
+
+def _shown(figure: float | str | None) -> str:
+    if figure is None:
+        return "-"
+    return f"{figure:.2f}" if isinstance(figure, float) else str(figure)

@@ -1,0 +1,58 @@
+"""Frechet distances of a run's samples and the test images, kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixerflow.evaluate import Features, compare
+from mixerflow.evaluate.features import digest_of
+from mixerflow.experiments.runs import Run, SeedImages
+from mixerflow.runs import load
+from mixerflow.runs.files import json_text, write_atomically, writing
+
+FID = "FID"
+"""What `compare` calls the distance by the features of the published Inception net."""
+
+
+def keep_distance(run: Run, images: SeedImages, features: Features, device: torch.device) -> None:
+    """Compare as many samples of a finished run as there are test images, unless that is done.
+
+    The features of the images are kept beside the tables' folders of runs.
+    """
+    known, digest = _read(run) or {}, digest_of(features)
+    same = {"features": features.name, "features_sha256": digest}
+    same |= {"images_sha256": images.test.fingerprint()}
+    if digest is not None and same.items() <= known.items():
+        return
+    flow = load(run.path, which=run.cell.column.which, device=device)
+    cache = run.root.parent.parent / "features"
+    figure = compare(flow, images.test, features, split=images.split, cache=cache)
+    with writing(run.path):
+        path = _path(run)
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, (json_text(figure.as_dict()) + "\n").encode())
+
+
+def distance_of(run: Run, measures: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return the measures of a run with its distance among them, None where there is none yet.
+
+    With a distance goes what `compare` says of it, as ``frechet``.
+    """
+    known = _read(run)
+    if known is None:
+        return {"measures": {**measures, FID: None}}
+    return {"measures": {**measures, known["name"]: known["distance"]}, "frechet": known}
+
+
+def _read(run: Run) -> dict[str, Any] | None:
+    path = _path(run)
+    return json.loads(path.read_bytes()) if path.exists() else None
+
+
+def _path(run: Run) -> Path:
+    return run.path / "evaluations" / "frechet.json"

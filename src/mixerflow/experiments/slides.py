@@ -1,0 +1,177 @@
+"""The tables of the DenseFlow slides: bits/dim, the cost of training, and Frechet distances.
+
+Rows are the slides' flows that are here, and MixerFlow beside them; all that the slides print is
+quoted. Twins have as many parameters as MixerFlow's, to 2 %, and its training; of DenseFlow's those
+of the dequantiser are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mixerflow.experiments import field
+from mixerflow.experiments.slides_quoted import (
+    BITS,
+    CELEBA,
+    CIFAR10,
+    COSTS,
+    DENSITY,
+    DISTANCES,
+    KIND,
+    NEW_32,
+    NEW_64,
+    OLD_32,
+    OLD_64,
+    published,
+)
+from mixerflow.experiments.table import Budget, Claim, PublishedResult, Row, Setup, Table
+from mixerflow.models import RealNVP
+from mixerflow.models.baseline_recipes import RECIPES as BASELINES
+from mixerflow.models.denseflow_recipes import RECIPES as DENSEFLOWS
+from mixerflow.models.glow_recipes import RECIPES as GLOWS
+from mixerflow.models.mixerflow_recipes import RECIPES as MIXERFLOWS
+from mixerflow.models.recipe import Recipe
+from mixerflow.parts import Model, ResidualConv
+from mixerflow.registry import evolve
+
+_Setups = Mapping[Budget, Setup]
+_FACES, _IMAGENET64 = field.TABLE_2.columns
+COLUMNS = {
+    each.name: each
+    for each in (
+        field.CIFAR10_COLUMN,
+        replace(field.IMAGENET_COLUMN, name=NEW_32),
+        replace(_FACES, name=CELEBA),
+        replace(_IMAGENET64, name=NEW_64),
+        field.IMAGENET_COLUMN,
+        _IMAGENET64,
+    )
+}
+_SIDE_32, _SIDE_64 = (CIFAR10, NEW_32, OLD_32), (CELEBA, NEW_64, OLD_64)
+_KNOWN = {row.name: row for row in (*field.TABLE_1.rows, *field.LARGE)}
+_KNOWN_64 = {row.name: row for row in field.ROWS_64}
+
+
+def _setups(full: Recipe, twin: Model, tiny: Model) -> _Setups:
+    """Return a recipe, and its twins with the training of MixerFlow's."""
+    bases = field.CIFAR10_COLUMN.setups
+    return {
+        "tiny": Setup(tiny, bases["tiny"].train),
+        "cpu": Setup(twin, bases["cpu"].train),
+        "time": Setup(twin, bases["time"].train),
+        "gpu": Setup(full.model, full.train),
+    }
+
+
+def _row(name: str, in_column: Mapping[str, _Setups]) -> Row:
+    """Make the row of a quoted model that is here too."""
+    quoted = DENSITY[name]
+    reported = {
+        column: PublishedResult(bits, note=str(each[KIND]))
+        for column, each in quoted.figures.items()
+        if isinstance(bits := each[BITS], float)
+    }
+    return Row(name, quoted.label.partition(",")[0], published=reported, in_column=in_column)
+
+
+def _realnvp() -> Row:
+    full, twin = BASELINES["realnvp-cifar10"], BASELINES["realnvp-cifar10-tiny"].model
+    twin_32 = evolve(twin, {"net.width": 17, "net.depth": 3})
+    twin_64 = evolve(twin, {"net.width": 21, "scales": 3})
+    tiny = evolve(twin, {"net.width": 4})
+    # section 4.1: outside CIFAR-10 down to images of 4 pixels a side, with smaller nets
+    other_32 = replace(full, model=RealNVP(scales=4, net=ResidualConv(32, depth=4)))
+    other_64 = replace(full, model=RealNVP(scales=5, net=ResidualConv(32, depth=2)))
+    at_32, at_64 = _setups(other_32, twin_32, tiny), _setups(other_64, twin_64, tiny)
+    places = dict.fromkeys(_SIDE_32, at_32) | dict.fromkeys(_SIDE_64, at_64)
+    return _row("realnvp", {**places, CIFAR10: _setups(full, twin_32, tiny)})
+
+
+def _macow() -> Row:
+    full, twin = GLOWS["macow-cifar10"], GLOWS["macow-cifar10-tiny"].model
+    large = replace(full, model=evolve(full.model, {"scales": 4, "steps": 16}))  # as Glow's
+    twin_64 = evolve(twin, {"scales": 3, "net.width": 56})
+    at_64 = _setups(large, twin_64, evolve(twin, {"steps": 1, "net.width": 4}))
+    at_32 = _KNOWN["macow"].setups
+    return _row("macow", dict.fromkeys(_SIDE_32, at_32) | dict.fromkeys(_SIDE_64, at_64))
+
+
+def _denseflow() -> Row:
+    twin = DENSEFLOWS["denseflow-cifar10-tiny"].model
+    places = {}
+    for column, name, width in (
+        (CIFAR10, "cifar10", 24),
+        (NEW_32, "imagenet32", 24),
+        (OLD_32, "imagenet32", 24),
+        (CELEBA, "celeba64", 39),
+        (NEW_64, "imagenet64", 39),
+        (OLD_64, "imagenet64", 39),
+    ):
+        model = evolve(twin, {"net.width": width, "net.growth": width, "net.depth": 3})
+        tiny = evolve(twin, {"net.width": 4, "net.growth": 4, "modules": (1, 1)})
+        places[column] = _setups(DENSEFLOWS[f"denseflow-{name}"], model, tiny)
+    return _row("denseflow", places)
+
+
+REALNVP, MACOW, DENSEFLOW = _realnvp(), _macow(), _denseflow()
+GLOW = _row(
+    "glow",
+    dict.fromkeys(_SIDE_32, _KNOWN["glow"].setups)
+    | dict.fromkeys(_SIDE_64, _KNOWN_64["glow"].setups),
+)
+MIXER = replace(
+    field.MIXER,
+    published={
+        column: published(MIXERFLOWS[f"mixerflow-{name}"])
+        for column, name in ((CIFAR10, "cifar10"), (OLD_32, "imagenet32"), (OLD_64, "imagenet64"))
+    },
+)
+_OLD_AND_NEW = (
+    "DenseFlow's figures on ImageNet are on the new version, all others' on the old one, and each "
+    "version has its own column."
+)
+
+TABLE_1 = Table(
+    "denseflow-table-1",
+    "DenseFlow's slides: density estimation",
+    "Negative log-likelihood in bits per dimension. Rows are trained here; what is quoted is the "
+    "slides', each with its kind as far as the model's paper says it. Figures of two kinds are not "
+    f"comparable, and no claim is about quoted ones. {_OLD_AND_NEW} Twins, of the budgets cpu and "
+    "time, have as many parameters as MixerFlow's, DenseFlow's without its dequantiser. At the "
+    "budget gpu MaCow, and Glow on ImageNet, are smaller than the models of the quoted figures, "
+    "and models of faces other than DenseFlow and Real NVP have their settings for anime faces.",
+    columns=tuple(COLUMNS.values()),
+    rows=(REALNVP, GLOW, MACOW, DENSEFLOW, MIXER),
+    claims=(
+        Claim("glow", "realnvp", "Glow is better than Real NVP"),
+        Claim("macow", "glow", "MaCow is better than Glow"),
+        Claim("mixer", "realnvp", "MixerFlow is better than Real NVP"),
+    ),
+    quoted=tuple(DENSITY.values()),
+)
+
+TABLE_2 = Table(
+    "denseflow-table-2",
+    "DenseFlow's slides: the cost of training",
+    "GPUs and hours are quoted from the slides; what the full models would take here is computed "
+    f"from their measured speed. {_OLD_AND_NEW} MixerFlow on faces has its settings for anime "
+    "faces.",
+    columns=tuple(COLUMNS[name] for name in (CIFAR10, OLD_32, NEW_32, CELEBA)),
+    rows=(DENSEFLOW, MIXER),
+    quoted=tuple(COSTS.values()),
+    costs=True,
+)
+
+TABLE_3 = Table(
+    "denseflow-table-3",
+    "DenseFlow's slides: Frechet distances of samples",
+    "FID on CIFAR-10, quoted from the slides; and of the models trained here, which are those of "
+    "denseflow-table-1.",
+    columns=(field.CIFAR10_COLUMN,),
+    rows=(GLOW, DENSEFLOW, MIXER),
+    quoted=tuple(DISTANCES.values()),
+    distances=True,
+)
+
+TABLES = (TABLE_1, TABLE_2, TABLE_3)
