@@ -64,7 +64,8 @@ def frechet(
     with ProgressBar("image", len(images) + count, quiet=quiet) as bar:
 
         def on_batch(done: int) -> None:
-            bar.update(bar.done + done, f"{bar.rate:.3g} images/s")
+            bar.done += done
+            bar.update(bar.done, f"{bar.rate:.3g} images/s")
 
         return compare(
             flow,

@@ -30,8 +30,9 @@ SAMPLES = 10_000
 """Number of samples by default, where there are as many images, and most that are compared one by
 one for precision and recall."""
 NEIGHBORS = 3
-_DRAWN = 256
-"""Samples that one seed draws, whatever the batch."""
+_PART = 512
+"""Images whose statistics are merged at once, and samples that one seed draws, whatever the batch:
+a merge of many features takes as long as the net takes for some images."""
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -183,7 +184,7 @@ def compare(
         nonlocal nonfinite
         for pixels, wrong in _drawn(flow, count, seed):
             nonfinite += wrong
-            yield from _features(features, pixels, flow.device, batch, report)
+            yield _features(features, pixels, flow.device, batch, report)
 
     statistics, rows = _collect(drawn(), compared)
     precision, recall = precision_recall(reference.rows[:compared], rows, NEIGHBORS)
@@ -250,10 +251,10 @@ def _reference(
     order = np.random.default_rng(0).permutation(len(images))
 
     def parts() -> Iterator[Tensor]:
-        for start in range(0, len(images), _DRAWN):
-            part = torch.from_numpy(images.pixels[order[start : start + _DRAWN]].astype(np.int32))
+        for start in range(0, len(images), _PART):
+            part = torch.from_numpy(images.pixels[order[start : start + _PART]].astype(np.int32))
             pixels = to_pixels(flow, part)
-            yield from _features(features, pixels, flow.device, batch, report)
+            yield _features(features, pixels, flow.device, batch, report)
 
     reference = Reference(*_collect(parts(), rows))
     if path is not None:
@@ -270,11 +271,13 @@ def _features(
     device: torch.device,
     batch: int,
     report: Callable[[int], None],
-) -> Iterator[Tensor]:
+) -> Tensor:
+    """Return the features ``(n, d)`` of pixels ``(n, C, H, W)``, `batch` images at a time."""
+    found = []
     for start in range(0, len(pixels), batch):
-        found = features_of(features, pixels[start : start + batch], device)
-        report(len(found))
-        yield found
+        found.append(features_of(features, pixels[start : start + batch], device))
+        report(len(found[-1]))
+    return torch.cat(found)
 
 
 def _collect(batches: Iterable[Tensor], rows: int) -> tuple[Statistics, Tensor]:
@@ -294,8 +297,8 @@ def _collect(batches: Iterable[Tensor], rows: int) -> tuple[Statistics, Tensor]:
 
 def _drawn(flow: Flow, count: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yield samples, and how many of them have a value that is not finite."""
-    for start in range(0, count, _DRAWN):
-        n = min(_DRAWN, count - start)
+    for start in range(0, count, _PART):
+        n = min(_PART, count - start)
         own = int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)
         label = None
         if isinstance(flow.context_net, torch.nn.Embedding):

@@ -58,7 +58,7 @@ class FileFeatures:
         return self.net(images)
 
 
-def load_features(path: Path | None, device: torch.device | str = "cpu") -> FileFeatures:
+def load_features(path: Path | str | None, device: torch.device | str = "cpu") -> FileFeatures:
     """Load the net of a file, which holds no code that is executed.
 
     Args:
@@ -74,6 +74,7 @@ def load_features(path: Path | None, device: torch.device | str = "cpu") -> File
     if path is None:
         remedy = f"get {INCEPTION_URL} and give its path"
         raise ConfigError("no weights of the Inception net", "--features", remedy)
+    path = Path(path)
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -44,8 +44,8 @@ class Statistics:
         """
         count, step = self.count + other.count, other.mean - self.mean
         scatter = self.covariance * (self.count - 1) + other.covariance * (other.count - 1)
-        scatter += torch.outer(step, step) * (self.count * other.count / count)
-        return Statistics(count, self.mean + step * (other.count / count), scatter / (count - 1))
+        scatter.addr_(step, step, alpha=self.count * other.count / count).div_(count - 1)
+        return Statistics(count, self.mean + step * (other.count / count), scatter)
 
     @staticmethod
     def of_batches(batches: Iterable[Tensor]) -> Statistics:
