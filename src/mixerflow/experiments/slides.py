@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mixerflow.experiments import field
+from mixerflow.experiments.dense import DENSEFLOW_32
 from mixerflow.experiments.slides_quoted import (
     BITS,
     CELEBA,
@@ -97,19 +98,20 @@ def _macow() -> Row:
     return _row("macow", dict.fromkeys(_SIDE_32, at_32) | dict.fromkeys(_SIDE_64, at_64))
 
 
+_DENSEFLOW_64 = evolve(DENSEFLOW_32, {"net.width": 39, "net.growth": 39, "net.depth": 3})
+
+
 def _denseflow() -> Row:
-    twin = DENSEFLOWS["denseflow-cifar10-tiny"].model
     places = {}
-    for column, name, width in (
-        (CIFAR10, "cifar10", 24),
-        (NEW_32, "imagenet32", 24),
-        (OLD_32, "imagenet32", 24),
-        (CELEBA, "celeba64", 39),
-        (NEW_64, "imagenet64", 39),
-        (OLD_64, "imagenet64", 39),
+    for column, name, model in (
+        (CIFAR10, "cifar10", DENSEFLOW_32),
+        (NEW_32, "imagenet32", DENSEFLOW_32),
+        (OLD_32, "imagenet32", DENSEFLOW_32),
+        (CELEBA, "celeba64", _DENSEFLOW_64),
+        (NEW_64, "imagenet64", _DENSEFLOW_64),
+        (OLD_64, "imagenet64", _DENSEFLOW_64),
     ):
-        model = evolve(twin, {"net.width": width, "net.growth": width, "net.depth": 3})
-        tiny = evolve(twin, {"net.width": 4, "net.growth": 4, "modules": (1, 1)})
+        tiny = evolve(model, {"net.width": 4, "net.growth": 4, "modules": (1, 1)})
         places[column] = _setups(DENSEFLOWS[f"denseflow-{name}"], model, tiny)
     return _row("denseflow", places)
 
