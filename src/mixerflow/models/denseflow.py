@@ -117,7 +117,8 @@ class CrossUnitFlow(Model):
                 augments.append(self.augment(wide, given, growth))
                 given += wide[0]
         inner = (channels, *spatial)
-        return Chain(*before, *([CrossUnits(inner, made, augments)] if growth else made))
+        block = CrossUnits(inner, made, augments) if growth else Chain(*made)
+        return Chain(*before, block) if before else block
 
     def _noise_of(self, number: int, *, axes: int) -> tuple[int, int]:
         """Return channels of noise before the first unit of a block, and between its units."""
