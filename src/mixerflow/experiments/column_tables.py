@@ -39,10 +39,7 @@ def rows_table(column: dict[str, Any]) -> TableText:
         words = (paper["where"], paper_kind(row) if len(notes) > 1 else "")
         where = f" ({'; '.join(filter(None, words))})" if any(words) else ""
         figure = "" if paper["bits_per_dim"] is None else f"{paper['bits_per_dim']:.2f}{where}"
-        count = f"{row['parameters_full'] / 1e6:.2f}M"
-        if paper["parameters"] is not None:
-            deviation = row["parameters_deviation_percent"]
-            count += f" / {paper['parameters']:.2f}M ({deviation:+.2f} %)"
+        count = _counts(row)
         mean = _plus_minus(row["bits_per_dim"], row["standard_error"])
         mine = {kind_of(run) for run in runs}
         cells = [row["label"], figure, *(mean if k in mine else "" for k in kinds or [""])]
@@ -57,6 +54,16 @@ def rows_table(column: dict[str, Any]) -> TableText:
             cells.append(f"{np.mean(values):.3f}" if values else unknown)
         rows.append(cells)
     return head, rows
+
+
+def _counts(row: dict[str, Any]) -> str:
+    """Return a full model's parameters beside the paper's, in millions; nothing if not counted."""
+    if row["parameters_full"] is None:
+        return ""
+    count, published = f"{row['parameters_full'] / 1e6:.2f}M", row["paper"]["parameters"]
+    if published is None:
+        return count
+    return f"{count} / {published:.2f}M ({row['parameters_deviation_percent']:+.2f} %)"
 
 
 def claims_table(column: dict[str, Any]) -> TableText:

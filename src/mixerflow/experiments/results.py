@@ -132,14 +132,15 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
         else:
             runs.append(found)
     mean, error = _mean_and_error([run["bits_per_dim"] for run in runs])
-    full = parameters(cell.model("gpu"), cell.column.shape)
+    full = None if budget == "tiny" else parameters(cell.model("gpu"), cell.column.shape)
     paper = cell.published.parameters
+    deviation = None if None in (full, paper) else 100 * (full / 1e6 / paper - 1)
     row = {
         "row": cell.row.name,
         "label": cell.row.label,
         "paper": asdict(cell.published),
         "parameters_full": full,
-        "parameters_deviation_percent": None if paper is None else 100 * (full / 1e6 / paper - 1),
+        "parameters_deviation_percent": deviation,
         "model": describe(cell.model(budget)),
         "bits_per_dim": mean,
         "standard_error": error,

@@ -46,12 +46,13 @@ class MixerDenseFlow(CrossUnitFlow):
     """Image couplings at the start of each unit; None for none."""
 
     def compose(self, shape: Shape) -> Transform:
+        transform = super().compose(shape)
         self.mixing.require_even_reversals(shape, self._layers)
-        return super().compose(shape)
+        return transform
 
     @property
     def _layers(self) -> int:
-        return sum(units * each for units, each in zip(self.units, self.modules, strict=False))
+        return sum(units * each for units, each in zip(self.units, self.modules, strict=True))
 
     def unit(self, shape: Shape, numbers: range) -> Transform:
         """Return the image couplings and the mixer layers of a unit."""
