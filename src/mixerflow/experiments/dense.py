@@ -6,8 +6,8 @@ the learned dequantiser is the same for all, and comes on top.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, column, setups
 from mixerflow.experiments.table import Claim, Row, Table
@@ -24,8 +24,8 @@ from mixerflow.train_config import TrainConfig
 _STEPS, _MINUTES = 500, 4.0
 _WEIGHTED = (20, 200)
 _DEQUANTIZER = "pixels.dequantizer"
-_UNIFORM: Mapping[str, object] = {_DEQUANTIZER: UniformDequantizer()}
-_LEARNED: Mapping[str, object] = {_DEQUANTIZER: DENSE_TWIN.pixels.dequantizer}
+_UNIFORM: dict[str, Any] = {_DEQUANTIZER: UniformDequantizer()}
+_LEARNED: dict[str, Any] = {_DEQUANTIZER: DENSE_TWIN.pixels.dequantizer}
 _INITIAL = 512  # images of the start from data, which takes a slow model a tenth of its time
 _TINY_MIXER = {"layers": 2, "flow_layers": 2, "flow.net.width": 8}
 _TINY_GLOW = {"steps": 1, "net.width": 4}
@@ -53,15 +53,15 @@ class _Entrant:
     full: Model
     train: TrainConfig
     twin: Model
-    tiny: Mapping[str, object]
+    tiny: dict[str, Any]
     """Changes of the twin that make a model of a few numbers."""
 
     def row(
         self,
         suffix: str = "",
         label: str = "",
-        changes: Mapping[str, object] = _UNIFORM,
-        width: Mapping[str, object] | None = None,
+        changes: dict[str, Any] = _UNIFORM,
+        width: dict[str, Any] | None = None,
     ) -> Row:
         """Make a row of `changes`, and of a `width` of the twin that keeps its parameters equal."""
         twin = evolve(self.twin, changes | (width or {}))
@@ -78,66 +78,40 @@ class _Entrant:
         return Row(f"{self.name}{suffix}", f"{self.label}{label}", setups=own)
 
 
-_CIFAR10 = (
-    _Entrant("mixer", "MixerFlow", MixerFlow(), CIFAR10, TWIN, _TINY_MIXER),
-    _Entrant(
-        "glow",
-        "Glow",
-        GLOW["glow-cifar10"].model,
-        GLOW["glow-cifar10"].train,
-        evolve(GLOW["glow-cifar10-tiny"].model, {"net.width": 160}),
-        _TINY_GLOW,
-    ),
-    _Entrant(
-        "dense",
-        "DenseFlow",
-        DENSE["denseflow-cifar10"].model,
-        DENSE["denseflow-cifar10"].train,
-        DENSEFLOW_32,
-        _TINY_DENSE,
-    ),
-    _Entrant(
-        "combined",
-        "MixerFlow in DenseFlow",
-        COMBINED["mixerflow-dense-cifar10"].model,
-        CIFAR10,
-        COMBINED["mixerflow-dense-cifar10-tiny"].model,
-        _TINY_COMBINED,
-    ),
+def _entrants(
+    data: str, mixer: Model, train: TrainConfig, mixer_twin: Model, glow: Model, twins: list[Model]
+) -> tuple[_Entrant, ...]:
+    """Return the four models on a set of images; `twins` are the last three's."""
+    dense, combined = DENSE[f"denseflow-{data}"], COMBINED[f"mixerflow-dense-{data}"].model
+    return (
+        _Entrant("mixer", "MixerFlow", mixer, train, mixer_twin, _TINY_MIXER),
+        _Entrant("glow", "Glow", glow, GLOW["glow-cifar10"].train, twins[0], _TINY_GLOW),
+        _Entrant("dense", "DenseFlow", dense.model, dense.train, twins[1], _TINY_DENSE),
+        _Entrant("combined", "MixerFlow in DenseFlow", combined, train, twins[2], _TINY_COMBINED),
+    )
+
+
+_GLOW, _GLOW_TWIN = GLOW["glow-cifar10"].model, GLOW["glow-cifar10-tiny"].model
+_COMBINED_TWIN = COMBINED["mixerflow-dense-cifar10-tiny"].model
+_CIFAR10 = _entrants(
+    "cifar10",
+    MixerFlow(),
+    CIFAR10,
+    TWIN,
+    _GLOW,
+    [evolve(_GLOW_TWIN, {"net.width": 160}), DENSEFLOW_32, _COMBINED_TWIN],
 )
-_MNIST = (
-    _Entrant(
-        "mixer",
-        "MixerFlow",
-        PAPER_MNIST,
-        MNIST,
-        RECIPES["mixerflow-mnist-tiny"].model,
-        _TINY_MIXER,
-    ),
-    _Entrant(
-        "glow",
-        "Glow",
-        evolve(GLOW["glow-cifar10"].model, {"scales": 2, "steps": 32}),
-        GLOW["glow-cifar10"].train,
-        evolve(GLOW["glow-cifar10-tiny"].model, {"net.width": 186}),
-        _TINY_GLOW,
-    ),
-    _Entrant(
-        "dense",
-        "DenseFlow",
-        DENSE["denseflow-mnist"].model,
-        DENSE["denseflow-mnist"].train,
+_MNIST = _entrants(
+    "mnist",
+    PAPER_MNIST,
+    MNIST,
+    RECIPES["mixerflow-mnist-tiny"].model,
+    evolve(_GLOW, {"scales": 2, "steps": 32}),
+    [
+        evolve(_GLOW_TWIN, {"net.width": 186}),
         evolve(DENSE_TWIN, {"net.width": 28, "net.growth": 30}),
-        _TINY_DENSE,
-    ),
-    _Entrant(
-        "combined",
-        "MixerFlow in DenseFlow",
-        COMBINED["mixerflow-dense-mnist"].model,
-        MNIST,
-        evolve(COMBINED["mixerflow-dense-mnist-tiny"].model, {"mixing.flow.net.width": 62}),
-        _TINY_COMBINED,
-    ),
+        evolve(_COMBINED_TWIN, {"mixing.flow.net.width": 62}),
+    ],
 )
 
 

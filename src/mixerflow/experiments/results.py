@@ -134,7 +134,7 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
     mean, error = _mean_and_error([run["bits_per_dim"] for run in runs])
     full = None if budget == "tiny" else parameters(cell.model("gpu"), cell.column.shape)
     paper = cell.published.parameters
-    deviation = None if None in (full, paper) else 100 * (full / 1e6 / paper - 1)
+    deviation = None if full is None or paper is None else 100 * (full / 1e6 / paper - 1)
     row = {
         "row": cell.row.name,
         "label": cell.row.label,
