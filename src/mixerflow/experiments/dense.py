@@ -6,7 +6,7 @@ the learned dequantiser is the same for all, and comes on top.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, column, setups
@@ -173,7 +173,7 @@ MIXER_DENSE_PARTS = Table(
     "mixer-dense-parts",
     "What DenseFlow's ideas bring, and where noise is added: CIFAR-10",
     f"Negative log-likelihood in bits per dimension. {_COMPARED}",
-    columns=MIXER_DENSE.columns,
+    columns=tuple(replace(each, weighted=None) for each in MIXER_DENSE.columns),
     rows=(
         _COMBINED.row(),
         _part(_COMBINED, "no-noise", "no noise added", 67, growth=0),
