@@ -27,7 +27,8 @@ class FrechetFlags:
     fid: bool = False
     """Draw samples too, and compare them with the images: FID, precision and recall."""
     features: Path | None = None
-    """Weights of FID's Inception net, or another net as a .pt2 file of torch.export."""
+    """Weights of FID's Inception net, or another net as a .pt2 file of torch.export; a path, or
+    hub:OWNER/NAME/FILE."""
     fid_samples: int | None = None
     """Number of samples; by default that of the images, at most 10,000."""
 

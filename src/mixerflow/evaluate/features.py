@@ -64,17 +64,18 @@ def load_features(path: Path | str | None, device: torch.device | str = "cpu") -
     Args:
         path: the state dict of the Inception net, as at `INCEPTION_URL`; or a program that
             ``torch.export.save`` wrote, ``.pt2``, from uint8 images ``(n, 3, H, W)`` to features
-            ``(n, d)`` for any n, whose name is that of the file.
+            ``(n, d)`` for any n, whose name is that of the file. ``hub:OWNER/NAME/FILE`` is a file
+            of a repository of the Hugging Face hub (extra `hub`).
         device: the net's device.
 
     Raises:
-        ConfigError: no path.
+        ConfigError: no path, or the extra is missing.
         CheckpointError: no such file, or one that is neither.
     """
     if path is None:
         remedy = f"get {INCEPTION_URL} and give its path"
         raise ConfigError("no weights of the Inception net", "--features", remedy)
-    path = Path(path)
+    path = _from_hub(str(path)) if str(path).startswith("hub:") else Path(path)
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -92,6 +93,24 @@ def load_features(path: Path | str | None, device: torch.device | str = "cpu") -
         remedy = f"get {INCEPTION_URL}, or give a .pt2 file of torch.export"
         raise CheckpointError(what, path, remedy) from error
     return FileFeatures(name, digest, net.requires_grad_(False))
+
+
+def _from_hub(spec: str) -> Path:
+    """Fetch ``hub:OWNER/NAME/FILE``, or find it among what was fetched before."""
+    owner, _, rest = spec.removeprefix("hub:").partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise ConfigError(spec, "--features", "give hub:OWNER/NAME/FILE")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        remedy = "pip install 'mixerflow[hub]'"
+        raise ConfigError("the hub's package is missing", spec, remedy) from error
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file))
+    except Exception as error:  # a dozen kinds: no such repository, no network, a bad name
+        what = f"cannot be fetched ({first_line(error)})"
+        raise CheckpointError(what, spec, f"get {INCEPTION_URL} and give its path") from error
 
 
 def _inception(path: Path) -> InceptionV3:
