@@ -110,7 +110,7 @@ _MNIST = _entrants(
     [
         evolve(_GLOW_TWIN, {"net.width": 186}),
         evolve(DENSE_TWIN, {"net.width": 28, "net.growth": 30}),
-        evolve(_COMBINED_TWIN, {"mixing.flow.net.width": 62}),
+        evolve(_COMBINED_TWIN, {"mixing.flow.net.width": 48}),
     ],
 )
 
@@ -176,11 +176,11 @@ MIXER_DENSE_PARTS = Table(
     columns=tuple(replace(each, weighted=None) for each in MIXER_DENSE.columns),
     rows=(
         _COMBINED.row(),
-        _part(_COMBINED, "no-noise", "no noise added", 67, growth=0),
-        _part(_COMBINED, "normal", "noise that nothing conditions", 64, noise_net=None),
-        _part(_COMBINED, "block", "no attention", 60, coupling__net=_BLOCK_ALONE),
-        _part(_COMBINED, "mixers", "no image couplings", 76, coupling=None),
-        _part(_COMBINED, "bare", "neither noise nor couplings", 82, coupling=None, growth=0),
+        _part(_COMBINED, "no-noise", "no noise added", 55, growth=0),
+        _part(_COMBINED, "normal", "noise that nothing conditions", 49, noise_net=None),
+        _part(_COMBINED, "block", "no attention", 47, coupling__net=_BLOCK_ALONE),
+        _part(_COMBINED, "mixers", "no image couplings", 57, coupling=None),
+        _part(_COMBINED, "bare", "neither noise nor couplings", 64, coupling=None, growth=0),
         _COMBINED.row("-variational", ", learned noise", _LEARNED),
         _DENSE.row(),
         _part(_DENSE, "no-noise", "no noise added", 36, growth=0),

@@ -77,8 +77,11 @@ class CrossUnitFlow(Model):
         if self.growth < 0:
             raise ValueError(f"{type(self).__name__}: growth must be at least 0; got {self.growth}")
 
-    def unit(self, shape: Shape, numbers: range) -> Transform:
-        """Return a unit of events `shape`, of the modules with these numbers, from 1, of all."""
+    def unit(self, shape: Shape, block: int, numbers: range) -> Transform:
+        """Return a unit of events `shape`, of the modules with these numbers, from 1, of all.
+
+        Blocks are numbered from 0.
+        """
         raise NotImplementedError
 
     def compose(self, shape: Shape) -> Transform:
@@ -112,7 +115,7 @@ class CrossUnitFlow(Model):
         for unit in range(self.units[number]):
             wide = (channels + growth * unit, *spatial)
             numbers = range(start + unit * modules, start + (unit + 1) * modules)
-            made.append(self.unit(wide, numbers))
+            made.append(self.unit(wide, number, numbers))
             if growth and unit + 1 < self.units[number]:
                 augments.append(self.augment(wide, given, growth))
                 given += wide[0]
@@ -156,7 +159,7 @@ class DenseFlow(CrossUnitFlow):
     floor: float = 0.01
     """Lower bound of the standard deviations that ActNorm's start from data divides by."""
 
-    def unit(self, shape: Shape, numbers: range) -> Transform:
+    def unit(self, shape: Shape, block: int, numbers: range) -> Transform:
         """Return the modules: ActNorm, 1x1 convolution, coupling and swap, each as one layer."""
         step = functools.partial(glow_step, linear=self.linear, bias=False, floor=self.floor)
         modules = []

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from mixerflow.core import Along, Base, Chain, MultiScale, Shape, Transform
 from mixerflow.parts.bases import BaseChoice, NormalBase
 from mixerflow.parts.images import GlowSteps, Scales
-from mixerflow.parts.mixing import Mixing
+from mixerflow.parts.mixing import MixerLayers
 from mixerflow.parts.model import Model
 from mixerflow.registry import register
 from mixerflow.transforms import LU, Squeeze
@@ -44,7 +44,7 @@ from mixerflow.transforms import LU, Squeeze
 
 @register("mixerflow")
 @dataclass(frozen=True)
-class MixerFlow(Mixing, Model):
+class MixerFlow(MixerLayers, Model):
     """Settings of a MixerFlow; the defaults are the paper's for 32x32 images."""
 
     layers: int = 30

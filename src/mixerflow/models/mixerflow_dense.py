@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixerflow.core import Chain, Shape, Transform
 from mixerflow.models.denseflow import CrossUnitFlow
@@ -39,24 +39,27 @@ class MixerDenseFlow(CrossUnitFlow):
     growth: int = 4
     """Channels of noise added between two units; 0 for none."""
     mixing: Mixing = Mixing(patching=Patching(2, shift=(0, 1)))
-    """The mixer layers, which are numbered through all units."""
+    """The mixer layers, which are numbered through all units; several sizes of patches are those of
+    the blocks, one for each, and single pixels do not shift."""
     coupling: GlowSteps | None = GlowSteps(
         elementwise=Affine(2.0), net=DenseAttention(48, growth=32, depth=4), squeeze=1
     )
     """Image couplings at the start of each unit; None for none."""
 
-    def compose(self, shape: Shape) -> Transform:
-        transform = super().compose(shape)
-        self.mixing.require_even_reversals(shape, self._layers)
-        return transform
-
-    @property
-    def _layers(self) -> int:
-        return sum(units * each for units, each in zip(self.units, self.modules, strict=True))
-
-    def unit(self, shape: Shape, numbers: range) -> Transform:
+    def unit(self, shape: Shape, block: int, numbers: range) -> Transform:
         """Return the image couplings and the mixer layers of a unit."""
         steps = [] if self.coupling is None else self.coupling.on_image(shape, self.context)
-        settings = {"layers": self._layers, "context": self.context}
-        layers = (self.mixing.mixer_layer(shape, number, **settings) for number in numbers)
+        mixing = replace(self.mixing, patching=self._patching_of(block))
+        mixing.require_even_reversals(shape, numbers[-1])
+        layers = (mixing.mixer_layer(shape, n, layers=n, context=self.context) for n in numbers)
         return Chain(*steps, *layers)
+
+    def _patching_of(self, block: int) -> Patching:
+        """Return the patching of a block, whose patches do not shift if they are single pixels."""
+        sizes, shifts = self.mixing.patching.size, self.mixing.patching.shift
+        assert isinstance(sizes, tuple)
+        if len(sizes) not in (1, len(self.units)):
+            what = f"{len(sizes)} sizes of patches for {len(self.units)} blocks"
+            raise ValueError(f"MixerDenseFlow: {what}: mixing.patching.size takes one for each")
+        size = sizes[block % len(sizes)]
+        return replace(self.mixing.patching, size=(size,), shift=0 if size == 1 else shifts)

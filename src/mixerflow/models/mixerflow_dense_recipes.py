@@ -15,17 +15,15 @@ from mixerflow.models.recipe import CIFAR10, MNIST, TWIN, Recipe
 from mixerflow.parts import MLP, DenseAttention, GlowSteps, Mixing, Patching, RowCoupling
 from mixerflow.transforms import Affine
 
-# patches of 2x2 squeezed pixels, then of single ones, as 7 pixels a side have no other divisor
-_SMALLER = Patching((2, 1), shift=(0, 1, 0, 0))
+# patches of 2x2 squeezed pixels, then single ones: 7 pixels a side have no other divisor
+_SMALLER = Patching((2, 1), shift=(0, 1))
 # a block of twelve layers at 14 pixels a side, one of twelve at 7
-_MNIST = MixerDenseFlow(
-    units=(4, 1), modules=(3, 12), mixing=Mixing(patching=replace(_SMALLER, shift=(0,)))
-)
+_MNIST = MixerDenseFlow(units=(4, 1), modules=(3, 12), mixing=Mixing(patching=_SMALLER))
 
 _TWIN = MixerDenseFlow(
     units=(3, 1),
     modules=(1, 1),
-    mixing=Mixing(2, _SMALLER, RowCoupling(Affine(bound=2.0), MLP(60))),
+    mixing=Mixing(patching=_SMALLER, flow=RowCoupling(Affine(bound=2.0), MLP(46))),
     coupling=GlowSteps(
         elementwise=Affine(2.0), net=DenseAttention(16, growth=16, depth=2), squeeze=1
     ),

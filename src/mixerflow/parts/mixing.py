@@ -16,9 +16,8 @@ from mixerflow.registry import register
 from mixerflow.transforms import ActNorm, BatchNorm, KernelChain, MixerLayer
 
 
-@register("mixing")
 @dataclass(frozen=True)
-class Mixing(PositiveCounts):
+class MixerLayers(PositiveCounts):
     """Settings of mixer layers, which map an image to an image; the defaults are the paper's.
 
     A layer patchifies the image, transforms each row of the patch matrix ``(patches, channels)`` by
@@ -115,3 +114,9 @@ class Mixing(PositiveCounts):
         for layer in layers:
             steps += [*layer, ActNorm(n)]
         return along(*steps)
+
+
+@register("mixing")
+@dataclass(frozen=True)
+class Mixing(MixerLayers):
+    """Mixer layers as a part of another model."""
