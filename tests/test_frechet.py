@@ -24,6 +24,7 @@ from mixerflow.evaluate import (
     frechet_distance,
     load_features,
     precision_recall,
+    require_comparable,
 )
 from mixerflow.evaluate.features import FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import _squared_distances
@@ -196,7 +197,7 @@ def test_features_of_images_are_kept_and_never_those_of_others(tmp_path, recwarn
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
     assert compare(flow, given, net, samples=9, cache=tmp_path, batch=9) == first
-    assert len(calls) == 1  # samples alone
+    assert len(calls) == 2  # a trial, then samples alone
     more = compare(flow, given, net, samples=12)  # more rows than are kept
     assert compare(flow, given, net, samples=12, cache=tmp_path) == more
     assert compare(flow, given, net, samples=9, cache=tmp_path) == first
@@ -417,3 +418,17 @@ def test_an_exported_net_through_the_command(tmp_path, cache, capsys):
     assert run("evaluate", out, *words) == 0
     found = json.loads(capsys.readouterr().out)["frechet"]
     assert found["name"] == "Frechet distance (mine)" and found["samples"] == 12
+
+
+def test_what_cannot_be_compared_is_refused_before_the_long_work(tmp_path):
+    flow, few = flow_of(), images(3)
+    for given, samples in ((images(8), 3), (images(8), -1), (few, None)):
+        with pytest.raises((ConfigError, DataError), match=r"only 3 images|samples"):
+            require_comparable(flow, given, Small(), samples)
+    fixed = FileFeatures("fixed", "0" * 64, lambda x: x.reshape(2, 5))
+    with pytest.raises(ConfigError, match=r"fails on 3 images.*any number of images"):
+        require_comparable(flow, images(9), fixed)
+    named = FileFeatures("Inception v3, 2015-12-05", "0" * 64, Small())
+    assert compare(flow, images(8), named).name == "Frechet distance (Inception v3, 2015-12-05)"
+    with pytest.raises(ConfigError, match="0 images at a time"):
+        compare(flow, images(8), Small(), batch=0)

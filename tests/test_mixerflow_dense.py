@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mixerflow import RECIPES, MixerDenseFlow, Noise, build
+from mixerflow.cli import main
 from mixerflow.core import Window
 from mixerflow.errors import ConfigError
 from mixerflow.experiments.dense import TABLES
@@ -32,7 +33,7 @@ SMALL = MixerDenseFlow(
     modules=(1, 2),
     growth=2,
     noise_net=WideningConv(1),
-    mixing=Mixing(2, Patching((2, 2, 2, 1, 1), (0, 1, 0, 0, 0)), RowCoupling(Affine(2.0), MLP(8))),
+    mixing=Mixing(2, Patching((2, 1), (0, 1)), RowCoupling(Affine(2.0), MLP(8))),
     coupling=GlowSteps(
         elementwise=Affine(2.0), net=DenseAttention(4, growth=4, depth=1), squeeze=1
     ),
@@ -42,7 +43,7 @@ SMALL = evolve(SMALL, {"pixels.dequantizer": UniformDequantizer()})
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("cifar10", 16_126_888), ("mnist", 12_737_464), ("cifar10-tiny", 557_936)],
+    [("cifar10", 16_126_888), ("mnist", 12_649_636), ("cifar10-tiny", 553_154)],
 )
 def test_counts(name, count):
     with torch.device("meta"):
@@ -75,7 +76,13 @@ def test_layers_are_numbered_through_all_units():
     for layer in SMALL.build((3, 8, 8)).layers():
         if isinstance(layer, Window) or isinstance(layer, MixerLayer):
             kinds.append(isinstance(layer, Window))
-    assert kinds == [False, True, False, False, False]  # the second is a unit of its own
+    # the second is a unit of its own; the fourth has patches of one pixel, which do not shift
+    assert kinds == [False, True, False, False, False]
+
+
+def test_mixing_has_no_settings_of_the_model_around_it(capsys):
+    assert main(["train", "mixerflow-dense-cifar10-tiny", "--model.mixing", "mixerflow"]) == 2
+    assert "mixerflow" in capsys.readouterr().err
 
 
 def test_a_unit_may_be_mixer_layers_alone():
@@ -91,6 +98,11 @@ def test_settings_that_do_not_fit_are_refused_by_name():
         replace(SMALL, mixing=reversed_).build((3, 8, 8))
     with pytest.raises(ConfigError, match=r"mixing\.patching\.size"):
         replace(SMALL, mixing=Mixing(2, Patching(3, 0))).build((3, 8, 8))
+    sizes = replace(SMALL.mixing, patching=Patching((2, 2, 1), 0))
+    with pytest.raises(ConfigError, match="3 sizes of patches for 2 blocks"):
+        replace(SMALL, mixing=sizes).build((3, 8, 8))
+    with pytest.raises(ValueError, match="place must be one of units, input, last"):
+        replace(SMALL, place="first")
     with pytest.raises(ConfigError, match="as many modules as units"):
         replace(SMALL, modules=(1,)).build((3, 8, 8))
 

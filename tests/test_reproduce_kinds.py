@@ -55,7 +55,9 @@ def test_importance_weighted_figures_stand_apart(tmp_path, monkeypatch, capsys):
     single = weighted["bits_per_dim"] + weighted["gain"]
     assert single == pytest.approx(run["bits_per_dim"], abs=1e-6)
     text = Path("results/mixer-dense/tiny.md").read_text()
-    assert "importance-weighted (K = 20, 12 images)" in text
+    kind = "lower bound of the density, uniform dequantisation, single-sample"
+    assert "Importance-weighted, 20 draws an image, of the same weights" in text
+    assert f"single-sample figures are: {kind}." in text
     assert "| MixerFlow in DenseFlow |" in text
     claims = [line for line in text.splitlines() if "figures of any kind" in line]
     assert len(claims) == 10

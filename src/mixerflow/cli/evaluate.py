@@ -20,7 +20,7 @@ from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Bits, density_of, estimator_of
+from mixerflow.evaluate import Bits, density_of, estimator_of, require_comparable
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator, KeptDraws
@@ -121,6 +121,8 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow, metadata = held.flow(device), held.metadata
     images, split = given.load_images(metadata)
+    if features:  # before the long work
+        require_comparable(flow, images, features, given.fid_samples)
     evaluator = Evaluator(
         images,
         split,
@@ -140,6 +142,13 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         averaged = metadata.get("averaged", not given.raw)
         if not given.json:
             _print_figures(figure)  # samples and codecs may take minutes
+        result = figure.as_dict() | {
+            "codecs": {},
+            "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
+            "run": {key: metadata.get(key) for key in keys},
+        }
+        with keeping("the figure"):
+            _write_result(given.run, result)
         compared = features and frechet(
             flow,
             images,
@@ -151,12 +160,8 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         )
         if compared and not given.json:
             print_frechet(compared)
-        result = figure.as_dict() | {
-            **({"frechet": compared.as_dict()} if compared else {}),
-            "codecs": _codecs(images.pixels) if given.codecs else {},
-            "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
-            "run": {key: metadata.get(key) for key in keys},
-        }
+        result |= {"frechet": compared.as_dict()} if compared else {}
+        result |= {"codecs": _codecs(images.pixels) if given.codecs else {}}
         if given.json:
             say(*json_text(result).splitlines())
         elif given.codecs:
@@ -234,7 +239,8 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     if result["importance_samples"] > 1:
         name += f"-{result['importance_samples']}-draws"
     if compared := result.get("frechet"):
-        name += f"-{compared['name']}-{compared['samples']}-samples"
+        digest = (compared["features_sha256"] or "")[:8]
+        name += f"-{compared['name']}-{digest}-{compared['samples']}-samples"
     name += f"-seed{result['seed']}" if result["seed"] else ""
     name += "-last" if weights["checkpoint"] == "last" else ""
     name += "" if weights["averaged"] else "-raw"

@@ -85,12 +85,15 @@ def print_frechet(figure: FrechetFigure) -> None:
     of = f"{figure.samples:,} samples (seed {figure.seed}, temperature {figure.temperature:g})"
     say(f"{of} beside {figure.images:,} images: {figure.dataset_id}, {figure.split}")
     table = Table(figure.name, "precision", "recall", box=SIMPLE)
-    table.add_row(f"{figure.distance:.2f}", f"{figure.precision:.3f}", f"{figure.recall:.3f}")
+    table.add_row(f"{figure.distance:.4g}", f"{figure.precision:.3f}", f"{figure.recall:.3f}")
     show(table)
     digest = (figure.features_sha256 or "unknown")[:16]
     say(f"features: {figure.features}, SHA-256 {digest}...")
     say(f"precision and recall: {figure.compared:,} of each, {figure.neighbors} neighbours")
     say("compare only with figures of this split and of as many images and samples")
+    if min(figure.images, figure.samples) <= figure.dimensions:
+        few = f"not more images and samples than the {figure.dimensions:,} features"
+        say(f"{few}: this only shows that everything runs")
     if figure.nonfinite:
         say(f"{figure.nonfinite:,} samples have values that are not finite, magenta there")
     say("")

@@ -1,7 +1,13 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
 from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
-from mixerflow.evaluate.comparison import FrechetFigure, Reference, compare
+from mixerflow.evaluate.comparison import (
+    FID,
+    FrechetFigure,
+    Reference,
+    compare,
+    require_comparable,
+)
 from mixerflow.evaluate.draws import Draws
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
@@ -16,6 +22,7 @@ from mixerflow.evaluate.samples import (
 from mixerflow.evaluate.yardsticks import gaussian_bits, yardsticks
 
 __all__ = [
+    "FID",
     "Bits",
     "Bound",
     "DrawnPixels",
@@ -38,6 +45,7 @@ __all__ = [
     "kind_of",
     "load_features",
     "precision_recall",
+    "require_comparable",
     "to_pixels",
     "yardsticks",
 ]

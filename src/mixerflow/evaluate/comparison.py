@@ -21,11 +21,13 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.evaluate.features import INCEPTION, Features, digest_of, features_of
+from mixerflow.evaluate.features import Features, FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import Statistics, precision_recall
 from mixerflow.evaluate.samples import draw_pixels, to_pixels
 from mixerflow.temporary import temporary_path
 
+FID = "FID"
+"""Name of the distance by the features of the published Inception net."""
 SAMPLES = 10_000
 """Number of samples by default, where there are as many images, and most that are compared one by
 one for precision and recall."""
@@ -47,6 +49,8 @@ class FrechetFigure:
         recall: the same.
         neighbors: neighbours that give the radius of a ball.
         compared: number of images, and of samples, in precision and recall.
+        dimensions: number d of features; of fewer images or samples the covariance has no full
+            rank, and the distance is far from that of many.
         images: number of images.
         samples: number of samples.
         nonfinite: samples with a value that is not finite, which are counted with magenta there.
@@ -65,6 +69,7 @@ class FrechetFigure:
     recall: float
     neighbors: int
     compared: int
+    dimensions: int
     images: int
     samples: int
     nonfinite: int
@@ -166,8 +171,9 @@ def compare(
         ConfigError: a flow of floats, too few samples, or features that cannot be used.
         DataError: images of another shape, too few, or not of 1 or 3 channels.
     """
-    count = min(SAMPLES, len(images)) if samples is None else samples
-    _check(flow, images, count)
+    count = require_comparable(flow, images, features, samples)
+    if batch < 1:
+        raise ConfigError(f"{batch} images at a time", "batch", "give at least 1")
     compared = min(SAMPLES, len(images), count)
     report = on_batch or (lambda _: None)
     key = {
@@ -188,7 +194,8 @@ def compare(
 
     statistics, rows = _collect(drawn(), compared)
     precision, recall = precision_recall(reference.rows[:compared], rows, NEIGHBORS)
-    name = "FID" if features.name == INCEPTION else f"Frechet distance ({features.name})"
+    published = isinstance(features, FileFeatures) and features.published
+    name = FID if published else f"Frechet distance ({features.name})"
     return FrechetFigure(
         name=name,
         distance=reference.statistics.distance(statistics),
@@ -196,6 +203,7 @@ def compare(
         recall=recall,
         neighbors=NEIGHBORS,
         compared=compared,
+        dimensions=len(statistics.mean),
         images=len(images),
         samples=count,
         nonfinite=nonfinite,
@@ -209,7 +217,14 @@ def compare(
     )
 
 
-def _check(flow: Flow, images: Images, samples: int) -> None:
+def require_comparable(
+    flow: Flow, images: Images, features: Features, samples: int | None = None
+) -> int:
+    """Return the number of samples that `compare` draws, after it has tried the net on images.
+
+    Raises as `compare` does, without its long work.
+    """
+    count = min(SAMPLES, len(images)) if samples is None else samples
     if flow.levels is None or images.levels is None:
         remedy = "use images of 8 or 16 bits"
         raise ConfigError("floats have no range of pixels", images.dataset_id, remedy)
@@ -219,8 +234,11 @@ def _check(flow: Flow, images: Images, samples: int) -> None:
     if len(images) <= NEIGHBORS:
         remedy = f"give more than {NEIGHBORS}"
         raise DataError(f"only {len(images)} images", images.dataset_id, remedy)
-    if samples <= NEIGHBORS:
-        raise ConfigError(f"{samples} samples", "--fid-samples", f"give more than {NEIGHBORS}")
+    if count <= NEIGHBORS:
+        raise ConfigError(f"{count} samples", "--fid-samples", f"give more than {NEIGHBORS}")
+    few = torch.from_numpy(images.pixels[:NEIGHBORS].astype(np.int32))
+    features_of(features, to_pixels(flow, few), flow.device)
+    return count
 
 
 def _reference(

@@ -48,11 +48,13 @@ class FileFeatures:
         name: name of the features.
         sha256: SHA-256 of the file.
         net: the net, images ``(n, 3, H, W)`` to features ``(n, d)``.
+        published: whether the file has the published Inception net, whose distance alone is FID.
     """
 
     name: str
     sha256: str
     net: Callable[[Tensor], Tensor]
+    published: bool = False
 
     def __call__(self, images: Tensor, /) -> Tensor:
         return self.net(images)
@@ -89,10 +91,10 @@ def load_features(path: Path | str | None, device: torch.device | str = "cpu") -
             net = _inception(path).to(device)
             name = INCEPTION if published else f"Inception v3, other weights, {path.stem}"
     except Exception as error:  # their parsers raise a dozen kinds
-        what = f"no features net ({first_line(error)})"
-        remedy = f"get {INCEPTION_URL}, or give a .pt2 file of torch.export"
+        what = f"no features net ({' '.join(str(error).split())[:120]})"
+        remedy = f"for --features get {INCEPTION_URL}, or give a .pt2 file of torch.export"
         raise CheckpointError(what, path, remedy) from error
-    return FileFeatures(name, digest, net.requires_grad_(False))
+    return FileFeatures(name, digest, net.requires_grad_(False), published and name == INCEPTION)
 
 
 def _from_hub(spec: str) -> Path:
@@ -150,8 +152,13 @@ def features_of(features: Features, pixels: np.ndarray, device: torch.device) ->
         raise ConfigError("the features' net is in training mode", features.name, "call .eval()")
     pixels = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     images = torch.from_numpy(np.ascontiguousarray(pixels)).expand(-1, 3, -1, -1)
-    found = features(images.contiguous().to(device)).cpu()
-    if found.dim() != 2 or len(found) != len(pixels):
+    try:
+        found = features(images.contiguous().to(device)).cpu()
+    except Exception as error:  # nets of others raise what they like
+        what = f"the features' net fails on {len(pixels)} images ({first_line(error)})"
+        remedy = "--features takes a net of any number of images (n, 3, H, W), uint8"
+        raise ConfigError(what, features.name, remedy) from error
+    if found.dim() != 2 or len(found) != len(pixels) or not found.shape[1]:
         what = f"features are {tuple(found.shape)} for {len(pixels)} images"
         raise ConfigError(what, features.name, "return (n, d)")
     if not found.isfinite().all():

@@ -28,7 +28,9 @@ class Statistics:
 
     @staticmethod
     def of(features: Tensor) -> Statistics:
-        """Return the statistics of features ``(n, d)``, n > 0."""
+        """Return the statistics of features ``(n, d)``; none are a ValueError."""
+        if not len(features):
+            raise ValueError("Statistics: no features")
         rows = features.double()
         centred = rows - (mean := rows.mean(0))
         return Statistics(len(rows), mean, centred.mT @ centred / max(len(rows) - 1, 1))

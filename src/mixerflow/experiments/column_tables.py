@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mixerflow.evaluate import kind_of
+from mixerflow.evaluate import FID, kind_of
 from mixerflow.evaluate.features import INCEPTION_URL
-from mixerflow.experiments.distance import FID
 from mixerflow.experiments.results import paper_kind
 
 TableText = tuple[list[str], list[list[str]]]
@@ -30,7 +29,9 @@ def rows_table(column: dict[str, Any]) -> TableText:
     measures = sorted({m for row in column["rows"] for run in row["runs"] for m in run["measures"]})
     kinds, ours = kinds_of(column), "ours, mean ± s.e. over seeds"
     head = ["row", "paper", *([f"{ours}: {kind}" for kind in kinds] if len(kinds) > 1 else [ours])]
-    head += ["seeds", "full parameters / paper's", "parameters here", "images/s", "steps"]
+    published = any(row["paper"]["parameters"] is not None for row in column["rows"])
+    full = "full parameters / paper's" if published else "full parameters"
+    head += ["seeds", full, "parameters here", "images/s", "steps"]
     head += measures
     notes = {paper_kind(row) for row in column["rows"] if row["paper"]["bits_per_dim"] is not None}
     rows = []
@@ -53,6 +54,8 @@ def rows_table(column: dict[str, Any]) -> TableText:
             unknown = NO_FEATURES if name == FID and runs else ""
             cells.append(f"{np.mean(values):.3f}" if values else unknown)
         rows.append(cells)
+    if not any(row["paper"]["bits_per_dim"] for row in column["rows"]):
+        head, rows = head[:1] + head[2:], [cells[:1] + cells[2:] for cells in rows]
     return head, rows
 
 
@@ -135,36 +138,35 @@ def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
             "rough figure: in processor time on one thread of a CPU, else by the clock."
         )
         yield text, _cost_table(costs)
-    if weighted := _weighted_table(column):
+    for kind in kinds_of(column) if column.get("weighted") else ():
+        draws, images = column["weighted"]
         text = (
-            "Importance-weighted figures of the same weights, on fewer images. A gain is the mean "
-            "over images of the single-sample figure less the importance-weighted one, ± its "
+            f"Importance-weighted, {draws:,} draws an image, of the same weights; single-sample "
+            f"figures are: {kind}. Both are of the first {images:,} test images, or of all if they "
+            "are fewer. A gain is the mean over images of the first figure less the second, ± its "
             "standard error over seeds."
         )
-        yield text, weighted
+        if (found := _weighted_table(column, kind))[1]:
+            yield text, found
     if column.get("quoted"):
         yield "Quoted from publications, not of runs here:", _quoted_table(column["quoted"])
 
 
-def _weighted_table(column: dict[str, Any]) -> TableText | None:
-    """Return the importance-weighted figures; None where there are none."""
-    rows, kinds = [], set()
+def _weighted_table(column: dict[str, Any], kind: str) -> TableText:
+    """Return the importance-weighted figures of the runs whose single-sample figure has a kind."""
+    rows = []
     for row in column["rows"]:
-        known = [run["weighted"] for run in row["runs"] if run.get("weighted")]
+        runs = [run for run in row["runs"] if kind_of(run) == kind]
+        known = [run["weighted"] for run in runs if run.get("weighted")]
         if not known:
             continue
-        kinds |= {(each["importance_samples"], each["images"]) for each in known}
         bits, gains = ([each[name] for each in known] for name in ("bits_per_dim", "gain"))
         single = [a + b for a, b in zip(bits, gains, strict=True)]
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-        gain = f"{statistics.fmean(gains):.4f}" + ("" if error is None else f" ± {error:.4f}")
         figures = (f"{statistics.fmean(each):.4f}" for each in (single, bits))
+        gain = _plus_minus(statistics.fmean(gains), error)
         rows.append([row["label"], *figures, gain, str(len(known))])
-    if not rows:
-        return None
-    what = ", ".join(f"K = {draws:,}, {images:,} images" for draws, images in sorted(kinds))
-    head = ["row", "single-sample, these images", f"importance-weighted ({what})", "gain", "seeds"]
-    return head, rows
+    return ["row", "single-sample", "importance-weighted", "gain", "seeds"], rows
 
 
 def _cost_table(rows: list[dict[str, Any]]) -> TableText:

@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 
-from mixerflow.evaluate import Features, compare
+from mixerflow.evaluate import FID, Features, compare
 from mixerflow.evaluate.features import digest_of
 from mixerflow.experiments.runs import Run, SeedImages
 from mixerflow.runs import load
 from mixerflow.runs.files import json_text, write_atomically, writing
-
-FID = "FID"
-"""What `compare` calls the distance by the features of the published Inception net."""
 
 
 def keep_distance(run: Run, images: SeedImages, features: Features, device: torch.device) -> None:

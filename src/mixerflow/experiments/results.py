@@ -111,6 +111,7 @@ def _column(
         "shuffle": None if column.shuffle is None else describe(column.shuffle),
         "training_images": column.images,
         "weights": column.which,
+        "weighted": column.weighted,
         "images": sorted({f"{run['split']}: {run['images']}" for run in runs}),
         "yardsticks": read_yardsticks(root, runs),
         "rows": rows,

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mixerflow.core import Chain, Shape, Transform
-from mixerflow.models.denseflow import CrossUnitFlow
+from mixerflow.models.cross_units import CrossUnitFlow
 from mixerflow.parts.image_nets import DenseAttention
 from mixerflow.parts.images import GlowSteps
 from mixerflow.parts.mixing import Mixing
