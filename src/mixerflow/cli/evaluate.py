@@ -147,8 +147,9 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
         }
-        with keeping("the figure"):
-            _write_result(given.run, result)
+        if features:  # samples take long: this figure is known
+            with keeping("the figure"):
+                _write_result(given.run, result)
         compared = features and frechet(
             flow,
             images,
