@@ -147,21 +147,17 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
             "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
             "run": {key: metadata.get(key) for key in keys},
         }
-        if features:  # samples take long: this figure is known
-            with keeping("the figure"):
-                _write_result(given.run, result)
-        compared = features and frechet(
-            flow,
-            images,
-            features,
-            samples=given.fid_samples,
-            seed=given.seed,
-            split=split,
-            quiet=given.json,
-        )
-        if compared and not given.json:
-            print_frechet(compared)
-        result |= {"frechet": compared.as_dict()} if compared else {}
+        if features:
+            settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
+            try:
+                compared = frechet(flow, images, features, **settings, quiet=given.json)
+            except BaseException:  # the samples are lost, not this figure
+                with keeping("the figure"):
+                    _write_result(given.run, result)
+                raise
+            result["frechet"] = compared.as_dict()
+            if not given.json:
+                print_frechet(compared)
         result |= {"codecs": _codecs(images.pixels) if given.codecs else {}}
         if given.json:
             say(*json_text(result).splitlines())
