@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import small_run
+from helpers import flow_of, small_run
 from mixerflow import pictures, runs
 from mixerflow.cli import main
 from mixerflow.cli.train import _print_result
 from mixerflow.data import Splits, make_images
+from mixerflow.errors import DataError
 from mixerflow.experiments import outputs, table
 from mixerflow.experiments.reproduce import reproduce
 from mixerflow.experiments.runs import Run
@@ -306,3 +307,10 @@ def test_temporaries_of_pictures_are_swept_and_long_names_fit(tmp_path):
         path.touch()
     pictures.save(grid, longest)
     assert [path.name for path in tmp_path.iterdir()] == [longest.name]
+
+
+def test_images_of_more_levels_than_the_run_s_are_refused():
+    flow = flow_of()
+    wide = make_images(np.full((5, *flow.shape), 4000, np.uint16), None, dataset_id="wide")
+    with pytest.raises(DataError, match="pixels have 65,536 levels, the run's have 256: wide"):
+        runs.Evaluator(wide, "test").score(flow, {})

@@ -104,7 +104,7 @@ def _from_hub(spec: str) -> Path:
     if not (owner and name and file):
         raise ConfigError(spec, "--features", "give hub:OWNER/NAME/FILE")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         remedy = "pip install 'mixerflow[hub]'"
         raise ConfigError("the hub's package is missing", spec, remedy) from error

@@ -70,7 +70,7 @@ class Evaluator:
         if images.shape != flow.shape:
             what = f"images are {images.shape}, the run's are {flow.shape}"
             raise DataError(what, images.dataset_id, "give images of that shape")
-        if None not in (images.levels, flow.levels) and images.levels > flow.levels:
+        if images.levels and flow.levels and images.levels > flow.levels:
             what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
             raise DataError(what, images.dataset_id, "give images of as many levels")
         return bits(
