@@ -20,7 +20,13 @@ from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Bits, density_of, estimator_of, require_comparable
+from mixerflow.evaluate import (
+    Bits,
+    FileFeatures,
+    density_of,
+    estimator_of,
+    require_comparable,
+)
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator, KeptDraws
@@ -137,38 +143,48 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     except Stopped as stopped:
         return stopped.exit_code
 
-    def finish() -> None:
-        keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
-        averaged = metadata.get("averaged", not given.raw)
-        if not given.json:
-            _print_figures(figure)  # samples and codecs may take minutes
-        result = figure.as_dict() | {
-            "codecs": {},
-            "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
-            "run": {key: metadata.get(key) for key in keys},
-        }
-        if features:
-            settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
-            try:
-                compared = frechet(flow, images, features, **settings, quiet=given.json)
-            except BaseException:  # the samples are lost, not this figure
-                with keeping("the figure"):
-                    _write_result(given.run, result)
-                raise
-            result["frechet"] = compared.as_dict()
-            if not given.json:
-                print_frechet(compared)
-        result |= {"codecs": _codecs(images.pixels) if given.codecs else {}}
-        if given.json:
-            say(*json_text(result).splitlines())
-        elif given.codecs:
-            _print_codecs(result["codecs"])
-        with keeping("the figure"):
-            _write_result(given.run, result)
-
-    processes.on_main(finish)
+    processes.on_main(lambda: _finish(given, figure, flow, images, split, features, metadata))
     kept.finish()
     return 0
+
+
+def _finish(
+    given: _EvaluateArguments,
+    figure: Bits,
+    flow: Flow,
+    images: Images,
+    split: str,
+    features: FileFeatures | None,
+    metadata: dict[str, Any],
+) -> None:
+    """Print the figure, then compare samples and codecs if they are asked for; keep all of it."""
+    keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
+    averaged = metadata.get("averaged", not given.raw)
+    if not given.json:
+        _print_figures(figure)  # samples and codecs may take minutes
+    result = figure.as_dict() | {
+        "codecs": {},
+        "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
+        "run": {key: metadata.get(key) for key in keys},
+    }
+    if features:
+        settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
+        try:
+            compared = frechet(flow, images, features, **settings, quiet=given.json)
+        except BaseException:  # the samples are lost, not this figure
+            with keeping("the figure"):
+                _write_result(given.run, result)
+            raise
+        result["frechet"] = compared.as_dict()
+        if not given.json:
+            print_frechet(compared)
+    result |= {"codecs": _codecs(images.pixels) if given.codecs else {}}
+    if given.json:
+        say(*json_text(result).splitlines())
+    elif given.codecs:
+        _print_codecs(result["codecs"])
+    with keeping("the figure"):
+        _write_result(given.run, result)
 
 
 def _score(
