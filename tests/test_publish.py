@@ -492,7 +492,7 @@ def test_from_the_command_line_end_to_end(first, tmp_path, capsys, monkeypatch):
         (["train", "WEIGHTS"], "mixerflow train RECIPE --from "),
         (
             ["train", "mixerflow-tiny", "--from", "RUN", "--model.flow.net.width", "8"],
-            "--model.layers to 1",
+            "--model.flow-layers to 2",
         ),
     ],
 )

@@ -114,6 +114,7 @@ def column_of(name, **figures):
             "paper": {"bits_per_dim": None},
             "runs": [
                 {"seed": seed, "bits_per_dim": value, "curve": [[20, value + 1], [40, value]]}
+                | {"curve_images": [9, 9]}
                 | same
                 for seed, value in enumerate(values)
             ],
@@ -129,7 +130,8 @@ def test_a_loss_is_what_a_row_has_more_than_in_order():
     shuffled = column_of(
         "cifar10-local", mixer=[4.2, 4.31, 4.4], glow=[5.1, 5.2, 5.31], nsf=[5.0] * 3
     )
-    shuffled["rows"][1]["runs"][1]["steps"] = 30  # the last step that all runs have
+    curve = shuffled["rows"][1]["runs"][1]["curve"]
+    curve[1] = [30, curve[1][1] + 0.5]  # the last step that all curves have; on a straight line
     others = [
         column_of(f"imagenet32-old{end}", mixer=[], glow=[], nsf=[]) for end in ("", "-local")
     ]
@@ -148,6 +150,22 @@ def test_a_loss_is_what_a_row_has_more_than_in_order():
     assert better["at_equal_steps"]["difference"] == pytest.approx(0.9)
     assert shuffled["claims"][0]["seeds"] == 3
     assert columns[3]["claims"][0]["seeds"] == 0
+
+
+def test_curves_of_other_images_are_not_compared():
+    column = column_of("cifar10", mixer=[4.0, 4.1], glow=[4.5, 4.6], nsf=[5.0, 5.1])
+    for row, images in zip(column["rows"], ([9, 9], [7, 7], [9, 30]), strict=True):
+        for run in row["runs"]:
+            run["curve_images"] = images
+    table = replace(TABLES["table-6"], claims=TABLES["table-1"].claims[:2])
+    judge(table, [column])
+    glow, nsf = (claim["at_equal_steps"] for claim in column["claims"])
+    assert glow["seeds"] == 0, "curves of 9 and of 7 images"
+    assert (nsf["step"], nsf["seeds"]) == (20, 2), "the end is of 30 images, not 9"
+    assert nsf["difference"] == pytest.approx(1.0)
+    del column["rows"][0]["runs"][0]["curve_images"]  # an older version's
+    judge(table, [column])
+    assert column["claims"][1]["at_equal_steps"]["seeds"] == 1
 
 
 def test_the_same_run_of_another_table_is_copied(words, capsys):

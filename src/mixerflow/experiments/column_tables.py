@@ -94,7 +94,7 @@ def claims_table(column: dict[str, Any]) -> TableText:
         if _is_timed(claim):
             early = claim["at_equal_steps"]
             difference = _plus_minus(early["difference"], early["half_width"], sign="+")
-            cells.append(f"{difference}: {early['verdict']}")
+            cells.append(f"{difference}: {early['verdict']}" if difference else "of other images")
         rows.append(cells)
     return head, rows
 

@@ -34,7 +34,8 @@ NOTE = (
     "border/inside is the mean squared difference of neighbouring pixels across the borders of the "
     "base model's patches, divided by the same inside the patches, 1 where the borders do not "
     "show; high frequencies/test is their power at a quarter of a cycle a pixel and more, divided "
-    "by that of the test images. Curves are on fewer, held-out images than the figures."
+    "by that of the test images. Curves are on fewer, held-out images than the figures, and "
+    "are compared only where they are of as many."
 )
 COMPARABLE = {
     "tiny": "This budget only shows that everything runs; its figures mean nothing.",
@@ -129,14 +130,16 @@ def markdown_text(results: dict[str, Any]) -> str:
 
 def write_page(results: Path) -> Path:
     """Write ``report.html`` beside the tables' folders and return its path."""
-    files = sorted(path for name in COMPARABLE for path in results.glob(f"*/{name}.json"))
-    if not files:
+    paths = sorted(path for name in COMPARABLE for path in results.glob(f"*/{name}.json"))
+    read = ((path, json.loads(path.read_bytes())) for path in paths)
+    found = [(path, each) for path, each in read if "table" in each]  # others share the folder
+    if not found:
         remedy = "run one: `mixerflow reproduce TABLE`; or name their folder with --out"
         raise ConfigError("no tables so far", results, remedy)
-    body = [page.heading("The paper's tables, as run here", level=1), page.note(NOTE)]
-    for path in files:
-        body += _page_section(path.parent, json.loads(path.read_bytes()))
-    return page.write(results / "report.html", "The paper's tables", body)
+    body = [page.heading("Tables, as run here", level=1), page.note(NOTE)]
+    for path, each in found:
+        body += _page_section(path.parent, each)
+    return page.write(results / "report.html", "Tables", body)
 
 
 def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:

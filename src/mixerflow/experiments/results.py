@@ -184,6 +184,7 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         "seconds": seconds,
         "training_sha256": metadata["data"]["training_sha256"],
         "curve": curve,
+        "curve_images": [record.get("images") for record in scored],
         "command": metadata.get("command"),
         **{key: metadata[key] for key in ("parameters", "machine", "versions")},
     }
@@ -194,13 +195,14 @@ def judge(table: Table, columns: list[dict[str, Any]]) -> None:
 
     Only figures of one kind are compared, unless the claim says otherwise.
 
-    Where rows are compared after equal time, claims are also judged by the curves at the last step
-    that all runs of the table have.
+    Where rows are compared after equal time, claims are also judged by the curves, at the last step
+    that all curves of the table have; only curves of the same images are compared.
     """
     rows = {column["column"]: {row["row"]: row for row in column["rows"]} for column in columns}
     timed = any(column.get("minutes") is not None for column in columns)
     runs = [run for each in rows.values() for row in each.values() for run in row["runs"]]
-    common = min((run["steps"] for run in runs if run["curve"]), default=None) if timed else None
+    ends = [points[-1][0] for run in runs if (points := comparable_points(run))]
+    common = min(ends, default=None) if timed else None
     for column in columns:
         name, column["claims"] = column["column"], []
         for claim in table.claims:
@@ -262,9 +264,23 @@ def _by_what_compares(
         key = (*(run[name] for name in names), kind_of(run) if kinds == "same" else kinds)
         if step is None:
             figures[key] = run["bits_per_dim"]
-        elif run["curve"] and run["curve"][0][0] <= step:
-            figures[key] = float(np.interp(step, *np.transpose(run["curve"])))
+            continue
+        points = comparable_points(run)
+        if points and points[0][0] <= step <= points[-1][0]:
+            key = (*key, run["curve_images"][0])
+            figures[key] = float(np.interp(step, *np.transpose(points)))
     return figures
+
+
+def comparable_points(run: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """Return the points of a run's curve that are of as many images as its first.
+
+    The last evaluation is of more images, and the first images may be harder than all. There are
+    none where the numbers of images are not known.
+    """
+    images = run.get("curve_images") or []
+    pairs = zip(run["curve"], images, strict=False)
+    return [(step, bits) for (step, bits), count in pairs if count == images[0]]
 
 
 @cache
