@@ -17,6 +17,9 @@ from mixerflow.train_config import TrainConfig
 TIME = 2.0
 """Minutes of processor time of a run of the budget `time`, unless a table has its own."""
 
+STEPS = 500
+"""Steps of a run of the budget `cpu` in the tables of several models."""
+
 _CPU = replace(TINY, minutes=None, evaluate_images=500, keep=1)
 # a constant rate and averaged weights: a curve's every point is the result of a shorter run; few
 # images, the same for every row, or a slow row would be judged on fewer than a fast one

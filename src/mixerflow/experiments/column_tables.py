@@ -10,7 +10,7 @@ import numpy as np
 
 from mixerflow.evaluate import FID, kind_of
 from mixerflow.evaluate.features import INCEPTION_URL
-from mixerflow.experiments.results import paper_kind
+from mixerflow.experiments.results import mean_and_error, paper_kind
 
 TableText = tuple[list[str], list[list[str]]]
 """The cells of a table's head, and of each row."""
@@ -54,7 +54,7 @@ def rows_table(column: dict[str, Any]) -> TableText:
             unknown = NO_FEATURES if name == FID and runs else ""
             cells.append(f"{np.mean(values):.3f}" if values else unknown)
         rows.append(cells)
-    if not any(row["paper"]["bits_per_dim"] for row in column["rows"]):
+    if not notes:  # no published figure
         head, rows = head[:1] + head[2:], [cells[:1] + cells[2:] for cells in rows]
     return head, rows
 
@@ -162,9 +162,8 @@ def _weighted_table(column: dict[str, Any], kind: str) -> TableText:
             continue
         bits, gains = ([each[name] for each in known] for name in ("bits_per_dim", "gain"))
         single = [a + b for a, b in zip(bits, gains, strict=True)]
-        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
         figures = (f"{statistics.fmean(each):.4f}" for each in (single, bits))
-        gain = _plus_minus(statistics.fmean(gains), error)
+        gain = _plus_minus(*mean_and_error(gains))
         rows.append([row["label"], *figures, gain, str(len(known))])
     return ["row", "single-sample", "importance-weighted", "gain", "seeds"], rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, column, setups
+from mixerflow.experiments.base import CIFAR10, MNIST, STEPS, TWIN, column, setups
 from mixerflow.experiments.table import Claim, Row, Table
 from mixerflow.models import MixerFlow
 from mixerflow.models.denseflow_recipes import RECIPES as DENSE
@@ -21,7 +21,7 @@ from mixerflow.parts import DenseNet, Model, UniformDequantizer, VariationalDequ
 from mixerflow.registry import evolve
 from mixerflow.train_config import TrainConfig
 
-_STEPS, _MINUTES = 500, 4.0
+_MINUTES = 4.0
 _WEIGHTED = (20, 200)
 _DEQUANTIZER = "pixels.dequantizer"
 _UNIFORM: dict[str, Any] = {_DEQUANTIZER: UniformDequantizer()}
@@ -72,7 +72,7 @@ class _Entrant:
             self.train,
             twin,
             evolve(twin, self.tiny),
-            steps=_STEPS,
+            steps=STEPS,
             minutes=_MINUTES,
             initial=_INITIAL,
         )
@@ -138,7 +138,7 @@ def _table(name: str, title: str, entrants: tuple[_Entrant, ...], images: str) -
                 first.full,
                 first.train,
                 first.twin,
-                twin_steps=_STEPS,
+                twin_steps=STEPS,
                 twin_minutes=_MINUTES,
                 weighted=_WEIGHTED,
             ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from mixerflow.experiments.base import CIFAR10, TWIN, column, setups
+from mixerflow.experiments.base import CIFAR10, STEPS, TWIN, column, setups
 from mixerflow.experiments.table import Claim, Column, PublishedResult, Row, Setup, Table
 from mixerflow.models import MixerFlow
 from mixerflow.models.glow_recipes import RECIPES as GLOWS
@@ -17,7 +17,6 @@ from mixerflow.models.mixerflow_recipes import PAPER_64, RECIPES, TWIN_64
 from mixerflow.parts import GlobalShuffle, LocalShuffle, Shuffle
 from mixerflow.registry import evolve
 
-_STEPS = 500
 _TWIN_64 = replace(TWIN_64, patching=replace(TWIN_64.patching, shift=(0, 2)))
 _OLD = "imagenet32-old"
 
@@ -33,7 +32,7 @@ def _baseline(
     """Make a row of a recipe `full`, and of a recipe `twin` with nets of a width."""
     model = evolve(GLOWS[twin].model, {"net.width": width})
     tiny, recipe = evolve(model, {"steps": 1, "net.width": 4}), GLOWS[full]
-    own = setups(recipe.model, recipe.train, model, tiny, steps=_STEPS, lr=lr)
+    own = setups(recipe.model, recipe.train, model, tiny, steps=STEPS, lr=lr)
     return Row(name, label, setups=own)
 
 
@@ -102,9 +101,9 @@ _CAPTION = (
     "Negative log-likelihood in bits per dimension. Twins, of the budgets cpu and time, have as "
     "many parameters as MixerFlow's."
 )
-CIFAR10_COLUMN = column("cifar10", MixerFlow(), CIFAR10, TWIN, twin_steps=_STEPS)
+CIFAR10_COLUMN = column("cifar10", MixerFlow(), CIFAR10, TWIN, twin_steps=STEPS)
 IMAGENET_COLUMN = column(
-    _OLD, MixerFlow(), RECIPES["mixerflow-imagenet32"].train, TWIN, twin_steps=_STEPS
+    _OLD, MixerFlow(), RECIPES["mixerflow-imagenet32"].train, TWIN, twin_steps=STEPS
 )
 _COLUMNS_32 = (CIFAR10_COLUMN, IMAGENET_COLUMN)
 _FACES, _IMAGENET64 = "anime-faces", "imagenet64-old"
@@ -135,7 +134,7 @@ TABLE_2 = Table(
     "Table 2: 64 pixels",
     _CAPTION,
     columns=tuple(
-        column(name, PAPER_64, RECIPES[recipe].train, _TWIN_64, twin_steps=_STEPS)
+        column(name, PAPER_64, RECIPES[recipe].train, _TWIN_64, twin_steps=STEPS)
         for name, recipe in (
             (_FACES, "mixerflow-anime64"),
             (_IMAGENET64, "mixerflow-imagenet64"),
@@ -154,9 +153,7 @@ TABLE_6 = Table(
     "table-6",
     "Table 6: galaxies at 32 pixels",
     f"{_CAPTION} Figures are of the step that is best on the held-out images: few images.",
-    columns=(
-        column("galaxy", _GALAXY.model, _GALAXY.train, TWIN, twin_steps=_STEPS, which="best"),
-    ),
+    columns=(column("galaxy", _GALAXY.model, _GALAXY.train, TWIN, twin_steps=STEPS, which="best"),),
     rows=_reported(
         ROWS_32, ("galaxy",), {"mixer": (None, 2.22), "glow": (None, 2.27), "nsf": (None, 2.25)}
     ),

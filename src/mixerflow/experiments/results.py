@@ -51,7 +51,7 @@ def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
     with fewer than two seeds. Equal rows get a verdict in one of twenty cases.
     """
     seeds = sorted(better.keys() & worse.keys())
-    mean, error = _mean_and_error([worse[seed] - better[seed] for seed in seeds])
+    mean, error = mean_and_error([worse[seed] - better[seed] for seed in seeds])
     if mean is None or error is None:
         return Outcome(mean, error, None, len(seeds), "undecided")
     half = student.quantile(len(seeds) - 1) * error
@@ -59,7 +59,7 @@ def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
     return Outcome(mean, error, half, len(seeds), verdict)
 
 
-def _mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
+def mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
     """Return the mean and its standard error; None where there are too few values."""
     mean = statistics.fmean(values) if values else None
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -132,7 +132,7 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
             left_out.append(f"{cell.name}, seed {seed}: {found}")
         else:
             runs.append(found)
-    mean, error = _mean_and_error([run["bits_per_dim"] for run in runs])
+    mean, error = mean_and_error([run["bits_per_dim"] for run in runs])
     full = None if budget == "tiny" else parameters(cell.model("gpu"), cell.column.shape)
     paper = cell.published.parameters
     deviation = None if full is None or paper is None else 100 * (full / 1e6 / paper - 1)
@@ -265,11 +265,18 @@ def _by_what_compares(
         if step is None:
             figures[key] = run["bits_per_dim"]
             continue
-        points = comparable_points(run)
-        if points and points[0][0] <= step <= points[-1][0]:
-            key = (*key, run["curve_images"][0])
-            figures[key] = float(np.interp(step, *np.transpose(points)))
+        if (found := curve_at(run, step)) is not None:
+            images, bits = found
+            figures[*key, images] = bits
     return figures
+
+
+def curve_at(run: Mapping[str, Any], step: int) -> tuple[int, float] | None:
+    """Return the images and the bits/dim of a run's curve at a step; None where it has none."""
+    points = comparable_points(run)
+    if not points or not points[0][0] <= step <= points[-1][0]:
+        return None
+    return run["curve_images"][0], float(np.interp(step, *np.transpose(points)))
 
 
 def comparable_points(run: Mapping[str, Any]) -> list[tuple[int, float]]:

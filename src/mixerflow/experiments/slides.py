@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mixerflow.experiments import field
+from mixerflow.experiments.base import STEPS, setups
 from mixerflow.experiments.dense import DENSEFLOW_32
 from mixerflow.experiments.slides_quoted import (
     BITS,
@@ -56,13 +57,7 @@ _KNOWN_64 = {row.name: row for row in field.ROWS_64}
 
 def _setups(full: Recipe, twin: Model, tiny: Model) -> _Setups:
     """Return a recipe, and its twins with the training of MixerFlow's."""
-    bases = field.CIFAR10_COLUMN.setups
-    return {
-        "tiny": Setup(tiny, bases["tiny"].train),
-        "cpu": Setup(twin, bases["cpu"].train),
-        "time": Setup(twin, bases["time"].train),
-        "gpu": Setup(full.model, full.train),
-    }
+    return setups(full.model, full.train, twin, tiny, steps=STEPS)
 
 
 def _row(name: str, in_column: Mapping[str, _Setups]) -> Row:
