@@ -31,6 +31,7 @@ from mixerflow.core.transform import (
 )
 from mixerflow.core.views import evaluating
 from mixerflow.registry import register
+from mixerflow.waits import adapt_waits
 
 _drawn: ContextVar[dict[int, Noise | None] | None] = ContextVar("drawn_noise", default=None)
 """Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
@@ -151,6 +152,7 @@ class Flow(nn.Module):
             TypeError: what is no array of real numbers; a flow of half precision.
             ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
+        adapt_waits()
         x = self._images(x)
         context = self._embed(context, x.shape[0])
         noise = (_drawn.get() or {}).get(id(self)) if noise is None else noise
@@ -319,6 +321,7 @@ class Flow(nn.Module):
         return self.context_net(context.to(self.device))
 
     def _inverse(self, z: Tensor, context: Context) -> Tensor:
+        adapt_waits()
         require_wide(self.dtype)
         z = z.to(self.device, self.dtype).unflatten(1, self.latent_shape)
         return self.transform.inverse(z, context)[0]

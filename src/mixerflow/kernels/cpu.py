@@ -19,6 +19,7 @@ from mixerflow.kernels.library import library
 from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
 from mixerflow.moments import Saved
 from mixerflow.processes import Processes
+from mixerflow.waits import adapt_waits
 
 _TILE = 64
 _NORMS = ("none", "batch", "layer", "rms")
@@ -221,6 +222,7 @@ class _Apply(torch.autograd.Function):
 
 def _call(like: Tensor, name: str, flow: _Flow, *arguments: Any) -> None:  # noqa: ANN401
     """Call a kernel; tensors become pointers."""
+    adapt_waits()
     pointers = []
     for argument in arguments:
         if isinstance(argument, Tensor):

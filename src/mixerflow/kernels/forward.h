@@ -23,17 +23,27 @@ static void keep_leave(const Flow *f, const Ready *q, const Kept *z, const Tile 
         memcpy(z->s + (r + j) * q->cp, tile->raw + j * 2 * q->cp, (size_t)q->cp * sizeof(real));
 }
 
-/* Where no row sees another, a tile stays in cache through all the steps. */
-static void forward_tiles(const Flow *f, Ready *ready, const Kept *kept, real *last, real *log_det,
-                          const Tile *tile, long first, long end) {
-    for (long r = first; r < end; r += TILE) {
-        int rows = (int)smaller(TILE, end - r);
-        for (int k = 0; k < f->steps; k++) {
-            keep_enter(f, ready + k, kept + k, tile, r, rows);
-            keep_middle(f, ready + k, kept + k, tile, r, rows);
-            keep_leave(f, ready + k, kept + k, tile, r, rows,
-                       k + 1 < f->steps ? kept[k + 1].x : last, log_det);
-        }
+/* Where no row sees another, a tile stays in cache through all the steps; here everything is kept. */
+static void forward_tile(const Flow *f, const Ready *ready, const Kept *kept, real *last, real *log_det,
+                         const Tile *tile, long r, int rows) {
+    for (int k = 0; k < f->steps; k++) {
+        keep_enter(f, ready + k, kept + k, tile, r, rows);
+        keep_middle(f, ready + k, kept + k, tile, r, rows);
+        keep_leave(f, ready + k, kept + k, tile, r, rows, k + 1 < f->steps ? kept[k + 1].x : last,
+                   log_det);
+    }
+}
+
+/* Here nothing is. */
+static void plain_tile(const Flow *f, const Ready *ready, real *at, real *log_det, const Tile *tile,
+                       int rows) {
+    for (int k = 0; k < f->steps; k++) {
+        const Ready *q = ready + k;
+        times(rows, at, padded(f->n), &q->map_t, tile->y, padded(f->n), q->offset, 0);
+        tile_enter(f, q, rows, tile->y, tile->half, tile->h);
+        tile_middle(f, q, rows, tile->h, tile->u, tile->i);
+        tile_leave(f, q, rows, tile->h, tile->i, tile->u, tile->h2, tile->raw);
+        affine(f, q, rows, tile->y, tile->raw, at, log_det);
     }
 }
 
@@ -113,13 +123,19 @@ static real *make_crew(const Flow *f, Moments **all, long *each) {
     return memory ? (real *)(memory + heads) : NULL;
 }
 
+/* Rows of x to where they begin their way, and the log-det that all share. */
+static void begin_rows(int rows, int n, const real *x, real *to, real *log_det, double shared) {
+    load_rows(rows, n, x, to);
+    for (int j = 0; j < rows; j++) log_det[j] = (real)shared;
+}
+
 /* x (rows, n) to z (rows, n) and log_det (rows). `steps` has one entry more: the last ActNorm.
    `kept` NULL: no gradients wanted and no statistics over rows, so that each tile goes through
    all the steps at once. Returns 0, or 1 without memory. */
 int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real *log_det,
                  const Kept *kept, real *last) {
     int np = (int)padded(f->n), n = (int)f->n;
-    long each;
+    long each, next = 0;
     double shared = shared_log_det(f, steps);
     Moments *all;
     Ready *ready = make_ready(f, steps);
@@ -130,35 +146,29 @@ int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real 
         int t = omp_get_thread_num(), crew = omp_get_num_threads();
         Own own;
         Arena arena = {memory + t * each, 0};
-        long first, end;
+        long first, end, r;
+        int rows;
         take_own(&own, f, &arena);
         Tile tile = own.tile;
         all[t].mean = own.moments, all[t].m2 = own.moments + f->hidden;
         prepare(ready, f, steps, 0, t, crew);
-        share(f, t, crew, &first, &end);
-        for (long r = first; r < end; r++) log_det[r] = (real)shared;
-        if (kept) {
-            for (long r = first; r < end; r += TILE)
-                load_rows((int)smaller(TILE, end - r), n, x + r * n, kept->x + r * np);
-            for (int k = 0; k < f->steps && t == 0 && !f->batch; k++)
-                keep_running(f, steps[k].p, kept[k].stats);
-            if (f->batch)
-                forward_batch(f, steps, ready, kept, last, log_det, &tile, all,
-                              own.moments + 2 * f->hidden, own.sums, t, crew, first, end);
-            else forward_tiles(f, ready, kept, last, log_det, &tile, first, end);
-        }
-        for (long r = first; r < end; r += TILE) {
-            int rows = (int)smaller(TILE, end - r);
-            real *at = kept ? last + r * np : tile.x;
-            if (!kept) load_rows(rows, n, x + r * n, at);
-            for (int k = 0; k < f->steps && !kept; k++) {
-                Ready *q = ready + k;
-                times(rows, at, np, &q->map_t, tile.y, np, q->offset, 0);
-                tile_enter(f, q, rows, tile.y, tile.half, tile.h);
-                tile_middle(f, q, rows, tile.h, tile.u, tile.i);
-                tile_leave(f, q, rows, tile.h, tile.i, tile.u, tile.h2, tile.raw);
-                affine(f, q, rows, tile.y, tile.raw, at, log_det + r);
+        for (int k = 0; kept && !f->batch && t == 0 && k < f->steps; k++)
+            keep_running(f, steps[k].p, kept[k].stats);
+        if (f->batch) {
+            share(f, t, crew, &first, &end);
+            for (r = first; r < end; r += TILE) {
+                rows = (int)smaller(TILE, end - r);
+                begin_rows(rows, n, x + r * n, kept->x + r * np, log_det + r, shared);
             }
+            forward_batch(f, steps, ready, kept, last, log_det, &tile, all,
+                          own.moments + 2 * f->hidden, own.sums, t, crew, first, end);
+            for (r = first; r < end; r += TILE)
+                store_rows(f, steps + f->steps, (int)smaller(TILE, end - r), last + r * np, z + r * n);
+        } else while ((rows = take_rows(f, &next, &r))) {
+            real *at = kept ? last + r * np : tile.x;
+            begin_rows(rows, n, x + r * n, kept ? kept->x + r * np : at, log_det + r, shared);
+            if (kept) forward_tile(f, ready, kept, last, log_det, &tile, r, rows);
+            else plain_tile(f, ready, at, log_det + r, &tile, rows);
             store_rows(f, steps + f->steps, rows, at, z + r * n);
         }
     }

@@ -65,10 +65,17 @@ static void inverse_batch(const Flow *f, const Step *steps, Ready *ready, real *
     }
 }
 
+/* Rows of z to where they begin their way back, and the log-det that all share. */
+static void begin_back(const Flow *f, const Step *steps, int rows, const real *z, real *to,
+                       real *log_det, double shared) {
+    load_tail(f, steps + f->steps, rows, z, to);
+    for (int j = 0; j < rows; j++) log_det[j] = (real)-shared;
+}
+
 /* z (rows, n) to x (rows, n) and log_det (rows) of the inverse. */
 int rows_inverse(const Flow *f, const Step *steps, const real *z, real *x, real *log_det) {
     int np = (int)padded(f->n), n = (int)f->n, hp = (int)padded(f->hidden);
-    long each, wide = (long)n * COLUMNS, kept = f->batch ? f->rows : 0;
+    long each, next = 0, wide = (long)n * COLUMNS, kept = f->batch ? f->rows : 0;
     double shared = shared_log_det(f, steps);
     Moments *all;
     Ready *ready = make_ready(f, steps);
@@ -81,7 +88,8 @@ int rows_inverse(const Flow *f, const Step *steps, const real *z, real *x, real 
         int t = omp_get_thread_num(), crew = omp_get_num_threads();
         Own own;
         Arena arena = {memory + t * each, 0};
-        long first, end;
+        long first, end, r;
+        int rows;
         take_own(&own, f, &arena);
         Tile tile = own.tile;
         all[t].mean = own.moments, all[t].m2 = own.moments + f->hidden;
@@ -91,28 +99,28 @@ int rows_inverse(const Flow *f, const Step *steps, const real *z, real *x, real 
 #pragma omp barrier
         for (int k = 0; k < f->steps; k++) pack(&ready[k].back_t, ready[k].scaled, 1, np, t, crew);
 #pragma omp barrier
-        share(f, t, crew, &first, &end);
-        for (long r = first; r < end; r++) log_det[r] = (real)-shared;
-        if (kept) {
-            real *h = room + kept * np, *i = h + kept * hp;
-            for (long r = first; r < end; r += TILE)
-                load_tail(f, steps + f->steps, (int)smaller(TILE, end - r), z + r * n, room + r * np);
-            inverse_batch(f, steps, ready, room, h, i, log_det, &own, all, i + kept * hp, t, crew);
-        }
-        for (long r = first; r < end; r += TILE) {
-            int rows = (int)smaller(TILE, end - r);
-            real *at = kept ? room + r * np : tile.x;
-            if (!kept) load_tail(f, steps + f->steps, rows, z + r * n, at);
-            for (int k = (int)f->steps - 1; k >= 0 && !kept; k--) {
-                Ready *q = ready + k;
-                tile_enter(f, q, rows, at, tile.half, tile.h);
+        if (f->batch) {
+            real *h = room + f->rows * np, *i = h + f->rows * hp;
+            share(f, t, crew, &first, &end);
+            for (r = first; r < end; r += TILE) {
+                rows = (int)smaller(TILE, end - r);
+                begin_back(f, steps, rows, z + r * n, room + r * np, log_det + r, shared);
+            }
+            inverse_batch(f, steps, ready, room, h, i, log_det, &own, all, i + f->rows * hp, t, crew);
+            for (r = first; r < end; r++)
+                memcpy(x + r * n, room + r * np, (size_t)n * sizeof(real));
+        } else while ((rows = take_rows(f, &next, &r))) {
+            begin_back(f, steps, rows, z + r * n, tile.x, log_det + r, shared);
+            for (int k = (int)f->steps - 1; k >= 0; k--) {
+                const Ready *q = ready + k;
+                tile_enter(f, q, rows, tile.x, tile.half, tile.h);
                 tile_middle(f, q, rows, tile.h, tile.u, tile.i);
                 tile_leave(f, q, rows, tile.h, tile.i, tile.u, tile.h2, tile.raw);
-                invert_affine(f, q, rows, at, tile.raw, log_det + r);
-                unmap(f, q, rows, at, tile.y);
+                invert_affine(f, q, rows, tile.x, tile.raw, log_det + r);
+                unmap(f, q, rows, tile.x, tile.y);
             }
             for (int i = 0; i < rows; i++)
-                memcpy(x + (r + i) * n, at + i * np, (size_t)n * sizeof(real));
+                memcpy(x + (r + i) * n, tile.x + i * np, (size_t)n * sizeof(real));
         }
     }
     return 0;

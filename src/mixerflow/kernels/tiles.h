@@ -78,6 +78,15 @@ static void share(const Flow *f, int t, int threads, long *first, long *end) {
     *end = smaller(tiles * (t + 1) / threads * TILE, f->rows);
 }
 
+/* The next tile that no thread has taken, from `next` on: rows `*r` to `*r` + the number returned, 0 at
+   the end. For passes in which no row sees another: a thread that has no core for a while holds up
+   one tile, not its share of all. */
+static int take_rows(const Flow *f, long *next, long *r) {
+#pragma omp atomic capture
+    { *r = *next; *next += TILE; }
+    return (int)smaller(TILE, *r < f->rows ? f->rows - *r : 0);
+}
+
 typedef struct {
     real *x, *y, *half, *h, *u, *i, *h2, *raw;
 } Tile;

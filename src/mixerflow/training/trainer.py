@@ -42,6 +42,7 @@ from mixerflow.training.parallel import (
     unsharded,
     until_last,
 )
+from mixerflow.waits import one_thread_if_small
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,9 @@ class Trainer:
         if all(map(math.isfinite, figures[:2])):
             if figures[1] > self.config.clip:  # most steps need no pass over the gradients
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-            self.optimizer.step()
-            self.average.update(self.place)
+            with one_thread_if_small(self.parameters):
+                self.optimizer.step()
+                self.average.update(self.place)
             self.bad_in_a_row = 0
         else:
             self.skipped += 1
