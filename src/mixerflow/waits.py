@@ -28,7 +28,7 @@ _CROWDED = 0.1
 _HOLD = 1.0
 """Seconds without a crowded look after which threads spin again."""
 _LEAST = 2e7
-"""Nanoseconds for which a thread must have been able to run, for a share of them to say anything."""
+"""Nanoseconds of running and waiting from which on a share of them says something."""
 
 _GRAIN = 2**15
 """Numbers of a tensor for which torch's own operators use a second thread."""
@@ -57,7 +57,7 @@ class _Crowd(threading.Thread):
 
 
 class _Look(threading.local):
-    """The time of a thread's last look, and the nanoseconds of running and of waiting until then."""
+    """When a thread looks again, and its nanoseconds of running and waiting at the last look."""
 
     due: float = 0.0
     ran: int = 0
@@ -82,7 +82,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 def _times() -> tuple[int, int] | None:
-    """Return nanoseconds for which this thread ran, and waited for a core; None if none are known."""
+    """Return nanoseconds that this thread ran, and waited for a core; None if unknown."""
     try:
         with open("/proc/thread-self/schedstat", encoding="ascii") as file:
             ran, waited, _ = map(int, file.read().split())
@@ -118,7 +118,7 @@ def adapt_waits() -> None:
 def one_thread_if_small(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Run torch's operators on one thread in a ``with`` if CPU `tensors` are small on average.
 
-    An optimiser's step ends each tensor with a barrier, which costs more than a second thread saves.
+    An optimiser's step ends each tensor with a barrier: it costs more than a second thread saves.
     """
     threads = torch.get_num_threads()
     small = threads > 1 and sum(each.numel() for each in tensors) < _GRAIN * len(tensors)
