@@ -115,7 +115,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def interval(pairs: Sequence[tuple[float, float]]) -> dict[str, object]:
-    """Change of speed: median of the pairs' ratios less 1, with a 95 % interval of order statistics."""
+    """Change of speed: the median of the pairs' ratios less 1, with its 95 % interval."""
     changes = sorted(new / old - 1 for new, old in pairs)
     low = int(stats.binom.ppf(0.025, len(changes), 0.5))
     ends = changes[low], changes[-1 - low]
@@ -167,19 +167,18 @@ def lines(result: dict[str, Any], recipes: Sequence[str]) -> list[list[str]]:
     found = []
     for recipe in recipes:
         for job, by_load in result[recipe].items():
-            for load in (each for each in by_load if each != "change"):
-                cells = by_load[load]
-                for version in cells:
-                    if load == "quiet":
-                        change = by_load.get("change") if version == "this" else None
-                        low, high = change["interval"] if change else (0.0, 0.0)
-                        share = (
-                            f"{change['median']:+.1%} ({low:+.1%} to {high:+.1%})" if change else ""
-                        )
-                        rate = cells[version]
-                    else:
-                        rate, share = cells[version]["rate"], f"{cells[version]['of_fair']:.2f}"
-                    found.append([recipe, job, load, version, figure(rate), share])
+            change = by_load.get("change")
+            for version, rate in by_load["quiet"].items():
+                share = ""
+                if change and version == "this":
+                    share = "{:+.1%} ({:+.1%} to {:+.1%})".format(
+                        change["median"], *change["interval"]
+                    )
+                found.append([recipe, job, "nothing", version, figure(rate), share])
+            for load in (each for each in by_load if each.endswith("busy")):
+                for version, at in by_load[load].items():
+                    of_fair = f"{at['of_fair']:.2f}"
+                    found.append([recipe, job, load, version, figure(at["rate"]), of_fair])
     return found
 
 
@@ -212,7 +211,7 @@ def main() -> None:
         keep(result, given.out)
     emit(result, given.out)
     head = ["recipe", "job", "beside", "version", "images/s", "change, or share of the fair rate"]
-    print(*table(head, lines(result, given.recipes)), sep="\n", file=sys.stderr)
+    print(table(head, lines(result, given.recipes)), file=sys.stderr)
 
 
 if __name__ == "__main__":
