@@ -9,9 +9,9 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mixerflow.caches import user_cache
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.data.pixel_cache import default_cache
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import FileFeatures, FrechetFigure, compare, load_features
 from mixerflow.evaluate.comparison import SAMPLES
@@ -75,7 +75,7 @@ def frechet(
             samples=count,
             seed=seed,
             split=split,
-            cache=default_cache() / "features",
+            cache=user_cache() / "features",
             on_batch=on_batch,
         )
 

@@ -14,7 +14,8 @@ from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
+from mixerflow.cli.parse import ComputingArguments, parse
+from mixerflow.cli.paths import check_run_name
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
