@@ -118,7 +118,7 @@ def _rows(
         return [CodecBits(codec, whole, count) for whole in (False, True)]
     bits = 8 * files.lengths[places] / size
     error = float(bits.std(ddof=1) / np.sqrt(count)) if count > 1 else None
-    whole = 8 * float(sheet.lengths[0]) / size / count
+    whole = 8 * int(sheet.lengths[0]) / (size * count)
     return [
         CodecBits(codec, False, count, float(bits.mean()), error),
         CodecBits(codec, True, count, whole),
