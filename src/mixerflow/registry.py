@@ -88,9 +88,10 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
-    torch = sys.modules.get("torch")
-    if torch is not None and type(value) is torch.Tensor and value.dim() == 0:
-        return value.item() if value.device.type != "meta" else value
+    torch: Any = sys.modules.get("torch")
+    given: Any = value
+    if torch is not None and type(given) is torch.Tensor and given.dim() == 0:
+        return given.item() if given.device.type != "meta" else given
     if type(value) in (tuple, list):
         made = [plain(each) for each in value]
         return value if all(map(operator.is_, made, value)) else type(value)(made)

@@ -91,12 +91,12 @@ def _work(command: str, words: list[str]) -> int:
     work = getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)
     if page is None:
         return work(words)
-    code = None
+    code: int | None = None
     with recording() as printed:
         try:
             code = work(words)
         except SystemExit as end:
-            code = end.code or 0
+            code = 1 if end.code else 0
             raise
         finally:
             if code == 0:

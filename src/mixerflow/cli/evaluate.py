@@ -96,7 +96,7 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class _EvaluateArguments(FrechetFlags, CodecFlags, EvaluationArguments):
-    """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
+    """Bits/dim of a run on images, beside PNG and lossless WebP for a sample of them."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""

@@ -107,7 +107,8 @@ def codec_rows(
         for lengths in {id(lengths): lengths for lengths, _, _ in jobs}.values():
             lengths.save()
     size = images.pixels[0].size
-    return [row for codec, *kinds in rows for row in _rows(codec, *kinds, places, size)]
+    found = (_rows(codec, files, sheet, places, size) for codec, files, sheet in rows)
+    return [row for each in found for row in each]
 
 
 def _rows(
