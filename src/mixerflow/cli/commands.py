@@ -91,7 +91,7 @@ def _work(command: str, words: list[str]) -> int:
     work = getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)
     if page is None:
         return work(words)
-    code: int | None = None
+    code = 1
     with recording() as printed:
         try:
             code = work(words)
