@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mixerflow.caches import user_cache
 from mixerflow.data import load, pixel_cache
 from mixerflow.data.decode import read_image
 from mixerflow.errors import ConfigError, DataError, ResourceError
@@ -385,6 +386,6 @@ def test_a_cache_that_cannot_be_written(tmp_path, tiny_memory):
 
 def test_the_default_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert pixel_cache.default_cache() == tmp_path / "mixerflow"
+    assert user_cache() == tmp_path / "mixerflow"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the standard
-    assert pixel_cache.default_cache() == Path.home() / ".cache" / "mixerflow"
+    assert user_cache() == Path.home() / ".cache" / "mixerflow"

@@ -25,7 +25,9 @@ from mixerflow.runs import RunFolder, files
 from mixerflow.temporary import sweep, temporary_path
 from mixerflow.training import Trained
 
-pytestmark = pytest.mark.filterwarnings("always:no draws are kept")
+pytestmark = pytest.mark.filterwarnings(
+    "always:no draws are kept", "always:the codecs' figures are not kept"
+)
 
 
 def run(*arguments):

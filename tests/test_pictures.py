@@ -88,9 +88,9 @@ def decoded(content: bytes, channels: int) -> np.ndarray:
 def test_codec_bits_count_files_that_hold_every_pixel(codec, channels, sheet, monkeypatch):
     stack = pixels(7, channels, 6, 5) & 0xF0
     files = []
-    encode = pictures._encode
+    encode = pictures.encoded
     monkeypatch.setattr(
-        pictures, "_encode", lambda *given: files.append(encode(*given)) or files[-1]
+        pictures, "encoded", lambda *given: files.append(encode(*given)) or files[-1]
     )
     bits = pictures.codec_bits(stack, codec, sheet=sheet)
     assert bits == 8 * sum(map(len, files)) / stack.size
@@ -108,11 +108,11 @@ def test_codec_bits_count_files_that_hold_every_pixel(codec, channels, sheet, mo
 def test_large_sets_take_several_sheets_none_too_long(monkeypatch):
     monkeypatch.setattr(pictures, "_LONGEST_SIDE", 20)
     cells = pixels(30, 6, 5, 1)
-    sheets = list(pictures._sheets(cells))
+    sheets = list(pictures.sheets(cells))
     assert [sheet.shape for sheet in sheets] == [(18, 20, 1), (18, 20, 1), (12, 15, 1)]
     monkeypatch.setattr(pictures, "_LONGEST_SIDE", 5)
     with pytest.raises(ValueError, match="too large"):
-        list(pictures._sheets(cells))
+        list(pictures.sheets(cells))
 
 
 def test_codecs_refuse_what_they_cannot_hold():

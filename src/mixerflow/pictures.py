@@ -66,7 +66,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
     Channels other than 1 or 3, and 16 bits in colour, are a ValueError: PNG has no such image.
     """
-    return _encode(np.moveaxis(pixels, 0, -1), "png")
+    return encoded(np.moveaxis(pixels, 0, -1), "png")
 
 
 def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
@@ -81,11 +81,12 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
     cells = np.moveaxis(pixels, 1, -1)
-    pictures = _sheets(cells) if sheet else iter(cells)
-    return sum(8 * len(_encode(picture, codec)) for picture in pictures) / pixels.size
+    pictures = sheets(cells) if sheet else iter(cells)
+    return sum(8 * len(encoded(picture, codec)) for picture in pictures) / pixels.size
 
 
-def _encode(picture: np.ndarray, codec: Codec) -> bytes:
+def encoded(picture: np.ndarray, codec: Codec) -> bytes:
+    """Return the file of one picture ``(H, W, C)``; settings and errors as in `codec_bits`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
     if channels not in (1, 3) or not (dtype == np.uint8 or deep):
@@ -109,8 +110,12 @@ def _require_jpeg_xl() -> None:
         raise ValueError("JPEG XL: install pillow-jxl-plugin") from error
 
 
-def _sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Tile all cells `(N, H, W, C)` into pictures whose sides the codecs can write."""
+def sheets(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Tile all cells `(N, H, W, C)` into pictures whose sides the codecs can write.
+
+    Raises:
+        ValueError: a cell is too large.
+    """
     height, width = cells.shape[1:3]
     rows, columns = _LONGEST_SIDE // height, _LONGEST_SIDE // width
     if not (rows and columns):

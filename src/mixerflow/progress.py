@@ -62,6 +62,12 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
+    def expect(self, total: int) -> None:
+        """Set the number of units, where it is known late."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.update(self._task, total=total)
+
     def update(self, done: int, figures: str) -> None:
         """Show the number of units done, and figures."""
         self.done = done

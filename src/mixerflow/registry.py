@@ -4,6 +4,8 @@ A registered class is either a *value*, a frozen dataclass whose fields are its 
 module, whose constructor's arguments are recorded. `describe` turns an object that consists of such
 classes into JSON, ``{"type": "MLP", "width": 128, ...}``; `construct` builds it again. A file can
 name registered classes only: it cannot make the program import or run anything else.
+
+Nothing here imports torch before modules are described.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ import functools
 import inspect
 import operator
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-import torch
-from torch import nn
 
 from mixerflow.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 T = TypeVar("T")
 
@@ -84,8 +88,10 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     """
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item()
-    if isinstance(value, torch.Tensor) and value.dim() == 0 and type(value) is torch.Tensor:
-        return value.item() if value.device.type != "meta" else value
+    torch: Any = sys.modules.get("torch")
+    given: Any = value
+    if torch is not None and type(given) is torch.Tensor and given.dim() == 0:
+        return given.item() if given.device.type != "meta" else given
     if type(value) in (tuple, list):
         made = [plain(each) for each in value]
         return value if all(map(operator.is_, made, value)) else type(value)(made)
@@ -114,6 +120,11 @@ def _check_numbers(made: type, settings: dict[str, Any]) -> None:
             raise ConfigError(what, field.name, f"give {wanted}")
 
 
+def register_foreign(kind: type) -> None:
+    """Let files name a module of another package that `describe` knows the settings of."""
+    _CLASSES[kind.__name__] = kind
+
+
 def forget_arguments(module: nn.Module) -> None:
     """Delete the recorded arguments of a copy, and with them the parts that it was made of."""
     for part in module.modules():
@@ -123,6 +134,12 @@ def forget_arguments(module: nn.Module) -> None:
 def word_of(kind: type) -> str:
     """Return the command line's word for the class of a value."""
     return _WORDS[kind]
+
+
+def setting_names() -> list[str]:
+    """Return the names of the settings of all registered values."""
+    values = filter(dataclasses.is_dataclass, _WORDS)
+    return sorted({field.name for kind in values for field in dataclasses.fields(kind)})
 
 
 def choices(kind: type) -> dict[str, type]:
@@ -157,7 +174,7 @@ def describe(thing: object) -> Any:  # noqa: ANN401
         raise Unregistered(f"{name} is not registered: call mixerflow.register({name})")
     if dataclasses.is_dataclass(thing):
         settings = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing)}
-    elif isinstance(thing, nn.Embedding):
+    elif name == "Embedding":
         settings = {k: getattr(thing, k) for k in ("num_embeddings", "embedding_dim")}
     else:
         settings = _arguments(thing)
@@ -166,6 +183,9 @@ def describe(thing: object) -> Any:  # noqa: ANN401
 
 def _arguments(module: object) -> dict[str, Any]:
     """Return a module's constructor arguments by name; generators cannot be reused."""
+    import torch
+    from torch import nn
+
     if ARGUMENTS not in module.__dict__ and type(module).__init__ is not nn.Module.__init__:
         name = type(module).__name__
         raise Unregistered(f"this {name} was made before {name} was registered: make it after")
@@ -219,7 +239,9 @@ def _check_kinds(kind: type, settings: dict[str, Any], where: object) -> None:
 def parts_in(hint: Any) -> tuple[type, ...]:  # noqa: ANN401
     """Return the dataclasses, and base classes of dataclasses, in a field's type."""
     if isinstance(hint, type):
-        basic = hint.__module__ == "builtins" or issubclass(hint, (nn.Module, torch.Tensor))
+        torch = sys.modules.get("torch")
+        basic = hint.__module__ == "builtins"
+        basic |= torch is not None and issubclass(hint, (torch.nn.Module, torch.Tensor))
         return () if basic else (hint,)
     return tuple(kind for each in typing.get_args(hint) for kind in parts_in(each))
 
@@ -289,6 +311,3 @@ def settings_of(value: object, prefix: str = "") -> dict[str, Any]:
         else:
             found[path] = inner
     return found
-
-
-_CLASSES["Embedding"] = nn.Embedding

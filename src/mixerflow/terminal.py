@@ -29,6 +29,7 @@ _ASCII = {
     **{"‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "≤": "<=", "≥": ">=", "\xa0": " "},
 }
 _lost: list[OSError] = []
+_record: list[str] | None = None
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
@@ -69,6 +70,22 @@ def tell(line: str) -> None:
     """Print one line beside the result, on stderr: progress, a warning, an error."""
     with contextlib.suppress(OSError, ValueError):  # nobody is left to tell
         print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[str]]:
+    """Collect what is printed on stdout too, in a ``with`` block."""
+    global _record
+    _record = printed = []
+    try:
+        yield printed
+    finally:
+        _record = None
+
+
+def replay(text: str) -> None:
+    """Print on stdout what `recording` has collected."""
+    _write(sys.stdout, text)
 
 
 def show(table: RenderableType) -> None:
@@ -135,6 +152,8 @@ def _quote(word: str) -> str:
 
 
 def _write(stream: TextIO | None, text: str, *, flush: bool = False) -> None:
+    if _record is not None:
+        _record.append(text)
     if stream is None or _lost:
         return
     try:

@@ -8,10 +8,10 @@ import sys
 import traceback
 import warnings
 
-from mixerflow.cli import known
+from mixerflow.cli import early, kept, known
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
 from mixerflow.signals import end_quietly
-from mixerflow.terminal import any_encoding, finish_output, say, tell
+from mixerflow.terminal import any_encoding, finish_output, recording, replay, say, tell
 from mixerflow.version import __version__
 
 _COMMANDS = {
@@ -40,6 +40,7 @@ def run(arguments: list[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     known.flags = set()
+    kept.active = "mixerflow.registry" not in sys.modules
     with any_encoding():
         try:
             code = _run(words, debug=debug)
@@ -65,8 +66,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         if command not in _COMMANDS:
             raise ConfigError("no such command", command, nearest(command, _COMMANDS))
         _refuse_empty(command, rest)
-        module, function = _COMMANDS[command][0].split(".")
-        return getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)(rest)
+        return _work(command, rest)
     except MixerFlowError as error:
         problem, cause = error, error
     except KeyboardInterrupt:
@@ -78,6 +78,30 @@ def _run(words: list[str], *, debug: bool) -> int:
             for line in part.splitlines():
                 tell(line)
     return _report(problem)
+
+
+def _work(command: str, words: list[str]) -> int:
+    """Do the work of a command, or print the page that it has printed before."""
+    page = kept.page_of(command, words) if kept.active else None
+    if page and (text := kept.read(*page)) is not None:
+        replay(text)
+        return 0
+    early.refuse(command, words)
+    module, function = _COMMANDS[command][0].split(".")
+    work = getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)
+    if page is None:
+        return work(words)
+    code = 1
+    with recording() as printed:
+        try:
+            code = work(words)
+        except SystemExit as end:
+            code = 1 if end.code else 0
+            raise
+        finally:
+            if code == 0:
+                kept.keep("".join(printed), *page)
+    return code
 
 
 def _report(problem: MixerFlowError) -> int:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import tyro
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mixerflow import pictures, runs
+from mixerflow import runs
+from mixerflow.cli.codecs import CodecFlags, as_entries, code, print_codecs
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
@@ -95,16 +95,14 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvaluateArguments(FrechetFlags, EvaluationArguments):
-    """Bits/dim of a run on images, beside PNG and lossless WebP for the same images."""
+class _EvaluateArguments(FrechetFlags, CodecFlags, EvaluationArguments):
+    """Bits/dim of a run on images, beside PNG and lossless WebP for a sample of them."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
     importance_samples: int = 1
     """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
     K times its time."""
-    codecs: bool = True
-    """Whether to compress the images with PNG and WebP too, which may take minutes."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -117,6 +115,7 @@ def evaluate(arguments: list[str]) -> int:
     """
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
+    given.check_codecs()
     with joined() as processes:
         return _evaluate(given, processes)
 
@@ -143,9 +142,12 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     except Stopped as stopped:
         return stopped.exit_code
 
-    processes.on_main(lambda: _finish(given, figure, flow, images, split, features, metadata))
-    kept.finish()
-    return 0
+    exit_code = processes.on_main(
+        lambda: _finish(given, figure, flow, images, split, features, metadata)
+    )
+    if not exit_code:
+        kept.finish()
+    return exit_code or 0
 
 
 def _finish(
@@ -156,8 +158,11 @@ def _finish(
     split: str,
     features: FileFeatures | None,
     metadata: dict[str, Any],
-) -> None:
-    """Print the figure, then compare samples and codecs if they are asked for; keep all of it."""
+) -> int:
+    """Print the figure, then compare samples and codecs if they are asked for; keep all of it.
+
+    The exit code is 0, or that of a signal, after which the figure is kept.
+    """
     keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
     averaged = metadata.get("averaged", not given.raw)
     if not given.json:
@@ -167,24 +172,30 @@ def _finish(
         "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
         "run": {key: metadata.get(key) for key in keys},
     }
-    if features:
-        settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
-        try:
-            compared = frechet(flow, images, features, **settings, quiet=given.json)
-        except BaseException:  # the samples are lost, not this figure
-            with keeping("the figure"):
-                _write_result(given.run, result)
-            raise
-        result["frechet"] = compared.as_dict()
-        if not given.json:
-            print_frechet(compared)
-    result |= {"codecs": _codecs(images.pixels) if given.codecs else {}}
-    if given.json:
+    exit_code, quiet = 0, given.json
+    try:
+        if features:
+            settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
+            compared = frechet(flow, images, features, **settings, batch=given.batch, quiet=quiet)
+            result["frechet"] = compared.as_dict()
+            if not quiet:
+                print_frechet(compared)
+        if given.codecs:
+            rows = code(flow, images, count=given.codec_images, quiet=quiet)
+            result |= as_entries(rows, len(images))
+            if not quiet:
+                print_codecs(rows, flow, len(images))
+    except Stopped as stopped:
+        exit_code = stopped.exit_code
+    except BaseException:  # what follows the figure is lost, and not the figure
+        with keeping("the figure"):
+            _write_result(given.run, result)
+        raise
+    if quiet and not exit_code:
         say(*json_text(result).splitlines())
-    elif given.codecs:
-        _print_codecs(result["codecs"])
     with keeping("the figure"):
         _write_result(given.run, result)
+    return exit_code
 
 
 def _score(
@@ -234,18 +245,6 @@ def _digits(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _codecs(pixels: np.ndarray) -> dict[str, float | None]:
-    """Score PNG and lossless WebP, by file and as one sheet; None for a codec that fails."""
-    figures: dict[str, float | None] = {}
-    for codec in ("png", "webp"):
-        for name, sheet in (("a file an image", False), ("one sheet", True)):
-            try:
-                figures[f"{codec}, {name}"] = pictures.codec_bits(pixels, codec, sheet=sheet)
-            except ValueError:
-                figures[f"{codec}, {name}"] = None
-    return figures
-
-
 def _write_result(run: Path, result: dict[str, Any]) -> None:
     weights = result["weights"]
     name = f"{result['dataset_id']}-{result['split']}"
@@ -283,10 +282,3 @@ def _print_figures(figure: Bits) -> None:
     show(table)
     if len(figure.curve) > 1:
         say("gain: mean over the images of how far below the single-sample figure", "")
-
-
-def _print_codecs(codecs: dict[str, float | None]) -> None:
-    table = Table("lossless code, headers included", "bits/dim", box=SIMPLE)
-    for name, value in codecs.items():
-        table.add_row(name, "n/a" if value is None else f"{value:.3f}")
-    show(table)

@@ -9,15 +9,16 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mixerflow.caches import user_cache
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.data.pixel_cache import default_cache
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import FileFeatures, FrechetFigure, compare, load_features
 from mixerflow.evaluate.comparison import SAMPLES
 from mixerflow.processes import Processes
 from mixerflow.progress import ProgressBar
-from mixerflow.terminal import say, show
+from mixerflow.signals import Interrupt, Stopped
+from mixerflow.terminal import say, show, tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +59,25 @@ def frechet(
     samples: int | None,
     seed: int,
     split: str,
+    batch: int,
     quiet: bool,
 ) -> FrechetFigure:
-    """Compare samples with images, with a bar; features of the images are kept in the cache."""
+    """Compare samples with images, with a bar; features of the images are kept in the cache.
+
+    Raises:
+        Stopped: after a signal; the samples are lost.
+    """
     count = min(SAMPLES, len(images)) if samples is None else samples
-    with ProgressBar("image", len(images) + count, quiet=quiet) as bar:
+    total = len(images) + count
+    with ProgressBar("image", total, quiet=quiet) as bar, Interrupt() as interrupt:
 
         def on_batch(done: int) -> None:
             bar.done += done
             bar.update(bar.done, f"{bar.rate:.3g} images/s")
+            if interrupt.requested:
+                line = f"stopped after {bar.done:,} of {total:,} images and samples"
+                tell(f"{line}: the figure is kept, and the same command draws the samples anew")
+                raise Stopped(interrupt.requested)
 
         return compare(
             flow,
@@ -75,7 +86,8 @@ def frechet(
             samples=count,
             seed=seed,
             split=split,
-            cache=default_cache() / "features",
+            batch=batch,
+            cache=user_cache() / "features",
             on_batch=on_batch,
         )
 

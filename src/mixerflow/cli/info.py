@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,17 +16,23 @@ from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
+from mixerflow.cli import kept
+from mixerflow.cli.parse import ComputingArguments, parse
+from mixerflow.cli.paths import check_run_name, is_run
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
-from mixerflow.runs import is_published, read_metadata
 from mixerflow.terminal import say, show
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
+
+_COLUMNS = 80
+"""Width of the lines, where no one word is longer."""
+_PART = 42
+"""Width of a part's description."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ def main(arguments: list[str]) -> int:
     name, *rest = arguments
     published = None
     check_run_name(name)
-    if (Path(name) / "run.json").is_file() or is_published(Path(name)):
+    kept.keep([*recipes.RECIPES], "recipes")
+    if is_run(Path(name)):
+        from mixerflow.runs import read_metadata  # takes time that recipes need not
+
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
@@ -57,9 +68,10 @@ def main(arguments: list[str]) -> int:
     else:
         named = recipes.recipe(name)
         model, shape, published = named.model, named.shape, named.published
-        say(f"{name}: {named.about}")
+        say(*_lines([f"{name}: {named.about}"]))
     default = Arguments(shape=shape, model=model)
-    given = parse(Arguments, rest, prog=f"mixerflow info {name}", default=default)
+    prog = f"mixerflow info {name}"
+    given = parse(Arguments, rest, prog=prog, default=default) if rest else default
     changed = (given.model, given.shape) != (model, shape)
     _print_chain(given.model, given.shape, None if changed else published)
     return 0
@@ -92,7 +104,14 @@ def _print_chain(model: Model, shape: Shape, published: PublishedResult | None) 
     total = _count(flow)
     table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
     show(table)
-    say(*_noise_use(flow), *_kernel_use(flow), *_published_lines(published, total))
+    notes = (_noise_use(flow), _kernel_use(flow), _published_lines(published, total))
+    say(*_lines(itertools.chain(*notes)))
+
+
+def _lines(notes: Iterable[str]) -> Iterator[str]:
+    """Break notes into lines that any terminal has room for."""
+    for note in notes:
+        yield from textwrap.wrap(note, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _published_lines(published: PublishedResult | None, total: int) -> Iterator[str]:
@@ -150,9 +169,10 @@ def _count_refusals(reasons: list[str | None]) -> str:
 def _chain_rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
     """Yield part, event shape after it, and parameters; equal neighbours share a row.
 
-    Layers of several transforms are numbered from data to latent.
+    Layers of several transforms are numbered from data to latent; later ones equal to earlier ones
+    are described by their numbers.
     """
-    steps, layer = [], 0
+    steps, layer, described = [], 0, {}
     for step, in_shape, out_shape in flow.layer_shapes():
         is_layer = isinstance(step, (Layer, Window))
         layer += is_layer
@@ -162,7 +182,20 @@ def _chain_rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
         _, layers, counts, shapes = zip(*group, strict=True)
         first, last = layers[0], layers[-1]
         numbers = "" if not last else str(first) if first == last else f"{first}-{last}"
-        yield f"{numbers:>5}  {name}", shapes[-1], sum(counts)
+        if last:
+            like = described.setdefault((name, shapes[-1]), numbers)
+            name = name if like == numbers else f"as {like}"
+        yield _numbered(numbers, name), shapes[-1], sum(counts)
+
+
+def _numbered(numbers: str, name: str) -> str:
+    """Put a description beside its numbers, broken between its parts."""
+    parts = re.split(r"(?<=[,:]) ", name)
+    whole = (part.replace(" ", "\0") if len(part) <= _PART else part for part in parts)
+    lines = textwrap.wrap(" ".join(whole), _PART, break_on_hyphens=False)
+    return "\n".join(f"{numbers if line is lines[0] else '':>5}  {line}" for line in lines).replace(
+        "\0", " "
+    )
 
 
 def _describe(step: Transform, shape: Shape) -> str:

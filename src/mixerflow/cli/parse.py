@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 from collections.abc import Iterator
@@ -13,9 +12,12 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mixerflow.cli import known
+from mixerflow.cli import kept, known
+from mixerflow.cli.early import no_such_flag, unknown_flags
 from mixerflow.cli.flags import choose_parts, first_choice, for_tyro, from_tyro
+from mixerflow.cli.paths import check_path, check_run_path, require_run
 from mixerflow.errors import ConfigError
+from mixerflow.registry import setting_names
 from mixerflow.terminal import say
 
 T = TypeVar("T")
@@ -55,13 +57,11 @@ def parse(
         kind, shown = for_tyro(default)
     arguments = _spelled_out(kind, arguments)
     flags = dict(_flags(kind))
-    for argument in arguments:
-        flag = argument.split("=", 1)[0]
-        if flag.startswith("--") and flag.replace("_", "-") not in ("--help", *flags):
-            choice = first_choice(given, flag.removeprefix("--").replace("-", "_"))
-            near = _nearest(flag.replace("_", "-"), [*flags, "--help"])
-            remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
-            raise ConfigError("no such flag", flag, choice or remedy)
+    if default is given or default == given:  # without other parts, which have other flags
+        kept.keep({"flags": [*flags], "settings": setting_names()}, "flags", prog)
+    for flag in unknown_flags(arguments, flags):
+        choice = first_choice(given, flag.removeprefix("--").replace("-", "_"))
+        raise no_such_flag(flag, flags, prog, choice)
     parsed = _by_tyro(kind, _with_none(arguments, flags), prog, shown)
     known.flags = {*flags, "--help", "--debug"}
     _check_paths(parsed, flags)
@@ -113,62 +113,18 @@ def set_threads(count: int) -> None:
 
 
 def _check_paths(parsed: object, flags: dict[str, Any]) -> None:
-    """Refuse what can be no path; fields of `RunPath` must not name a part of a run."""
+    """Refuse what can be no path; a run must exist."""
     fields = dataclasses.fields(parsed)  # pyright: ignore[reportArgumentType]
     for field in fields:
         value = getattr(parsed, field.name)
         if isinstance(value, Path):
             flag = f"--{field.name}"
-            check_path(value, flag if flag in flags else field.name)
-            if field.name in _RUNS:
+            where = flag if flag in flags else field.name
+            check_path(value, where)
+            if field.name == "run":
+                require_run(value, where)
+            elif field.name == "weights":  # of a run that resumes they may be gone
                 check_run_path(value)
-
-
-_RUNS = ("run", "weights")
-"""Fields that name a run folder."""
-
-
-def check_path(path: Path, where: str) -> None:
-    """Raise a ConfigError for a path that no file can have or that cannot be looked at."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:
-        what = f"cannot be a path ({getattr(error, 'strerror', error)})"
-        shown = str(path) if len(str(path)) < 80 else f"{str(path)[:60]}..."
-        raise ConfigError(what, f"{where} {shown}", "name another") from error
-
-
-def check_run_path(path: Path) -> None:
-    """Raise a ConfigError for a path in a run folder, which it names, or for a file."""
-    if path.is_dir() and _is_run(path):
-        return
-    for parent in list(path.parents)[:3]:
-        if _is_run(parent):
-            raise ConfigError("a part of a run", path, f"name the run folder, {parent}")
-    if path.exists() and not path.is_dir():
-        raise ConfigError("a file, where a run folder is needed", path, "name a folder")
-
-
-def check_run_name(name: str) -> None:
-    """Check a word that may name a recipe or a run folder, as `check_run_path` does."""
-    path = Path(name)
-    check_path(path, "the name")
-    if path.is_dir() or "/" in name:
-        check_run_path(path)
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("run.json", "card.json"))
-
-
-def _nearest(flag: str, flags: list[str]) -> list[str]:
-    """Return the flags whose last word is like that of an unknown one."""
-    last_words = {each: each.rpartition(".")[2] for each in flags}
-    last_word = flag.rpartition(".")[2]
-    like = difflib.get_close_matches(last_word, last_words.values(), n=1, cutoff=0.75)
-    return [each for each in flags if last_words[each] in like]
 
 
 def _flags(kind: type, prefix: str = "--") -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from mixerflow import pictures, runs
+from mixerflow.cli.codecs import shuffle_of
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import parse
@@ -23,7 +24,6 @@ from mixerflow.evaluate import draw_pixels
 from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.temporary import sweep
 from mixerflow.terminal import say, tell
-from mixerflow.transforms import ShufflePixels
 
 _SINGLE = re.compile(r"\d{5,}\.png")
 
@@ -63,7 +63,9 @@ def sample(arguments: list[str]) -> int:
     device = runs.device_of(given.device)
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow = held.flow(device)
-    shuffle = _shuffle_of(flow) if given.shuffled else None
+    shuffle = shuffle_of(flow) if given.shuffled else None
+    if given.shuffled and shuffle is None:
+        raise ConfigError("the run's pixels have their own order", "--shuffled", "leave it out")
     label = _label(flow, held.metadata["data"]["classes"], given.label)
     out = _require_places(given, label)
     drawn = draw_pixels(
@@ -92,14 +94,6 @@ def sample(arguments: list[str]) -> int:
     if failed:
         raise failed[0]
     return 0
-
-
-def _shuffle_of(flow: Flow) -> ShufflePixels:
-    """Return the transform that shuffles the flow's images."""
-    for transform in flow.modules():
-        if isinstance(transform, ShufflePixels):
-            return transform
-    raise ConfigError("the run's pixels have their own order", "--shuffled", "leave it out")
 
 
 def _require_places(given: _SampleArguments, label: int | None) -> Path | None:

@@ -11,8 +11,10 @@ import torch
 import tyro
 
 from mixerflow import recipes
+from mixerflow.cli import kept
 from mixerflow.cli.keep import keeping
-from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
+from mixerflow.cli.parse import ComputingArguments, parse
+from mixerflow.cli.paths import check_run_name
 from mixerflow.cli.reading import ReadingFlags, announce
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
@@ -79,6 +81,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
+    kept.keep([*recipes.RECIPES], "recipes")
     if (Path(name) / "run.json").is_file():
         recipe, given = _resumed(Path(name), rest)
     else:

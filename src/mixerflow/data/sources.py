@@ -64,6 +64,35 @@ def load(
         ConfigError: a setting of `reading` that cannot be.
     """
     spec, reading = str(spec), replace(reading or Reading(), **settings)
+    name, path = _parsed(spec)
+    if path is None:
+        _refuse_two_meanings(spec)
+        if spec == EMBEDDED:
+            return _checked_splits(_embedded_set(), reading, spec)
+        raw = fetch_from_hub(spec, transparency=reading.transparency)
+        return _checked_splits(raw, reading, f"hub:{spec}")
+    raw = _read_arrays(path, reading)
+    kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
+    dataset_id = name or printable(f"{kind}:{path.resolve().name}")
+    if raw is None:
+        raw = read_folder(path, reading=reading, cache=cache)
+        if name:
+            _confirm(name, raw, path)
+        return _named(raw, reading.changes, dataset_id)
+    if name:
+        _confirm(name, raw, path)
+    return _checked_splits(raw, reading, dataset_id)
+
+
+def require_data(spec: str) -> None:
+    """Raise the DataError of `load` for a path that does not exist, before any image is read."""
+    _, path = _parsed(spec)
+    if path is not None and not _one_of_several(path):
+        _require_path(path)
+
+
+def _parsed(spec: str) -> tuple[str, Path | None]:
+    """Return the set that a spec says a path has, if it says one, and the path; None for a set."""
     name, colon, rest = spec.partition(":")
     claimed = bool(colon) and name in SETS
     if colon and name == EMBEDDED:
@@ -72,23 +101,8 @@ def load(
         what = f"no path after {spec}" if claimed else "no images are named"
         raise DataError(what, "--data", f"give a path or one of {', '.join(names())}")
     if spec in names():
-        _refuse_two_meanings(spec)
-        if spec == EMBEDDED:
-            return _checked_splits(_embedded_set(), reading, spec)
-        raw = fetch_from_hub(spec, transparency=reading.transparency)
-        return _checked_splits(raw, reading, f"hub:{spec}")
-    path = Path(rest if claimed else spec).expanduser()
-    raw = _read_arrays(path, reading)
-    kind = "folder" if path.is_dir() else path.suffix.lstrip(".").lower() or "file"
-    dataset_id = name if claimed else printable(f"{kind}:{path.resolve().name}")
-    if raw is None:
-        raw = read_folder(path, reading=reading, cache=cache)
-        if claimed:
-            _confirm(name, raw, path)
-        return _named(raw, reading.changes, dataset_id)
-    if claimed:
-        _confirm(name, raw, path)
-    return _checked_splits(raw, reading, dataset_id)
+        return "", None
+    return name if claimed else "", Path(rest if claimed else spec).expanduser()
 
 
 def _refuse_two_meanings(name: str) -> None:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from mixerflow.caches import user_cache
+
 _HERE = Path(__file__).parent
 _SOURCES = sorted(path.name for path in _HERE.glob("*.[ch]"))
 _FLAGS = (
@@ -38,8 +40,7 @@ def compiler() -> list[str]:
 
 def cache_folder() -> Path:
     """Return the folder of built kernels: ``$XDG_CACHE_HOME/mixerflow/kernels``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mixerflow" / "kernels"
+    return user_cache() / "kernels"
 
 
 def _processor() -> str:

@@ -25,8 +25,11 @@ from mixerflow.registry import (
     is_value,
     plain,
     register,
+    register_foreign,
     settings_of,
 )
+
+register_foreign(nn.Embedding)
 
 
 @register

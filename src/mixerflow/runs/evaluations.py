@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from mixerflow.caches import source_sha256
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import DataError, ResourceError
@@ -92,7 +92,7 @@ class Evaluator:
         labels = self._labels(flow, weights.metadata)
         key = {
             "format": 1,
-            "code_sha256": _code_sha256(),
+            "code_sha256": source_sha256(),  # other code may draw otherwise
             "model": weights.metadata["model"],
             "weights_sha256": weights.sha256,
             "images_sha256": self.images.fingerprint(),
@@ -228,15 +228,6 @@ def _ignore(path: Path, why: str) -> None:
     line = f"{path}: {why}: its draws are drawn again"
     if first_to_report(line):
         tell(line)
-
-
-@functools.cache
-def _code_sha256() -> str:
-    """Hash the package's source: other code may draw otherwise."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)} ".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _sha256(data: bytes) -> str:

@@ -1,0 +1,102 @@
+"""``mixerflow evaluate``: lossless codecs beside the flow, on images as the flow sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE
+from rich.table import Column, Table
+
+from mixerflow.caches import user_cache
+from mixerflow.core import Flow
+from mixerflow.data import Images
+from mixerflow.errors import ConfigError
+from mixerflow.evaluate.codecs import SAMPLE, CodecBits, codec_rows
+from mixerflow.progress import ProgressBar
+from mixerflow.signals import Interrupt, Stopped
+from mixerflow.terminal import say, show, tell
+from mixerflow.transforms import ShufflePixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecFlags:
+    """Whether lossless codecs compress the images too, and how many of them."""
+
+    codecs: bool = True
+    """Whether to compress images with PNG and WebP too."""
+    codec_images: int = SAMPLE
+    """How many, drawn from the images; 0 for all, which may take minutes."""
+
+    def check_codecs(self) -> None:
+        """Refuse an impossible number with a ConfigError."""
+        if self.codec_images < 0:
+            what = f"{self.codec_images} images"
+            raise ConfigError(what, "--codec-images", "give at least 1, or 0 for all")
+
+
+def shuffle_of(flow: Flow) -> ShufflePixels | None:
+    """Return the transform that shuffles the flow's images, if it has one."""
+    shuffles = (module for module in flow.modules() if isinstance(module, ShufflePixels))
+    return next(shuffles, None)
+
+
+def code(flow: Flow, images: Images, *, count: int, quiet: bool) -> list[CodecBits]:
+    """Code a sample of the images, with a bar; lengths of files are kept in the user's cache.
+
+    Raises:
+        Stopped: after a signal; the same command goes on.
+    """
+    shuffle, order = shuffle_of(flow), ""
+    if shuffle is not None:
+        order = hashlib.sha256(shuffle.order.cpu().numpy().tobytes()).hexdigest()
+
+    def seen(pixels: np.ndarray) -> np.ndarray:
+        if shuffle is None:
+            return pixels
+        places = shuffle.order.cpu().numpy()  # torch indexes no 16-bit pixels
+        return pixels.reshape(*pixels.shape[:2], -1)[..., places].reshape(pixels.shape)
+
+    with ProgressBar("file", 1, quiet=quiet) as bar, Interrupt() as interrupt:
+
+        def on_file(done: int, total: int) -> None:
+            bar.expect(total)
+            bar.update(done, "PNG and WebP")
+            if interrupt.requested:
+                tell(f"stopped after {done:,} of {total:,} files: the same command goes on")
+                raise Stopped(interrupt.requested)
+
+        return codec_rows(
+            images,
+            count=count or len(images),
+            seen=seen,
+            order=order,
+            threads=torch.get_num_threads(),
+            cache=user_cache() / "codecs",
+            on_file=on_file,
+        )
+
+
+def as_entries(rows: list[CodecBits], total: int) -> dict[str, Any]:
+    """Return the entries of the evaluation's JSON: the figures, and what they are about."""
+    errors = {row.name: row.standard_error for row in rows}
+    sample = {"images": rows[0].images, "of": total, "standard_errors": errors}
+    return {"codecs": {row.name: row.bits_per_dim for row in rows}, "codec_sample": sample}
+
+
+def print_codecs(rows: list[CodecBits], flow: Flow, total: int) -> None:
+    """Print a row for each codec, and which images are coded."""
+    right = [Column(head, justify="right") for head in ("bits/dim", "± s.e.", "images")]
+    table = Table("lossless code, headers included", *right, box=SIMPLE)
+    for row in rows:
+        figures = [row.bits_per_dim, row.standard_error]
+        words = ["" if figure is None else f"{figure:.3f}" for figure in figures]
+        table.add_row(row.name, words[0] or "n/a", words[1], f"{row.images:,}")
+    show(table)
+    if rows[0].images < total:
+        say(f"a sample of the {total:,} images; --codec-images 0 codes all")
+    if shuffle_of(flow) is not None:
+        say("images are coded as the model sees them, shuffled")

@@ -1,0 +1,120 @@
+"""What commands keep in the user's cache, so that help and errors need not import torch again.
+
+Help, and what `mixerflow info` prints, are functions of the words, of the terminal and of the
+installed source. So are a command's flags and the recipes' names, by which a mistake is known
+before the command's own module is imported. Each is kept when a command has it for the first time.
+A program that has registered classes of its own neither reads nor writes any of this.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mixerflow.caches import source_sha256, user_cache
+from mixerflow.cli.paths import RUN_FILES
+from mixerflow.temporary import temporary_path
+
+active = False
+"""Whether this process keeps and reads anything: nothing was registered before the command."""
+_UNUSED = 30 * 24 * 3600.0
+"""Seconds after which what other versions have kept is removed."""
+_TERMINAL = ("COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR")
+_TERMINAL += ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "UNICODE_VERSION")  # rich reads these too
+_MACHINE = ("CC", "MIXERFLOW_KERNELS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")
+
+
+def read(*key: object) -> Any:  # noqa: ANN401
+    """Return what is kept under a key; None where nothing is."""
+    try:
+        return json.loads(_path(key).read_bytes()) if active else None
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
+        return None
+
+
+def keep(value: object, *key: object) -> None:
+    """Keep a value that JSON can hold, unless the key has one; no error where nothing can be."""
+    if not active:
+        return
+    try:
+        path = _path(key)
+        if path.exists():
+            return
+        if not path.parent.exists():
+            _remove_unused(path.parents[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.write_text(json.dumps(value))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):
+        return
+
+
+def page_of(command: str, words: list[str]) -> tuple[object, ...] | None:
+    """Return the key of what a command prints; None if it does more than print."""
+    listed = command == "reproduce" and words in ([], ["list"], ["--list"])
+    if not (listed or command == "info" or {"-h", "--help"} & set(words)):
+        return None
+    runs = []
+    for word in filter(os.path.lexists, words):
+        files = [Path(word) / name for name in RUN_FILES]
+        found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        if not found:
+            return None
+        runs.append(found)
+    machine = _machine() if command == "info" else []
+    return ("page", command, words, runs, _terminal(), machine)
+
+
+def _path(key: tuple[object, ...]) -> Path:
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return user_cache() / "commands" / _installed() / f"{name}.json"
+
+
+@functools.cache
+def _installed() -> str:
+    """Return a digest of the source, of Python, and of the packages whose words help has."""
+    parts: list[object] = [source_sha256(), sys.version, sys.flags.optimize]
+    for package in ("torch", "tyro", "rich"):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            status = os.stat(spec.origin)
+            parts += [spec.origin, status.st_size, status.st_mtime_ns]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _terminal() -> list[object]:
+    """Return what decides the width and the signs of a page."""
+    sizes: list[object] = []
+    for descriptor in range(3):
+        try:
+            sizes.append([*os.get_terminal_size(descriptor)])
+        except OSError:
+            sizes.append(None)
+    stream = sys.stdout
+    encoding = getattr(stream, "encoding", None)
+    return [sizes, encoding, stream.isatty(), [os.environ.get(name) for name in _TERMINAL]]
+
+
+def _machine() -> list[object]:
+    """Return what decides which kernels run: processor, compiler and GPUs."""
+    compiler = (shlex.split(os.environ.get("CC", "")) or ["cc"])[0]
+    gpus = sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
+    found = [platform.node(), platform.machine(), shutil.which(compiler), gpus]
+    return [*found, [os.environ.get(name) for name in _MACHINE]]
+
+
+def _remove_unused(folder: Path) -> None:
+    for other in folder.glob("*"):
+        if time.time() - other.stat().st_mtime > _UNUSED:
+            shutil.rmtree(other, ignore_errors=True)

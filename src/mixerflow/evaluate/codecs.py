@@ -1,0 +1,201 @@
+"""Bits/dim of lossless codecs on a sample of images; the lengths of the files are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL import features
+
+from mixerflow.data import Images
+from mixerflow.pictures import Codec, encoded, sheets
+from mixerflow.temporary import sweep, temporary_path
+
+SAMPLE = 250
+"""Images by default: WebP at its strongest setting codes some 30 of 32 x 32 pixels a second."""
+_CODECS: dict[Codec, str] = {"png": "zlib", "webp": "webp"}
+"""Codecs, and the library of each."""
+_SEED = 0
+_DIGEST = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class CodecBits:
+    """Bits/dim of a codec, headers included; None where it has no such images.
+
+    Attributes:
+        codec: the codec, see `mixerflow.pictures.codec_bits`.
+        sheet: whether all images are one picture; otherwise each is a file.
+        images: number of images.
+        bits_per_dim: mean over the images.
+        standard_error: of that mean, over images; None for a sheet, and for one image.
+    """
+
+    codec: Codec
+    sheet: bool
+    images: int
+    bits_per_dim: float | None = None
+    standard_error: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The codec, and what is a file."""
+        return f"{self.codec}, {'one sheet' if self.sheet else 'a file an image'}"
+
+
+def sample_of(images: Images, count: int) -> np.ndarray:
+    """Return the positions of `count` images, drawn once and for all; of more, the first ones.
+
+    A larger sample holds a smaller one.
+    """
+    return np.random.default_rng(_SEED).permutation(len(images))[:count]
+
+
+def codec_rows(
+    images: Images,
+    *,
+    count: int = SAMPLE,
+    seen: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels,
+    order: str = "",
+    threads: int = 1,
+    cache: Path | None = None,
+    on_file: Callable[[int, int], None] | None = None,
+) -> list[CodecBits]:
+    """Code a sample of images with PNG and WebP at their strongest settings.
+
+    Args:
+        images: images ``(N, C, H, W)``.
+        count: images of the sample, see `sample_of`.
+        seen: makes of pixels ``(n, C, H, W)`` those that are coded.
+        order: names what `seen` does; lengths of another order are not used.
+        threads: threads that code.
+        cache: folder that keeps the lengths of the files, for the same images; a stopped call, or
+            one for more images, goes on with them. What cannot be written is a warning.
+        on_file: called with the number of files done and of all, now and after each. What it raises
+            stops the call, after the files that are being coded; the lengths so far are kept.
+    """
+    places = sample_of(images, count)
+    cells = np.moveaxis(seen(images.pixels[places]), 1, -1)
+    key = {"images_sha256": images.fingerprint(), "order": order, "pillow": PIL.__version__}
+    rows: list[tuple[Codec, _Lengths | None, _Lengths | None]] = []
+    jobs: list[tuple[_Lengths, int, Callable[[], int]]] = []
+    for codec, library in _CODECS.items():
+        own = key | {"codec": codec, "library": features.version(library)}
+        try:
+            encoded(cells[0], codec)
+            pictures = list(sheets(cells))
+        except ValueError:  # no such images, or no sheet of them
+            rows.append((codec, None, None))
+            continue
+        sheet = _Lengths(own | {"sheet": len(places)}, 1, cache)
+        files = _Lengths(own, len(images), cache)
+        rows.append((codec, files, sheet))
+        jobs.insert(0, (sheet, 0, lambda c=codec, p=pictures: sum(len(encoded(x, c)) for x in p)))
+        for place, cell in zip(places, cells, strict=True):
+            jobs.append((files, place, lambda c=codec, x=cell: len(encoded(x, c))))
+    try:
+        _run(jobs, threads, on_file or (lambda done, total: None))
+    finally:
+        for lengths in {id(lengths): lengths for lengths, _, _ in jobs}.values():
+            lengths.save()
+    size = images.pixels[0].size
+    found = (_rows(codec, files, sheet, places, size) for codec, files, sheet in rows)
+    return [row for each in found for row in each]
+
+
+def _rows(
+    codec: Codec, files: _Lengths | None, sheet: _Lengths | None, places: np.ndarray, size: int
+) -> list[CodecBits]:
+    count = len(places)
+    if files is None or sheet is None:
+        return [CodecBits(codec, whole, count) for whole in (False, True)]
+    bits = 8 * files.lengths[places] / size
+    error = float(bits.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    whole = 8 * int(sheet.lengths[0]) / (size * count)
+    return [
+        CodecBits(codec, False, count, float(bits.mean()), error),
+        CodecBits(codec, True, count, whole),
+    ]
+
+
+def _run(
+    jobs: list[tuple[_Lengths, int, Callable[[], int]]],
+    threads: int,
+    on_file: Callable[[int, int], None],
+) -> None:
+    """Do the jobs whose lengths are not known; the codecs' work needs no lock of Python's."""
+    done = sum(bool(lengths.lengths[place]) for lengths, place, _ in jobs)
+    on_file(done, len(jobs))
+    pool = ThreadPoolExecutor(threads)
+    try:
+        waiting = {
+            pool.submit(job): (lengths, place)
+            for lengths, place, job in jobs
+            if not lengths.lengths[place]
+        }
+        for future in as_completed(waiting):
+            lengths, place = waiting[future]
+            lengths.lengths[place] = future.result()
+            done += 1
+            on_file(done, len(jobs))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Lengths:
+    """Bytes of files, 0 where they are not known, and the file that keeps them.
+
+    It begins with the SHA-256 of its key and its content. One of another SHA-256 is computed again.
+
+    Args:
+        key: all that a length depends on, for JSON.
+        count: number of files.
+        folder: where it is; None keeps nothing.
+
+    Attributes:
+        lengths: ``(count,)`` integers.
+    """
+
+    def __init__(self, key: dict[str, Any], count: int, folder: Path | None) -> None:
+        self._key = json.dumps(key, sort_keys=True).encode()
+        name = hashlib.sha256(self._key).hexdigest()[:32]
+        self._path = None if folder is None else folder / f"{name}.lengths"
+        self.lengths = np.zeros(count, np.int64)
+        self._read()
+        self._known = np.count_nonzero(self.lengths)
+
+    def save(self) -> None:
+        """Write the file, if there are more lengths than it has."""
+        if self._path is None or np.count_nonzero(self.lengths) == self._known:
+            return
+        data = self.lengths.astype("<i8").tobytes()
+        temporary = temporary_path(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(self._path.parent)
+            temporary.write_bytes(self._seal(data) + data)
+            temporary.replace(self._path)
+        except OSError as error:
+            warnings.warn(f"the codecs' figures are not kept: {error}", stacklevel=3)
+
+    def _read(self) -> None:
+        try:
+            content = b"" if self._path is None else self._path.read_bytes()
+        except OSError:
+            return
+        data = content[_DIGEST:]
+        if content[:_DIGEST] == self._seal(data) and len(data) == self.lengths.nbytes:
+            self.lengths = np.frombuffer(data, "<i8").astype(np.int64)
+        elif self._path is not None:
+            warnings.warn(f"coded again: SHA-256 differs: {self._path}", stacklevel=4)
+
+    def _seal(self, data: bytes) -> bytes:
+        return hashlib.sha256(self._key + b" " + data).digest()
