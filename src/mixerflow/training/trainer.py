@@ -18,6 +18,7 @@ from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Pace
 from mixerflow.training.growth import Stage
+from mixerflow.training.idle import trained_entries
 from mixerflow.training.objective import (
     Objective,
     Task,
@@ -36,8 +37,10 @@ from mixerflow.training.optimizer import (
 from mixerflow.training.parallel import (
     load_flow,
     load_optimizer,
+    local,
     parallel,
     shard,
+    sharded_as,
     share_batch_norms,
     unsharded,
     until_last,
@@ -103,6 +106,7 @@ class Trainer:
         if config.schedule_steps is not None and end > config.schedule_steps:
             what = f"steps {config.schedule_start} to {end} of {config.schedule_steps}"
             raise ConfigError(what, "--train.schedule-steps", f"give at least {end}")
+        trained = trained_entries(flow, likelihood=objective is likelihood)
         self.module = parallel(self.task, flow, self.processes, config.parallel)
         if config.memory != "store":
             refuse_sharded(flow, config.memory)
@@ -110,6 +114,8 @@ class Trainer:
         if self.sharded:
             shard(self.average.flow, self.processes)
         self._share_batch_norms()
+        mine = dict(flow.named_parameters())
+        self._trained = [(mine[name], sharded_as(mine[name], m)) for name, m in trained.items()]
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         groups, self.rates = parameter_groups(flow, config.layer_lr)
         own = [] if self.task.own is None else self.task.own.parameters()
@@ -201,6 +207,9 @@ class Trainer:
             value += loss.detach()
             for name, figure in figures.items():
                 means[name] = means.get(name, 0) + figure.to(value) / parts
+        for parameter, trained in self._trained:
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(trained)
         if means:
             shared = self.processes.sum(torch.stack([*means.values()])) / self.processes.world
             means = dict(zip(means, shared, strict=True))
