@@ -300,17 +300,19 @@ class Trainer:
             self.task.own.load_state_dict(state["objective"])
         self._restore_generators(state["generators"])
 
-    def begin(self, stage: Stage) -> None:
-        """Begin from a run of a shallower flow; every process is given the same stage."""
-        self.load_weights(stage.model, stage.ema)
+    def begin(self, stage: Stage | None) -> None:
+        """Begin from a run of a shallower flow; process 0 gives it."""
+        self.load_weights(*((stage.model, stage.ema) if stage else (None, None)))
         names = {id(p): name for name, p in self.flow.named_parameters()}
-        held = self.optimizer.state_dict()
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        found = {i: stage.moments.get(names.get(id(p), "")) for i, p in enumerate(every)}
-        held["state"] = {i: values for i, values in found.items() if values is not None}
+        held = self.optimizer.state_dict() if stage else None
+        if stage and held:
+            found = {i: stage.moments.get(names.get(id(p), "")) for i, p in enumerate(every)}
+            held["state"] = {i: values for i, values in found.items() if values is not None}
         load_optimizer(self.optimizer, held, self.processes)
-        if self.task.own is not None and stage.objective is not None:
-            self.task.own.load_state_dict(stage.objective)
+        objective = self.processes.from_main(stage and stage.objective)
+        if self.task.own is not None and objective is not None:
+            self.task.own.load_state_dict(objective)
 
     def _generators(self) -> dict[str, Any]:
         states: dict[str, Any] = {"cpu": torch.get_rng_state()}
