@@ -15,7 +15,7 @@ from pathlib import Path
 
 from campaign import saving
 from campaign.base import Found, Outcome, Row, prepared
-from campaign.tools import Running, command, dice
+from campaign.tools import Running, command, dice, in_child
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": saving.WHOLE,
@@ -43,25 +43,28 @@ _RESULTS = {
 
 def prepare(folder: Path) -> None:
     """Make a run that is ready, a net for features, and the results of every command."""
-    import torch
-    from torch import nn
-
     saving.prepare(folder)
     (folder / "run").rename(folder / "ready")
-    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-
-    class Net(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return net(x.float() / 255)
-
-    free = {0: torch.export.Dim("n")}
-    program = torch.export.export(Net(), (torch.zeros(4, 3, 8, 8, dtype=torch.uint8),), (free,))
-    torch.export.save(program, folder / "net.pt2")
+    if in_child(lambda: _make_net(folder / "net.pt2")):
+        raise SystemExit("no net")
     done, seconds = folder / "done", {}
     give(folder, done)
     for name, words in COMMANDS.items():
         seconds[name] = command(*words, folder=done).require(0).seconds
     (folder / "seconds.json").write_text(json.dumps(seconds))
+
+
+def _make_net(path: Path) -> None:
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
+
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(Net(), (images,), dynamic_shapes=shapes), path)
 
 
 def give(source: Path, folder: Path) -> None:

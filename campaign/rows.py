@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from campaign import commands, saving
+from campaign import commands, files, saving
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in (*saving.ROWS, *commands.ROWS)}
+ROWS: dict[str, Row] = {row.name: row for row in (*saving.ROWS, *files.ROWS, *commands.ROWS)}
