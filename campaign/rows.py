@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from campaign import commands, files, saving
+from campaign import commands, files, processes, saving
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in (*saving.ROWS, *files.ROWS, *commands.ROWS)}
+ROWS: dict[str, Row] = {
+    row.name: row for row in (*saving.ROWS, *files.ROWS, *commands.ROWS, *processes.ROWS)
+}
