@@ -24,13 +24,15 @@ from mixerflow.registry import evolve
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable[[], object]) -> None:
+    """Do work, and note its seconds."""
     begun = time.perf_counter()
     work()
     seconds[name] = round(time.perf_counter() - begun, 2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    """Time the exports, then all three in turn."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="mixerflow-cifar10")
     parser.add_argument("--layers", type=int, help="layers, in place of the recipe's")
     parser.add_argument("--batch", type=int, default=64)

@@ -56,8 +56,8 @@ class Launched:
                 os.kill(pid, signal.SIGKILL)
             self.process.wait()
             raise Found("lost", f"{self.words}: no end in {limit:g} s") from None
-        texts = (path.read_text() for path in self._paths)
-        return Ended(self.words, code, *texts, time.monotonic() - self.begun)
+        out, err = (path.read_text() for path in self._paths)
+        return Ended(self.words, code, out, err, time.monotonic() - self.begun)
 
 
 def prepare(folder: Path) -> None:

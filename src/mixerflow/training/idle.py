@@ -6,7 +6,7 @@ rounding into steps as long as any, different ones for another number of process
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -56,8 +56,8 @@ def trained_entries(flow: Flow, *, likelihood: bool = True) -> dict[str, Tensor]
 
 
 def _declared(module: nn.Module) -> Iterator[Entries]:
-    declared = getattr(module, "idle", None)
-    return declared() if callable(declared) else iter(())
+    declared: Callable[[], Iterator[Entries]] | None = getattr(module, "idle", None)
+    return iter(()) if declared is None else declared()
 
 
 def _steps(transform: Transform, axis: int | None = None) -> Iterator[Placed]:
