@@ -4,7 +4,7 @@ BIN := .venv/bin
 JOBS ?= 2
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test test-all lint types bench campaign clean
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
@@ -29,6 +29,9 @@ types: $(INSTALLED)
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.speed --quick --out runs/speed.json > /dev/null
+
+campaign: $(INSTALLED) # goes on where it stopped
+	$(BIN)/python -m campaign --jobs $(JOBS) --write docs/reliability.md
 
 .venv/.installed-bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'

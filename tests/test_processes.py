@@ -109,13 +109,26 @@ def assert_close(state, wanted):
         assert torch.allclose(state[name], value, rtol=1e-6, atol=1e-9), name
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_as_one_with_batch_norm(accumulate):
-    config = settings(accumulate=accumulate)
-    ((one, state, _),) = together(1, trained, config, torch.float64)
-    for losses, other, _ in together(2, trained, config, torch.float64):
+@pytest.mark.parametrize(
+    ("changes", "actnorm"),
+    [
+        ({}, "feature"),
+        ({"accumulate": 2}, "feature"),
+        ({}, "batch"),  # shifts at their optimum from the start: a gradient of rounding alone
+        pytest.param({"parallel": "fsdp"}, "batch", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_train_as_one_with_batch_norm(changes, actnorm):
+    config = settings(**changes)
+    alone = dataclasses.replace(config, parallel="ddp")
+    ((one, state, _),) = together(1, with_actnorm, alone, actnorm)
+    for losses, other, _ in together(2, with_actnorm, config, actnorm):
         assert np.allclose(losses, one, rtol=1e-6)  # figures are float32, weights are not
         assert_close(other, state)
+
+
+def with_actnorm(processes, config, actnorm):
+    return trained(processes, config, torch.float64, actnorm=actnorm)
 
 
 def in_minutes(processes, out):

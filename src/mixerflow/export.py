@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
+from mixerflow.terminal import tell
 
+_MANY = 32
+"""Steps of a flow beyond which an export says that it takes long."""
 _OTHER_NOISE = "export: takes flows that draw one uniform number a pixel; this draws others"
 
 
@@ -111,6 +114,9 @@ def decoder(flow: Flow) -> Decoder:
 
 def program(module: Density | Decoder) -> torch.export.ExportedProgram:
     """Export a density or decoder with `torch.export`, for batches of any size from 1 up."""
+    steps = len(module.flow.layers())
+    if steps > _MANY:
+        tell(f"export: tracing a flow of {steps} steps takes a while")
     example = module.example()
     batch = torch.export.Dim("batch", min=1)
     shapes: dict[str, Any] = {name: {0: batch} for name in example}

@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from mixerflow.errors import ConfigError
 from mixerflow.processes import SINGLE, Processes
 
+Entries = tuple[nn.Parameter, slice]
+"""A parameter, and a part of it along its first axis.
+
+A module's ``idle()`` yields those whose gradient is 0 in training mode, whatever the values of all
+parameters, because a norm of batches or a softmax removes what they add. The ``constants()`` of a
+transform are those that only add a constant to each feature of its output.
+"""
+ALL = slice(None)
 Saved = Any
 """The `ctx` of an autograd function, which takes any attribute from `forward` to `backward`."""
 

@@ -12,14 +12,17 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
 import torch
 
 from mixerflow.caches import user_cache
+from mixerflow.temporary import sweep, temporary_path
 
 _HERE = Path(__file__).parent
 _SOURCES = sorted(path.name for path in _HERE.glob("*.[ch]"))
@@ -27,6 +30,8 @@ _FLAGS = (
     "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-march=native", "-fPIC",
     "-shared", "-pthread", "-w",
 )  # fmt: skip
+_DIGEST = hashlib.sha256().digest_size
+_building = threading.Lock()
 
 
 class BuildError(RuntimeError):
@@ -76,19 +81,24 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def _load(built: Path, real: str) -> ctypes.CDLL:
-    """Load a library; build it first if its file is missing or incomplete."""
-    if built.exists():
-        with contextlib.suppress(OSError):
+    """Load a library; build it first if its file is missing or damaged: code is not tried out."""
+    with contextlib.suppress(OSError):
+        data = built.read_bytes()
+        if hashlib.sha256(data[:-_DIGEST]).digest() == data[-_DIGEST:]:
             return ctypes.CDLL(str(built))
-    _build(built, real)
+    with _building:
+        _build(built, real)
     return ctypes.CDLL(str(built))
 
 
 def _build(to: Path, real: str) -> None:
     """Compile beside the target and move into place: several processes may build at once."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        built = Path(folder) / to.name
+    sweep(to.parent)
+    folder = temporary_path(to)
+    folder.mkdir(exist_ok=True)
+    try:
+        built = folder / to.name
         options = [f"-DREAL={real}", str(_HERE / "rows.c"), "-lm", "-o", str(built)]
         for threads in (["-fopenmp"], []):  # a compiler without OpenMP gives one thread
             command = [*compiler(), *_FLAGS, *threads, *options]
@@ -97,7 +107,11 @@ def _build(to: Path, real: str) -> None:
             except FileNotFoundError:
                 raise BuildError(f"there is no C compiler {compiler()[0]!r}") from None
             if result.returncode == 0:
+                with built.open("ab") as file:  # loaders pass over what follows the library
+                    file.write(hashlib.sha256(built.read_bytes()).digest())
                 built.replace(to)
                 return
         lines = result.stderr.strip().splitlines() or ["no message"]
         raise BuildError(f"{shlex.join(compiler())} failed: {lines[0]}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

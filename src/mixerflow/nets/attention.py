@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixerflow.moments import ALL, Entries
 from mixerflow.nets.base import Conditioner, context_map, squash, zeroed
-from mixerflow.nets.norm import Norm, norm_of
+from mixerflow.nets.norm import Norm, SyncedBatchNorm, norm_of
 from mixerflow.registry import register
 
 
@@ -25,6 +29,11 @@ class SelfAttention(nn.Module):
         q, k, v = split.unbind(1)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.write(mixed.movedim(-2, 1).flatten(2))
+
+    def idle(self) -> Iterator[Entries]:
+        """The keys' bias: it adds the same to all scores of a query."""
+        width = self.write.in_features
+        yield self.read.bias, slice(width, 2 * width)
 
 
 class TokenBlock(nn.Module):
@@ -98,6 +107,17 @@ class AttentionNet(Conditioner):
         if self.context is not None:
             h = h + self.context(self.require_context(context))[:, None]
         return self.leave(_normalise(self.norm, self.blocks(h)))
+
+    def idle(self) -> Iterator[Entries]:
+        """All that adds a constant to every h: every way from there has a norm."""
+        if not isinstance(self.norm, SyncedBatchNorm):
+            return
+        yield self.enter.bias, ALL
+        for block in cast(Iterable[TokenBlock], self.blocks):
+            attend, narrow = block.attend, block.narrow
+            yield attend.read.bias, slice(2 * attend.write.in_features, None)  # a mean of values
+            yield attend.write.bias, ALL
+            yield narrow.bias, ALL
 
 
 def _normalise(norm: nn.Module, h: Tensor) -> Tensor:

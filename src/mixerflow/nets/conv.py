@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -9,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, conv3d, gelu
 
+from mixerflow.moments import ALL, Entries
 from mixerflow.nets.base import Conditioner, squash, zeroed
-from mixerflow.nets.norm import Norm, norm_of
+from mixerflow.nets.norm import Norm, SyncedBatchNorm, norm_of
 from mixerflow.registry import register
 
 Axes = Literal[1, 2, 3]
@@ -147,6 +149,17 @@ class ImageConditioner(Conditioner):
         return h + convolve(self.context, context, scale)
 
 
+def is_batch_norm(norm: nn.Module) -> bool:
+    """Whether a module that `norm_of_channels` made is a batch norm."""
+    return isinstance(norm, PerPixel) and isinstance(norm.module, SyncedBatchNorm)
+
+
+def bias_of(by: nn.Module, part: slice = ALL) -> Entries:
+    """The bias of a map that has one, or a part of it."""
+    assert isinstance(by.bias, nn.Parameter)
+    return by.bias, part
+
+
 class ResidualBlock(nn.Module):
     """``h + K gelu(norm(P gelu(norm(h))))`` with a pointwise P and a convolution K."""
 
@@ -158,6 +171,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.look(gelu(self.norm2(self.mix(gelu(self.norm1(h))))))
+
+    def idle(self) -> Iterator[Entries]:
+        if is_batch_norm(self.norm2):
+            yield bias_of(self.mix)
 
 
 @register

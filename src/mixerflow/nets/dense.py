@@ -8,11 +8,21 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.conv import Axes, ImageConditioner, convolution, norm_of_channels
+from mixerflow.moments import Entries
+from mixerflow.nets.conv import (
+    Axes,
+    ImageConditioner,
+    bias_of,
+    convolution,
+    is_batch_norm,
+    norm_of_channels,
+)
 from mixerflow.nets.norm import Norm
 from mixerflow.nets.nystrom import NystromAttention
 from mixerflow.registry import register
@@ -46,6 +56,10 @@ class DenseBlock(nn.Module):
             h = torch.cat([h, grow(mix(h).relu_()).relu_()], 1)
         a, b, g = self.gate(h).chunk(3, 1)
         return a + b * g.sigmoid()
+
+    def constant(self) -> Entries:
+        """The bias of a, which a norm of the output removes."""
+        return bias_of(self.gate, slice(self.gate.out_channels // 3))
 
 
 @register
@@ -82,6 +96,10 @@ class DenseConvNet(ImageConditioner):
 
     def hidden(self, h: Tensor) -> Tensor:
         return self.norm(self.block(h)).relu()
+
+    def idle(self) -> Iterator[Entries]:
+        if is_batch_norm(self.norm):
+            yield self.block.constant()
 
 
 @register
@@ -158,6 +176,11 @@ class DenseAttentionNet(ImageConditioner):
     def hidden(self, h: Tensor) -> Tensor:
         both = torch.cat([self.attention(h), self.block(h)], 1)
         return self.fuse(self.norm(both).relu())
+
+    def idle(self) -> Iterator[Entries]:
+        if is_batch_norm(self.norm):
+            yield self.block.constant()
+            yield bias_of(self.attention.write)
 
 
 @register

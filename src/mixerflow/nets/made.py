@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
+from mixerflow.moments import ALL, Entries
 from mixerflow.nets.base import (
     Conditioner,
     RowContext,
@@ -200,6 +201,11 @@ class MADE(_MaskedNet):
             inner = apply(i, gelu(normalise(i, h)))
             h = h + apply(i + 1, gelu(normalise(i + 1, inner)))
         return h
+
+    def idle(self) -> Iterator[Entries]:
+        for inner, norm in zip(self.linears[::2], self.norms[1::2], strict=True):
+            if isinstance(norm, SyncedBatchNorm):
+                yield inner.bias, ALL  # pyright: ignore[reportReturnType]
 
 
 @register

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from mixerflow.moments import ALL, Entries
 from mixerflow.nets.base import (
     Conditioner,
     RowContext,
@@ -54,6 +57,10 @@ class ResidualMLP(Conditioner):
         h = self.add_context(self.enter(squash(x) if self.squash else x), context)
         h = h + self.linear2(gelu(self.norm2(self.linear1(gelu(self.norm1(h))))))
         return self.leave(h)
+
+    def idle(self) -> Iterator[Entries]:
+        if isinstance(self.norm2, SyncedBatchNorm):
+            yield self.linear1.bias, ALL
 
     def folded(self) -> ResidualMLP:
         """Replace batch norms by `Scale`, and fold the second one into the linear map before it.

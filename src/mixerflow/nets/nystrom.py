@@ -8,13 +8,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.nets.conv import Axes, convolution
+from mixerflow.moments import Entries
+from mixerflow.nets.conv import Axes, bias_of, convolution
 from mixerflow.registry import register
 
 Tokens = Float[Tensor, "batch tokens width"]
@@ -126,3 +127,8 @@ class NystromAttention(nn.Module):
                 out = nystrom_attention(q * self.width**-0.5, k, v, count=self.count) + v
                 out = out.mT.unflatten(2, pixels)
         return self.write(out)
+
+    def idle(self) -> Iterator[Entries]:
+        """The keys' bias: it adds the same to all scores of a query."""
+        if not self.transposed:
+            yield bias_of(self.read, slice(self.width, 2 * self.width))

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from mixerflow.nets.conv import Axes, ImageConditioner, convolution, norm_of_channels
+from mixerflow.moments import Entries
+from mixerflow.nets.conv import (
+    Axes,
+    ImageConditioner,
+    bias_of,
+    convolution,
+    is_batch_norm,
+    norm_of_channels,
+)
 from mixerflow.nets.norm import Norm
 from mixerflow.registry import register
 
@@ -21,6 +31,10 @@ class ResNetBlock(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return h + self.look2(self.norm2(self.look1(self.norm1(h).relu())).relu())
+
+    def idle(self) -> Iterator[Entries]:
+        if is_batch_norm(self.norm2):
+            yield bias_of(self.look1)
 
 
 @register
@@ -71,6 +85,12 @@ class ResNet(ImageConditioner):
             h = block(h)
             out = out + skip(h)
         return self.norm(out).relu()
+
+    def idle(self) -> Iterator[Entries]:
+        """All that adds a constant to an h or to their sum: every way from there has a norm."""
+        if is_batch_norm(self.norm):
+            ends = (block.look2 for block in self.blocks)
+            yield from map(bias_of, (self.enter, *ends, self.skips[0]))  # pyright: ignore
 
 
 @register

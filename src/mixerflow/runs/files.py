@@ -12,17 +12,19 @@ import math
 import os
 import socket
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixerflow.errors import InUseError, ResourceError
+from mixerflow.errors import CheckpointError, InUseError, ResourceError, first_line
 from mixerflow.temporary import sweep, temporary_path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _TRIES = 100
+_SEAL = "crc32"
 
 
 @contextmanager
@@ -109,6 +111,47 @@ def json_text(record: dict[str, Any], *, indent: int | None = 2) -> str:
     """Return a record as JSON, which has no NaN and no infinity: see `without_nan`."""
     text = json.dumps(without_nan(record), indent=indent, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
+
+
+def sealed(record: dict[str, Any], *, indent: int | None = 2) -> bytes:
+    """Return a record as lines of JSON, with the CRC-32 of its text as its last entry."""
+    content = {key: value for key, value in without_nan(record).items() if key != _SEAL}
+    content[_SEAL] = _crc32(content)
+    return f"{json_text(content, indent=indent)}\n".encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return a record that `sealed` wrote, without the CRC-32; an older one has none.
+
+    Raises:
+        ValueError: it is no JSON object, or differs from what was written.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if _SEAL in record and record.pop(_SEAL) != _crc32(record):
+        raise ValueError(f"its {_SEAL} differs")
+    return record
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Read a record that `sealed` wrote; None where there is no such file.
+
+    Raises:
+        CheckpointError: it is damaged or cannot be read; `remedy` says what to do.
+    """
+    try:
+        return unsealed(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"cannot read ({error.strerror})", path, remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"damaged ({first_line(error)})", path, remedy) from error
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json_text(record, indent=None).encode())
 
 
 def without_nan(record: dict[str, Any]) -> dict[str, Any]:

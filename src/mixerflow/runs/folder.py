@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.runs.files import json_text, lock, write_atomically, writing
+from mixerflow.errors import CheckpointError, ConfigError, first_line
+from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -39,7 +39,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        data = f"{json_text(metadata)}\n".encode()
+        data = sealed(metadata)
         with writing(self.path, lambda: len(data)):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.metadata_path, data)
@@ -52,26 +52,33 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            metadata = json.loads(self.metadata_path.read_bytes())
+            data = self.metadata_path.read_bytes()
+            metadata = json.loads(data)
+            if not isinstance(metadata, dict):
+                raise ValueError("not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
             remedy = "name a folder that training has made"
             raise ConfigError("no run.json, so no run", self.path, remedy) from None
         except OSError as error:
             raise _unreadable(self.metadata_path, error) from error
-        except ValueError as error:
-            raise self._damaged(str(error)) from error
-        if not isinstance(metadata, dict):
-            raise self._damaged("not a JSON object")
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(first_line(error)) from error
         written = metadata.get("format")
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
             remedy = "update mixerflow" if newer else "use the mixerflow that wrote it"
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
-        return metadata
+        try:
+            return unsealed(data)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> CheckpointError:
-        remedy = "put a copy back, or train again in a new folder"
+        remedy = (
+            "put a copy back, or train again in a new folder; after a change by hand delete its "
+            "entry crc32"
+        )
         return CheckpointError(f"run.json is damaged ({why})", self.metadata_path, remedy)
 
     def update(self, changes: dict[str, Any]) -> None:
@@ -90,7 +97,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        line = f"{json_text(record, indent=None)}\n".encode()
+        line = sealed(record, indent=None)
         with writing(self.path, lambda: len(line)), open(self.metrics_path, "ab") as file:
             file.write(line)
 
@@ -133,12 +140,10 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ValueError("not a JSON object")
+                record = unsealed(line)
                 if not isinstance(record.get("step", 0), int):
                     raise ValueError("its step is no number")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 where = f"{self.metrics_path}, line {number}"
                 raise CheckpointError("damaged metrics", where, "delete that line") from error
             yield line + b"\n", record

@@ -134,7 +134,7 @@ def train(
         if existing is not None:
             given, validation = _as_before(existing, given), _as_before(existing, validation)
         if existing is None:
-            origin, stage = _begin(flow, begin, config)
+            origin, stage = _begin(flow, begin, config, processes)
         else:
             origin, stage = _known_origin(existing, begin, out), None
         config, planned = _placed(config, origin), None
@@ -164,7 +164,7 @@ def train(
         loop = Loop(trainer, validation, folder, clock=clock, limit=limit, quiet=quiet)
         if existing is not None:
             loop.restore(_checkpoint(folder, from_step, processes))
-        elif stage is not None:
+        elif trainer.moments:
             trainer.begin(stage)
         with _status(folder, made | {"steps": planned or limit}, processes, fresh=existing is None):
             exit_code = loop.run()
@@ -210,9 +210,11 @@ def _status(
 
 
 def _begin(
-    flow: Flow, begin: Path | str | None, config: TrainConfig
+    flow: Flow, begin: Path | str | None, config: TrainConfig, processes: Processes
 ) -> tuple[dict[str, Any] | None, Stage | None]:
     """Load the weights that a new run begins from; return its origin, and a shallower run's state.
+
+    Process 0 alone reads, and alone has the state and the weights: a trainer shares them.
 
     Raises:
         ConfigError: no such weights, or a place in a schedule without weights.
@@ -224,8 +226,14 @@ def _begin(
             raise ConfigError(what, "--train.schedule-start", remedy)
         return None, None
     path = Path(begin)
-    stage = grow_from(flow, path, config.optimizer)
-    return (stage.origin, stage) if stage is not None else (begin_from(flow, path), None)
+
+    def read() -> tuple[dict[str, Any], Stage | None]:
+        stage = grow_from(flow, path, config.optimizer)
+        return (stage.origin, stage) if stage is not None else (begin_from(flow, path), None)
+
+    origin, stage = processes.on_main(read) or (None, None)
+    flow.initialized.fill_(processes.from_main(bool(flow.initialized)))
+    return processes.from_main(origin), stage
 
 
 def _known_origin(

@@ -98,6 +98,16 @@ def unsharded(tree: Any) -> Any:  # noqa: ANN401
     return tree.full_tensor() if _sharded(tree) else tree
 
 
+def sharded_as(target: Tensor, value: Tensor) -> Tensor:
+    """Return this process's part of process 0's full `value`, as `target` is sharded, if it is."""
+    if not _sharded(target):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(target, DTensor)
+    return distribute_tensor(value, target.device_mesh, target.placements).to_local()
+
+
 @torch.no_grad()
 def copy_from_main(target: Tensor, value: Tensor | None, processes: Processes) -> None:
     """Copy process 0's full `value` into every process's `target`, which may be sharded."""
@@ -105,11 +115,7 @@ def copy_from_main(target: Tensor, value: Tensor | None, processes: Processes) -
         value = torch.empty(target.shape, dtype=target.dtype, device=target.device)
     value = value.to(target)
     if _sharded(target):
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        assert isinstance(target, DTensor)
-        given = distribute_tensor(value, target.device_mesh, target.placements)
-        target.to_local().copy_(given.to_local())
+        local(target).copy_(sharded_as(target, value))
     else:
         target.copy_(value)
         processes.align(iter([target]))

@@ -18,6 +18,7 @@ from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Pace
 from mixerflow.training.growth import Stage
+from mixerflow.training.idle import trained_entries
 from mixerflow.training.objective import (
     Objective,
     Task,
@@ -36,8 +37,10 @@ from mixerflow.training.optimizer import (
 from mixerflow.training.parallel import (
     load_flow,
     load_optimizer,
+    local,
     parallel,
     shard,
+    sharded_as,
     share_batch_norms,
     unsharded,
     until_last,
@@ -104,6 +107,7 @@ class Trainer:
         if config.schedule_steps is not None and end > config.schedule_steps:
             what = f"steps {config.schedule_start} to {end} of {config.schedule_steps}"
             raise ConfigError(what, "--train.schedule-steps", f"give at least {end}")
+        trained = trained_entries(flow, likelihood=objective is likelihood)
         self.module = parallel(self.task, flow, self.processes, config.parallel)
         if config.memory != "store":
             refuse_sharded(flow, config.memory)
@@ -111,6 +115,8 @@ class Trainer:
         if self.sharded:
             shard(self.average.flow, self.processes)
         self._share_batch_norms()
+        mine = dict(flow.named_parameters())
+        self._trained = [(mine[name], sharded_as(mine[name], m)) for name, m in trained.items()]
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         groups, self.rates = parameter_groups(flow, config.layer_lr)
         own = [] if self.task.own is None else self.task.own.parameters()
@@ -203,6 +209,9 @@ class Trainer:
             value += loss.detach()
             for name, figure in figures.items():
                 means[name] = means.get(name, 0) + figure.to(value) / parts
+        for parameter, trained in self._trained:
+            if parameter.grad is not None:
+                local(parameter.grad).mul_(trained)
         if means:
             shared = self.processes.sum(torch.stack([*means.values()])) / self.processes.world
             means = dict(zip(means, shared, strict=True))
@@ -293,17 +302,19 @@ class Trainer:
             self.task.own.load_state_dict(state["objective"])
         self._restore_generators(state["generators"])
 
-    def begin(self, stage: Stage) -> None:
-        """Begin from a run of a shallower flow; every process is given the same stage."""
-        self.load_weights(stage.model, stage.ema)
+    def begin(self, stage: Stage | None) -> None:
+        """Begin from a run of a shallower flow; process 0 gives it."""
+        self.load_weights(*((stage.model, stage.ema) if stage else (None, None)))
         names = {id(p): name for name, p in self.flow.named_parameters()}
-        held = self.optimizer.state_dict()
         every = [p for group in self.optimizer.param_groups for p in group["params"]]
-        found = {i: stage.moments.get(names.get(id(p), "")) for i, p in enumerate(every)}
-        held["state"] = {i: values for i, values in found.items() if values is not None}
+        held = self.optimizer.state_dict() if stage else None
+        if stage and held:
+            found = {i: stage.moments.get(names.get(id(p), "")) for i, p in enumerate(every)}
+            held["state"] = {i: values for i, values in found.items() if values is not None}
         load_optimizer(self.optimizer, held, self.processes)
-        if self.task.own is not None and stage.objective is not None:
-            self.task.own.load_state_dict(stage.objective)
+        objective = self.processes.from_main(stage and stage.objective)
+        if self.task.own is not None and objective is not None:
+            self.task.own.load_state_dict(objective)
 
     def _generators(self) -> dict[str, Any]:
         states: dict[str, Any] = {"cpu": torch.get_rng_state()}

@@ -5,12 +5,15 @@ Reference: Kingma, Dhariwal, Glow (2018), eq. 9 (matrix) and 11 (PLU), arXiv:180
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow import core
 from mixerflow.core import Context, FixedShape, Mapped, Noise, Shape, Transform, constant
+from mixerflow.moments import ALL, Entries
 from mixerflow.registry import register
 
 
@@ -48,6 +51,10 @@ class _LinearMap(FixedShape):
 
     def extra_repr(self) -> str:
         return f"{self.n}"
+
+    def constants(self) -> Iterator[Entries]:
+        if isinstance(self.bias, nn.Parameter):
+            yield self.bias, ALL
 
 
 class _DenseMap(_LinearMap):

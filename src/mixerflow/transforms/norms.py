@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from mixerflow.core import (
     constant,
     widen,
 )
-from mixerflow.moments import RunningMoments, Saved, require_rows, shared_moments
+from mixerflow.moments import ALL, Entries, RunningMoments, Saved, require_rows, shared_moments
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear
@@ -88,6 +89,9 @@ class DiagonalAffine(Transform):
         own.shift.copy_(self.shift.view(n))
         pair = (own, other.transform) if before is self else (other.transform, own)
         return Along(0, Linear(Chain(*pair), n))
+
+    def constants(self) -> Iterator[Entries]:
+        yield self.shift, ALL
 
     def _shared_axes(self, x: Tensor) -> list[int]:
         """The axes of a batch along which all numbers have the same parameters."""

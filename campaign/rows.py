@@ -1,0 +1,10 @@
+"""All rows. A theme's module has a tuple ROWS; a new one is a line here."""
+
+from __future__ import annotations
+
+from campaign import commands, files, processes, saving
+from campaign.base import Row
+
+ROWS: dict[str, Row] = {
+    row.name: row for row in (*saving.ROWS, *files.ROWS, *commands.ROWS, *processes.ROWS)
+}

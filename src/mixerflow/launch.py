@@ -1,0 +1,52 @@
+"""``python -m mixerflow.launch``: torchrun for a command of mixerflow, with the command's end.
+
+    python -m mixerflow.launch --nproc-per-node=4 train RECIPE
+
+`torchrun` prints a traceback of its own and exits with 1, whatever the processes' own codes were.
+This exits with the code of the process that failed first, after at most one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+from mixerflow.errors import ResourceError
+from mixerflow.terminal import tell
+
+_REMEDY = "start the same command again: it resumes from the last checkpoint"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run torchrun's flags, and then a command with its flags; return the command's exit code.
+
+    A process that a signal killed is exit code 5; SIGTERM and SIGINT to this program are passed on,
+    and are 143 and 130.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for name in ("agent.server.api", "multiprocessing.api"):  # they log what is said below
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    given = run.parse_args(sys.argv[1:] if arguments is None else arguments)
+    given.training_script_args = [given.training_script, *given.training_script_args]
+    given.training_script, given.module = "mixerflow", True
+    try:
+        run.run(given)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        lost = ResourceError(f"{name} ended a process", f"process {rank}", _REMEDY)
+        tell(f"error: {lost}")
+        return lost.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
