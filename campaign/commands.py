@@ -15,7 +15,7 @@ from pathlib import Path
 
 from campaign import saving
 from campaign.base import Found, Outcome, Row, prepared
-from campaign.tools import Running, command, dice, in_child
+from campaign.tools import Running, command, dice, in_child, make_images
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": saving.WHOLE,
@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "report": ("report", "ready", "--threads=1"),
     "publish": ("publish", "ready", "--to=weights", "--force", "--threads=1"),
     "reproduce": (
-        *("reproduce", "table-10", "--budget=tiny", "--rows=basic", "--seeds=1"),
+        *("reproduce", "table-10", "--budget=tiny", "--rows=basic", "--seeds=1", "--data=wide.npz"),
         *("--runs=runs", "--out=results/table-10", "--threads=1"),
     ),
 }
@@ -44,6 +44,7 @@ _RESULTS = {
 def prepare(folder: Path) -> None:
     """Make a run that is ready, a net for features, and the results of every command."""
     saving.prepare(folder)
+    make_images(folder / "wide.npz", side=32, channels=3)
     (folder / "run").rename(folder / "ready")
     if in_child(lambda: _make_net(folder / "net.pt2")):
         raise SystemExit("no net")
@@ -71,7 +72,7 @@ def give(source: Path, folder: Path) -> None:
     """Copy what the commands read."""
     folder.mkdir(exist_ok=True)
     shutil.copytree(source / "ready", folder / "ready")
-    for name in ("images.npz", "net.pt2"):
+    for name in ("images.npz", "wide.npz", "net.pt2"):
         shutil.copy(source / name, folder)
 
 

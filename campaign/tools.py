@@ -184,13 +184,13 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def make_images(path: Path) -> None:
-    """Write the small run's images: 64 to train on, 16 to test, of 8 x 8 pixels."""
+def make_images(path: Path, *, side: int = 8, channels: int = 1) -> None:
+    """Write images, those of the small run unless told otherwise: 64 to train on, 16 to test."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    steps = rng.integers(0, 60, (80, 8, 8, 1))
-    pixels = (steps.cumsum(1) // 2).clip(0, 255).astype(np.uint8)
+    steps = rng.integers(0, 60, (80, side, side, channels))
+    pixels = (steps.cumsum(1) * 4 // side).clip(0, 255).astype(np.uint8)
     np.savez(path, train_images=pixels[:64], test_images=pixels[64:])
 
 
