@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from campaign import hostile
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in ()}
+ROWS: dict[str, Row] = {row.name: row for row in (*hostile.ROWS,)}

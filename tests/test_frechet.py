@@ -378,7 +378,7 @@ def run(*words):
 def test_from_samples_to_the_figure(tmp_path, cache, capsys, monkeypatch):
     out = small_run(tmp_path)
     net = FileFeatures("small", "ab" * 32, Small())
-    monkeypatch.setattr(command, "load_features", lambda path, device: net)
+    monkeypatch.setattr(command, "load_features", lambda path, device, trust: net)
     words = ["evaluate", out, "--no-codecs", "--fid", "--fid-samples", 10, "-j", 1]
     assert run(*words, "--json") == 0
     found = json.loads(capsys.readouterr().out)["frechet"]

@@ -85,7 +85,7 @@ def load_or_decode(
 def _map(entry: Path) -> DecodedImages:
     try:
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
-        index = json.loads((entry / "index.json").read_text())
+        index = json.loads((entry / "index.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError("damaged cache", entry, "delete this folder") from error
     return pixels, index["kept"], tuple(index["skipped"])
@@ -106,7 +106,7 @@ def _write(stream: ImageStream, entry: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         index = {"kept": stream.kept, "skipped": stream.skipped}
-        (temporary / "index.json").write_text(json.dumps(index))
+        (temporary / "index.json").write_text(json.dumps(index), "utf-8")
         temporary.rename(entry)
     except OSError as error:
         if not entry.is_dir():  # otherwise another run has just written the same entry

@@ -5,14 +5,22 @@ Nothing here imports torch, so that a table of a hundred runs reads quickly.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.runs.files import json_text, lock, write_atomically, writing
+from mixerflow.runs.files import (
+    json_text,
+    lock,
+    parse_json,
+    read_file,
+    read_json,
+    write_atomically,
+    writing,
+)
+from mixerflow.runs.kinds import misfit
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -52,7 +60,7 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            metadata = json.loads(self.metadata_path.read_bytes())
+            metadata = read_json(self.metadata_path)
         except (FileNotFoundError, NotADirectoryError):
             remedy = "name a folder that training has made"
             raise ConfigError("no run.json, so no run", self.path, remedy) from None
@@ -68,6 +76,8 @@ class RunFolder:
             remedy = "update mixerflow" if newer else "use the mixerflow that wrote it"
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
+        if entry := misfit(metadata):
+            raise self._damaged(f"its entry {entry} is of another kind")
         return metadata
 
     def _damaged(self, why: str) -> CheckpointError:
@@ -125,7 +135,7 @@ class RunFolder:
 
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         try:
-            data = self.metrics_path.read_bytes()
+            data = read_file(self.metrics_path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -133,7 +143,7 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 if not isinstance(record, dict):
                     raise ValueError("not a JSON object")
                 if not isinstance(record.get("step", 0), int):
