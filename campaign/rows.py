@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from campaign import hostile
+from campaign import endurance, hostile, images
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in (*hostile.ROWS,)}
+ROWS: dict[str, Row] = {row.name: row for row in (*endurance.ROWS, *hostile.ROWS, *images.ROWS)}

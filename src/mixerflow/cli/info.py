@@ -18,6 +18,7 @@ from mixerflow.cli.parse import ComputingArguments, check_run_name, parse
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
+from mixerflow.models.bounded import flow_within
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.runs import is_published, read_metadata
@@ -51,6 +52,7 @@ def main(arguments: list[str]) -> int:
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
+        flow_within(metadata["model"], name, numbers=1 << 28, parts=10**5)
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
         say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")

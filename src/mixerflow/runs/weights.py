@@ -13,8 +13,7 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.models import flow_from
-from mixerflow.models.bounded import state_of
+from mixerflow.models.bounded import flow_within
 from mixerflow.registry import describe, restore
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
@@ -82,12 +81,10 @@ class Weights:
             raise CheckpointError("a flow of classes not registered", self.path, remedy)
         numbers = sum(tensor.numel() for tensor in self.tensors.values())
         where = self.path / file
-        state = state_of(spec, where, numbers=numbers, parts=len(self.tensors))
-        if difference := _difference(state, self.tensors):
+        flow = flow_within(spec, where, numbers=numbers, parts=len(self.tensors))
+        if difference := _difference(flow.state_dict(), self.tensors):
             what, remedy = f"the weights do not fit {file}'s model", f"restore {file} from a copy"
             raise CheckpointError(f"{what} ({difference})", self.path, remedy)
-        with torch.device("cpu"):
-            flow = flow_from(spec, where)
         flow.load_state_dict(self.tensors)
         return flow.to(device).eval()
 
