@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
-        flow_within(metadata["model"], name, numbers=1 << 28, parts=10**5)
+        flow_within(metadata["model"], name, numbers=1 << 28, parts=2000)
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
         say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")

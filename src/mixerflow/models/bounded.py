@@ -79,11 +79,14 @@ class _Undrawn(TorchFunctionMode):
         args: Any = (),  # noqa: ANN401
         kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **{k: v for k, v in kwargs.items() if k != "generator"})
         if getattr(func, "__name__", "") in _DRAWN:
             into = args[0] if args else kwargs["tensor"]
             if into.is_meta:
                 return into
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextmanager
