@@ -294,7 +294,7 @@ def test_what_other_systems_lack_is_not_needed_to_train(tmp_path):
     Every module is imported, but for those of the GPU's kernels.
     """
     code = f"""
-import os, pkgutil, signal, sys
+import os, pkgutil, shutil, signal, sys
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "triton"):
     sys.modules[name] = None
 import torch, PIL, matplotlib.figure, numpy as np, filelock, safetensors.torch, tyro, rich
@@ -309,7 +309,7 @@ def open_no_folder(path, *settings, **more):
     if os.path.isdir(path):
         raise PermissionError(13, "Permission denied", path)
     return opened(path, *settings, **more)
-os.kill, os.open = refuse, open_no_folder
+os.kill, os.open, shutil._use_fd_functions = refuse, open_no_folder, False
 import mixerflow, mixerflow.__main__
 for module in pkgutil.walk_packages(mixerflow.__path__, "mixerflow."):
     if not module.name.startswith(("mixerflow.kernels.gpu", "mixerflow.__main__")):

@@ -176,9 +176,10 @@ def test_a_card_without_its_entries_is_refused(tmp_path):
         read_metadata(tmp_path)
 
 
-def test_a_name_that_no_folder_can_have_is_refused():
-    refused("x" * 5000, "File name too long")
-    refused("a\0b", "damaged|no run here")
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_refused(name):
+    with pytest.raises(CheckpointError, match=r"File name too long|damaged"):
+        mixerflow.load(name)
 
 
 @pytest.mark.filterwarnings("ignore")
