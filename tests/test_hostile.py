@@ -1,13 +1,16 @@
 """Files of somebody else: refused by name in one line, before they take memory or time."""
 
+import gzip
 import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import stat
 import struct
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from campaign.images import check, damaged, samples
 
 import mixerflow
 from mixerflow.cli import main
-from mixerflow.errors import CheckpointError, ConfigError, MixerFlowError
+from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.evaluate import bits, load_features
 from mixerflow.kernels import library
 from mixerflow.models import bounded
@@ -29,6 +32,7 @@ from mixerflow.runs.weights import read_metadata
 
 RUN = Path(__file__).parent / "fixtures" / "run-format-3"
 STEP = "checkpoints/step-2"
+GOOD = samples()
 
 
 @pytest.fixture
@@ -193,29 +197,30 @@ def test_forgeries_of_the_campaign(run, tmp_path, number):
         assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("name", samples())
+@pytest.mark.parametrize("name", GOOD)
 def test_damaged_images_of_the_campaign(tmp_path, name):
     if not hasattr(signal, "alarm"):
         pytest.skip("no alarm")
     path = tmp_path / name
-    path.write_bytes(samples()[name])
+    path.write_bytes(GOOD[name])
     assert not check(mixerflow.data.load, path)
-    for seed in range(5):
-        path.write_bytes(damaged(samples()[name], random.Random(seed)))
+    for seed in range(3):
+        path.write_bytes(damaged(GOOD[name], random.Random(seed)))
         check(mixerflow.data.load, path)
 
 
-class Net(torch.nn.Module):
-    def forward(self, x):
-        return x.float().mean((2, 3))
-
-
-def test_a_program_for_features_runs_only_if_it_is_trusted(tmp_path):
-    path = tmp_path / "net.pt2"
-    torch.export.save(torch.export.export(Net(), (torch.zeros(2, 3, 4, 4),)), path)
-    with pytest.raises(ConfigError, match=r"a .pt2 file is a program.*if you trust who wrote it"):
+def test_a_program_for_features_runs_only_if_it_is_trusted(tmp_path, monkeypatch):
+    """A slow test of test_frechet.py loads a real one."""
+    path, loaded = tmp_path / "net.pt2", []
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", "b")
+    monkeypatch.setattr(torch.export, "load", lambda file: loaded.append(file) or 1 / 0)
+    with pytest.raises(ConfigError, match=r"a \.pt2 file is a program.*if you trust who wrote it"):
         load_features(path)
-    assert load_features(path, trust=True).name == "net"
+    assert not loaded
+    with pytest.raises(CheckpointError, match="no features net"):
+        load_features(path, trust=True)
+    assert loaded
 
 
 def test_weights_of_features_that_are_not_dense_are_refused(tmp_path):
@@ -280,3 +285,27 @@ def test_a_forged_draws_file_is_left_out(tmp_path, capsys):
         path.write_bytes(digest + data)
         KeptDraws(tmp_path, {"a": 1}, images=3, importance_samples=2)
         assert "no draws of these images" in capsys.readouterr().err
+
+
+def test_archives_that_would_fill_the_memory_are_refused(tmp_path):
+    sides = struct.pack(">3I", 1100, 1000, 1000)
+    (tmp_path / "x-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + sides))
+    with pytest.raises(DataError, match="1,100,000,000 bytes of arrays in a file of"):
+        mixerflow.data.load(tmp_path / "x-images-idx3-ubyte.gz")
+    data = GOOD["a.npz"]
+    at = data.index(b"PK\1\2") + 24  # the size that the directory promises
+    forged = data[:at] + struct.pack("<I", 3 << 30) + data[at + 4 :]
+    (tmp_path / "a.npz").write_bytes(forged)
+    with pytest.raises(DataError, match="bytes of arrays in a file of"):
+        mixerflow.data.load(tmp_path / "a.npz")
+
+
+def test_a_pickle_takes_no_memory_for_a_number_in_it(tmp_path):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(
+        b"\x80\x02}r\xff\xff\xff\x7f."
+    )  # stores at place 2^31 of a list of all objects
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="no 'data' in it"):
+        mixerflow.data.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # kB
