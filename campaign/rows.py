@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from campaign import commands, files, processes, saving
+from itertools import chain
+
+from campaign import commands, endurance, files, hostile, images, processes, saving
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {
-    row.name: row for row in (*saving.ROWS, *files.ROWS, *commands.ROWS, *processes.ROWS)
-}
+_THEMES = (saving, files, commands, processes, endurance, hostile, images)
+ROWS: dict[str, Row] = {row.name: row for row in chain(*(theme.ROWS for theme in _THEMES))}

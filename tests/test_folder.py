@@ -288,17 +288,42 @@ def test_without_flock_a_deleted_file_is_no_crash(run):
         (run.path / ".lock-exclusive").unlink()
 
 
-def test_without_fcntl_the_package_imports_and_trains(tmp_path):
-    """As on a platform that has no such module."""
+def test_what_other_systems_lack_is_not_needed_to_train(tmp_path):
+    """As on Windows: no POSIX modules, signals or calls, folders that do not open, no compiler.
+
+    Every module is imported, but for those of the GPU's kernels.
+    """
     code = f"""
-import sys
-sys.modules["fcntl"] = None
-import numpy as np, mixerflow
+import os, pkgutil, shutil, signal, sys
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "triton"):
+    sys.modules[name] = None
+import torch, PIL, matplotlib.figure, numpy as np, filelock, safetensors.torch, tyro, rich
+for name in "fork geteuid getuid getgid sched_getaffinity getloadavg statvfs killpg mkfifo".split():
+    delattr(os, name)
+for name in "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGCHLD SIGPIPE alarm".split():
+    delattr(signal, name)
+signal.CTRL_C_EVENT, opened = 0, os.open
+def refuse(pid, number):
+    sys.exit(f"kill {{pid}} {{number}}, which would end a process")
+def open_no_folder(path, *settings, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return opened(path, *settings, **more)
+os.kill, os.open, shutil._use_fd_functions = refuse, open_no_folder, False
+import mixerflow, mixerflow.__main__
+for module in pkgutil.walk_packages(mixerflow.__path__, "mixerflow."):
+    if not module.name.startswith(("mixerflow.kernels.gpu", "mixerflow.__main__")):
+        __import__(module.name)
 flow = mixerflow.build("mixerflow-tiny", (1, 8, 8))
 images = np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8)
-mixerflow.train(flow, images, out={str(tmp_path / "run")!r}, steps=2, quiet=True)
-mixerflow.load({str(tmp_path / "run")!r})
+run = {str(tmp_path / "run")!r}
+os.makedirs(run)
+open(os.path.join(run, ".tmp-run.json-1"), "w").close()
+mixerflow.train(flow, images, out=run, steps=2, quiet=True)
+mixerflow.load(run)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    setting = {**os.environ, "CC": "no-such-compiler"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=setting)
     assert done.returncode == 0, done.stderr
+    assert "no-such-compiler" in done.stderr
     assert "marks the writer" in done.stderr

@@ -181,7 +181,7 @@ def test_costs_and_distances_of_one_run(words, capsys, monkeypatch):
     assert "| no features given |" in output.out
     assert "https://" in output.out
     assert "--features PATH" in output.out
-    monkeypatch.setattr(command, "load_features", lambda path, device: Small())
+    monkeypatch.setattr(command, "load_features", lambda path, device, trust: Small())
     assert main([*distances, "--features", "weights.pth"]) == 0
     (run,) = made(DISTANCE)["columns"][0]["rows"][2]["runs"]
     assert run["frechet"]["samples"] == run["frechet"]["images"] == 12

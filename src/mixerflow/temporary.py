@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ def sweep(folder: Path) -> None:
     """Remove the temporary files and folders that killed writers left.
 
     Those of this machine, if their process is gone; those of another machine, which may be writing
-    now, when they are a day old.
+    now, when they are a day old. So are all on Windows, where asking for a process would end it.
     """
     for path in folder.glob(".tmp-*"):
         match = _NAME.fullmatch(path.name)
@@ -38,7 +39,8 @@ def sweep(folder: Path) -> None:
 
 
 def _is_left(path: Path, pid: int, host: str | None) -> bool:
-    if host not in (None, socket.gethostname()):
+    windows = hasattr(signal, "CTRL_C_EVENT")
+    if host not in (None, socket.gethostname()) or (windows and pid != os.getpid()):
         try:
             return time.time() - path.stat().st_mtime > _ABANDONED
         except OSError:

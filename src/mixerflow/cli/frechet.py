@@ -30,6 +30,8 @@ class FrechetFlags:
     features: Path | None = None
     """Weights of FID's Inception net, or another net as a .pt2 file of torch.export; a path, or
     hub:OWNER/NAME/FILE."""
+    trust: bool = False
+    """Run the program that a .pt2 file of --features is: only if you trust who wrote it."""
     fid_samples: int | None = None
     """Number of samples; by default that of the images, at most 10,000."""
 
@@ -48,7 +50,7 @@ class FrechetFlags:
         if processes.world > 1:
             what = f"{processes.world} processes"
             raise ConfigError(what, "--fid", "samples are compared by one process")
-        return load_features(self.features, device)
+        return load_features(self.features, device, trust=self.trust)
 
 
 def frechet(

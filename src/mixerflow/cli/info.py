@@ -22,6 +22,7 @@ from mixerflow.cli.paths import check_run_name, is_run
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
+from mixerflow.models.bounded import flow_within
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.terminal import say, show
@@ -62,6 +63,7 @@ def main(arguments: list[str]) -> int:
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
+        flow_within(metadata["model"], name, numbers=1 << 28, parts=2000)
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
         say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")

@@ -47,6 +47,8 @@ class Arguments(ComputingArguments):
     """Folder of the run folders, runs/TABLE/BUDGET/ROW/seed-K."""
     features: Path | None = None
     """For denseflow-table-3: weights of FID's Inception net, or a .pt2 file of torch.export."""
+    trust: bool = False
+    """Run the program that a .pt2 file of --features is: only if you trust who wrote it."""
     device: str = "auto"
     """Device: auto, cpu or cuda (experimental)."""
 
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> int:
     if given.features is not None:
         if not table.distances:
             raise ConfigError(f"{table.name} compares no samples", "--features", "leave it out")
-        features = load_features(given.features, device)
+        features = load_features(given.features, device, trust=given.trust)
     out = given.out or Path("results") / table.name
     from mixerflow.experiments.outputs import write_page
     from mixerflow.experiments.reproduce import reproduce  # matplotlib takes a second

@@ -295,7 +295,8 @@ class Flow(nn.Module):
 
     def _images(self, x: Tensor) -> Tensor:
         """Images ``(B, *shape)`` on the flow's device, floats in its dtype; checks the shape."""
-        x = x if type(x) is Tensor else as_tensor(x)
+        plain = type(x) is Tensor and x.layout == torch.strided and not x.is_quantized
+        x = x if plain else as_tensor(x)
         require_wide(self.dtype)
         if tuple(x.shape[1:]) != self.shape or x.is_complex():
             wanted = ", ".join(map(str, self.shape))

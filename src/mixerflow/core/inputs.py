@@ -14,7 +14,7 @@ def as_tensor(array: Any) -> Tensor:  # noqa: ANN401
     """Return a tensor itself; copy anything that numpy reads, whatever its strides or byte order.
 
     uint16 becomes int32, and wider unsigned integers int64, with which torch can compute. Objects,
-    text and complex numbers are a TypeError.
+    text and complex numbers are a TypeError, and so are tensors that are not dense.
     """
     if isinstance(array, Tensor):
         tensor = array
@@ -26,6 +26,8 @@ def as_tensor(array: Any) -> Tensor:  # noqa: ANN401
         wide = {"u2": np.int32, "u4": np.int64, "u8": np.int64, "f16": np.float64}
         kind = wide.get(kind.str[1:], kind.newbyteorder("="))
         tensor = torch.from_numpy(np.array(array, dtype=kind, order="C"))
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise TypeError("expected a dense tensor: call .to_dense() or .dequantize() on it")
     if tensor.is_complex():
         raise TypeError(f"expected real numbers; got {tensor.dtype}")
     return tensor

@@ -12,6 +12,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def read_batches(batches: tuple[list[Path], list[Path]], where: Path) -> RawSpli
 def read_pickle(path: Path) -> dict[str, Any]:
     """Read a pickled dictionary of arrays, numbers and texts without running anything in it."""
     try:
-        with path.open("rb") as file:
-            content = _without_stand_ins(_Unpickler(file, encoding="bytes").load())
+        file = BytesIO(path.read_bytes())  # a length in a pickle then allocates nothing
+        content = _without_stand_ins(_Unpickler(file, encoding="bytes").load())
     except OSError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # a hostile or torn stream can make the reader raise anything
@@ -189,7 +190,7 @@ _STAND_INS: Mapping[tuple[str, str], Callable[..., object]] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: C's allocates what a memo's number asks for
     def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:
         """Return a stand-in; nothing is imported."""
         try:

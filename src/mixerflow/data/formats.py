@@ -101,6 +101,8 @@ def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
                 yield {"": loaded}
             else:
                 with loaded:
+                    sizes = (each.file_size for each in loaded.zip.infolist())  # pyright: ignore[reportOptionalMemberAccess]
+                    require_proportion(path, sum(sizes))
                     yield loaded
     except MixerFlowError:
         raise
@@ -109,6 +111,18 @@ def open_npz(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
         raise ResourceError("an array that does not fit into memory", path, remedy) from error
     except Exception as error:  # a torn or hostile archive can make the reader raise anything
         raise unreadable(path, error) from error
+
+
+def require_proportion(path: Path, size: int) -> None:
+    """Refuse a compressed file of `size` bytes that would fill the memory from a few.
+
+    Raises:
+        DataError: the content has over 1 GiB, and is over 100 times as large as the file.
+    """
+    held = path.stat().st_size
+    if size > 1 << 30 and size > 100 * held:
+        what = f"{size:,} bytes of arrays in a file of {held:,}"
+        raise DataError(what, path, "write it again as .npy, if it is what you expect")
 
 
 def holds_arrays(path: Path) -> bool:

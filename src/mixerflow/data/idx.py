@@ -5,13 +5,20 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import sys
 import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 
-from mixerflow.data.formats import RawSplits, arranged, make_split, unreadable
+from mixerflow.data.formats import (
+    RawSplits,
+    arranged,
+    make_split,
+    require_proportion,
+    unreadable,
+)
 from mixerflow.data.signatures import sniff
 from mixerflow.errors import DataError
 
@@ -82,16 +89,19 @@ def read_idx(path: Path) -> np.ndarray:
     """Read an idx file of bytes (`.gz` or plain) of any rank, as long as its header says."""
     try:
         with _open_idx(path) as file:
-            content = file.read()
+            head = file.read(4)
+            if head[:3] != b"\0\0\x08" or len(head) < 4:
+                remedy = "give one that starts with 00 00 08"
+                raise DataError("not an idx file of bytes", path, remedy)
+            sides = file.read(4 * head[3])
+            if len(sides) < 4 * head[3]:
+                raise DataError("an idx file cut off in its header", path, "fetch the file again")
+            shape = tuple(int(n) for n in np.frombuffer(sides, ">u4"))
+            require_proportion(path, math.prod(shape))
+            content = file.read(min(math.prod(shape) + 1, sys.maxsize))
     except _REFUSED as error:
         raise unreadable(path, error) from error
-    if content[:3] != b"\0\0\x08" or len(content) < 4:
-        raise DataError("not an idx file of bytes", path, "give one that starts with 00 00 08")
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise DataError("an idx file cut off in its header", path, "fetch the file again")
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
-    values = np.frombuffer(content, np.uint8, offset=start)
+    values = np.frombuffer(content, np.uint8)
     if values.size != math.prod(shape):
         what = f"{values.size} bytes where the header says {shape}"
         raise DataError(what, path, "fetch the file again")

@@ -83,7 +83,7 @@ def _map(entry: Path) -> DecodedImages:
         if (entry / _DIGEST).read_text() != _digest(entry):
             raise ValueError("SHA-256 differs")
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
-        index = json.loads((entry / "index.json").read_text())
+        index = json.loads((entry / "index.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError("damaged cache", entry, "delete this folder") from error
     return pixels, index["kept"], tuple(index["skipped"])
@@ -116,7 +116,7 @@ def _write(stream: ImageStream, entry: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         index = {"kept": stream.kept, "skipped": stream.skipped}
-        (temporary / "index.json").write_text(json.dumps(index))
+        (temporary / "index.json").write_text(json.dumps(index), "utf-8")
         (temporary / _DIGEST).write_text(_digest(temporary))
         temporary.rename(entry)
     except OSError as error:

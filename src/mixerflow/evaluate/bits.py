@@ -16,6 +16,7 @@ from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.draws import MARKS, Draws, advance
 from mixerflow.processes import SINGLE, Processes
+from mixerflow.registry import plain
 
 _DENSITIES = {
     "exact": "exact density",
@@ -170,8 +171,8 @@ def bits(
         ValueError: no images, or images of the wrong shape; labels that are no classes, or not one
             for each image; `draws` of another number of images,
             or of more than K draws.
-        ConfigError: less than one draw; several of a log-density that is itself an estimate, or
-            of a flow that draws no noise.
+        ConfigError: a seed that is no whole number; less than one draw; several of a log-density
+            that is itself an estimate, or of a flow that draws no noise.
 
     References:
         Burda, Grosse, Salakhutdinov: Importance weighted autoencoders (2016), eq. 8.
@@ -191,6 +192,8 @@ def bits(
             raise ValueError(f"bits: labels {tuple(labels.shape)} for {len(images)} images")
         if isinstance(flow.context_net, nn.Embedding):
             labels = class_numbers(labels, flow.context_net.num_embeddings)
+    if type(seed := plain(seed)) is not int:
+        raise ConfigError(f"seed {seed!r}", "--seed", "give a whole number")
     _require_sense(flow, importance_samples)
     draws = Draws.none(len(images)) if draws is None else draws
     if len(draws) != len(images) or draws.count.max() > importance_samples:

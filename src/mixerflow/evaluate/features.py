@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 from zipfile import is_zipfile
@@ -22,7 +24,7 @@ INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth"
 )
-_INCEPTION_SHA256 = "6726825d"  # its first digits, which the file's name tells
+_INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 class Features(Protocol):
@@ -60,8 +62,13 @@ class FileFeatures:
         return self.net(images)
 
 
-def load_features(path: Path | str | None, device: torch.device | str = "cpu") -> FileFeatures:
-    """Load the net of a file, which holds no code that is executed.
+def load_features(
+    path: Path | str | None, device: torch.device | str = "cpu", *, trust: bool = False
+) -> FileFeatures:
+    """Load the net of a file.
+
+    A state dict is read without running anything in it. A ``.pt2`` file **is a program**:
+    ``torch.export.load`` unpickles parts of it, which can run any code (CVE-2026-4538).
 
     Args:
         path: the state dict of the Inception net, as at `INCEPTION_URL`; or a program that
@@ -69,9 +76,10 @@ def load_features(path: Path | str | None, device: torch.device | str = "cpu") -
             ``(n, d)`` for any n, whose name is that of the file. ``hub:OWNER/NAME/FILE`` is a file
             of a repository of the Hugging Face hub (extra `hub`).
         device: the net's device.
+        trust: whether you trust who wrote a ``.pt2`` file, and let its program run.
 
     Raises:
-        ConfigError: no path, or the extra is missing.
+        ConfigError: no path, a program that is not trusted, or the extra is missing.
         CheckpointError: no such file, or one that is neither.
     """
     if path is None:
@@ -79,16 +87,23 @@ def load_features(path: Path | str | None, device: torch.device | str = "cpu") -
         raise ConfigError("no weights of the Inception net", "--features", remedy)
     path = _from_hub(str(path)) if str(path).startswith("hub:") else Path(path)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.exists() and not path.is_file():  # reading a pipe or a device may not end
+            raise OSError(errno.EINVAL, "it is no file")
+        data = path.read_bytes()
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise CheckpointError(what, path, f"get {INCEPTION_URL}") from error
-    published = digest.startswith(_INCEPTION_SHA256)
+    digest = hashlib.sha256(data).hexdigest()
+    published = digest == _INCEPTION_SHA256
+    is_program = path.suffix == ".pt2" and is_zipfile(BytesIO(data))
+    if is_program and not trust:
+        what, remedy = "a .pt2 file is a program, which runs when it is loaded", "give --trust"
+        raise ConfigError(what, path, f"if you trust who wrote it {remedy}")
     try:
-        if path.suffix == ".pt2" and is_zipfile(path):
-            net, name = torch.export.load(path).module().to(device), path.stem
+        if is_program:
+            net, name = torch.export.load(BytesIO(data)).module().to(device), path.stem
         else:
-            net = _inception(path).to(device)
+            net = _inception(data).to(device)
             name = INCEPTION if published else f"Inception v3, other weights, {path.stem}"
     except Exception as error:  # their parsers raise a dozen kinds
         what = f"no features net ({' '.join(str(error).split())[:120]})"
@@ -115,10 +130,13 @@ def _from_hub(spec: str) -> Path:
         raise CheckpointError(what, spec, f"get {INCEPTION_URL} and give its path") from error
 
 
-def _inception(path: Path) -> InceptionV3:
+def _inception(data: bytes) -> InceptionV3:
     with torch.device("meta"):  # no weights are drawn that the file's replace
         net = InceptionV3()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+    # torch checks the memory that dense tensors refer to, not always that of others
+    if any(t.layout != torch.strided or t.is_quantized or t.is_meta for t in state.values()):
+        raise ValueError("weights that are not dense")
     net.load_state_dict(state, assign=True)
     return net.eval()
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.runs.files import sync_folder, write_atomically, write_synced, writing
+from mixerflow.runs.files import read_file, sync_folder, write_atomically, write_synced, writing
 from mixerflow.runs.manifest import (
     EMA,
     MANIFEST,
@@ -248,7 +248,7 @@ class Checkpoints:
 
     def _pointer(self, name: str) -> str | None:
         try:
-            return (self.root / name).read_text()
+            return read_file(self.root / name, largest=100).decode()
         except (OSError, UnicodeDecodeError):
             return None
 

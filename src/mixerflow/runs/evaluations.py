@@ -22,7 +22,7 @@ from mixerflow.data import Images
 from mixerflow.errors import DataError, ResourceError
 from mixerflow.evaluate import Bits, Draws, bits
 from mixerflow.processes import SINGLE, Processes, first_to_report
-from mixerflow.runs.files import require_writable, write_atomically, writing
+from mixerflow.runs.files import read_file, require_writable, write_atomically, writing
 from mixerflow.runs.weights import Weights, labels_of
 from mixerflow.temporary import sweep
 from mixerflow.terminal import tell
@@ -212,13 +212,20 @@ class KeptDraws:
 
     def _read(self, path: Path, asked: int) -> Draws | None:
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except OSError as error:
             return _ignore(path, f"cannot be read, {error.strerror}")
         digest, data = data[:_DIGEST], data[_DIGEST:]
         if digest != self._seal(data, asked):
             return _ignore(path, "SHA-256 differs")
-        return Draws(**safetensors.numpy.load(data))
+        try:
+            arrays = safetensors.numpy.load(data)
+        except Exception:  # whoever knows the key can write a digest: the content may be anything
+            return _ignore(path, "no draws")
+        kinds = {name: (each.shape, each.dtype) for name, each in vars(self.draws).items()}
+        if {name: (each.shape, each.dtype) for name, each in arrays.items()} != kinds:
+            return _ignore(path, "no draws of these images")
+        return Draws(**arrays)
 
     def _seal(self, data: bytes, asked: int) -> bytes:
         return hashlib.sha256(f"{self._key} {asked} ".encode() + data).digest()

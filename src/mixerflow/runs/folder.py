@@ -5,14 +5,23 @@ Nothing here imports torch, so that a table of a hundred runs reads quickly.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
-from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
+from mixerflow.runs.files import (
+    lock,
+    parse_json,
+    read_file,
+    read_json,
+    sealed,
+    unsealed,
+    write_atomically,
+    writing,
+)
+from mixerflow.runs.kinds import misfit
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -52,8 +61,7 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            data = self.metadata_path.read_bytes()
-            metadata = json.loads(data)
+            metadata = read_json(self.metadata_path)
             if not isinstance(metadata, dict):
                 raise ValueError("not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
@@ -61,7 +69,7 @@ class RunFolder:
             raise ConfigError("no run.json, so no run", self.path, remedy) from None
         except OSError as error:
             raise _unreadable(self.metadata_path, error) from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise self._damaged(first_line(error)) from error
         written = metadata.get("format")
         if written != FORMAT:
@@ -70,9 +78,12 @@ class RunFolder:
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
         try:
-            return unsealed(data)
+            metadata = unsealed(metadata)
         except ValueError as error:
             raise self._damaged(str(error)) from error
+        if entry := misfit(metadata):
+            raise self._damaged(f"its entry {entry} is of another kind")
+        return metadata
 
     def _damaged(self, why: str) -> CheckpointError:
         remedy = (
@@ -132,7 +143,7 @@ class RunFolder:
 
     def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         try:
-            data = self.metrics_path.read_bytes()
+            data = read_file(self.metrics_path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -140,10 +151,10 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = unsealed(line)
+                record = unsealed(parse_json(line))
                 if not isinstance(record.get("step", 0), int):
                     raise ValueError("its step is no number")
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 where = f"{self.metrics_path}, line {number}"
                 raise CheckpointError("damaged metrics", where, "delete that line") from error
             yield line + b"\n", record

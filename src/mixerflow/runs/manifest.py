@@ -17,7 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mixerflow.errors import first_line
+from mixerflow.runs.files import parse_json, read_file
+from mixerflow.runs.kinds import misfit
+
 MANIFEST = "manifest.json"
+_LARGEST = 64 << 20  # bytes of a manifest or a card
+_ENTRY = {"bytes": int, "sha256": str}
 MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
 
@@ -64,8 +70,8 @@ def parse(path: Path, data: bytes) -> dict[str, Any]:
         if path.name == STATE:
             return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
         return safetensors.torch.load(data)
-    except Exception as error:  # their parsers raise a dozen kinds
-        raise Damage(f"cannot be parsed: {error}".splitlines()[0], path) from error
+    except Exception as error:  # their parsers raise a dozen kinds, and quote what they read
+        raise Damage(f"cannot be parsed: {first_line(error)[:200]}", path) from error
 
 
 def entry(data: bytes | memoryview) -> dict[str, Any]:
@@ -82,9 +88,9 @@ def seal(content: dict[str, Any]) -> bytes:
     return spell(content | {"sha256": hashlib.sha256(spell(content)).hexdigest()})
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, largest: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path, largest=largest)
     except FileNotFoundError:
         raise Damage("file missing", path) from None
     except OSError as error:
@@ -97,13 +103,13 @@ def unseal(path: Path) -> dict[str, Any]:
     Raises:
         Damage: the file is missing, or differs in any bit.
     """
-    data = _read(path)
+    data = _read(path, _LARGEST)
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         del content["sha256"]
         if seal(content) != data:
             raise ValueError
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise Damage("SHA-256 differs", path) from error
     return content
 
@@ -120,6 +126,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         expected = {MODEL, STATE} <= set(content["files"]) <= {MODEL, EMA, STATE}
         if content["format"] != 1 or not expected:
             raise Damage("from another version of mixerflow", path)
+        entries = {"files": dict.fromkeys(content["files"], _ENTRY), "best": bool}
+        if misfit(content, entries):
+            raise TypeError
         if folder.name != f"step-{content['step']}":
             raise Damage(f"is step {content['step']}'s", path)
         return content
@@ -133,7 +142,7 @@ def read_verified(path: Path, expected: dict[str, Any]) -> bytes:
     Raises:
         Damage: the bytes differ or cannot be read.
     """
-    data = _read(path)
+    data = _read(path, expected["bytes"])
     if len(data) != expected["bytes"]:
         raise Damage(f"{len(data):,} of {expected['bytes']:,} bytes", path)
     if entry(data) != expected:

@@ -13,10 +13,11 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.models import flow_from
+from mixerflow.models.bounded import flow_within
 from mixerflow.registry import describe, restore
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
+from mixerflow.runs.kinds import CARD_NEEDS, misfit
 from mixerflow.runs.manifest import (
     MODEL,
     Damage,
@@ -78,14 +79,31 @@ class Weights:
         if spec is None:
             remedy = "build the flow yourself and load model.safetensors into it"
             raise CheckpointError("a flow of classes not registered", self.path, remedy)
-        with torch.device("cpu"):
-            flow = flow_from(spec, self.path / file)
-        try:
-            flow.load_state_dict(self.tensors)
-        except RuntimeError as error:
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        where = self.path / file
+        flow = flow_within(spec, where, numbers=numbers, parts=len(self.tensors))
+        if difference := _difference(flow.state_dict(), self.tensors):
             what, remedy = f"the weights do not fit {file}'s model", f"restore {file} from a copy"
-            raise CheckpointError(what, self.path, remedy) from error
+            raise CheckpointError(f"{what} ({difference})", self.path, remedy)
+        flow.load_state_dict(self.tensors)
         return flow.to(device).eval()
+
+
+def _difference(state: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    """Return the first difference of names, shapes and kinds of numbers; an empty text if none."""
+    for name in dict.fromkeys((*state, *tensors)):
+        mine, theirs = (
+            None if (t := each.get(name)) is None else (tuple(t.shape), t.is_floating_point())
+            for each in (state, tensors)
+        )
+        if mine != theirs:
+            words = [_words(each.get(name)) for each in (tensors, state)]
+            return f"{name[:100]}: {words[0]} where it has {words[1]}"
+    return ""
+
+
+def _words(tensor: Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
@@ -108,7 +126,10 @@ def pieces_of(metadata: dict[str, Any], steps: int) -> list[dict[str, Any]]:
 
 def is_published(path: Path) -> bool:
     """Whether a folder holds published weights."""
-    return (path / CARD).is_file()
+    try:
+        return (path / CARD).is_file()
+    except OSError:  # a name too long, or a folder that may not be entered: reading says why
+        return False
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -127,6 +148,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         what, remedy = "a card of another version", "use the mixerflow that wrote it"
         raise CheckpointError(what, path / CARD, remedy)
+    missing = [name for name in CARD_NEEDS if name not in card]
+    if entry := misfit(card) or "".join(missing[:1]):
+        raise _damaged(Damage(f"its entry {entry} is missing or of another kind", path / CARD))
     return card
 
 
@@ -148,10 +172,11 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
             raise ConfigError("published weights are of one kind and step", path, remedy)
         return _read_published(path)
     folder = RunFolder(path)
-    if not folder.metadata_path.exists():
+    try:
+        metadata = folder.read_metadata()
+    except ConfigError as error:
         remedy = "name a folder that `mixerflow train` or `mixerflow publish` made"
-        raise CheckpointError("no run here", path, remedy)
-    metadata = folder.read_metadata()
+        raise CheckpointError("no run here", path, remedy) from error
     if "model" not in metadata:
         remedy = "restore it from a copy; the weights are in the checkpoints"
         raise CheckpointError("damaged, it names no model", folder.metadata_path, remedy)
@@ -254,11 +279,10 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     """
     weights = read_weights(path)
     require_same_model(flow, weights.metadata["model"], path)
-    try:
-        flow.load_state_dict(weights.tensors)
-    except RuntimeError as error:
-        what, remedy = "the weights do not fit their own model", "get the folder anew"
-        raise CheckpointError(what, weights.path, remedy) from error
+    if difference := _difference(flow.state_dict(), weights.tensors):
+        what, remedy = f"the weights do not fit their own model ({difference})", "get it anew"
+        raise CheckpointError(what, weights.path, remedy)
+    flow.load_state_dict(weights.tensors)
     return origin_of(path, weights.sha256, weights.pieces)
 
 

@@ -41,6 +41,11 @@ class Dequantize(Transform):
     def integers(self, x: Tensor) -> Tensor:
         """Return the pixels in the model's dtype; check the range where the dtype allows others."""
         guaranteed = x.dtype == torch.uint8 and self.levels >= 256
+        if x.dtype == torch.bool and self.levels > 2:
+            what = f"integers 0..{self.levels - 1}; got bool"
+            raise ValueError(
+                f"Dequantize: pixels must be {what} (for masks multiply by the highest level)"
+            )
         values = x.to(self.unit.dtype)
         if not guaranteed and not torch.compiler.is_compiling() and values.numel():
             low, high = values.aminmax()

@@ -1,0 +1,68 @@
+"""The kinds of the entries of ``run.json`` and of cards, which may come from anybody.
+
+Whatever reads these files may rely on the kinds. Which entries there are depends on their age.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Kind = Any
+"""A type; a dict of entries; a list of one kind, for lists of it; a tuple of alternatives."""
+
+_TEXT, _NUMBER, _WHOLE = (str, None), (float, int, None), (int, None)
+_FIGURE = {
+    **dict.fromkeys(("bits_per_dim", "standard_error"), _NUMBER),
+    **dict.fromkeys(("images", "importance_samples", "seed"), int),
+    **dict.fromkeys(("density", "dequantization", "dataset_id", "split", "images_sha256"), str),
+}
+_PIECE = {
+    **dict.fromkeys(("steps", "schedule_start"), int),
+    **dict.fromkeys(("of", "schedule_steps", "batch", "seed"), _WHOLE),
+    **dict.fromkeys(("lr", "ema", "clip", "seconds"), _NUMBER),
+    **dict.fromkeys(
+        ("from_sha256", "precision", "optimizer", "recipe", "command", "device"), _TEXT
+    ),
+    **{"schedule": {"type": str}, "augmentation": dict, "versions": (dict, None), "moments": bool},
+}
+KINDS: Kind = {
+    "model": ({"shape": [int]}, None),
+    "train": dict,
+    **dict.fromkeys(("objective", "status", "recipe", "command"), _TEXT),
+    **dict.fromkeys(("steps", "parameters", "restarts"), _WHOLE),
+    "seconds": _NUMBER,
+    "data": {
+        **dict.fromkeys(("dataset_id", "training_sha256", "validation_sha256"), str),
+        **dict.fromkeys(("training_images", "validation_images"), int),
+        "shape": [int],
+        "levels": _WHOLE,
+        "classes": [str],
+        "skipped": [str],
+    },
+    "versions": (dict, None),
+    "machine": (dict, None),
+    "result": (_FIGURE, None),
+    "origin": ({"path": str, "sha256": _TEXT, "steps": int, "pieces": [_PIECE]}, None),
+    "pieces": [_PIECE],
+    "figure": _FIGURE,
+    "float32": {"bits_per_dim": _NUMBER, "standard_error": _NUMBER},
+    "files": {"model.safetensors": {"bytes": int, "sha256": str}},
+}
+CARD_NEEDS = ("files", "figure", "model", "pieces", "steps", "train")
+"""Entries that every card has."""
+
+
+def misfit(value: object, kind: Kind = KINDS, path: str = "") -> str:
+    """Return the path of the first entry that is of another kind, or an empty text."""
+    if isinstance(kind, tuple):
+        found = [misfit(value, each, path) for each in kind]
+        return "" if "" in found else max(found, key=len)
+    if isinstance(kind, dict) and isinstance(value, dict):
+        pairs = [(f"{path}.{k}".lstrip("."), value[k], kind[k]) for k in kind if k in value]
+    elif isinstance(kind, list) and isinstance(value, list):
+        pairs = [(f"{path}.{n}", each, kind[0]) for n, each in enumerate(value)]
+    else:
+        fits = value is None if kind is None else type(value) is kind
+        return "" if fits else path or "the whole"
+    return next(filter(None, (misfit(each, of, where) for where, each, of in pairs)), "")
