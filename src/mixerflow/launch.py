@@ -9,6 +9,7 @@ This exits with the code of the process that failed first, after at most one lin
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     A process that a signal killed is exit code 5; SIGTERM and SIGINT to this program are passed on,
     and are 143 and 130.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a lost store is pages of C++ frames
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
