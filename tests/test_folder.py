@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_config(run, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResourceError, match="disk full, 31 bytes needed"):
+    with pytest.raises(ResourceError, match="disk full, 54 bytes needed"):
         run.write_metadata({"format": FORMAT, "seed": 2})
     assert run.read_metadata() == {"format": FORMAT, "seed": 1}
     assert [path.name for path in run.path.iterdir()] == ["run.json"]

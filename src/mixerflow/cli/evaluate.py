@@ -171,9 +171,11 @@ def _finish(
         settings = {"samples": given.fid_samples, "seed": given.seed, "split": split}
         try:
             compared = frechet(flow, images, features, **settings, quiet=given.json)
-        except BaseException:  # the samples are lost, not this figure
+        except BaseException as error:  # the samples are lost, not this figure
             with keeping("the figure"):
                 _write_result(given.run, result)
+            if isinstance(error, (SystemExit, KeyboardInterrupt)):
+                tell("stopped while samples were compared: the same command draws them anew")
             raise
         result["frechet"] = compared.as_dict()
         if not given.json:

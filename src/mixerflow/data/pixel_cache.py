@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mixerflow.errors import DataError, ResourceError
+from mixerflow.temporary import sweep, temporary_path
 
 MEMORY_LIMIT = 512 << 20  # bytes; larger sets of decoded pixels go to the cache
-_VERSION = 2  # of the rules for what is read
+_VERSION = 3  # of the rules for what is read, and of the files
+_DIGEST = "sha256"
 
 
 class ImageStream(NamedTuple):
@@ -84,6 +85,8 @@ def load_or_decode(
 
 def _map(entry: Path) -> DecodedImages:
     try:
+        if (entry / _DIGEST).read_text("utf-8") != _digest(entry):
+            raise ValueError("SHA-256 differs")
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
         index = json.loads((entry / "index.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -91,12 +94,24 @@ def _map(entry: Path) -> DecodedImages:
     return pixels, index["kept"], tuple(index["skipped"])
 
 
+def _digest(entry: Path) -> str:
+    """Hash both files of an entry; a memory map would show a flipped bit as a pixel."""
+    digest = hashlib.sha256((entry / "index.json").read_bytes())
+    with (entry / "pixels.npy").open("rb") as file:
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def _write(stream: ImageStream, entry: Path) -> None:
     """Write a folder beside `entry`, then rename the folder: an entry is always complete."""
     temporary = None
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f".{entry.name}-"))
+        sweep(entry.parent)
+        temporary = temporary_path(entry)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         with (temporary / "pixels.npy").open("wb") as file:
             shape, kind = (len(stream.kept), *stream.shape), stream.dtype
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
@@ -107,6 +122,7 @@ def _write(stream: ImageStream, entry: Path) -> None:
             os.fsync(file.fileno())
         index = {"kept": stream.kept, "skipped": stream.skipped}
         (temporary / "index.json").write_text(json.dumps(index), "utf-8")
+        (temporary / _DIGEST).write_text(_digest(temporary), "utf-8")
         temporary.rename(entry)
     except OSError as error:
         if not entry.is_dir():  # otherwise another run has just written the same entry

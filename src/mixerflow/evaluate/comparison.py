@@ -24,7 +24,7 @@ from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate.features import Features, FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import Statistics, precision_recall
 from mixerflow.evaluate.samples import draw_pixels, to_pixels
-from mixerflow.temporary import temporary_path
+from mixerflow.temporary import sweep, temporary_path
 
 FID = "FID"
 """Name of the distance by the features of the published Inception net."""
@@ -105,6 +105,7 @@ class Reference:
         entries = {"key": json.dumps(key), "count": str(self.statistics.count)}
         data = safetensors.torch.save(tensors, entries)
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         temporary = temporary_path(path)
         try:
             temporary.write_bytes(hashlib.sha256(data).digest() + data)

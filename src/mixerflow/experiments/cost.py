@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from mixerflow.data import Images
 from mixerflow.data.published_sets import SETS
 from mixerflow.experiments.table import Budget, Cell
 from mixerflow.registry import describe
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 from mixerflow.runs.metadata import device_name
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
@@ -114,13 +113,12 @@ def keep_cost(root: Path, cell: Cell, budget: Budget, images: Images, device: to
     path = _path(root, cell)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json_text(record) + "\n").encode())
+        write_atomically(path, sealed(record))
 
 
 def read_cost(root: Path, cell: Cell) -> dict[str, Any] | None:
     """Return what is kept of a row's cost, or None."""
-    path = _path(root, cell)
-    return json.loads(path.read_bytes()) if path.exists() else None
+    return read_record(_path(root, cell), "delete this file")
 
 
 def _path(root: Path, cell: Cell) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from mixerflow.evaluate import FID, Features, compare
 from mixerflow.evaluate.features import digest_of
 from mixerflow.experiments.runs import Run, SeedImages
 from mixerflow.runs import load
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 
 
 def keep_distance(run: Run, images: SeedImages, features: Features, device: torch.device) -> None:
@@ -32,7 +31,7 @@ def keep_distance(run: Run, images: SeedImages, features: Features, device: torc
     with writing(run.path):
         path = _path(run)
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, (json_text(figure.as_dict()) + "\n").encode())
+        write_atomically(path, sealed(figure.as_dict()))
 
 
 def distance_of(run: Run, measures: Mapping[str, float | None]) -> dict[str, Any]:
@@ -47,8 +46,7 @@ def distance_of(run: Run, measures: Mapping[str, float | None]) -> dict[str, Any
 
 
 def _read(run: Run) -> dict[str, Any] | None:
-    path = _path(run)
-    return json.loads(path.read_bytes()) if path.exists() else None
+    return read_record(_path(run), "delete this file")
 
 
 def _path(run: Run) -> Path:

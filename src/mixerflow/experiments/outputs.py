@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from mixerflow.experiments.column_tables import (
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Budget, Table
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 
 NOTE = (
     "Differences are paired by seed: runs of the same seed see the same images in the same order "
@@ -65,7 +64,7 @@ def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
             write_atomically(out / _file_name(budget, "curves.png"), curves(results))
         else:
             (out / _file_name(budget, "curves.png")).unlink(missing_ok=True)
-        write_atomically(out / f"{budget}.json", (json_text(results) + "\n").encode())
+        write_atomically(out / f"{budget}.json", sealed(results))
         write_atomically(out / f"{budget}.md", markdown_text(results).encode())
 
 
@@ -131,8 +130,9 @@ def markdown_text(results: dict[str, Any]) -> str:
 def write_page(results: Path) -> Path:
     """Write ``report.html`` beside the tables' folders and return its path."""
     paths = sorted(path for name in COMPARABLE for path in results.glob(f"*/{name}.json"))
-    read = ((path, json.loads(path.read_bytes())) for path in paths)
-    found = [(path, each) for path, each in read if "table" in each]  # others share the folder
+    read = ((path, read_record(path, "run its table again, or delete it")) for path in paths)
+    # others share the folder
+    found = [(path, each) for path, each in read if each is not None and "table" in each]
     if not found:
         remedy = "run one: `mixerflow reproduce TABLE`; or name their folder with --out"
         raise ConfigError("no tables so far", results, remedy)

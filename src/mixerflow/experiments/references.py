@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mixerflow.evaluate import yardsticks
 from mixerflow.experiments.runs import SeedImages
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 
 
 def keep_yardsticks(root: Path, images: SeedImages) -> None:
@@ -22,7 +21,7 @@ def keep_yardsticks(root: Path, images: SeedImages) -> None:
     found = yardsticks(images.train.pixels, images.test.pixels, levels)
     with writing(root):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json_text(found).encode())
+        write_atomically(path, sealed(found))
 
 
 def read_yardsticks(root: Path, runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -34,7 +33,7 @@ def read_yardsticks(root: Path, runs: list[dict[str, Any]]) -> dict[str, float]:
     if not first or len({run["images_sha256"] for run in runs}) > 1:
         return {}
     path = _path(root, _key(first[0]["training_sha256"], first[0]["images_sha256"]))
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    return read_record(path, "delete this file") or {}
 
 
 def _hashes(images: SeedImages) -> tuple[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from mixerflow.experiments.table import TEST_IMAGES, Budget, Cell
 from mixerflow.models import MixerFlow, from_spec
 from mixerflow.registry import restore, settings_of
 from mixerflow.runs import RunFolder, load
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import read_record, sealed, write_atomically, writing
+from mixerflow.temporary import sweep, temporary_path
 from mixerflow.terminal import tell
 from mixerflow.training import TrainConfig, train
 
@@ -130,8 +129,8 @@ class Run:
     def figures(self) -> dict[str, Any] | None:
         """Return the figures of the trained flow, or None where there are none yet."""
         try:
-            return json.loads(self._figures_path.read_bytes())
-        except (OSError, ValueError):
+            return read_record(self._figures_path, "")
+        except CheckpointError:  # scored anew
             return None
 
     def train_and_score(
@@ -190,14 +189,16 @@ class Run:
             same = recorded is not None and not self.difference(recorded, images)
             if not same or not _is_finished(other):
                 continue
-            copy = self.path.with_name(f".tmp-{self.path.name}-{os.getpid()}")
-            with writing(self.root):
-                shutil.copytree(other, copy)
+            copy = temporary_path(self.path)
             try:
+                with writing(self.root):
+                    sweep(self.path.parent)
+                    shutil.copytree(other, copy)
                 copy.rename(self.path)
             except OSError:  # another process was faster
-                shutil.rmtree(copy)
                 return
+            finally:
+                shutil.rmtree(copy, ignore_errors=True)
             tell(f"copied from {other}, which is the same run")
             return
 
@@ -223,7 +224,7 @@ class Run:
         }
         with writing(self.path):
             self._figures_path.parent.mkdir(exist_ok=True)
-            write_atomically(self._figures_path, (json_text(record) + "\n").encode())
+            write_atomically(self._figures_path, sealed(record))
 
     def _weighted(
         self, flow: Flow, test: Images, labels: np.ndarray | None

@@ -13,12 +13,16 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
 import torch
+
+from mixerflow.temporary import sweep, temporary_path
 
 _HERE = Path(__file__).parent
 _SOURCES = sorted(path.name for path in _HERE.glob("*.[ch]"))
@@ -31,6 +35,8 @@ _WAYS = (
     ("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native", "-fopenmp"),
     ("-mcpu=native",), (),
 )  # fmt: skip
+_DIGEST = hashlib.sha256().digest_size
+_building = threading.Lock()
 
 
 class BuildError(RuntimeError):
@@ -83,7 +89,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def _load(built: Path, real: str) -> ctypes.CDLL:
-    """Load a library; build it first if its file is missing or incomplete, or others could write.
+    """Load a library; build it first if its file is missing or damaged, or others could write it.
 
     Raises:
         OSError: the folder is another user's, or cannot be written.
@@ -92,10 +98,12 @@ def _load(built: Path, real: str) -> ctypes.CDLL:
     built.parent.mkdir(parents=True, exist_ok=True)
     if not _is_private(built.parent):
         os.chmod(built.parent, 0o700)  # an OSError unless it is ours
-    if built.exists() and _is_private(built):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        data = built.read_bytes() if _is_private(built) else b""
+        if hashlib.sha256(data[:-_DIGEST]).digest() == data[-_DIGEST:]:
             return ctypes.CDLL(str(built))
-    _build(built, real)
+    with _building:
+        _build(built, real)
     return ctypes.CDLL(str(built))
 
 
@@ -109,8 +117,11 @@ def _is_private(path: Path) -> bool:
 
 def _build(to: Path, real: str) -> None:
     """Compile beside the target and move into place: several processes may build at once."""
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        built = Path(folder) / to.name
+    sweep(to.parent)
+    folder = temporary_path(to)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    try:
+        built = folder / to.name
         options = [f"-DREAL={real}", str(_HERE / "rows.c"), "-lm", "-o", str(built)]
         for way in _WAYS:
             command = [*compiler(), *_FLAGS, *way, *options]
@@ -119,8 +130,12 @@ def _build(to: Path, real: str) -> None:
             except FileNotFoundError:
                 raise BuildError(f"there is no C compiler {compiler()[0]!r}") from None
             if result.returncode == 0:
+                with built.open("ab") as file:  # loaders pass over what follows the library
+                    file.write(hashlib.sha256(built.read_bytes()).digest())
                 os.chmod(built, 0o755)
                 built.replace(to)
                 return
         lines = result.stderr.strip().splitlines() or ["no message"]
         raise BuildError(f"{shlex.join(compiler())} failed: {lines[0]}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

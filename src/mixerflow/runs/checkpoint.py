@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.runs.files import read_file, sync_folder, write_atomically, write_synced, writing
+from mixerflow.runs.files import sync_folder, write_atomically, write_synced, writing
 from mixerflow.runs.manifest import (
     EMA,
     MANIFEST,
@@ -35,6 +35,7 @@ from mixerflow.runs.manifest import (
     seal,
     verified,
 )
+from mixerflow.runs.reading import read_file
 from mixerflow.temporary import sweep, temporary_path
 from mixerflow.terminal import quoted
 
@@ -125,7 +126,7 @@ class Checkpoints:
             # `last` comes last: a kill before it leaves a run that resumes from the step before,
             # meets this one again, and so repairs both pointers.
             for name in ("best", "last") if best else ("last",):
-                write_atomically(self.root / name, f"{step}\n".encode())
+                write_atomically(self.root / name, _pointer_to(step))
             self._prune(step)
         return self._folder(step)
 
@@ -180,9 +181,9 @@ class Checkpoints:
         best = [each for each in past if self._was_best(each)]
         with writing(self.root):
             # Pointers first: after a kill at any moment they name steps that are here.
-            write_atomically(self.root / "last", f"{after}\n".encode())
+            write_atomically(self.root / "last", _pointer_to(after))
             if best:
-                write_atomically(self.root / "best", f"{best[-1]}\n".encode())
+                write_atomically(self.root / "best", _pointer_to(best[-1]))
             else:  # or it would name another run's step of the same number
                 (self.root / "best").unlink(missing_ok=True)
             for step in reversed(self.steps()[len(past) :]):
@@ -240,7 +241,8 @@ class Checkpoints:
         before, text = None, self._pointer(name)
         while text != before:  # the writer may move the pointer and prune what it named
             for step in self.steps():
-                if text == f"{step}\n":  # the newline tells 300 from a 3000 cut short
+                # older ones name it once; the newline tells 300 from a 3000 cut short
+                if text in (f"{step}\n", _pointer_to(step).decode()):
                     return step
             before, text = text, self._pointer(name)
         return None
@@ -290,3 +292,8 @@ class Checkpoints:
             run = quoted(self.root.parent)
             remedy = f"go on before it, `mixerflow train {run} --from-step {earlier}`, or delete it"
         return CheckpointError(f"checkpoint damaged ({damage.what})", damage.path, remedy)
+
+
+def _pointer_to(step: int) -> bytes:
+    """Name a step twice: a flipped bit makes the two differ, and names no other step."""
+    return f"{step}\n{step}\n".encode()

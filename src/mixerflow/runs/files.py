@@ -11,21 +11,21 @@ import json
 import math
 import os
 import socket
-import stat
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mixerflow.errors import InUseError, ResourceError
+from mixerflow.errors import CheckpointError, InUseError, ResourceError, first_line
+from mixerflow.runs.reading import parse_json, read_file
 from mixerflow.temporary import sweep, temporary_path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _TRIES = 100
-_LARGEST = 64 << 20  # bytes of a file of JSON
-_DEEPEST = 64  # levels of JSON
+_SEAL = "crc32"
 
 
 @contextmanager
@@ -111,57 +111,51 @@ def require_writable(path: Path, remedy: str = "") -> None:
         raise ResourceError(error.what, path, remedy or error.remedy) from error
 
 
-def read_file(path: Path, *, largest: int | None = None) -> bytes:
-    """Return the bytes of a file that may come from anybody.
-
-    A pipe, a device and a folder, and a file of more than `largest` bytes, are an OSError before
-    anything is read: reading would not end, or fill the memory.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    if largest is not None and status.st_size > largest:
-        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
-    return Path(path).read_bytes()
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Return the JSON of a file that may come from anybody: an OSError as `read_file` raises it.
-
-    A ValueError is raised as by `parse_json`.
-    """
-    return parse_json(read_file(path, largest=_LARGEST))
-
-
-def parse_json(data: bytes) -> Any:  # noqa: ANN401
-    """Return what JSON that may come from anybody says.
-
-    Besides what is no JSON, levels beyond 64 are a ValueError, for which no code here recurses deep
-    enough, and so are numbers that are not finite or pass 64 bits.
-    """
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _DEEPEST:
-            raise ValueError("nested too deeply")
-        for each in level:
-            if isinstance(each, int) and abs(each) >= 2**64:
-                raise ValueError("a whole number of more than 64 bits")
-            if isinstance(each, float) and not math.isfinite(each):
-                raise ValueError("a number that is not finite")
-        groups = [each for each in level if isinstance(each, (dict, list))]
-        level = [each for g in groups for each in (g.values() if isinstance(g, dict) else g)]
-    return value
-
-
 def json_text(record: dict[str, Any], *, indent: int | None = 2) -> str:
     """Return a record as JSON, which has no NaN and no infinity: see `without_nan`."""
     text = json.dumps(without_nan(record), indent=indent, allow_nan=False)
     return text.replace("\x7f", "\\u007f")  # the one control character that JSON leaves as it is
+
+
+def sealed(record: dict[str, Any], *, indent: int | None = 2) -> bytes:
+    """Return a record as lines of JSON, with the CRC-32 of its text as its last entry."""
+    content = {key: value for key, value in without_nan(record).items() if key != _SEAL}
+    content[_SEAL] = _crc32(content)
+    return f"{json_text(content, indent=indent)}\n".encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return a record that `sealed` wrote, without the CRC-32; an older one has none.
+
+    Raises:
+        ValueError: it is no JSON object, or differs from what was written.
+    """
+    record = parse_json(data)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if _SEAL in record and record.pop(_SEAL) != _crc32(record):
+        raise ValueError(f"its {_SEAL} differs")
+    return record
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Read a record that `sealed` wrote; None where there is no such file.
+
+    Raises:
+        CheckpointError: it is damaged or cannot be read; `remedy` says what to do.
+    """
+    try:
+        return unsealed(read_file(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"cannot read ({error.strerror})", path, remedy) from error
+    except ValueError as error:
+        raise CheckpointError(f"damaged ({first_line(error)})", path, remedy) from error
+
+
+def _crc32(record: dict[str, Any]) -> int:
+    return zlib.crc32(json_text(record, indent=None).encode())
 
 
 def without_nan(record: dict[str, Any]) -> dict[str, Any]:

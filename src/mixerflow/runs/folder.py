@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.runs.files import (
-    json_text,
-    lock,
-    parse_json,
-    read_file,
-    read_json,
-    write_atomically,
-    writing,
-)
+from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
 from mixerflow.runs.kinds import misfit
+from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -47,7 +40,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        data = f"{json_text(metadata)}\n".encode()
+        data = sealed(metadata)
         with writing(self.path, lambda: len(data)):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.metadata_path, data)
@@ -60,28 +53,36 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            metadata = read_json(self.metadata_path)
+            data = read_file(self.metadata_path, largest=LARGEST)
+            metadata = parse_json(data)
+            if not isinstance(metadata, dict):
+                raise ValueError("not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
             remedy = "name a folder that training has made"
             raise ConfigError("no run.json, so no run", self.path, remedy) from None
         except OSError as error:
             raise _unreadable(self.metadata_path, error) from error
         except ValueError as error:
-            raise self._damaged(str(error)) from error
-        if not isinstance(metadata, dict):
-            raise self._damaged("not a JSON object")
+            raise self._damaged(first_line(error)) from error
         written = metadata.get("format")
         if written != FORMAT:
             newer = isinstance(written, int) and written > FORMAT
             remedy = "update mixerflow" if newer else "use the mixerflow that wrote it"
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
+        try:
+            metadata = unsealed(data)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
         if entry := misfit(metadata):
             raise self._damaged(f"its entry {entry} is of another kind")
         return metadata
 
     def _damaged(self, why: str) -> CheckpointError:
-        remedy = "put a copy back, or train again in a new folder"
+        remedy = (
+            "put a copy back, or train again in a new folder; after a change by hand delete its "
+            "entry crc32"
+        )
         return CheckpointError(f"run.json is damaged ({why})", self.metadata_path, remedy)
 
     def update(self, changes: dict[str, Any]) -> None:
@@ -100,7 +101,7 @@ class RunFolder:
         Raises:
             ResourceError: the folder cannot be written.
         """
-        line = f"{json_text(record, indent=None)}\n".encode()
+        line = sealed(record, indent=None)
         with writing(self.path, lambda: len(line)), open(self.metrics_path, "ab") as file:
             file.write(line)
 
@@ -143,9 +144,7 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = parse_json(line)
-                if not isinstance(record, dict):
-                    raise ValueError("not a JSON object")
+                record = unsealed(line)
                 if not isinstance(record.get("step", 0), int):
                     raise ValueError("its step is no number")
             except ValueError as error:

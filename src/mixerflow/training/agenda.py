@@ -58,9 +58,14 @@ class Agenda:
         return clock.due(trainer.step, trainer.steps)
 
     def begin(self) -> None:
-        """Note that steps begin."""
-        if self.clock is not None:
-            self.clock.begin(self.trainer.step)
+        """Note that steps begin, and a budget that is spent by then."""
+        clock = self.clock
+        if clock is None:
+            return
+        if clock.spent > clock.seconds:
+            spent = f"{clock.spent:.1f} s of {clock.seconds:.1f} s were spent before the first step"
+            self.notes.append(f"step {self.trainer.step}: {spent}; the budget is too short")
+        clock.begin(self.trainer.step)
 
     def limit_settling(self) -> None:
         """Let batch-norm statistics take a small part of the minutes, by a trial on one batch."""
