@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.errors import CheckpointError, ConfigError, first_line
 from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
 from mixerflow.runs.kinds import misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
