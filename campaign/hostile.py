@@ -88,7 +88,7 @@ def changed(value: Any, rng: random.Random) -> tuple[Any, str]:  # noqa: ANN401
 
 def _run_json(run: Path, rng: random.Random) -> str:
     content = json.loads((run / "run.json").read_bytes())
-    del content["crc32"]  # records without one are older, and valid
+    content.pop("crc32", None)  # records without one are older, and valid
     content, what = changed(content, rng)
     (run / "run.json").write_bytes(_json(content))
     return f"run.json: {what}"
@@ -98,7 +98,7 @@ def _metrics(run: Path, rng: random.Random) -> str:
     lines = (run / "metrics.jsonl").read_bytes().splitlines()
     at = rng.randrange(len(lines))
     content = json.loads(lines[at])
-    del content["crc32"]
+    content.pop("crc32", None)
     content, what = changed(content, rng)
     lines[at] = _json(content).replace(b"\n", b" ")
     (run / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
