@@ -87,7 +87,9 @@ def changed(value: Any, rng: random.Random) -> tuple[Any, str]:  # noqa: ANN401
 
 
 def _run_json(run: Path, rng: random.Random) -> str:
-    content, what = changed(json.loads((run / "run.json").read_bytes()), rng)
+    content = json.loads((run / "run.json").read_bytes())
+    content.pop("crc32", None)  # records without one are older, and valid
+    content, what = changed(content, rng)
     (run / "run.json").write_bytes(_json(content))
     return f"run.json: {what}"
 
@@ -95,7 +97,9 @@ def _run_json(run: Path, rng: random.Random) -> str:
 def _metrics(run: Path, rng: random.Random) -> str:
     lines = (run / "metrics.jsonl").read_bytes().splitlines()
     at = rng.randrange(len(lines))
-    content, what = changed(json.loads(lines[at]), rng)
+    content = json.loads(lines[at])
+    content.pop("crc32", None)
+    content, what = changed(content, rng)
     lines[at] = _json(content).replace(b"\n", b" ")
     (run / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return f"metrics.jsonl: {what}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 from campaign import commands, endurance, files, hostile, images, processes, saving
 from campaign.base import Row
 
 _THEMES = (saving, files, commands, processes, endurance, hostile, images)
-ROWS: dict[str, Row] = {row.name: row for row in chain(*(theme.ROWS for theme in _THEMES))}
+ROWS: dict[str, Row] = {row.name: row for theme in _THEMES for row in theme.ROWS}

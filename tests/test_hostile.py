@@ -26,8 +26,8 @@ from mixerflow.evaluate import bits, load_features
 from mixerflow.kernels import library
 from mixerflow.models import bounded
 from mixerflow.models.bounded import flow_within
-from mixerflow.runs.files import parse_json, read_file
 from mixerflow.runs.manifest import seal
+from mixerflow.runs.reading import parse_json, read_file
 from mixerflow.runs.weights import read_metadata
 
 RUN = Path(__file__).parent / "fixtures" / "run-format-3"
@@ -233,8 +233,10 @@ def test_weights_of_features_that_are_not_dense_are_refused(tmp_path):
 
 
 def test_a_kernel_that_others_could_have_written_is_built_anew(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(library, "_build", lambda to, real: calls.append(to) or to.write_bytes(b""))
+    calls, whole = [], b"x" + hashlib.sha256(b"x").digest()
+    monkeypatch.setattr(
+        library, "_build", lambda to, real: calls.append(to) or to.write_bytes(whole)
+    )
     monkeypatch.setattr(library.ctypes, "CDLL", lambda name: name)
     built = tmp_path / "kernels" / "rows.so"
     library._load(built, "float")

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixerflow.caches import user_cache
 from mixerflow.errors import DataError, ResourceError
 from mixerflow.temporary import sweep, temporary_path
 
@@ -52,6 +51,12 @@ def cache_key(folder: Path, files: list[Path], settings: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def default_cache() -> Path:
+    """`mixerflow` in the user's cache folder (XDG)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mixerflow"
+
+
 def load_or_decode(
     decode: Callable[[], ImageStream], *, key: str, cache: Path | None
 ) -> DecodedImages:
@@ -64,7 +69,7 @@ def load_or_decode(
         DataError: a cached entry is damaged.
         ResourceError: the cache cannot be written.
     """
-    entry = (cache or user_cache()) / key
+    entry = (cache or default_cache()) / key
     if entry.is_dir():
         return _map(entry)
     stream = decode()
@@ -80,7 +85,7 @@ def load_or_decode(
 
 def _map(entry: Path) -> DecodedImages:
     try:
-        if (entry / _DIGEST).read_text() != _digest(entry):
+        if (entry / _DIGEST).read_text("utf-8") != _digest(entry):
             raise ValueError("SHA-256 differs")
         pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
         index = json.loads((entry / "index.json").read_text("utf-8"))
@@ -117,7 +122,7 @@ def _write(stream: ImageStream, entry: Path) -> None:
             os.fsync(file.fileno())
         index = {"kept": stream.kept, "skipped": stream.skipped}
         (temporary / "index.json").write_text(json.dumps(index), "utf-8")
-        (temporary / _DIGEST).write_text(_digest(temporary))
+        (temporary / _DIGEST).write_text(_digest(temporary), "utf-8")
         temporary.rename(entry)
     except OSError as error:
         if not entry.is_dir():  # otherwise another run has just written the same entry

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mixerflow.errors import CheckpointError
-from mixerflow.runs.files import read_file, sync_folder, write_atomically, write_synced, writing
+from mixerflow.runs.files import sync_folder, write_atomically, write_synced, writing
 from mixerflow.runs.manifest import (
     EMA,
     MANIFEST,
@@ -35,6 +35,7 @@ from mixerflow.runs.manifest import (
     seal,
     verified,
 )
+from mixerflow.runs.reading import read_file
 from mixerflow.temporary import sweep, temporary_path
 from mixerflow.terminal import quoted
 

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import socket
-import stat
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, InUseError, ResourceError, first_line
+from mixerflow.runs.reading import parse_json, read_file
 from mixerflow.temporary import sweep, temporary_path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _TRIES = 100
 _SEAL = "crc32"
-_LARGEST = 64 << 20  # bytes of a file of JSON
-_DEEPEST = 64  # levels of JSON
 
 
 @contextmanager
@@ -113,53 +111,6 @@ def require_writable(path: Path, remedy: str = "") -> None:
         raise ResourceError(error.what, path, remedy or error.remedy) from error
 
 
-def read_file(path: Path, *, largest: int | None = None) -> bytes:
-    """Return the bytes of a file that may come from anybody.
-
-    A pipe, a device and a folder, and a file of more than `largest` bytes, are an OSError before
-    anything is read: reading would not end, or fill the memory.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    if largest is not None and status.st_size > largest:
-        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
-    return Path(path).read_bytes()
-
-
-def read_json(path: Path) -> Any:  # noqa: ANN401
-    """Return the JSON of a file that may come from anybody: an OSError as `read_file` raises it.
-
-    A ValueError is raised as by `parse_json`.
-    """
-    return parse_json(read_file(path, largest=_LARGEST))
-
-
-def parse_json(data: bytes) -> Any:  # noqa: ANN401
-    """Return what JSON that may come from anybody says.
-
-    Besides what is no JSON, levels beyond 64 are a ValueError, for which no code here recurses deep
-    enough, and so are numbers that are not finite or pass 64 bits.
-    """
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > _DEEPEST:
-            raise ValueError("nested too deeply")
-        for each in level:
-            if isinstance(each, int) and abs(each) >= 2**64:
-                raise ValueError("a whole number of more than 64 bits")
-            if isinstance(each, float) and not math.isfinite(each):
-                raise ValueError("a number that is not finite")
-        groups = [each for each in level if isinstance(each, (dict, list))]
-        level = [each for g in groups for each in (g.values() if isinstance(g, dict) else g)]
-    return value
-
-
 def json_text(record: dict[str, Any], *, indent: int | None = 2) -> str:
     """Return a record as JSON, which has no NaN and no infinity: see `without_nan`."""
     text = json.dumps(without_nan(record), indent=indent, allow_nan=False)
@@ -173,12 +124,13 @@ def sealed(record: dict[str, Any], *, indent: int | None = 2) -> bytes:
     return f"{json_text(content, indent=indent)}\n".encode()
 
 
-def unsealed(record: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return JSON that `sealed` wrote, parsed, without the CRC-32; an older record has none.
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return a record that `sealed` wrote, without the CRC-32; an older one has none.
 
     Raises:
         ValueError: it is no JSON object, or differs from what was written.
     """
+    record = parse_json(data)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     if _SEAL in record and record.pop(_SEAL) != _crc32(record):
@@ -193,7 +145,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged or cannot be read; `remedy` says what to do.
     """
     try:
-        return unsealed(read_json(path))
+        return unsealed(read_file(path))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -11,17 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
-from mixerflow.runs.files import (
-    lock,
-    parse_json,
-    read_file,
-    read_json,
-    sealed,
-    unsealed,
-    write_atomically,
-    writing,
-)
+from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
 from mixerflow.runs.kinds import misfit
+from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
 """Format of ``run.json`` and of cards. Whoever changes it adds a run folder to the tests."""
@@ -61,7 +53,8 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            metadata = read_json(self.metadata_path)
+            data = read_file(self.metadata_path, largest=LARGEST)
+            metadata = parse_json(data)
             if not isinstance(metadata, dict):
                 raise ValueError("not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
@@ -78,7 +71,7 @@ class RunFolder:
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
         try:
-            metadata = unsealed(metadata)
+            metadata = unsealed(data)
         except ValueError as error:
             raise self._damaged(str(error)) from error
         if entry := misfit(metadata):
@@ -151,7 +144,7 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = unsealed(parse_json(line))
+                record = unsealed(line)
                 if not isinstance(record.get("step", 0), int):
                     raise ValueError("its step is no number")
             except ValueError as error:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from mixerflow.errors import first_line
-from mixerflow.runs.files import parse_json, read_file
 from mixerflow.runs.kinds import misfit
+from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 MANIFEST = "manifest.json"
-_LARGEST = 64 << 20  # bytes of a manifest or a card
 _ENTRY = {"bytes": int, "sha256": str}
 MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
@@ -103,7 +102,7 @@ def unseal(path: Path) -> dict[str, Any]:
     Raises:
         Damage: the file is missing, or differs in any bit.
     """
-    data = _read(path, _LARGEST)
+    data = _read(path, LARGEST)
     try:
         content = parse_json(data)
         del content["sha256"]
