@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mixerflow.caches import user_cache
 from mixerflow.errors import DataError, ResourceError
 from mixerflow.temporary import sweep, temporary_path
 
@@ -51,12 +52,6 @@ def cache_key(folder: Path, files: list[Path], settings: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def default_cache() -> Path:
-    """`mixerflow` in the user's cache folder (XDG)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mixerflow"
-
-
 def load_or_decode(
     decode: Callable[[], ImageStream], *, key: str, cache: Path | None
 ) -> DecodedImages:
@@ -69,7 +64,7 @@ def load_or_decode(
         DataError: a cached entry is damaged.
         ResourceError: the cache cannot be written.
     """
-    entry = (cache or default_cache()) / key
+    entry = (cache or user_cache()) / key
     if entry.is_dir():
         return _map(entry)
     stream = decode()
