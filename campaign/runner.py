@@ -120,6 +120,7 @@ def _watched(
     """Do the trials that are missing, with a bar; return all outcomes."""
     row = store.row
     # The bar may have a thread, and a fork must not: another process forks the trials.
+    done = before
     server = _fork(lambda: _serve(store, missing, jobs))
     try:
         with ProgressBar(row.name, trials, done=len(before), quiet=quiet) as bar:
