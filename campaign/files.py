@@ -249,7 +249,9 @@ def _rows() -> Iterator[Row]:
     ):
         trial = functools.partial(damage, flips)
         functools.update_wrapper(trial, damage)
-        yield Row(name, f"{words}, one of each kind: {kinds}", 200, trial, prepare=prepare)
+        yield Row(
+            name, f"{words}, one of each kind: {kinds}", 200, trial, seconds=1.5, prepare=prepare
+        )
 
 
 ROWS = tuple(_rows())
