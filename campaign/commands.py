@@ -190,7 +190,7 @@ ROWS = (
         50 * len(COMMANDS),
         signals,
         "longest from the signal to the end, s",
-        seconds=3,
+        seconds=2,
         prepare=prepare,
     ),
     Row(
@@ -200,7 +200,7 @@ ROWS = (
         50 * len(COMMANDS),
         full,
         "longest until the error, s",
-        seconds=2.5,
+        seconds=2,
         prepare=prepare,
     ),
 )

@@ -17,6 +17,12 @@ from campaign import commands
 from campaign.base import Found, Outcome, Row, prepared
 from campaign.tools import command, in_child
 
+_COMPILER = """#!/bin/sh
+for last; do :; done
+if [ -f "$0.so" ]; then cp "$0.so" "$last"; else cc "$@" && cp "$last" "$0.so"; fi
+"""
+"""A compiler that compiles once: a trial builds damaged kernels again."""
+
 
 def prepare(folder: Path) -> None:
     """Make a file of every kind, and what reading it gives."""
@@ -243,7 +249,9 @@ def _rows() -> Iterator[Row]:
     ):
         trial = functools.partial(damage, flips)
         functools.update_wrapper(trial, damage)
-        yield Row(name, f"{words}, one of each kind: {kinds}", 200, trial, prepare=prepare)
+        yield Row(
+            name, f"{words}, one of each kind: {kinds}", 200, trial, seconds=1.5, prepare=prepare
+        )
 
 
 ROWS = tuple(_rows())

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from campaign.base import FAULTS, Found, Outcome, Row
 from mixerflow.progress import ProgressBar
+from mixerflow.runs.files import lock
 
 _POLL, _LOOK = 0.005, 0.1  # seconds between two looks at the trials, and at their file
 
@@ -102,9 +103,24 @@ def run(row: Row, root: Path, *, trials: int, jobs: int = 1, quiet: bool = False
     missing = [number for number in range(trials) if number not in before]
     if not missing:
         return [before[number] for number in range(trials)]
-    store.folder.mkdir(parents=True, exist_ok=True)
-    _prepare(row, store.folder)
+    with lock(store.folder):  # one campaign at a time
+        _prepare(row, store.folder)
+        done = _watched(store, before, missing, trials, jobs, quiet)
+    return [done[number] for number in range(trials)]
+
+
+def _watched(
+    store: Store,
+    before: dict[int, Outcome],
+    missing: list[int],
+    trials: int,
+    jobs: int,
+    quiet: bool,
+) -> dict[int, Outcome]:
+    """Do the trials that are missing, with a bar; return all outcomes."""
+    row = store.row
     # The bar may have a thread, and a fork must not: another process forks the trials.
+    done = before
     server = _fork(lambda: _serve(store, missing, jobs))
     try:
         with ProgressBar(row.name, trials, done=len(before), quiet=quiet) as bar:
@@ -125,7 +141,7 @@ def run(row: Row, root: Path, *, trials: int, jobs: int = 1, quiet: bool = False
         raise
     if ended or len(done) < trials:
         raise SystemExit(f"{row.name}: its trials ended with {ended}")
-    return [done[number] for number in range(trials)]
+    return done
 
 
 def _show(row: Row, number: int, outcome: Outcome, bar: ProgressBar) -> None:

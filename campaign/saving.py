@@ -192,7 +192,7 @@ ROWS = (
         200,
         kills,
         "longest last start, s",
-        seconds=3,
+        seconds=2,
         prepare=prepare,
     ),
     Row(

@@ -156,12 +156,16 @@ class Running:
                 os.waitpid(self.pid, 0)
                 raise Found("lost", f"mixerflow {shlex.join(self.words)}: no end in {limit:g} s")
             time.sleep(_POLL)
-        texts = []
-        for path in (self._out, self._err):
-            texts.append(path.read_text(errors="replace") if path.exists() else "")
-            path.unlink(missing_ok=True)
+        out, err = map(_taken, (self._out, self._err))
         seconds = time.monotonic() - self.begun
-        return Ended(self.words, os.waitstatus_to_exitcode(status), *texts, seconds)
+        return Ended(self.words, os.waitstatus_to_exitcode(status), out, err, seconds)
+
+
+def _taken(path: Path) -> str:
+    """Read what a command printed, and remove the file."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    path.unlink(missing_ok=True)
+    return text
 
 
 def command(*words: str | Path, folder: Path, **changes: Any) -> Ended:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """A flipped bit of a file that is kept gives an error that names the file, or the right result."""
 
+import errno
 import json
 import os
 
@@ -9,14 +10,17 @@ import torch
 from campaign.rows import ROWS
 from campaign.runner import run
 
+from helpers import flow_of, images, settings
+from mixerflow import pictures
 from mixerflow.data import pixel_cache
-from mixerflow.errors import CheckpointError, DataError
+from mixerflow.errors import CheckpointError, DataError, ResourceError
 from mixerflow.evaluate.comparison import Reference
 from mixerflow.evaluate.frechet import Statistics
 from mixerflow.kernels import library
 from mixerflow.runs import Checkpoints, RunFolder
 from mixerflow.runs.files import read_record, sealed
 from mixerflow.temporary import temporary_path
+from mixerflow.training import train
 
 RECORD = {"format": 3, "bits": 3.25, "names": ["a", "é\x7f"], "none": None, "nan": float("nan")}
 
@@ -77,8 +81,8 @@ def test_a_pointer_with_a_flipped_bit_names_no_other_step(tmp_path):
 def test_a_pixel_of_the_cache_that_changed_is_found(tmp_path):
     dead = tmp_path / temporary_path(tmp_path / "key").name.replace(str(os.getpid()), "999999999")
     dead.mkdir()
-    images = [np.full((1, 2, 2), value, np.uint8) for value in range(4)]
-    stream = pixel_cache.ImageStream(iter(images), (1, 2, 2), np.dtype("uint8"), [0, 1, 2, 3], ())
+    stack = [np.full((1, 2, 2), value, np.uint8) for value in range(4)]
+    stream = pixel_cache.ImageStream(iter(stack), (1, 2, 2), np.dtype("uint8"), [0, 1, 2, 3], ())
     pixel_cache._write(stream, tmp_path / "key")
     assert not dead.exists()
     pixels, *_ = pixel_cache._map(tmp_path / "key")
@@ -115,6 +119,20 @@ def test_features_of_killed_writers_are_removed(tmp_path):
     statistics = Statistics.of_batches(iter([rows.double()]))
     Reference(statistics, rows).save(tmp_path / "images.features", {})
     assert os.listdir(tmp_path) == ["images.features"]
+
+
+def test_a_grid_that_finds_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    def full(image, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pictures, "save", full)
+    with pytest.raises(ResourceError, match="disk full"):
+        train(flow_of(), images(), config=settings(steps=1), out=tmp_path, quiet=True)
+
+
+def test_minutes_that_are_over_before_the_first_step_are_said(capsys):
+    train(flow_of(), images(), config=settings(steps=None, minutes=1e-5))
+    assert "were spent before the first step; the budget is too short" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     except CheckpointError as error:
         return str(error)
     last = max((r["step"] for r in metrics if r["kind"] == "validation"), default=0)
-    if last != metadata["steps"]:  # a cut file, or its curve would end early without a word
+    if last != metadata["steps"]:  # cut
         return f"its metrics.jsonl ends at step {last} of {metadata['steps']}"
     pieces = pieces_of(metadata, metadata["steps"])  # one for each stage of a run that grew
     steps, seconds = (sum(piece[name] for piece in pieces) for name in ("steps", "seconds"))

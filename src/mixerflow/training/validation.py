@@ -12,6 +12,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.evaluate import Bits, bits, draw_pixels
 from mixerflow.runs import RunFolder
+from mixerflow.runs.files import writing
 from mixerflow.training.budget import Costs
 from mixerflow.training.trainer import Trainer
 
@@ -50,8 +51,9 @@ class Validation:
         pixels = self._samples(flow, GRID)  # by all: layers may be sharded
         if folder is not None and pixels is not None:
             path = folder.path / "samples" / f"step-{self.trainer.step}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pictures.save(pictures.grid(pixels, scale=2), path)
+            with writing(folder.path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _samples(self, flow: Flow, count: int) -> np.ndarray | None:
         if len(flow.shape) != 3:
