@@ -113,7 +113,7 @@ ROWS = (
         1,
         _month,
         figure="growth of memory, MB",
-        seconds=150,
+        seconds=250,
     ),
     Row(
         "crowd",
