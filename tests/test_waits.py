@@ -33,13 +33,18 @@ class Clock:
         return waits._crowd is not None
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    yield Clock(monkeypatch)
+def end_crowd():
     if waits._crowd is not None:
         waits._crowd.end()
         waits._crowd.join()
         waits._crowd = None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    end_crowd()  # a test with two threads may have started one
+    yield Clock(monkeypatch)
+    end_crowd()
 
 
 def crowds():
