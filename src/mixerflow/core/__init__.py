@@ -24,7 +24,7 @@ from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, PlacedLayer, Runner, Shape,
-    Transform, constant, expect, floating, number_streams, total, widen,
+    Transform, constant, expect, floating, number_streams, total,
 )
 from mixerflow.core.views import evaluating, submodules, uncounted
 
@@ -36,5 +36,5 @@ __all__ = [
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
     "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating",
     "monotone_root", "number_streams",
-    "refuse_sharded", "report", "submodules", "total", "uncounted", "widen",
+    "refuse_sharded", "report", "submodules", "total", "uncounted",
 ]

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from mixerflow.core.transform import Context, total, widen
+from mixerflow.core.transform import Context, total
+from mixerflow.precision import widen
 from mixerflow.registry import register
 
 

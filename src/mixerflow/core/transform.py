@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from mixerflow.core.noise import Noise
+from mixerflow.precision import wide
 from mixerflow.registry import forget_arguments
 
 Shape = tuple[int, ...]
@@ -28,22 +29,16 @@ def total(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
 
     Thirty layers of log-dets summed in bfloat16 are wrong by 0.01 bits/dim; hence the width.
     """
-    return values.flatten(1).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
+    return values.flatten(1).sum(1, dtype=wide(values.dtype))
 
 
 def constant(log_det: Float[Tensor, ""] | float, x: Shaped[Tensor, "batch *event"]) -> Tensor:
     """Repeat one log-det for each row of `x`: ``(B,)`` in float32 or wider."""
-    dtype = torch.float32
-    if x.is_floating_point():
-        dtype = torch.promote_types(x.dtype, dtype)
+    dtype = wide(x.dtype)
     if isinstance(log_det, Tensor):
-        return log_det.to(torch.promote_types(log_det.dtype, dtype)).expand(x.shape[0])
+        log_det = log_det if log_det.dtype in (dtype, torch.float64) else log_det.to(dtype)
+        return log_det.expand(x.shape[0])
     return torch.full((x.shape[0],), log_det, dtype=dtype, device=x.device)
-
-
-def widen(x: Tensor) -> Tensor:
-    """Return `x` in float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def expect(module: object, shape: Shape, wanted: Shape) -> None:

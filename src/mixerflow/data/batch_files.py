@@ -191,13 +191,12 @@ _STAND_INS: Mapping[tuple[str, str], Callable[..., object]] = {
 
 
 class _Unpickler(pickle._Unpickler):  # in Python: C's allocates what a memo's number asks for
-    def find_class(self, module_name: str, global_name: str, /) -> Callable[..., object]:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
         """Return a stand-in; nothing is imported."""
         try:
-            return _STAND_INS[module_name, global_name]
+            return _STAND_INS[module, name]
         except KeyError:
-            name = f"{module_name}.{global_name}"
-            raise pickle.UnpicklingError(f"it names {name}, which is not run") from None
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run") from None
 
 
 def _without_stand_ins(value: object) -> Any:  # noqa: ANN401 - the content of a pickle has any type

@@ -123,6 +123,7 @@ def _build(to: Path, real: str) -> None:
     try:
         built = folder / to.name
         options = [f"-DREAL={real}", str(_HERE / "rows.c"), "-lm", "-o", str(built)]
+        lines = []
         for way in _WAYS:
             command = [*compiler(), *_FLAGS, *way, *options]
             try:
@@ -135,7 +136,7 @@ def _build(to: Path, real: str) -> None:
                 os.chmod(built, 0o755)
                 built.replace(to)
                 return
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        raise BuildError(f"{shlex.join(compiler())} failed: {lines[0]}")
+            lines = result.stderr.strip().splitlines()
+        raise BuildError(f"{shlex.join(compiler())} failed: {(lines or ['no message'])[0]}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixerflow.nets.base import ConcatenatingNet, RowContext, RowsIn, RowsOut
 from mixerflow.nets.norm import Norm, norm_of
+from mixerflow.precision import widen
 from mixerflow.registry import register
 
 
@@ -71,7 +72,7 @@ class Edges(nn.Module):
 
     def forward(self, x: RowsIn) -> RowsOut:
         # positions in the grid need more than bfloat16
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = widen(x)
         basis = cubic_basis(x, grid=self.grid, extent=self.extent)
         read = torch.cat([nn.functional.silu(x)[:, None], basis], 1)
         splines = self.scale[:, None] * self.coefficients

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mixerflow.nets.base import ConcatenatingNet, RowContext, RowsIn, RowsOut, zeroed
 from mixerflow.nets.norm import Norm, norm_of
+from mixerflow.precision import without_autocast
 from mixerflow.registry import register
 
 Kernel = Callable[[Tensor], Tensor]
@@ -74,7 +75,7 @@ class KernelNet(ConcatenatingNet):
     def squared_distances(self, rows: Tensor) -> Float[Tensor, "rows points"]:
         """Squared distances in length scales, ``|x|^2 + |w|^2 - 2 x w``: one matrix product."""
         # a difference of large numbers is too inexact in bfloat16
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows):
             length = self.log_length.exp()
             rows, points = rows.to(length.dtype) / length, self.points / length
             both = rows.square().sum(1, keepdim=True) + points.square().sum(1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
 from mixerflow.nets.base import Conditioner, RowContext, RowsIn, RowsOut, context_map, zeroed
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 from mixerflow.units import unit_of, unit_rows
 
@@ -37,8 +38,8 @@ def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float
     values by default. Each squaring of the Gram matrix doubles p. Rounding may make the bound too
     small, by 1e-5 in float32. The bound is differentiable everywhere, at a zero matrix too.
     """
-    with torch.autocast(weight.device.type, enabled=False):
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    with without_autocast(weight):
+        wide = widen(weight)
         unit = unit_of(wide)
         wide = wide / unit
         gram = wide @ wide.mT if wide.shape[0] <= wide.shape[1] else wide.mT @ wide

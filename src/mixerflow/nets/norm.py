@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.moments import RunningMoments, Saved, require_rows, shared_moments
+from mixerflow.precision import widen
 from mixerflow.processes import Processes
 
 Norm = Literal["batch", "layer", "rms", "none"]
@@ -93,7 +94,7 @@ class _Shared(torch.autograd.Function):
     def forward(
         ctx: Saved, x: Tensor, weight: Tensor, bias: Tensor, eps: float, processes: Processes
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = widen(x)
         mean, variance, rows = shared_moments(wide, processes)
         scale = (variance + eps).rsqrt()
         ctx.save_for_backward(x, weight, mean, scale, rows)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixerflow.moments import Entries
 from mixerflow.nets.conv import Axes, bias_of, convolution
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 
 Tokens = Float[Tensor, "batch tokens width"]
@@ -115,8 +116,8 @@ class NystromAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
         made, pixels = self.read(x), x.shape[2:]
-        made = made.to(torch.promote_types(made.dtype, torch.float32))
-        with torch.autocast(x.device.type, enabled=False):
+        made = widen(made)
+        with without_autocast(x):
             if self.transposed:
                 tokens = made.reshape(len(x), pixels.numel(), 3 * self.width)
                 q, k, v = tokens.chunk(3, -1)

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total, widen
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 from mixerflow.transforms.coupling import Halves
 
@@ -145,7 +146,7 @@ class TokenAttention(_TokenHalves):
         read = _held(self.read(_held(given, _READ)).to(dtype), _ATTENDED)
         read = read.unflatten(-1, (2, self.heads, -1))
         q, k = read.movedim(1, -2).unbind(1)
-        with torch.autocast(given.device.type, enabled=False):
+        with without_autocast(given):
             pattern = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
             unit = torch.eye(q.shape[-2], dtype=dtype, device=q.device)
             gate = self.bound * torch.tanh(self.gate.to(dtype) / self.bound)
@@ -153,7 +154,7 @@ class TokenAttention(_TokenHalves):
 
     def _map(self, given: Tensor, changed: Tensor, *, inverse: bool) -> Mapped:
         matrix = self._matrix(given, changed.dtype)
-        with torch.autocast(given.device.type, enabled=False):
+        with without_autocast(given):
             heads = changed.unflatten(-1, (self.heads, -1)).movedim(-2, 1)
             heads = torch.linalg.solve(matrix, heads) if inverse else matrix @ heads
             # det M > 0: real eigenvalues are positive, complex ones come in conjugate pairs

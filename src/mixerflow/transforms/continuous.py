@@ -9,8 +9,9 @@ from typing import Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, report, widen
+from mixerflow.core import Context, Mapped, Noise, Transform, report
 from mixerflow.errors import ConfigError
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 
 Trace = Literal["exact", "hutchinson"]
@@ -96,7 +97,7 @@ class Continuous(Transform):
         self.train_tolerance = train_tolerance
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x, context = widen(x), None if context is None else widen(context)
             signs = None
             if self.trace == "hutchinson":
@@ -109,7 +110,7 @@ class Continuous(Transform):
             return self._to_tolerance(motion, start, 0.0, 1.0)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             z, context = widen(z), None if context is None else widen(context)
             motion = _motion(self.net, context, None)
             return self._to_tolerance(motion, (z, z.new_zeros(len(z))), 1.0, 0.0)

@@ -13,7 +13,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect, widen
+from mixerflow.core import Context, Mapped, Noise, Shape, Transform, constant, expect
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 from mixerflow.transforms.linear import _rotation
 
@@ -69,13 +70,13 @@ class _Convolution(Transform):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(x.shape[1:]))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             z, log_det = self._convolve(x), self._log_det(tuple(x.shape[2:]))
             return z if self.bias is None else z + self.bias, constant(log_det, x)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.out_shape(tuple(z.shape[1:]))
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x = self._solve(z if self.bias is None else z - self.bias)
             return x, constant(-self._log_det(tuple(z.shape[2:])), z)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixerflow import core
 from mixerflow.core import Context, FixedShape, Mapped, Noise, Shape, Transform, constant
 from mixerflow.moments import ALL, Entries
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 
 
@@ -40,12 +41,12 @@ class _LinearMap(FixedShape):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_data(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self._multiply(x), constant(self._log_det(), x)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x = self._solve(z if self.bias is None else z - self.bias)
             return x, constant(-self._log_det(), z)
 
@@ -86,14 +87,14 @@ class _DenseMap(_LinearMap):
         if x.dim() != 3:
             return super().forward(x, context, noise)
         self.check_data(x[..., 0])
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self._multiply_columns(x), constant(self._log_det() * x.shape[2], x)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         if z.dim() != 3:
             return super().inverse(z, context, noise)
         self.check_latent(z[..., 0])
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x = self._solve_columns(z if self.bias is None else z - self.bias[:, None])
             return x, constant(-self._log_det() * z.shape[2], z)
 
@@ -275,7 +276,7 @@ class Matrix(_DenseMap):
         return torch.linalg.solve(self.weight.mT, y, left=False)  # rows: multiplied from the right
 
     def _log_det(self) -> Tensor:
-        return torch.linalg.slogdet(core.widen(self.weight))[1]
+        return torch.linalg.slogdet(widen(self.weight))[1]
 
     def folded(self) -> Transform:
         return Linear(self, self.n)

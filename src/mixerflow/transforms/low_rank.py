@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, constant, widen
+from mixerflow.core import Context, Mapped, Noise, Transform, constant
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear, _LinearMap
 from mixerflow.units import unit_rows
@@ -62,7 +63,7 @@ class Woodbury(_LinearMap):
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             y, small = z if self.bias is None else z - self.bias, self._small()
             # rows are multiplied from the right, so the small system is transposed too
             inner = torch.linalg.solve(small.mT, y @ self.right.mT, left=False)

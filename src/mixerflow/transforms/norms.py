@@ -17,9 +17,9 @@ from mixerflow.core import (
     Shape,
     Transform,
     constant,
-    widen,
 )
 from mixerflow.moments import ALL, Entries, RunningMoments, Saved, require_rows, shared_moments
+from mixerflow.precision import widen
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear

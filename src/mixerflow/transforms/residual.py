@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report, widen
+from mixerflow.core import Context, Mapped, Noise, Transform, fixed_point, report
+from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 
 Function = Callable[[Tensor], Tensor]
@@ -129,7 +130,7 @@ class Residual(_ContractionMap):
         self.terms, self.eval_terms, self.stop = terms, eval_terms, stop
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x, g = widen(x), self._prepared(context)  # half precision does not converge
             if self.density == "exact":
                 value, jacobian = _differentiated(g, x)
@@ -138,7 +139,7 @@ class Residual(_ContractionMap):
             return x + value, log_det
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             x, jacobian = self._solve(self._prepared(context), widen(z))
             return x, -_log_det(jacobian)
 
@@ -204,7 +205,7 @@ class Monotone(_ContractionMap):
         return self._cayley(z, context, -1.0)
 
     def _cayley(self, x: Tensor, context: Tensor | None, sign: float) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x = widen(x)
             u, jacobian = self._solve(self._prepared(context), 2 * x, sign)
             return u - x, _log_det(jacobian, -sign) - _log_det(jacobian, sign)

@@ -11,6 +11,7 @@ from mixerflow.kernels.gpu.launch import run_gradient, run_step
 from mixerflow.kernels.gpu.weights import assemble, disassemble, inverse_maps, setting_of, totals
 from mixerflow.kernels.plan import Keep, Place, Plan
 from mixerflow.moments import Saved
+from mixerflow.precision import without_autocast
 
 
 @functools.cache  # never freed: a captured graph keeps the address only
@@ -83,7 +84,7 @@ def rows_forward(
     for the backward pass. `place`: where the rows lie in x, of any shape; each number of x must be
     in a row, and log-dets are then those of images, ``(B,)``.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         x = x.contiguous()
         place = plain(x) if place is None else place
         return _Apply.apply(plan, low, keep, place, x, *plan.parameters())  # pyright: ignore[reportReturnType]
@@ -94,7 +95,7 @@ def rows_inverse(
     plan: Plan, z: Tensor, *, low: bool = False, place: Place | None = None
 ) -> tuple[Tensor, Tensor]:
     """Invert `rows_forward`, without gradients."""
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         setting = setting_of(plan, low=low)
         weights = assemble(plan, setting, z.device)
         inverse, z = inverse_maps(plan, weights), z.contiguous()
