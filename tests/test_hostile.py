@@ -25,7 +25,7 @@ from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowE
 from mixerflow.evaluate import bits, load_features
 from mixerflow.kernels import library
 from mixerflow.models import bounded
-from mixerflow.models.bounded import flow_within
+from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.manifest import seal
 from mixerflow.runs.reading import parse_json, read_file
 from mixerflow.runs.weights import read_metadata

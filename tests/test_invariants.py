@@ -4,7 +4,8 @@
 names and starts, log-probabilities with random weights, and what 50 steps of training came to. On
 the processor that wrote them they are equal to the last bit; on another, whose matrix products
 round otherwise, nearly. The training was written anew when maps of an image's channels came to copy
-nothing, which rounds otherwise: it moved by 7e-4 bits/dim at most.
+nothing, which rounds otherwise (it moved by 7e-4 bits/dim at most), and when parameters whose
+gradient is rounding stopped training (3e-3 at most, after 50 steps).
 """
 
 import hashlib

@@ -34,8 +34,6 @@ def refuse(command: str, words: list[str]) -> None:
     _refuse_flags(words, prog)
     if command in _OF_RUNS and name:
         require_run(Path(name), "run")
-    if command == "train" and (weights := _value_of("--from", words)):
-        require_run(Path(weights), "--from")
     images = _value_of("--data", words) if command in _OF_IMAGES else ""
     if images and not os.path.lexists(images):
         from mixerflow.data.sources import require_data  # takes a fifth of a second

@@ -22,9 +22,9 @@ from mixerflow.cli.paths import check_run_name, is_run
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
 from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
-from mixerflow.models.bounded import flow_within
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
+from mixerflow.runs.bounded import flow_within
 from mixerflow.terminal import say, show
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify

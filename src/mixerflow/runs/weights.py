@@ -13,8 +13,8 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.models.bounded import flow_within
 from mixerflow.registry import describe, restore
+from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.runs.kinds import CARD_NEEDS, misfit

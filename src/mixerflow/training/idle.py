@@ -46,13 +46,17 @@ def trained_entries(flow: Flow, *, likelihood: bool = True) -> dict[str, Tensor]
     idle += [entry for module in flow.modules() for entry in _before_batch_norm(module)]
     if likelihood and isinstance(flow.base, StandardNormal):
         last = list(_last_shifts(flow.transform))
-        idle += last if not any(bool(entry[0].any()) for entry in last) else []
+        idle += last if all(_is_zero(parameter) for parameter, _ in last) else []
     names = {id(parameter): name for name, parameter in flow.named_parameters()}
     masks: dict[str, Tensor] = {}
     for parameter, part in idle:
         fresh = torch.ones_like(parameter, requires_grad=False)
         masks.setdefault(names[id(parameter)], fresh)[part] = 0
     return masks
+
+
+def _is_zero(parameter: Tensor) -> bool:
+    return parameter.is_meta or not bool(parameter.any())
 
 
 def _declared(module: nn.Module) -> Iterator[Entries]:
