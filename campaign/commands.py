@@ -20,7 +20,7 @@ from campaign.tools import Running, command, dice, in_child, make_images
 COMMANDS: dict[str, tuple[str, ...]] = {
     "train": saving.WHOLE,
     "evaluate": ("evaluate", "ready", "--importance-samples=40", "--batch=4", "--threads=1"),
-    "fid": ("evaluate", "ready", "--fid", "--features=net.pt2", "--threads=1"),
+    "fid": ("evaluate", "ready", "--fid", "--features=net.pt2", "--trust", "--threads=1"),
     "sample": ("sample", "ready", "--out=grid.png", "--files=singles", "-n=20", "--threads=1"),
     "report": ("report", "ready", "--threads=1"),
     "publish": ("publish", "ready", "--to=weights", "--force", "--threads=1"),

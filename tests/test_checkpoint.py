@@ -139,6 +139,20 @@ def test_another_future_sets_the_old_one_aside(checkpoints):
             assert sorted(path.name for path in aside.iterdir()) == sorted(FILES)
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_step_that_no_save_finished_is_removed_and_no_other(checkpoints, finished):
+    for step in (1, 2):
+        save(checkpoints, step)
+    pointer = checkpoints.root / "last"
+    pointer.write_bytes(b"1\n1\n")
+    age = 60 if finished else -60  # a kill came before the new pointer, or while steps went aside
+    written = (checkpoints.root / "step-2" / "manifest.json").stat().st_mtime
+    os.utime(pointer, (written + age, written + age))
+    checkpoints.set_aside(1)
+    assert checkpoints.steps() == [1]
+    assert (checkpoints.root / "step-2.aside-1").exists() == finished
+
+
 def test_a_best_that_was_set_aside_is_not_its_successor(checkpoints):
     save(checkpoints, 0)
     save(checkpoints, 1, best=True)

@@ -24,7 +24,7 @@ from mixerflow.cli import main
 from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.evaluate import bits, load_features
 from mixerflow.kernels import library
-from mixerflow.models import bounded
+from mixerflow.runs import bounded
 from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.manifest import seal
 from mixerflow.runs.reading import parse_json, read_file

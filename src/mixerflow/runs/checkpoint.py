@@ -6,6 +6,7 @@ Only files that its manifest verifies are parsed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -169,7 +170,7 @@ class Checkpoints:
             raise self._damaged(int(match[1]), damage) from damage
 
     def set_aside(self, after: int) -> None:
-        """Rename the steps after `after` to ``step-N.aside-K``.
+        """Rename the steps after `after` to ``step-N.aside-K``; remove one that no save finished.
 
         Args:
             after: an existing step, which becomes the last.
@@ -179,15 +180,20 @@ class Checkpoints:
         """
         past = [each for each in self.steps() if each <= after]
         best = [each for each in past if self._was_best(each)]
+        later = self.steps()[len(past) :]
         with writing(self.root):
+            unfinished = [each for each in later if self._is_unfinished(each)]
             # Pointers first: after a kill at any moment they name steps that are here.
             write_atomically(self.root / "last", _pointer_to(after))
             if best:
                 write_atomically(self.root / "best", _pointer_to(best[-1]))
             else:  # or it would name another run's step of the same number
                 (self.root / "best").unlink(missing_ok=True)
-            for step in reversed(self.steps()[len(past) :]):
-                self._move(self._folder(step), "aside")
+            for step in reversed(later):
+                if step in unfinished:
+                    self._remove(step)
+                else:
+                    self._move(self._folder(step), "aside")
             sync_folder(self.root)
 
     def _folder(self, step: int) -> Path:
@@ -231,10 +237,22 @@ class Checkpoints:
         best = self._named("best")
         marked = {best} if best is not None else {each for each in past if self._was_best(each)}
         for each in set(past[: -self.keep]) - marked:
-            # A half-removed folder must not look like a damaged checkpoint.
-            temporary = temporary_path(self.root / str(each))
-            self._folder(each).rename(temporary)
-            shutil.rmtree(temporary, ignore_errors=True)  # the next save sweeps what is left
+            self._remove(each)
+
+    def _remove(self, step: int) -> None:
+        # A half-removed folder must not look like a damaged checkpoint.
+        temporary = temporary_path(self.root / str(step))
+        self._folder(step).rename(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # the next save sweeps what is left
+
+    def _is_unfinished(self, step: int) -> bool:
+        """Whether a kill came between the writing of a step and of the pointer to it."""
+        last, times = self._named("last"), []
+        if last is not None and step > last:
+            with contextlib.suppress(OSError):  # damaged
+                paths = (self.root / "last", self._folder(step) / MANIFEST)
+                times = [path.stat().st_mtime_ns for path in paths]
+        return len(times) == 2 and times[0] <= times[1]
 
     def _named(self, name: str) -> int | None:
         """Return the step that a pointer names; None where it is missing or wrong."""
