@@ -90,7 +90,8 @@ def test_a_stopped_call_goes_on(coded, tmp_path):
     assert told == [(done, 26) for done in range(8)]
     coded.clear()
     rows = codecs.codec_rows(images, cache=tmp_path)
-    assert len(coded) == 2 + 26 - 7 and rows == codecs.codec_rows(images)
+    assert 2 <= len(coded) <= 2 + 26 - 7, "what was being coded at the stop is kept too"
+    assert rows == codecs.codec_rows(images)
 
 
 def test_other_images_orders_and_damaged_files_are_not_used(coded, tmp_path):

@@ -10,13 +10,19 @@ import hashlib
 import os
 from pathlib import Path
 
+from mixerflow.errors import ResourceError
+
 _HERE = Path(__file__).parent
 
 
 def user_cache() -> Path:
-    """Return ``mixerflow`` in the user's cache folder (XDG); RuntimeError without a home."""
+    """Return ``mixerflow`` in the user's cache folder (XDG); a ResourceError without a home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mixerflow"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "mixerflow"
+    except RuntimeError as error:
+        what, remedy = "there is no home folder", "set XDG_CACHE_HOME to a folder"
+        raise ResourceError(what, "the cache", remedy) from error
 
 
 @functools.cache

@@ -194,13 +194,14 @@ def _arguments(module: object) -> dict[str, Any]:
     return {k: v for k, v in bound.arguments.items() if not isinstance(v, torch.Generator)}
 
 
-def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
+def construct(spec: Any, where: object = "run.json", *, values: bool = False) -> Any:  # noqa: ANN401
     """Build the object that `describe` turned into JSON; lists become tuples.
 
-    A class that is not registered or does not take its settings is a CheckpointError.
+    A class that is not registered or does not take its settings is a CheckpointError. So is a
+    module with `values` or among a value's settings, before it takes memory.
     """
     if isinstance(spec, list):
-        return tuple(construct(each, where) for each in spec)
+        return tuple(construct(each, where, values=values) for each in spec)
     if not isinstance(spec, dict):
         return spec
     name = spec.get("type", spec.get("name"))
@@ -210,7 +211,12 @@ def construct(spec: Any, where: object = "run.json") -> Any:  # noqa: ANN401
         raise CheckpointError(f"unknown type {name!r}", where, f"{_nearest(name)}{remedy}")
     if "type" not in spec:
         return kind
-    settings = {key: construct(each, where) for key, each in spec.items() if key != "type"}
+    if values and not dataclasses.is_dataclass(kind):
+        remedy = "restore the file from a copy"
+        raise CheckpointError(f"{name} in the place of a setting", where, remedy)
+    values = dataclasses.is_dataclass(kind)
+    given = {key: each for key, each in spec.items() if key != "type"}
+    settings = {key: construct(each, where, values=values) for key, each in given.items()}
     known = inspect.signature(kind).parameters
     for key in settings.keys() - known.keys():
         what = f"{name} has no setting {key!r}: written by another version"

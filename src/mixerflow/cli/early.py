@@ -50,10 +50,14 @@ def _refuse_flags(words: list[str], prog: str) -> None:
 
 
 def _value_of(flag: str, words: list[str]) -> str:
-    """Return the value of a flag; empty without one."""
-    apart = [after for word, after in itertools.pairwise(words) if word == flag]
-    joined = [word.partition("=")[2] for word in words if word.startswith(f"{flag}=")]
-    return [*apart, *joined, ""][0]
+    """Return the last value of a flag, as the parser does; empty without one."""
+    value = ""
+    for word, after in itertools.pairwise([*words, ""]):
+        if word == flag:
+            value = after
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
 
 
 def unknown_flags(words: Iterable[str], flags: Iterable[str]) -> list[str]:

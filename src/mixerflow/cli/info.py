@@ -24,7 +24,7 @@ from mixerflow.errors import CheckpointError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
-from mixerflow.runs.bounded import flow_within
+from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.terminal import say, show
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
-        flow_within(metadata["model"], name, numbers=1 << 28, parts=2000)
+        flow_within_reason(metadata["model"], name)
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
         say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")
@@ -143,6 +143,8 @@ def _kernel_use(flow: Flow) -> Iterator[str]:
     if not chains:
         return
     missing = kernels.unsupported_reason(torch.zeros(1))
+    if missing is not None:
+        kept.active = False  # a compiler may be mended before the next call
     yield f"on the CPU: {_count_refusals([missing or _refusal(c, 'cpu') for c in chains])}"
     gpu = _count_refusals([_refusal(chain, "gpu") for chain in chains])
     yield f"on a GPU (experimental): {gpu}"

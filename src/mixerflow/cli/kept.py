@@ -23,23 +23,33 @@ from typing import Any
 
 from mixerflow.caches import source_sha256, user_cache
 from mixerflow.cli.paths import RUN_FILES
+from mixerflow.errors import ResourceError
 from mixerflow.temporary import temporary_path
 
 active = False
 """Whether this process keeps and reads anything: nothing was registered before the command."""
 _UNUSED = 30 * 24 * 3600.0
 """Seconds after which what other versions have kept is removed."""
+_DIGEST = hashlib.sha256().digest_size
+_LARGEST = 1 << 20
+"""Bytes of a run's description beyond which its page is not kept."""
 _TERMINAL = ("COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR")
 _TERMINAL += ("TTY_COMPATIBLE", "TTY_INTERACTIVE", "UNICODE_VERSION")  # rich reads these too
 _MACHINE = ("CC", "MIXERFLOW_KERNELS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES")
 
 
 def read(*key: object) -> Any:  # noqa: ANN401
-    """Return what is kept under a key; None where nothing is."""
+    """Return what is kept under a key; None where nothing is, or what is damaged."""
     try:
-        return json.loads(_path(key).read_bytes()) if active else None
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
+        data = _path(key).read_bytes() if active else b""
+        digest, content = data[:_DIGEST], data[_DIGEST:]
+        return json.loads(content) if digest == _digest(content) else None
+    except (OSError, ValueError, ResourceError):  # ResourceError: there is no home folder
         return None
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def keep(value: object, *key: object) -> None:
@@ -54,26 +64,32 @@ def keep(value: object, *key: object) -> None:
             _remove_unused(path.parents[1])
             path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
-        temporary.write_text(json.dumps(value))
+        content = json.dumps(value).encode()
+        temporary.write_bytes(_digest(content) + content)
         os.replace(temporary, path)
-    except (OSError, RuntimeError):
+    except (OSError, ResourceError):
         return
 
 
 def page_of(command: str, words: list[str]) -> tuple[object, ...] | None:
-    """Return the key of what a command prints; None if it does more than print."""
+    """Return the key of what a command prints; None if it does more than print.
+
+    None, too, where the words name what cannot be read: the command says why.
+    """
     listed = command == "reproduce" and words in ([], ["list"], ["--list"])
     if not (listed or command == "info" or {"-h", "--help"} & set(words)):
         return None
     runs = []
-    for word in filter(os.path.lexists, words):
-        files = [Path(word) / name for name in RUN_FILES]
-        found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-        if not found:
-            return None
-        runs.append(found)
-    machine = _machine() if command == "info" else []
-    return ("page", command, words, runs, _terminal(), machine)
+    try:
+        for word in filter(os.path.lexists, words):
+            files = [file for name in RUN_FILES if (file := Path(word) / name).is_file()]
+            if not files or any(file.stat().st_size > _LARGEST for file in files):
+                return None
+            runs.append([_digest(file.read_bytes()).hex() for file in files])
+        machine = _machine() if command == "info" else []
+        return ("page", command, words, runs, _terminal(), machine)
+    except (OSError, ValueError, AttributeError):  # AttributeError: there is no stdout
+        return None
 
 
 def _path(key: tuple[object, ...]) -> Path:

@@ -24,6 +24,7 @@ from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
 from mixerflow.runs import RunFolder, device_of, is_published
+from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.runs.files import require_writable
 from mixerflow.terminal import quoted, say
 from mixerflow.training import TrainConfig, Trained, train
@@ -105,18 +106,19 @@ def _new(name: str, rest: list[str]) -> Arguments:
 
 def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
     """Return a run's recipe and arguments, with the flags given now."""
-    metadata = RunFolder(run).read_metadata()
+    metadata = RunFolder(run).read_started()
     source, origin = metadata.get("source"), metadata.get("origin")
     if source is None:
         raise ConfigError("not started on the command line", run, "call mixerflow.train again")
-    model, _ = from_spec(metadata["model"])
+    model, _ = from_spec(metadata["model"], run / "run.json")
+    flow_within_reason(metadata["model"], run / "run.json")
     default = Arguments(
         data=source["data"],
         model=model,
         train=restore(TrainConfig, metadata["train"]),
         out=run,
         **asdict(ReadingFlags().reading(source)),
-        weights=Path(origin["path"]) if origin else None,
+        weights=Path(origin["path"]) if origin and "path" in origin else None,
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:

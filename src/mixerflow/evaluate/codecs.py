@@ -87,6 +87,7 @@ def codec_rows(
     key = {"images_sha256": images.fingerprint(), "order": order, "pillow": PIL.__version__}
     rows: list[tuple[Codec, _Lengths | None, _Lengths | None]] = []
     jobs: list[tuple[_Lengths, int, Callable[[], int]]] = []
+    whole: list[tuple[_Lengths, int, Callable[[], int]]] = []  # last: no stop reaches into one
     for codec, library in _CODECS.items():
         own = key | {"codec": codec, "library": features.version(library)}
         try:
@@ -98,9 +99,10 @@ def codec_rows(
         sheet = _Lengths(own | {"sheet": len(places)}, 1, cache)
         files = _Lengths(own, len(images), cache)
         rows.append((codec, files, sheet))
-        jobs.insert(0, (sheet, 0, lambda c=codec, p=pictures: sum(len(encoded(x, c)) for x in p)))
+        whole.append((sheet, 0, lambda c=codec, p=pictures: sum(len(encoded(x, c)) for x in p)))
         for place, cell in zip(places, cells, strict=True):
             jobs.append((files, place, lambda c=codec, x=cell: len(encoded(x, c))))
+    jobs += whole
     try:
         _run(jobs, threads, on_file or (lambda done, total: None))
     finally:
@@ -135,19 +137,18 @@ def _run(
     done = sum(bool(lengths.lengths[place]) for lengths, place, _ in jobs)
     on_file(done, len(jobs))
     pool = ThreadPoolExecutor(threads)
+    missing = [job for job in jobs if not job[0].lengths[job[1]]]
+    waiting = {pool.submit(work): (lengths, place) for lengths, place, work in missing}
     try:
-        waiting = {
-            pool.submit(job): (lengths, place)
-            for lengths, place, job in jobs
-            if not lengths.lengths[place]
-        }
         for future in as_completed(waiting):
-            lengths, place = waiting[future]
-            lengths.lengths[place] = future.result()
+            future.result()
             done += 1
             on_file(done, len(jobs))
     finally:
         pool.shutdown(cancel_futures=True)
+        for future, (lengths, place) in waiting.items():
+            if not future.cancelled() and future.exception() is None:
+                lengths.lengths[place] = future.result()
 
 
 class _Lengths:

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from mixerflow.caches import user_cache
+from mixerflow.errors import ResourceError
 from mixerflow.temporary import sweep, temporary_path
 
 _HERE = Path(__file__).parent
@@ -76,7 +77,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         return _load(cache_folder() / name, real)
     except BuildError:
         raise
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+    except (OSError, ResourceError) as error:  # ResourceError: there is no home folder
         cache_error = error
     try:
         with tempfile.TemporaryDirectory() as folder:  # a loaded library needs its file no more

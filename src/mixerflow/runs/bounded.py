@@ -21,7 +21,14 @@ _SMALL = 4096  # no tensor is large if no setting, and no image, is larger
 _DRAWN = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "trunc_normal_"}
 
 
-def flow_within(spec: dict[str, Any], where: object, *, numbers: int, parts: int) -> Flow:
+def flow_within_reason(spec: dict[str, Any], where: object) -> Flow:
+    """Return the untrained flow of a description without weights: up to 2^29 numbers."""
+    return flow_within(spec, where, numbers=1 << 28, parts=10**5, than="2^29 numbers")
+
+
+def flow_within(
+    spec: dict[str, Any], where: object, *, numbers: int, parts: int, than: str = "the weights"
+) -> Flow:
     """Return the untrained flow of a description, on the CPU, if it is within the bounds.
 
     Building stops at the first tensor or module beyond them. If a setting is large, the flow is
@@ -32,6 +39,7 @@ def flow_within(spec: dict[str, Any], where: object, *, numbers: int, parts: int
         where: the file that has it.
         numbers: numbers that parameters and buffers have together.
         parts: their tensors; modules may be many times as many.
+        than: what a model beyond the bounds is larger than.
 
     Raises:
         CheckpointError: a larger model, or a description of none.
@@ -45,7 +53,7 @@ def flow_within(spec: dict[str, Any], where: object, *, numbers: int, parts: int
     except CheckpointError:
         raise
     except _TooLarge as error:
-        what, remedy = "its model is larger than the weights", "restore the file from a copy"
+        what, remedy = f"its model is larger than {than}", "restore the file from a copy"
         raise CheckpointError(what, where, remedy) from error
     except MixerFlowError as error:
         raise CheckpointError(error.what[:200], where, "restore the file from a copy") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
 from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
-from mixerflow.runs.kinds import misfit
+from mixerflow.runs.kinds import RUN_NEEDS, misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
@@ -76,6 +76,16 @@ class RunFolder:
             raise self._damaged(str(error)) from error
         if entry := misfit(metadata):
             raise self._damaged(f"its entry {entry} is of another kind")
+        return metadata
+
+    def read_started(self) -> dict[str, Any]:
+        """Read the ``run.json`` of a run that training began, which has all that one needs.
+
+        It raises what `read_metadata` does.
+        """
+        metadata = self.read_metadata()
+        if missing := [name for name in RUN_NEEDS if name not in metadata]:
+            raise self._damaged(f"it has no entry {missing[0]}")
         return metadata
 
     def _damaged(self, why: str) -> CheckpointError:

@@ -40,6 +40,13 @@ KINDS: Kind = {
         "classes": [str],
         "skipped": [str],
     },
+    "source": (
+        {
+            **dict.fromkeys(("data", "transparency", "on_bad_image", "crop", "resize"), str),
+            **{"filter": str, "grey": bool},
+        },
+        None,
+    ),
     "versions": (dict, None),
     "machine": (dict, None),
     "result": (_FIGURE, None),
@@ -49,6 +56,8 @@ KINDS: Kind = {
     "float32": {"bits_per_dim": _NUMBER, "standard_error": _NUMBER},
     "files": {"model.safetensors": {"bytes": int, "sha256": str}},
 }
+RUN_NEEDS = ("data", "model", "train")
+"""Entries that every run has, from its start."""
 CARD_NEEDS = ("files", "figure", "model", "pieces", "steps", "train")
 """Entries that every card has."""
 

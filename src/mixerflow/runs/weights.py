@@ -140,7 +140,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         CheckpointError: it is damaged, or of another format.
     """
     if not is_published(path):
-        return RunFolder(path).read_metadata()
+        return RunFolder(path).read_started()
     try:
         card = unseal(path / CARD)
     except Damage as damage:
