@@ -24,7 +24,8 @@ from mixerflow.cli import main
 from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.evaluate import bits, load_features
 from mixerflow.kernels import library
-from mixerflow.runs import bounded
+from mixerflow.models import from_spec
+from mixerflow.runs import RunFolder, bounded
 from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.manifest import seal
 from mixerflow.runs.reading import parse_json, read_file
@@ -311,3 +312,24 @@ def test_a_pickle_takes_no_memory_for_a_number_in_it(tmp_path):
     with pytest.raises(DataError, match="no 'data' in it"):
         mixerflow.data.load(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # kB
+
+
+def test_a_module_in_the_place_of_a_setting_is_never_built():
+    spec = mixerflow.build("mixerflow-tiny").spec
+    huge = {"type": "Embedding", "num_embeddings": 10**12, "embedding_dim": 10**3}
+    with pytest.raises(CheckpointError, match="Embedding in the place of a setting"):
+        from_spec(spec | {"pixels": huge})
+
+
+@pytest.mark.parametrize("name", ["data", "model", "train", "origin"])
+def test_a_run_without_what_every_run_has_is_damaged(tmp_path, name):
+    folder = RunFolder(tmp_path)
+    content = {"format": 3, "data": {}, "model": None, "train": {}}
+    folder.write_metadata(content)
+    assert set(folder.read_started()) >= set(content) - {"format"}
+    folder.write_metadata(
+        {key: each for key, each in content.items() if key != name}
+        | ({"origin": {"steps": 1}} if name == "origin" else {})
+    )
+    with pytest.raises(CheckpointError, match=f"it has no entry {name}"):
+        folder.read_started()

@@ -48,7 +48,7 @@ class Report:
 def make_report(run: Path, images: Images) -> Report:
     """Score the first few hundred `images`, of the shape of the run's, and make the run's page."""
     folder = RunFolder(run)
-    metadata, records = folder.read_metadata(), folder.read_metrics()
+    metadata, records = folder.read_started(), folder.read_metrics()
     flow = load(run)
     scored = images.first(_SCORED)
     if flow.context_net is not None:

@@ -39,7 +39,7 @@ def publish(arguments: list[str]) -> int:
         raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
     if runs.is_published(given.run):
         raise ConfigError("these weights are published already", given.run, "name a run folder")
-    images, split = given.load_images(runs.RunFolder(given.run).read_metadata())
+    images, split = given.load_images(runs.RunFolder(given.run).read_started())
     evaluator = Evaluator(images, split, seed=given.seed, batch=given.batch, device=given.device)
     with bar_of(evaluator, times=2) as bar:
         runs.publish(

@@ -29,7 +29,7 @@ class _ReportArguments(ComputingArguments, ReadingFlags):
 def report(arguments: list[str]) -> int:
     """Print the bits/dim of the page's images, write the page and print its path."""
     given = parse(_ReportArguments, arguments, prog="mixerflow report")
-    metadata = RunFolder(given.run).read_metadata()
+    metadata = RunFolder(given.run).read_started()
     out = given.out or given.run / "report.html"
     require_writable(out, "" if given.out else "name a file elsewhere with --out")
     from mixerflow.report import make_report  # matplotlib takes a second, which --help saves

@@ -118,7 +118,7 @@ def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
         train=restore(TrainConfig, metadata["train"]),
         out=run,
         **asdict(ReadingFlags().reading(source)),
-        weights=Path(origin["path"]) if origin and "path" in origin else None,
+        weights=Path(origin["path"]) if origin else None,
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
     if given.out != run:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
 from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
-from mixerflow.runs.kinds import RUN_NEEDS, misfit
+from mixerflow.runs.kinds import ORIGIN_NEEDS, RUN_NEEDS, misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
@@ -84,7 +84,10 @@ class RunFolder:
         It raises what `read_metadata` does.
         """
         metadata = self.read_metadata()
-        if missing := [name for name in RUN_NEEDS if name not in metadata]:
+        missing = [name for name in RUN_NEEDS if name not in metadata]
+        if (origin := metadata.get("origin")) is not None:
+            missing += [f"origin.{name}" for name in ORIGIN_NEEDS if name not in origin]
+        if missing:
             raise self._damaged(f"it has no entry {missing[0]}")
         return metadata
 

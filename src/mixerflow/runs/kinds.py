@@ -58,6 +58,8 @@ KINDS: Kind = {
 }
 RUN_NEEDS = ("data", "model", "train")
 """Entries that every run has, from its start."""
+ORIGIN_NEEDS = ("path", "pieces")
+"""Entries of the weights that a run began from."""
 CARD_NEEDS = ("files", "figure", "model", "pieces", "steps", "train")
 """Entries that every card has."""
 

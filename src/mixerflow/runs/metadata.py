@@ -108,7 +108,7 @@ def existing_run(folder: RunFolder) -> dict[str, Any] | None:
     """Return the metadata of the run with a checkpoint that a folder holds; None without one."""
     if not folder.metadata_path.exists() or not Checkpoints(folder.path / "checkpoints").steps():
         return None
-    return folder.read_metadata()
+    return folder.read_started()
 
 
 def require_same_run(existing: dict[str, Any], metadata: dict[str, Any], folder: RunFolder) -> None:

@@ -173,7 +173,7 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
         return _read_published(path)
     folder = RunFolder(path)
     try:
-        metadata = folder.read_metadata()
+        metadata = folder.read_started()
     except ConfigError as error:
         remedy = "name a folder that `mixerflow train` or `mixerflow publish` made"
         raise CheckpointError("no run here", path, remedy) from error
