@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from mixerflow.cli import parse
 from mixerflow.signals import Interrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -89,3 +90,13 @@ def test_in_another_thread_nothing_happens():
     thread.start()
     thread.join()
     assert found == [(None, before)]
+
+
+def test_a_signal_while_flags_are_read_is_no_mistake_in_the_words(monkeypatch):
+    def stopped(*_, **__):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(parse.tyro, "cli", stopped)
+    with pytest.raises(SystemExit) as end:
+        parse.parse(parse.ComputingArguments, [], prog="mixerflow report")
+    assert end.value.code == 143

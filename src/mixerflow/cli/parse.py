@@ -77,7 +77,7 @@ def _by_tyro(kind: type[T], arguments: list[str], prog: str, default: object) ->
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(helped):
             return tyro.cli(kind, args=arguments, prog=prog, default=default)  # pyright: ignore
     except SystemExit as end:
-        if not end.code:
+        if end.code != 2:  # the help, or a signal while flags are read
             say(*helped.getvalue().splitlines())
             raise
         raise ConfigError(_one_line(printed.getvalue()), prog, f"see {prog} --help") from None
