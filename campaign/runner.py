@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from campaign.base import FAULTS, Found, Outcome, Row
+from mixerflow.caches import source_sha256
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import lock
 
@@ -77,13 +78,11 @@ class Store:
 @functools.cache
 def code_of(row: Row) -> str:
     """Hash the source of mixerflow, of this package's floor, and of the row."""
-    import mixerflow
-
-    own, package = Path(__file__).parent, Path(str(mixerflow.__file__)).parent
+    own = Path(__file__).parent
     module = sys.modules[row.trial.__module__]
     files = {Path(str(module.__file__)), own / "base.py", own / "runner.py", *own.glob("tools*.py")}
-    digest = hashlib.sha256()
-    for path in sorted(files | {p for p in package.rglob("*") if p.suffix in (".py", ".c", ".h")}):
+    digest = hashlib.sha256(source_sha256().encode())
+    for path in sorted(files):
         digest.update(f"{path.name} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -45,9 +45,7 @@ class _Crowd(threading.Thread):
 
     def run(self) -> None:
         """Run an empty parallel region, whose threads then sleep for as long as this one lives."""
-        nothing = ctypes.cast(
-            ctypes.CDLL(None).getpid, ctypes.c_void_p
-        )  # any function without effect
+        nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)  # it has no effect
         self.openmp.GOMP_parallel(nothing, None, ctypes.c_uint(self.own), ctypes.c_uint(0))
         self.over.wait()
 
@@ -75,8 +73,8 @@ def _openmp() -> ctypes.CDLL | None:
     """Return GNU's OpenMP if torch has loaded it and the system counts waits, else None."""
     try:
         found = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD)
-        assert found.GOMP_parallel and found.omp_get_num_procs
-        return found if _times() else None
+        usable = found.GOMP_parallel and found.omp_get_num_procs and _times()
+        return found if usable else None
     except (OSError, AttributeError):  # another system, another OpenMP
         return None
 

@@ -21,16 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mixerflow.caches import source_sha256, user_cache
+from mixerflow.caches import source_sha256, store, user_cache, without_digest
 from mixerflow.cli.paths import RUN_FILES
 from mixerflow.errors import ResourceError
-from mixerflow.temporary import temporary_path
 
 active = False
 """Whether this process keeps and reads anything: nothing was registered before the command."""
 _UNUSED = 30 * 24 * 3600.0
 """Seconds after which what other versions have kept is removed."""
-_DIGEST = hashlib.sha256().digest_size
 _LARGEST = 1 << 20
 """Bytes of a run's description beyond which its page is not kept."""
 _TERMINAL = ("COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR")
@@ -41,15 +39,10 @@ _MACHINE = ("CC", "MIXERFLOW_KERNELS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES
 def read(*key: object) -> Any:  # noqa: ANN401
     """Return what is kept under a key; None where nothing is, or what is damaged."""
     try:
-        data = _path(key).read_bytes() if active else b""
-        digest, content = data[:_DIGEST], data[_DIGEST:]
-        return json.loads(content) if digest == _digest(content) else None
+        content = without_digest(_path(key).read_bytes()) if active else None
+        return None if content is None else json.loads(content)
     except (OSError, ValueError, ResourceError):  # ResourceError: there is no home folder
         return None
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
 
 
 def keep(value: object, *key: object) -> None:
@@ -62,11 +55,7 @@ def keep(value: object, *key: object) -> None:
             return
         if not path.parent.exists():
             _remove_unused(path.parents[1])
-            path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(path)
-        content = json.dumps(value).encode()
-        temporary.write_bytes(_digest(content) + content)
-        os.replace(temporary, path)
+        store(path, json.dumps(value).encode())
     except (OSError, ResourceError):
         return
 
@@ -85,7 +74,7 @@ def page_of(command: str, words: list[str]) -> tuple[object, ...] | None:
             files = [file for name in RUN_FILES if (file := Path(word) / name).is_file()]
             if not files or any(file.stat().st_size > _LARGEST for file in files):
                 return None
-            runs.append([_digest(file.read_bytes()).hex() for file in files])
+            runs.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
         machine = _machine() if command == "info" else []
         return ("page", command, words, runs, _terminal(), machine)
     except (OSError, ValueError, AttributeError):  # AttributeError: there is no stdout

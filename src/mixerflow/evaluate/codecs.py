@@ -15,16 +15,15 @@ import numpy as np
 import PIL
 from PIL import features
 
+from mixerflow.caches import store, without_digest
 from mixerflow.data import Images
 from mixerflow.pictures import Codec, encoded, sheets
-from mixerflow.temporary import sweep, temporary_path
 
 SAMPLE = 250
 """Images by default: WebP at its strongest setting codes some 30 of 32 x 32 pixels a second."""
 _CODECS: dict[Codec, str] = {"png": "zlib", "webp": "webp"}
 """Codecs, and the library of each."""
 _SEED = 0
-_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -178,25 +177,19 @@ class _Lengths:
         if self._path is None or np.count_nonzero(self.lengths) == self._known:
             return
         data = self.lengths.astype("<i8").tobytes()
-        temporary = temporary_path(self._path)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(self._path.parent)
-            temporary.write_bytes(self._seal(data) + data)
-            temporary.replace(self._path)
+            store(self._path, data, self._key + b" ")
         except OSError as error:
             warnings.warn(f"the codecs' figures are not kept: {error}", stacklevel=3)
 
     def _read(self) -> None:
+        if self._path is None:
+            return
         try:
-            content = b"" if self._path is None else self._path.read_bytes()
+            data = without_digest(self._path.read_bytes(), self._key + b" ")
         except OSError:
             return
-        data = content[_DIGEST:]
-        if content[:_DIGEST] == self._seal(data) and len(data) == self.lengths.nbytes:
+        if data is not None and len(data) == self.lengths.nbytes:
             self.lengths = np.frombuffer(data, "<i8").astype(np.int64)
-        elif self._path is not None:
+        else:
             warnings.warn(f"coded again: SHA-256 differs: {self._path}", stacklevel=4)
-
-    def _seal(self, data: bytes) -> bytes:
-        return hashlib.sha256(self._key + b" " + data).digest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +17,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mixerflow.caches import store, without_digest
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate.features import Features, FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import Statistics, precision_recall
 from mixerflow.evaluate.samples import draw_pixels, to_pixels
-from mixerflow.temporary import sweep, temporary_path
 
 FID = "FID"
 """Name of the distance by the features of the published Inception net."""
@@ -35,7 +34,6 @@ NEIGHBORS = 3
 _PART = 512
 """Images whose statistics are merged at once, and samples that one seed draws, whatever the batch:
 a merge of many features takes as long as the net takes for some images."""
-_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,7 @@ class Reference:
         tensors = {"mean": mean, "covariance": covariance, "rows": self.rows.contiguous()}
         entries = {"key": json.dumps(key), "count": str(self.statistics.count)}
         data = safetensors.torch.save(tensors, entries)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        temporary = temporary_path(path)
-        try:
-            temporary.write_bytes(hashlib.sha256(data).digest() + data)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        store(path, data)
 
     @staticmethod
     def load(path: Path, key: dict[str, Any]) -> Reference:
@@ -122,9 +113,8 @@ class Reference:
             DataError: it is of another key; names the first entry that differs.
             OSError: no file, or one that cannot be read.
         """
-        data = path.read_bytes()
-        digest, data = data[:_DIGEST], data[_DIGEST:]
-        if hashlib.sha256(data).digest() != digest:
+        data = without_digest(path.read_bytes())
+        if data is None:
             raise CheckpointError("SHA-256 differs", path, "delete this file")
         length = int.from_bytes(data[:8], "little")
         entries = json.loads(data[8 : 8 + length])["__metadata__"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from mixerflow.caches import source_sha256
+from mixerflow.caches import source_sha256, with_digest, without_digest
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import DataError, ResourceError
@@ -29,7 +29,6 @@ from mixerflow.temporary import sweep
 from mixerflow.terminal import tell
 
 _SECONDS_BETWEEN_SAVES = 30.0
-_DIGEST = hashlib.sha256().digest_size
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ class KeptDraws:
         content = {"count": self.draws.count, "sums": self.draws.sums, "marks": self.draws.marks}
         data = safetensors.numpy.save(content)
         with self._keeping(), writing(self._folder, lambda: len(data)):
-            write_atomically(self._path, self._seal(data, self._asked) + data)
+            write_atomically(self._path, with_digest(data, self._seal(self._asked)))
         self._saved_at = time.monotonic()
 
     def save_sometimes(self) -> None:
@@ -213,11 +212,10 @@ class KeptDraws:
 
     def _read(self, path: Path, asked: int) -> Draws | None:
         try:
-            data = read_file(path)
+            data = without_digest(read_file(path), self._seal(asked))
         except OSError as error:
             return _ignore(path, f"cannot be read, {error.strerror}")
-        digest, data = data[:_DIGEST], data[_DIGEST:]
-        if digest != self._seal(data, asked):
+        if data is None:
             return _ignore(path, "SHA-256 differs")
         try:
             arrays = safetensors.numpy.load(data)
@@ -228,8 +226,8 @@ class KeptDraws:
             return _ignore(path, "no draws of these images")
         return Draws(**arrays)
 
-    def _seal(self, data: bytes, asked: int) -> bytes:
-        return hashlib.sha256(f"{self._key} {asked} ".encode() + data).digest()
+    def _seal(self, asked: int) -> bytes:
+        return f"{self._key} {asked} ".encode()
 
 
 def _ignore(path: Path, why: str) -> None:

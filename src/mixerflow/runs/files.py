@@ -124,13 +124,12 @@ def sealed(record: dict[str, Any], *, indent: int | None = 2) -> bytes:
     return f"{json_text(content, indent=indent)}\n".encode()
 
 
-def unsealed(data: bytes) -> dict[str, Any]:
-    """Return a record that `sealed` wrote, without the CRC-32; an older one has none.
+def unsealed(record: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return JSON that `sealed` wrote, parsed, without the CRC-32; an older record has none.
 
     Raises:
         ValueError: it is no JSON object, or differs from what was written.
     """
-    record = parse_json(data)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
     if _SEAL in record and record.pop(_SEAL) != _crc32(record):
@@ -145,7 +144,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged or cannot be read; `remedy` says what to do.
     """
     try:
-        return unsealed(read_file(path))
+        return unsealed(parse_json(read_file(path)))
     except FileNotFoundError:
         return None
     except OSError as error:

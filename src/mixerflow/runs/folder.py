@@ -53,8 +53,7 @@ class RunFolder:
             CheckpointError: ``run.json`` is damaged.
         """
         try:
-            data = read_file(self.metadata_path, largest=LARGEST)
-            metadata = parse_json(data)
+            metadata = parse_json(read_file(self.metadata_path, largest=LARGEST))
             if not isinstance(metadata, dict):
                 raise ValueError("not a JSON object")
         except (FileNotFoundError, NotADirectoryError):
@@ -71,7 +70,7 @@ class RunFolder:
             what = f"written in format {written}, this mixerflow reads format {FORMAT}"
             raise CheckpointError(what, self.metadata_path, remedy)
         try:
-            metadata = unsealed(data)
+            metadata = unsealed(metadata)
         except ValueError as error:
             raise self._damaged(str(error)) from error
         if entry := misfit(metadata):
@@ -157,7 +156,7 @@ class RunFolder:
         # A record ends with its newline: text after the last one is torn, or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
-                record = unsealed(line)
+                record = unsealed(parse_json(line))
                 if not isinstance(record.get("step", 0), int):
                     raise ValueError("its step is no number")
             except ValueError as error:

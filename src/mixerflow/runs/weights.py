@@ -177,9 +177,6 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
     except ConfigError as error:
         remedy = "name a folder that `mixerflow train` or `mixerflow publish` made"
         raise CheckpointError("no run here", path, remedy) from error
-    if "model" not in metadata:
-        remedy = "restore it from a copy; the weights are in the checkpoints"
-        raise CheckpointError("damaged, it names no model", folder.metadata_path, remedy)
     checkpoints = Checkpoints(path / "checkpoints")
     if which == "best" and not (checkpoints.root / "best").exists():
         which = "last"  # the run stopped before its first validation
