@@ -105,6 +105,17 @@ def test_codec_bits_count_files_that_hold_every_pixel(codec, channels, sheet, mo
     assert np.array_equal(np.stack(cells[:7]), np.moveaxis(stack, 1, -1))
 
 
+def test_webp_is_the_shortest_file_of_its_settings():
+    picture = np.moveaxis(pixels(1, 3, 16, 16) & 0xF0, 1, -1)[0]
+    lengths = []
+    for settings in pictures.SETTINGS["webp"]:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "WEBP", **settings)
+        lengths.append(len(buffer.getvalue()))
+    assert len(lengths) == 4
+    assert len(pictures.encoded(picture, "webp")) == min(lengths)
+
+
 def test_large_sets_take_several_sheets_none_too_long(monkeypatch):
     monkeypatch.setattr(pictures, "_LONGEST_SIDE", 20)
     cells = pixels(30, 6, 5, 1)

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,13 @@ from PIL import Image
 from mixerflow.temporary import sweep, temporary_path
 
 Codec = Literal["png", "webp", "jxl"]
+SETTINGS: dict[Codec, list[dict[str, Any]]] = {
+    "png": [{"optimize": True, "compress_level": 9}],
+    "webp": [{"lossless": True, "quality": 100, "method": method} for method in (2, 3, 4, 5)],
+    "jxl": [{"lossless": True, "effort": 9}],
+}
+"""Settings of each codec; the shortest of the files that they give counts. Of WebP's methods, 6
+takes five times as long as 2 to 5 together, and its files of small images are seldom shorter."""
 _LONGEST_SIDE = 16383  # a WebP file's sides are 14-bit numbers
 
 
@@ -73,10 +80,10 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
     """Return bits per dimension of a lossless codec at its strongest setting, headers included.
 
     Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
-    others. PNG is of level 9, optimised; WebP lossless of quality 100, method 6; JPEG XL (jxl)
-    lossless of effort 9, a ValueError without the package pillow-jxl-plugin. `sheet` puts all
-    images into one picture (about square; several where a side would pass 16,383 pixels), with one
-    header for all; otherwise each image is a file.
+    others. The settings are those of `SETTINGS`: PNG of level 9, optimised; lossless WebP of quality
+    100, the shortest file of methods 2 to 5; lossless JPEG XL (jxl) of effort 9, a ValueError
+    without the package pillow-jxl-plugin. `sheet` puts all images into one picture (about square; several where a side
+    would pass 16,383 pixels), with one header for all; otherwise each image is a file.
     """
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
@@ -92,15 +99,14 @@ def encoded(picture: np.ndarray, codec: Codec) -> bytes:
     if channels not in (1, 3) or not (dtype == np.uint8 or deep):
         raise ValueError(f"{codec} has no images of {channels} channels and type {dtype}")
     image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if channels == 1 else picture))
-    buffer = io.BytesIO()
-    if codec == "png":
-        image.save(buffer, "PNG", optimize=True, compress_level=9)
-    elif codec == "webp":
-        image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
-    else:
+    if codec == "jxl":
         _require_jpeg_xl()
-        image.save(buffer, "JXL", lossless=True, effort=9)
-    return buffer.getvalue()
+    files = []
+    for settings in SETTINGS[codec]:
+        buffer = io.BytesIO()
+        image.save(buffer, codec.upper(), **settings)
+        files.append(buffer.getvalue())
+    return min(files, key=len)
 
 
 def _require_jpeg_xl() -> None:
