@@ -158,6 +158,47 @@ def test_evaluate_shows_a_sample_after_the_flow(cache, tmp_path, capsys):
     assert "--codec-images: give at least 1, or 0 for all" in capsys.readouterr().err
 
 
+def test_codec_rows_stay_after_an_evaluation_without_them(cache, tmp_path, capsys):
+    run = small_run(tmp_path)
+
+    def kept():
+        (path,) = (run / "evaluations").glob("*.json")
+        return path, json.loads(path.read_text())
+
+    assert main(["evaluate", str(run)]) == 0
+    path, first = kept()
+    assert first["codecs"]["webp, one sheet"] > 0 and first["codec_sample"]["of"] == 12
+    assert main(["evaluate", str(run), "--no-codecs"]) == 0
+    assert kept()[1] == first
+    path.write_text(json.dumps(first | {"images_sha256": "of others"}))
+    assert main(["evaluate", str(run), "--no-codecs"]) == 0
+    assert kept()[1]["codecs"] == {}
+
+
+def test_flags_without_an_effect_are_refused(cache, tmp_path, capsys):
+    run = str(small_run(tmp_path))
+    assert main(["evaluate", run, "--no-codecs", "--codec-images", "9"]) == 2
+    assert "--codec-images: leave out --no-codecs" in capsys.readouterr().err
+    assert main(["evaluate", run, "--trust"]) == 2
+    assert "nothing is compared: --trust: give --fid too" in capsys.readouterr().err
+
+
+def test_images_that_no_codec_has_are_told(capsys):
+    pixels = np.zeros((3, 2, 4, 4), np.uint16)
+    rows = codecs.codec_rows(make_images(pixels, None, dataset_id="deep"), count=2)
+    print_codecs(rows, Flow(ShufflePixels((2, 4, 4), seed=3), (2, 4, 4), levels=256), 3)
+    assert capsys.readouterr().out == "png and webp: no files of such images\n"
+    with pytest.raises(ValueError, match="at least 1"):
+        codecs.codec_rows(images_of(0), count=0)
+
+
+def test_a_single_image_has_no_standard_error(cache, tmp_path, capsys):
+    run = str(small_run(tmp_path))
+    assert main(["evaluate", run, "--images", "1", "--importance-samples", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "nan" not in told and "gain" in told
+
+
 def test_a_signal_during_codecs_keeps_the_figure(cache, tmp_path, capsys, monkeypatch):
     run = small_run(tmp_path)
 

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -340,6 +341,14 @@ def test_a_file_of_no_net_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match="https://") as caught:
             load_features(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_program_is_one_line(tmp_path, caplog):
+    with ZipFile(tmp_path / "damaged.pt2", "w") as file:
+        file.writestr("a", "b")
+    with pytest.raises(CheckpointError, match="no features net"):
+        load_features(tmp_path / "damaged.pt2", trust=True)
+    assert not caplog.records
 
 
 def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):

@@ -80,10 +80,11 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
     """Return bits per dimension of a lossless codec at its strongest setting, headers included.
 
     Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
-    others. The settings are those of `SETTINGS`: PNG of level 9, optimised; lossless WebP of quality
-    100, the shortest file of methods 2 to 5; lossless JPEG XL (jxl) of effort 9, a ValueError
-    without the package pillow-jxl-plugin. `sheet` puts all images into one picture (about square; several where a side
-    would pass 16,383 pixels), with one header for all; otherwise each image is a file.
+    others. The settings are those of `SETTINGS`: PNG of level 9, optimised; lossless WebP of
+    quality 100, the shortest file of methods 2 to 5; lossless JPEG XL (jxl) of effort 9, a
+    ValueError without the package pillow-jxl-plugin. `sheet` puts all images into one picture
+    (about square; several where a side would pass 16,383 pixels), with one header for all;
+    otherwise each image is a file.
     """
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")

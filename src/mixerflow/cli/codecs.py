@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,15 @@ class CodecFlags:
 
     codecs: bool = True
     """Whether to compress images with PNG and WebP too."""
-    codec_images: int = SAMPLE
-    """How many, drawn from the images; 0 for all, which may take minutes."""
+    codec_images: int | None = None
+    """How many, drawn from the images, by default 250; 0 for all, which may take minutes."""
 
     def check_codecs(self) -> None:
-        """Refuse an impossible number with a ConfigError."""
+        """Refuse an impossible number, or one without an effect, with a ConfigError."""
+        if self.codec_images is None:
+            return
+        if not self.codecs:
+            raise ConfigError("nothing is compressed", "--codec-images", "leave out --no-codecs")
         if self.codec_images < 0:
             what = f"{self.codec_images} images"
             raise ConfigError(what, "--codec-images", "give at least 1, or 0 for all")
@@ -44,8 +50,10 @@ def shuffle_of(flow: Flow) -> ShufflePixels | None:
     return next(shuffles, None)
 
 
-def code(flow: Flow, images: Images, *, count: int, quiet: bool) -> list[CodecBits]:
-    """Code a sample of the images, with a bar; lengths of files are kept in the user's cache.
+def code(flow: Flow, images: Images, *, count: int | None, quiet: bool) -> list[CodecBits]:
+    """Code `count` of the images, by default `SAMPLE`, 0 for all; a bar shows the files done.
+
+    Lengths of files are kept in the user's cache.
 
     Raises:
         Stopped: after a signal; the same command goes on.
@@ -71,7 +79,7 @@ def code(flow: Flow, images: Images, *, count: int, quiet: bool) -> list[CodecBi
 
         return codec_rows(
             images,
-            count=count or len(images),
+            count=SAMPLE if count is None else count or len(images),
             seen=seen,
             order=order,
             threads=torch.get_num_threads(),
@@ -87,14 +95,29 @@ def as_entries(rows: list[CodecBits], total: int) -> dict[str, Any]:
     return {"codecs": {row.name: row.bits_per_dim for row in rows}, "codec_sample": sample}
 
 
+def entries_of(path: Path, digest: str) -> dict[str, Any]:
+    """Return the entries of an older evaluation's JSON, if its images had that digest."""
+    try:
+        older = json.loads(path.read_bytes())
+        same = older["images_sha256"] == digest
+        return {key: older[key] for key in ("codecs", "codec_sample")} if same else {}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version or hand
+        return {}
+
+
 def print_codecs(rows: list[CodecBits], flow: Flow, total: int) -> None:
-    """Print a row for each codec, and which images are coded."""
+    """Print a row for each codec that has such images, and which images are coded."""
+    coded = [row for row in rows if row.bits_per_dim is not None]
+    if missing := sorted({row.codec for row in rows if row not in coded}):
+        say(f"{' and '.join(missing)}: no files of such images")
+    if not coded:
+        return
     right = [Column(head, justify="right") for head in ("bits/dim", "± s.e.", "images")]
     table = Table("lossless code, headers included", *right, box=SIMPLE)
-    for row in rows:
+    for row in coded:
         figures = [row.bits_per_dim, row.standard_error]
         words = ["" if figure is None else f"{figure:.3f}" for figure in figures]
-        table.add_row(row.name, words[0] or "n/a", words[1], f"{row.images:,}")
+        table.add_row(row.name, *words, f"{row.images:,}")
     show(table)
     if rows[0].images < total:
         say(f"a sample of the {total:,} images; --codec-images 0 codes all")

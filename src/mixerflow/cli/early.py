@@ -69,7 +69,11 @@ def unknown_flags(words: Iterable[str], flags: Iterable[str]) -> list[str]:
 
 def no_such_flag(flag: str, flags: Iterable[str], prog: str, choice: str = "") -> ConfigError:
     """Return the error for an unknown flag, with the nearest one, or with a given remedy."""
-    near = _nearest(flag.replace("_", "-"), [*flags, "--help"])
+    spelled = flag.replace("_", "-")
+    if spelled.startswith("--no-"):  # of a part's setting, "no" stands after the part
+        part, dot, setting = spelled.removeprefix("--no-").rpartition(".")
+        spelled = f"--{part}{dot}no-{setting}"
+    near = [spelled] if spelled in flags else _nearest(spelled, [*flags, "--help"])
     remedy = f"did you mean {near[0]}?" if near else f"see {prog} --help"
     return ConfigError("no such flag", flag, choice or remedy)
 

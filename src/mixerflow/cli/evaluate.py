@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mixerflow import runs
-from mixerflow.cli.codecs import CodecFlags, as_entries, code, print_codecs
+from mixerflow.cli.codecs import CodecFlags, as_entries, code, entries_of, print_codecs
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
@@ -169,6 +169,7 @@ def _finish(
         _print_figures(figure)  # samples and codecs may take minutes
     result = figure.as_dict() | {
         "codecs": {},
+        "images_sha256": images.fingerprint(),
         "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
         "run": {key: metadata.get(key) for key in keys},
     }
@@ -260,9 +261,12 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     if len(name.encode()) > _LONGEST:  # more than a file's name may have
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     folder = run / "evaluations"
+    path = folder / f"{name}.json"
+    if not result["codecs"]:  # after --no-codecs or a stop: those of the same images stay
+        result = result | entries_of(path, result["images_sha256"])
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{name}.json", (json_text(result) + "\n").encode())
+        write_atomically(path, (json_text(result) + "\n").encode())
 
 
 def _print_figures(figure: Bits) -> None:
@@ -275,10 +279,12 @@ def _print_figures(figure: Bits) -> None:
     heads = (kind.replace("-w", "-\nw").replace(" (", "\n(") for kind in kinds)
     table = Table("", *heads, box=SIMPLE)
     table.add_row("bits/dim", *(f"{bound.bits_per_dim:.3f}" for bound in figure.curve))
-    table.add_row("± s.e.", *(f"{bound.standard_error:.3f}" for bound in figure.curve))
+    if figure.images > 1:
+        table.add_row("± s.e.", *(f"{bound.standard_error:.3f}" for bound in figure.curve))
     if len(figure.curve) > 1:
         table.add_row("gain", "", *(f"{bound.gain:.4f}" for bound in figure.curve[1:]))
-        table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
+        if figure.images > 1:
+            table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
     show(table)
     if len(figure.curve) > 1:
         say("gain: mean over the images of how far below the single-sample figure", "")

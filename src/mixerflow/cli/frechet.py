@@ -43,8 +43,12 @@ class FrechetFlags:
             CheckpointError: the file is no net.
         """
         if not self.fid:
-            if self.features is not None or self.fid_samples is not None:
-                flag = "--features" if self.fid_samples is None else "--fid-samples"
+            given = {
+                "--fid-samples": self.fid_samples is not None,
+                "--features": self.features is not None,
+                "--trust": self.trust,
+            }
+            for flag in (flag for flag, is_given in given.items() if is_given):
                 raise ConfigError("nothing is compared", flag, "give --fid too")
             return None
         if processes.world > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -101,7 +102,7 @@ def load_features(
         raise ConfigError(what, path, f"if you trust who wrote it {remedy}")
     try:
         if is_program:
-            net, name = torch.export.load(BytesIO(data)).module().to(device), path.stem
+            net, name = _program(data).to(device), path.stem
         else:
             net = _inception(data).to(device)
             name = INCEPTION if published else f"Inception v3, other weights, {path.stem}"
@@ -128,6 +129,16 @@ def _from_hub(spec: str) -> Path:
     except Exception as error:  # a dozen kinds: no such repository, no network, a bad name
         what = f"cannot be fetched ({first_line(error)})"
         raise CheckpointError(what, spec, f"get {INCEPTION_URL} and give its path") from error
+
+
+def _program(data: bytes) -> nn.Module:
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.ERROR)  # of a damaged file it logs a traceback, and raises another error
+    try:
+        return torch.export.load(BytesIO(data)).module()
+    finally:
+        log.setLevel(level)
 
 
 def _inception(data: bytes) -> InceptionV3:
