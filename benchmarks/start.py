@@ -3,7 +3,8 @@
     python -m benchmarks.start [--rounds N] [--out FILE]
 
 Each command is a fresh process with one thread; the commands take turns. A first round, which is
-not counted, fills a cache of this benchmark's own; the rows "first ..." lack pages in it.
+not counted, fills a cache of this benchmark's own, and Python's bytecode is written as by default.
+The rows "first ..." lack pages in that cache.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Start:
 def _measured(arguments: list[str], cache: str) -> tuple[float, float]:
     """Run Python once; return seconds that passed, and of the processor."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": cache, "COLUMNS": "80"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every start compiles the source
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
     passed, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
