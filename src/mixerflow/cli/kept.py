@@ -55,12 +55,10 @@ def read(*key: object) -> Any:  # noqa: ANN401
 
 def keep(value: object, *key: object) -> None:
     """Keep a value that JSON can hold, unless the key has one; no error where nothing can be."""
-    if not active:
+    if not active or read(*key) is not None:
         return
     try:
         path = _path(key)
-        if path.exists():
-            return
         if not path.parent.exists():
             _remove_unused(path.parents[1])
         store(path, json.dumps(value).encode())

@@ -55,5 +55,5 @@ def check_run_name(name: str) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, or has published weights; that these are no files, reading says."""
+    """Whether a folder is a run's, or has published weights; what is no file, reading says."""
     return any(os.path.lexists(path / name) for name in RUN_FILES)
