@@ -119,6 +119,8 @@ def test_pages_are_of_the_words_the_source_and_the_terminal(keeping, monkeypatch
     (tmp_path / "a").rmdir()
     file.write_text('"sho')  # damaged
     assert kept.read(*page()) is None
+    kept.keep("mended", *page())
+    assert kept.read(*page()) == "mended"
 
 
 def test_what_others_kept_long_ago_is_removed(keeping):

@@ -8,15 +8,18 @@ This exits with the code of the process that failed first, after at most one lin
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 
-from mixerflow.errors import ResourceError
+from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line
 from mixerflow.terminal import tell
 
 _REMEDY = "start the same command again: it resumes from the last checkpoint"
+_HELP = "see `python -m mixerflow.launch --help`"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     for name in ("agent.server.api", "multiprocessing.api"):  # they log what is said below
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
-    given = run.parse_args(sys.argv[1:] if arguments is None else arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            given = run.parse_args(words)
+    except SystemExit as end:
+        if end.code != 2:  # the help
+            raise
+        return _report(_mistake(printed.getvalue()))
     given.training_script_args = [given.training_script, *given.training_script_args]
     given.training_script, given.module = "mixerflow", True
     try:
@@ -45,9 +56,24 @@ def main(arguments: list[str] | None = None) -> int:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
         lost = ResourceError(f"{name} ended a process", f"process {rank}", _REMEDY)
-        tell(f"error: {lost}")
-        return lost.exit_code
+        return _report(lost)
+    except ValueError as error:  # a flag's value, before a process starts
+        return _report(ConfigError(first_line(error), "torchrun's flags", _HELP))
     return 0
+
+
+def _mistake(printed: str) -> ConfigError:
+    """Return the error for what torchrun's parser prints: its usage, and a last line."""
+    what = (printed.strip().splitlines() or [""])[-1].rpartition("error: ")[2]
+    if "training_script" in what:
+        remedy = "name one after torchrun's flags, `train RECIPE` for example"
+        return ConfigError("no command", "mixerflow.launch", remedy)
+    return ConfigError(what, "torchrun's flags", _HELP)
+
+
+def _report(error: MixerFlowError) -> int:
+    tell(f"error: {error.what}: {error.where}: {error.remedy}")  # torchrun's flags as they are
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def png_bytes(pixels: np.ndarray) -> bytes:
 
 
 def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
-    """Return bits per dimension of a lossless codec at its strongest setting, headers included.
+    """Return bits per dimension of a lossless codec, headers included.
 
     Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
     others. The settings are those of `SETTINGS`: PNG of level 9, optimised; lossless WebP of

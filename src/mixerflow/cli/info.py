@@ -20,20 +20,24 @@ from mixerflow.cli import kept
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, is_run
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
-from mixerflow.errors import CheckpointError
+from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model
 from mixerflow.runs.bounded import flow_within_reason
-from mixerflow.terminal import say, show
+from mixerflow.terminal import console, say, show
 from mixerflow.train_config import TrainConfig
 from mixerflow.transforms import Augment, Coupling, KernelChain, MixerLayer, Patchify
 from mixerflow.transforms.plans import plan_of
 
 _COLUMNS = 80
-"""Width of the lines, where no one word is longer."""
+"""Largest width of the lines, where no one word is longer."""
 _PART = 42
-"""Width of a part's description."""
+"""Largest width of a part's description."""
+_NARROW = 20
+"""Width of a description below which a table has no shapes, which leaves it more room."""
+_LEAST = 12
+"""Smallest width of a description."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ def main(arguments: list[str]) -> int:
         say("usage: mixerflow info [RECIPE or RUN] [flags]", "")
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
-    published = None
+    if name.startswith("-"):
+        remedy = "name one before its flags; `mixerflow info` lists them"
+        raise ConfigError("no recipe", "mixerflow info RECIPE", remedy)
+    published = flow = None
     check_run_name(name)
     kept.keep([*recipes.RECIPES], "recipes")
     if is_run(Path(name)):
@@ -63,7 +70,7 @@ def main(arguments: list[str]) -> int:
         metadata = read_metadata(Path(name))
         if not metadata.get("model"):
             raise CheckpointError("names no model", name, "restore run.json from a copy")
-        flow_within_reason(metadata["model"], name)
+        flow = flow_within_reason(metadata["model"], name)
         model, shape = from_spec(metadata["model"])
         data = metadata.get("data", {}).get("dataset_id")
         say(f"status {metadata.get('status')}, {metadata.get('steps')} steps on {data}")
@@ -75,18 +82,24 @@ def main(arguments: list[str]) -> int:
     prog = f"mixerflow info {name}"
     given = parse(Arguments, rest, prog=prog, default=default) if rest else default
     changed = (given.model, given.shape) != (model, shape)
-    _print_chain(given.model, given.shape, None if changed else published)
+    if changed or flow is None:
+        flow = given.model.build(given.shape)
+    _print_chain(flow, None if changed else published)
     return 0
 
 
 def _print_recipes() -> None:
     table = Table(Column("recipe", no_wrap=True), "what", "budget", box=SIMPLE)
-    for name, recipe in recipes.RECIPES.items():
-        table.add_row(name, recipe.about, _budget(recipe.train))
-    show(table)
+    rows = [(name, each.about, _budget(each.train)) for name, each in recipes.RECIPES.items()]
+    for row in rows:
+        table.add_row(*row)
+    if console().width < _COLUMNS:
+        say(*_lines(f"{name}: {about}; {budget}" for name, about, budget in rows), "")
+    else:
+        show(table)
     # the papers' figures are of several kinds, which one column cannot have
     hint = "`mixerflow info RECIPE` shows the chain, and the paper's figure with its kind."
-    say(hint)
+    say(*_lines([hint]))
 
 
 def _budget(train: TrainConfig) -> str:
@@ -95,25 +108,35 @@ def _budget(train: TrainConfig) -> str:
     return f"{train.epochs:g} epochs" if train.steps is None else f"{train.steps:,} steps"
 
 
-def _print_chain(model: Model, shape: Shape, published: PublishedResult | None) -> None:
-    flow = model.build(shape)
-    table = Table("part", "gives", Column("parameters", justify="right"), box=SIMPLE)
-    for part, shape, count in _chain_rows(flow):
-        table.add_row(part, _times(shape), f"{count:,}" if count else "")
+def _print_chain(flow: Flow, published: PublishedResult | None) -> None:
+    rows, total = [*_chain_rows(flow)], _count(flow)
+    counts = max(len("parameters"), len(f"{total:,}"))
+    shapes = max(len(_times(shape)) for _, _, shape, _ in rows)
+    room = console().width - counts - 14  # beside numbers, rules and spaces
+    shown = room - shapes - 3 >= _NARROW
+    part = max(min(_PART, room - shapes - 3 if shown else room), _LEAST)
+    table = Table("part", *["gives"] * shown, Column("parameters", justify="right"), box=SIMPLE)
+
+    def add(name: str, shape: Shape | None, count: int) -> None:
+        gives = [_times(shape) if shape else ""] * shown
+        table.add_row(name, *gives, f"{count:,}" if count else "")
+
+    for numbers, name, shape, count in rows:
+        add(_numbered(numbers, name, part), shape, count)
     if flow.context_net is not None:
-        table.add_row("class embedding", "", f"{_count(flow.context_net):,}")
+        add("class embedding", None, _count(flow.context_net))
     table.add_section()
-    total = _count(flow)
-    table.add_row("in all", _times(flow.latent_shape), f"{total:,}")
+    add("in all", flow.latent_shape, total)
     show(table)
     notes = (_noise_use(flow), _kernel_use(flow), _published_lines(published, total))
     say(*_lines(itertools.chain(*notes)))
 
 
 def _lines(notes: Iterable[str]) -> Iterator[str]:
-    """Break notes into lines that any terminal has room for."""
+    """Break notes into lines that the terminal has room for."""
+    width = max(min(_COLUMNS, console().width), 4)
     for note in notes:
-        yield from textwrap.wrap(note, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
+        yield from textwrap.wrap(note, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _published_lines(published: PublishedResult | None, total: int) -> Iterator[str]:
@@ -170,8 +193,8 @@ def _count_refusals(reasons: list[str | None]) -> str:
     return f"{count}; the others operator by operator: {refused[0]}" if refused else count
 
 
-def _chain_rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
-    """Yield part, event shape after it, and parameters; equal neighbours share a row.
+def _chain_rows(flow: Flow) -> Iterator[tuple[str, str, Shape, int]]:
+    """Yield numbers, part, event shape after it, parameters; equal neighbours share a row.
 
     Layers of several transforms are numbered from data to latent; later ones equal to earlier ones
     are described by their numbers.
@@ -189,14 +212,14 @@ def _chain_rows(flow: Flow) -> Iterator[tuple[str, Shape, int]]:
         if last:
             like = described.setdefault((name, shapes[-1]), numbers)
             name = name if like == numbers else f"as {like}"
-        yield _numbered(numbers, name), shapes[-1], sum(counts)
+        yield numbers, name, shapes[-1], sum(counts)
 
 
-def _numbered(numbers: str, name: str) -> str:
+def _numbered(numbers: str, name: str, width: int) -> str:
     """Put a description beside its numbers, broken between its parts."""
     parts = re.split(r"(?<=[,:]) ", name)
-    whole = (part.replace(" ", "\0") if len(part) <= _PART else part for part in parts)
-    lines = textwrap.wrap(" ".join(whole), _PART, break_on_hyphens=False)
+    whole = (part.replace(" ", "\0") if len(part) <= width else part for part in parts)
+    lines = textwrap.wrap(" ".join(whole), width, break_on_hyphens=False)
     return "\n".join(f"{numbers if line is lines[0] else '':>5}  {line}" for line in lines).replace(
         "\0", " "
     )

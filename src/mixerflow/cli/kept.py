@@ -8,13 +8,13 @@ A program that has registered classes of its own neither reads nor writes any of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import json
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -23,12 +23,13 @@ from typing import Any
 
 from mixerflow.caches import source_sha256, store, user_cache, without_digest
 from mixerflow.cli.paths import RUN_FILES
+from mixerflow.compiler import compiler
 from mixerflow.errors import ResourceError
 
 active = False
 """Whether this process keeps and reads anything: nothing was registered before the command."""
 _UNUSED = 30 * 24 * 3600.0
-"""Seconds after which what other versions have kept is removed."""
+"""Seconds without a reader or a writer after which what other versions have kept is removed."""
 _LARGEST = 1 << 20
 """Bytes of a run's description beyond which its page is not kept."""
 _TERMINAL = ("COLUMNS", "LINES", "TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR")
@@ -38,21 +39,26 @@ _MACHINE = ("CC", "MIXERFLOW_KERNELS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES
 
 def read(*key: object) -> Any:  # noqa: ANN401
     """Return what is kept under a key; None where nothing is, or what is damaged."""
+    if not active:
+        return None
     try:
-        content = without_digest(_path(key).read_bytes()) if active else None
-        return None if content is None else json.loads(content)
+        path = _path(key)
+        content = without_digest(path.read_bytes())
+        if content is None:
+            return None
+        with contextlib.suppress(OSError):  # reading alone does not change a folder's time
+            os.utime(path.parent)
+        return json.loads(content)
     except (OSError, ValueError, ResourceError):  # ResourceError: there is no home folder
         return None
 
 
 def keep(value: object, *key: object) -> None:
     """Keep a value that JSON can hold, unless the key has one; no error where nothing can be."""
-    if not active:
+    if not active or read(*key) is not None:
         return
     try:
         path = _path(key)
-        if path.exists():
-            return
         if not path.parent.exists():
             _remove_unused(path.parents[1])
         store(path, json.dumps(value).encode())
@@ -113,9 +119,8 @@ def _terminal() -> list[object]:
 
 def _machine() -> list[object]:
     """Return what decides which kernels run: processor, compiler and GPUs."""
-    compiler = (shlex.split(os.environ.get("CC", "")) or ["cc"])[0]
     gpus = sorted(map(str, Path("/dev").glob("nvidia[0-9]*")))
-    found = [platform.node(), platform.machine(), shutil.which(compiler), gpus]
+    found = [platform.node(), platform.machine(), shutil.which(compiler()[0]), gpus]
     return [*found, [os.environ.get(name) for name in _MACHINE]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,7 +158,15 @@ def _spelled_out(kind: type, arguments: list[str]) -> list[str]:
 def _one_line(boxed: str) -> str:
     """Put tyro's boxed message in one line; for a wrong value, the flag and the value."""
     lines = [line.strip(" │╭╮╰╯─") for line in boxed.splitlines()]
-    words = " ".join(line for line in lines if line and "help" not in line)
+    _title, *lines = [line for line in lines if line.strip("-")] or [""]
+    absent = [
+        "run" if line == "PATH" else line
+        for before, line in itertools.pairwise(lines)
+        if before.startswith("Missing from ") or before.endswith("(required)")
+    ]
+    if absent:  # the line after the last one says where the help is
+        return f"no {' and no '.join(line for line in absent if 'help' not in line)} given"
+    words = " ".join(line for line in lines if "help" not in line)
     choice = re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?\((.*?)\)", words)
     if choice:
         names = choice[3].replace("'", "")
@@ -165,4 +174,4 @@ def _one_line(boxed: str) -> str:
     wrong = re.search(r"Error parsing (\S+?):.*?'([^']*)'", words)
     if wrong:
         return f"{wrong[2]!r} does not fit {wrong[1]}"
-    return words.removeprefix("Parsing error ") or "a flag has a value that does not fit"
+    return words.rstrip(".") or "a flag has a value that does not fit"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mixerflow.errors import CheckpointError, ConfigError
@@ -37,19 +38,22 @@ def require_run(path: Path, where: str) -> None:
     """Raise a CheckpointError where no run folder is, or an error of `check_run_path`."""
     check_path(path, where)
     check_run_path(path)
-    if not path.exists():
+    closed = path.exists() and not os.access(path, os.X_OK)  # reading says so
+    if not is_run(path) and not closed:
         remedy = "name a folder that `mixerflow train` or `mixerflow publish` made"
         raise CheckpointError("no run here", path, remedy)
 
 
 def check_run_name(name: str) -> None:
-    """Check a word that may name a recipe or a run folder, as `check_run_path` does."""
+    """Check a word that names a recipe or a run folder; one with a slash must be a run's path."""
     path = Path(name)
     check_path(path, "the name")
-    if path.is_dir() or "/" in name:
+    if "/" in name:
+        require_run(path, "the name")
+    elif path.is_dir():
         check_run_path(path)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, or has published weights."""
-    return any((path / name).is_file() for name in RUN_FILES)
+    """Whether a folder is a run's, or has published weights; what is no file, reading says."""
+    return any(os.path.lexists(path / name) for name in RUN_FILES)

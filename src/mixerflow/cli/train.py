@@ -14,7 +14,7 @@ from mixerflow import recipes
 from mixerflow.cli import kept
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
-from mixerflow.cli.paths import check_run_name
+from mixerflow.cli.paths import check_run_name, require_run
 from mixerflow.cli.reading import ReadingFlags, announce
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
     kept.keep([*recipes.RECIPES], "recipes")
-    if (Path(name) / "run.json").is_file():
+    if (Path(name) / "run.json").exists():
         recipe, given = _resumed(Path(name), rest)
     else:
         recipe, given = name, _new(name, rest)
@@ -133,6 +133,8 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
         raise ConfigError("the run would lie among its images", "--out", "name another folder")
     if is_published(out):
         raise ConfigError("published weights lie there", "--out", "name a folder of its own")
+    if given.weights and not (out / "run.json").exists():  # of a run that resumes they may be gone
+        require_run(given.weights, "--from")
     reading = given.reading(None)
     splits = load_data(given.data, reading=reading, cache=given.cache)
     validation, words = _validation(given.train, splits)

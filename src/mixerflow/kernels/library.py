@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 from mixerflow.caches import user_cache
+from mixerflow.compiler import compiler
 from mixerflow.errors import ResourceError
 from mixerflow.temporary import sweep, temporary_path
 
@@ -43,11 +44,6 @@ _building = threading.Lock()
 
 class BuildError(RuntimeError):
     """The kernels cannot be built on this machine; the message says why in one line."""
-
-
-def compiler() -> list[str]:
-    """Return the command of the C compiler, ``$CC`` or cc, with its first arguments."""
-    return shlex.split(os.environ.get("CC", ""), posix=os.name != "nt") or ["cc"]
 
 
 def cache_folder() -> Path:
