@@ -16,6 +16,7 @@ from mixerflow.cli.frechet import frechet
 from mixerflow.core import Flow
 from mixerflow.data import make_images
 from mixerflow.evaluate import codecs
+from mixerflow.runs.files import sealed
 from mixerflow.signals import Stopped
 from mixerflow.transforms import ShufflePixels
 
@@ -170,7 +171,7 @@ def test_codec_rows_stay_after_an_evaluation_without_them(cache, tmp_path, capsy
     assert first["codecs"]["webp, one sheet"] > 0 and first["codec_sample"]["of"] == 12
     assert main(["evaluate", str(run), "--no-codecs"]) == 0
     assert kept()[1] == first
-    path.write_text(json.dumps(first | {"images_sha256": "of others"}))
+    path.write_bytes(sealed(first | {"images_sha256": "of others"}))
     assert main(["evaluate", str(run), "--no-codecs"]) == 0
     assert kept()[1]["codecs"] == {}
 

@@ -35,14 +35,13 @@ def test_no_flipped_bit_of_a_record_changes_what_is_read(tmp_path):
     whole = read_record(path, "delete it")
     assert whole == {**RECORD, "nan": None, "not_finite": {"nan": "nan"}}
     caught = 0
-    for at in range(len(data)):
-        path.write_bytes(flipped(data, at, at % 8))
+    for bit in range(8 * len(data)):
+        path.write_bytes(flipped(data, bit // 8, bit % 8))
         try:
-            found = read_record(path, "delete it")
-            assert {key: found[key] for key in whole} == whole  # the CRC's own name
+            assert read_record(path, "delete it") == whole  # a space between entries
         except CheckpointError as error:
             caught += error.where == str(path)
-    assert caught > 0.8 * len(data)
+    assert caught > 8 * 0.8 * len(data)
 
 
 def test_a_record_without_crc_is_of_an_older_version(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from rich.table import Column, Table
 from mixerflow.caches import user_cache
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.errors import ConfigError
+from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate.codecs import SAMPLE, CodecBits, codec_rows
 from mixerflow.progress import ProgressBar
+from mixerflow.runs.files import read_record
 from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, show, tell
 from mixerflow.transforms import ShufflePixels
@@ -98,11 +98,11 @@ def as_entries(rows: list[CodecBits], total: int) -> dict[str, Any]:
 def entries_of(path: Path, digest: str) -> dict[str, Any]:
     """Return the entries of an older evaluation's JSON, if its images had that digest."""
     try:
-        older = json.loads(path.read_bytes())
-        same = older["images_sha256"] == digest
-        return {key: older[key] for key in ("codecs", "codec_sample")} if same else {}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or of another version or hand
+        older = read_record(path, "delete this file") or {}
+    except CheckpointError:  # what replaces it needs nothing of it
         return {}
+    same = older.get("images_sha256") == digest
+    return {key: older[key] for key in ("codecs", "codec_sample") if same and key in older}
 
 
 def print_codecs(rows: list[CodecBits], flow: Flow, total: int) -> None:

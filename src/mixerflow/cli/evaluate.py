@@ -30,7 +30,7 @@ from mixerflow.evaluate import (
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator, KeptDraws
-from mixerflow.runs.files import json_text, write_atomically, writing
+from mixerflow.runs.files import json_text, sealed, write_atomically, writing
 from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, show, tell
 
@@ -266,7 +266,7 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
         result = result | entries_of(path, result["images_sha256"])
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        write_atomically(path, (json_text(result) + "\n").encode())
+        write_atomically(path, sealed(result))
 
 
 def _print_figures(figure: Bits) -> None:
