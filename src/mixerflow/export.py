@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
+from mixerflow.core.shared import share
 from mixerflow.errors import ConfigError
 from mixerflow.terminal import tell
 
@@ -104,12 +105,12 @@ def density(flow: Flow) -> Density:
         names = ", ".join(dict.fromkeys(type(part).__name__ for part in others))
         remedy = "export its decoder, or score with mixerflow.bits"
         raise ConfigError(f"the density draws other noise than uniform ({names})", "export", remedy)
-    return Density(flow.fused())
+    return Density(share(flow.fused()))
 
 
 def decoder(flow: Flow) -> Decoder:
     """Return the map from latents to images of a flow's inference copy."""
-    return Decoder(flow.fused())
+    return Decoder(share(flow.fused()))
 
 
 def program(module: Density | Decoder) -> torch.export.ExportedProgram:
@@ -168,12 +169,13 @@ def _without_decompositions(traced: torch.export.ExportedProgram) -> torch.expor
     Raises:
         _NotFunctional: the program needs torch's decompositions.
     """
-    graph = traced.graph
-    for node in list(graph.nodes):
-        if isinstance(node.target, torch._ops.OpOverload):
-            _plain(node)
-    graph.eliminate_dead_code()
-    traced.graph_module.recompile()
+    for part in traced.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in list(part.graph.nodes):
+                if isinstance(node.target, torch._ops.OpOverload):
+                    _plain(node)
+            part.graph.eliminate_dead_code()
+            part.recompile()
     traced.run_decompositions = lambda *_: traced
     return traced
 
