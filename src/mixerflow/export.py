@@ -142,7 +142,9 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
         _write(program(module), module, path)
 
 
-def _write(traced: torch.export.ExportedProgram, module: Density | Decoder, path: str | Path):
+def _write(
+    traced: torch.export.ExportedProgram, module: Density | Decoder, path: str | Path
+) -> None:
     """Convert a program to ONNX, without optimisation: runtimes optimise when they load a model."""
     torch.onnx.export(
         traced,
@@ -203,7 +205,5 @@ def _plain(node: torch.fx.Node) -> None:
 
 def _owned(node: torch.fx.Node) -> bool:
     """Whether a node's result is a tensor of its own, which one node reads."""
-    made = isinstance(node.target, torch._ops.OpOverload)
-    return (
-        made and len(node.users) == 1 and all(r.alias_info is None for r in node.target._schema.returns)
-    )
+    made = isinstance(node.target, torch._ops.OpOverload) and len(node.users) == 1
+    return made and all(result.alias_info is None for result in node.target._schema.returns)

@@ -121,6 +121,7 @@ class _Shared(_Wrapper):
         self.takes_columns = transform.takes_columns
         self._kind = kind
         self._calls = calls
+        self.eval()  # as all of the inference copy is; or a view would be made of it
 
     def _run(self, x: Tensor, context: Context, *, inverse: bool) -> Mapped:
         if not torch.compiler.is_exporting():
