@@ -197,6 +197,15 @@ def _plain(node: torch.fx.Node) -> None:
         node.target, node.args = aten.permute.default, (x, axes)
     elif node.target is aten.rsub.Scalar and len(rest) == 1:
         node.target, node.args = aten.sub.Tensor, (rest[0], x)
+    elif node.target is aten.flatten.using_ints and x.meta["val"].dim() == node.meta["val"].dim():
+        node.replace_all_uses_with(x)
+    elif node.target is aten.sum.dim_IntList and x.meta["val"].dtype == node.meta["val"].dtype:
+        node.kwargs = {}  # or ONNX casts
+    elif node.target is aten.addcmul.default and not node.kwargs:
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(aten.mul.Tensor, tuple(rest))
+        product.meta = dict(node.meta)
+        node.target, node.args = aten.add.Tensor, (x, product)
     elif node.target is aten.relu_.default and _owned(x):
         node.target = aten.relu.default
     elif node.target._schema.is_mutable:
