@@ -77,12 +77,10 @@ class Store:
 
 @functools.cache
 def code_of(row: Row) -> str:
-    """Hash the source of mixerflow, of this package's floor, and of the row."""
-    own = Path(__file__).parent
+    """Hash the source of mixerflow, of this package, and of the row."""
     module = sys.modules[row.trial.__module__]
-    files = {Path(str(module.__file__)), own / "base.py", own / "runner.py", *own.glob("tools*.py")}
     digest = hashlib.sha256(source_sha256().encode())
-    for path in sorted(files):
+    for path in sorted({Path(str(module.__file__)), *Path(__file__).parent.glob("*.py")}):
         digest.update(f"{path.name} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -7,7 +7,6 @@ import hashlib
 import os
 import random
 import re
-import resource
 import shlex
 import signal
 import sys
@@ -204,13 +203,8 @@ def dice(row: str, number: int) -> random.Random:
 
 
 def digest(folder: Path) -> str:
-    """Hash the weights and the state that a run has reached: the last checkpoint's files."""
+    """Hash the weights that a run has reached: they come from all its states before."""
     step = (folder / "checkpoints/last").read_text().split()[0]
     files = sorted((folder / f"checkpoints/step-{step}").glob("*.safetensors"))
     content = b"".join(path.name.encode() + path.read_bytes() for path in files)
     return f"step {step}, {hashlib.sha256(content).hexdigest()}"
-
-
-def peak_megabytes() -> float:
-    """Return the largest memory that any ended child of this process had, in MB."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024

@@ -11,7 +11,7 @@ import torch
 from helpers import small_run
 from mixerflow import pictures
 from mixerflow.cli import main
-from mixerflow.cli.codecs import code, print_codecs
+from mixerflow.cli.codecs import code_images, print_codecs
 from mixerflow.cli.frechet import frechet
 from mixerflow.core import Flow
 from mixerflow.data import make_images
@@ -128,13 +128,13 @@ def cache(monkeypatch, tmp_path):
 def test_images_are_coded_as_the_model_sees_them(cache, capsys):
     images = images_of(0)
     flow = Flow(ShufflePixels((3, 6, 5), seed=3), (3, 6, 5), levels=256)
-    rows = code(flow, images, count=3, quiet=True)
+    rows = code_images(flow, images, count=3, quiet=True)
     sample = torch.from_numpy(images.pixels[codecs.sample_of(images, 3)])
     shuffled = flow.transform.shuffle(sample).numpy()
     for row in rows:
         bits = pictures.codec_bits(shuffled, row.codec, sheet=row.sheet)
         assert row.bits_per_dim == pytest.approx(bits, abs=1e-12)
-    print_codecs(rows, flow, 12)
+    print_codecs(rows, flow, images)
     assert "shuffled" in capsys.readouterr().out
 
 
@@ -171,9 +171,16 @@ def test_codec_rows_stay_after_an_evaluation_without_them(cache, tmp_path, capsy
     assert first["codecs"]["webp, one sheet"] > 0 and first["codec_sample"]["of"] == 12
     assert main(["evaluate", str(run), "--no-codecs"]) == 0
     assert kept()[1] == first
-    path.write_bytes(sealed(first | {"images_sha256": "of others"}))
-    assert main(["evaluate", str(run), "--no-codecs"]) == 0
-    assert kept()[1]["codecs"] == {}
+    assert main(["evaluate", str(run), "--codec-images", "2"]) == 0
+    assert kept()[1] == first, "a smaller sample replaces none"
+    forged = {"codecs": {"webp, one sheet": "many"}, "codec_sample": ["anything"]}
+    for damage in ({"images_sha256": "of others"}, forged, {"codecs": []}):
+        path.write_bytes(sealed(first | damage))
+        assert main(["evaluate", str(run), "--no-codecs"]) == 0
+        assert kept()[1]["codecs"] == {}
+    path.write_text("[" * 1000)
+    assert main(["evaluate", str(run), "--codec-images", "2"]) == 0
+    assert kept()[1]["codec_sample"]["images"] == 2
 
 
 def test_flags_without_an_effect_are_refused(cache, tmp_path, capsys):
@@ -186,9 +193,11 @@ def test_flags_without_an_effect_are_refused(cache, tmp_path, capsys):
 
 def test_images_that_no_codec_has_are_told(capsys):
     pixels = np.zeros((3, 2, 4, 4), np.uint16)
-    rows = codecs.codec_rows(make_images(pixels, None, dataset_id="deep"), count=2)
-    print_codecs(rows, Flow(ShufflePixels((2, 4, 4), seed=3), (2, 4, 4), levels=256), 3)
-    assert capsys.readouterr().out == "png and webp: no files of such images\n"
+    images = make_images(pixels, None, dataset_id="deep")
+    flow = Flow(ShufflePixels((2, 4, 4), seed=3), (2, 4, 4), levels=256)
+    print_codecs(codecs.codec_rows(images, count=2), flow, images)
+    told = "png and webp: no files of images with 2 channels of uint16\n"
+    assert capsys.readouterr().out == told
     with pytest.raises(ValueError, match="at least 1"):
         codecs.codec_rows(images_of(0), count=0)
 

@@ -14,10 +14,13 @@ from mixerflow.transforms.checks import perturb
 from mixers import mixer
 
 SHAPE = (2, 4, 6)
+PER_LAYER = 12
+"""Operators of a layer in a program, at most."""
 SETTINGS = {
     "paper": {},
     "conditional": {"classes": 3, "class_width": 4, "norm": "layer", "cut": "dilated"},
     "float data": {"levels": None, "linear": "none", "actnorm": "activation"},
+    "deep": {"layers": 8},
     "16 bits": {"levels": 2**16, "norm": "none", "cut": "bands"},
 }
 ALL = [(name, kind) for name in SETTINGS for kind in ("density", "decoder")]
@@ -83,6 +86,16 @@ def test_the_onnx_model_gives_what_the_flow_gives(name, kind, tmp_path):
         assert sorted(given) == sorted(i.name for i in session.get_inputs())
         got = session.run(None, {name: value.numpy() for name, value in given.items()})[0]
         close(torch.from_numpy(got), wanted)
+
+
+def test_layers_are_calls_of_few_functions():
+    """An export of 30 layers takes minutes if operators are traced again for each layer."""
+    flow = made("deep")
+    program = export.program(export.density(flow))
+    given, wanted = inputs(flow, "density", 3)
+    close(program.module()(**given), wanted)
+    operators = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert len(operators) <= 8 * PER_LAYER + 30
 
 
 def test_noise_is_an_input():

@@ -8,4 +8,8 @@ import shlex
 
 def compiler() -> list[str]:
     """Return the command of the C compiler, ``$CC`` or cc, with its first arguments."""
-    return shlex.split(os.environ.get("CC", ""), posix=os.name != "nt") or ["cc"]
+    given = os.environ.get("CC", "")
+    try:
+        return shlex.split(given, posix=os.name != "nt") or ["cc"]
+    except ValueError:  # a quotation without an end
+        return [given]

@@ -112,11 +112,18 @@ class NonFiniteError(MixerFlowError):
     exit_code = 6
 
 
+_MANY = 20
+"""Names beyond which a remedy does not list them all."""
+
+
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the remedy for an unknown name: the most similar known name, or all of them."""
+    """Return the remedy for an unknown name: the most similar known name, or known ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    few = [*known[:_MANY], "..."] if len(known) > _MANY else known
+    return f"choose one of {', '.join(few)}"
 
 
 def first_line(error: BaseException) -> str:

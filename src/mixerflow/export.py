@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
+from mixerflow.core.shared import share
 from mixerflow.errors import ConfigError
 from mixerflow.terminal import tell
 
@@ -104,12 +105,12 @@ def density(flow: Flow) -> Density:
         names = ", ".join(dict.fromkeys(type(part).__name__ for part in others))
         remedy = "export its decoder, or score with mixerflow.bits"
         raise ConfigError(f"the density draws other noise than uniform ({names})", "export", remedy)
-    return Density(flow.fused())
+    return Density(share(flow.fused()))
 
 
 def decoder(flow: Flow) -> Decoder:
     """Return the map from latents to images of a flow's inference copy."""
-    return Decoder(flow.fused())
+    return Decoder(share(flow.fused()))
 
 
 def program(module: Density | Decoder) -> torch.export.ExportedProgram:
@@ -135,8 +136,18 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
     except ImportError:
         what, remedy = "ONNX needs onnx and onnxscript", "pip install 'mixerflow[onnx]'"
         raise ConfigError(what, "export.onnx", remedy) from None
+    try:
+        _write(_without_decompositions(program(module)), module, path)
+    except (_NotFunctional, torch.onnx.errors.OnnxExporterError):
+        _write(program(module), module, path)
+
+
+def _write(
+    traced: torch.export.ExportedProgram, module: Density | Decoder, path: str | Path
+) -> None:
+    """Convert a program to ONNX, without optimisation: runtimes optimise when they load a model."""
     torch.onnx.export(
-        program(module),
+        traced,
         (),
         path,
         kwargs=module.example(),
@@ -144,4 +155,64 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
         dynamo=True,
         external_data=False,
         verbose=False,
+        optimize=False,
     )
+
+
+class _NotFunctional(Exception):
+    """A program changes a tensor that something else may read."""
+
+
+def _without_decompositions(traced: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Prepare a program for ONNX, so that torch need not trace it once more, which takes longest.
+
+    `torch.onnx` knows the operators of a flow, but for those that `_plain` replaces.
+
+    Raises:
+        _NotFunctional: the program needs torch's decompositions.
+    """
+    for part in traced.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in list(part.graph.nodes):
+                if isinstance(node.target, torch._ops.OpOverload):
+                    _plain(node)
+            part.graph.eliminate_dead_code()
+            part.recompile()
+    traced.run_decompositions = lambda *_: traced
+    return traced
+
+
+def _plain(node: torch.fx.Node) -> None:
+    """Replace an operator that ONNX has under another name, or without effect on its input."""
+    aten, (x, *rest) = torch.ops.aten, node.args or (None,)
+    if node.target in (aten.to.dtype, aten.to.device):
+        if x.meta["val"].dtype == node.meta["val"].dtype:
+            node.replace_all_uses_with(x)
+        else:
+            node.target, node.args = aten._to_copy.default, (x,)
+            node.kwargs = {"dtype": node.meta["val"].dtype}
+    elif node.target is aten.movedim.int:
+        axes = list(range(node.meta["val"].dim()))
+        axes.insert(rest[1] % len(axes), axes.pop(rest[0] % len(axes)))
+        node.target, node.args = aten.permute.default, (x, axes)
+    elif node.target is aten.rsub.Scalar and len(rest) == 1:
+        node.target, node.args = aten.sub.Tensor, (rest[0], x)
+    elif node.target is aten.flatten.using_ints and x.meta["val"].dim() == node.meta["val"].dim():
+        node.replace_all_uses_with(x)
+    elif node.target is aten.sum.dim_IntList and x.meta["val"].dtype == node.meta["val"].dtype:
+        node.kwargs = {}  # or ONNX casts
+    elif node.target is aten.addcmul.default and not node.kwargs:
+        with node.graph.inserting_before(node):
+            product = node.graph.call_function(aten.mul.Tensor, tuple(rest))
+        product.meta = dict(node.meta)
+        node.target, node.args = aten.add.Tensor, (x, product)
+    elif node.target is aten.relu_.default and _owned(x):
+        node.target = aten.relu.default
+    elif node.target._schema.is_mutable:
+        raise _NotFunctional
+
+
+def _owned(node: torch.fx.Node) -> bool:
+    """Whether a node's result is a tensor of its own, which one node reads."""
+    made = isinstance(node.target, torch._ops.OpOverload) and len(node.users) == 1
+    return made and all(result.alias_info is None for result in node.target._schema.returns)

@@ -57,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         name = signal.Signals(-failure.exitcode).name
         lost = ResourceError(f"{name} ended a process", f"process {rank}", _REMEDY)
         return _report(lost)
-    except ValueError as error:  # a flag's value, before a process starts
-        return _report(ConfigError(first_line(error), "torchrun's flags", _HELP))
+    except (ValueError, AssertionError) as error:  # a flag's value, before a process starts
+        what = str(error) and first_line(error)
+        return _report(ConfigError(what or "a value that does not fit", "torchrun's flags", _HELP))
     return 0
 
 

@@ -50,7 +50,7 @@ def shuffle_of(flow: Flow) -> ShufflePixels | None:
     return next(shuffles, None)
 
 
-def code(flow: Flow, images: Images, *, count: int | None, quiet: bool) -> list[CodecBits]:
+def code_images(flow: Flow, images: Images, *, count: int | None, quiet: bool) -> list[CodecBits]:
     """Code `count` of the images, by default `SAMPLE`, 0 for all; a bar shows the files done.
 
     Lengths of files are kept in the user's cache.
@@ -95,21 +95,28 @@ def as_entries(rows: list[CodecBits], total: int) -> dict[str, Any]:
     return {"codecs": {row.name: row.bits_per_dim for row in rows}, "codec_sample": sample}
 
 
-def entries_of(path: Path, digest: str) -> dict[str, Any]:
-    """Return the entries of an older evaluation's JSON, if its images had that digest."""
+def larger_sample(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of an older evaluation's JSON if it coded more of the same images."""
     try:
         older = read_record(path, "delete this file") or {}
-    except CheckpointError:  # what replaces it needs nothing of it
+        same = older.get("images_sha256") == result["images_sha256"]
+        more = _coded(older) > _coded(result)
+    except (CheckpointError, AttributeError, TypeError):  # damaged, or not what `evaluate` writes
         return {}
-    same = older.get("images_sha256") == digest
-    return {key: older[key] for key in ("codecs", "codec_sample") if same and key in older}
+    return {key: older[key] for key in ("codecs", "codec_sample")} if same and more else {}
 
 
-def print_codecs(rows: list[CodecBits], flow: Flow, total: int) -> None:
+def _coded(result: dict[str, Any]) -> int:
+    figures = [figure for figure in result.get("codecs", {}).values() if figure is not None]
+    return int(result.get("codec_sample", {}).get("images", 0)) if sum(figures) > 0 else 0
+
+
+def print_codecs(rows: list[CodecBits], flow: Flow, images: Images) -> None:
     """Print a row for each codec that has such images, and which images are coded."""
     coded = [row for row in rows if row.bits_per_dim is not None]
     if missing := sorted({row.codec for row in rows if row not in coded}):
-        say(f"{' and '.join(missing)}: no files of such images")
+        kind = f"{images.pixels.shape[1]} channels of {images.pixels.dtype}"
+        say(f"{' and '.join(missing)}: no files of images with {kind}")
     if not coded:
         return
     right = [Column(head, justify="right") for head in ("bits/dim", "± s.e.", "images")]
@@ -119,7 +126,7 @@ def print_codecs(rows: list[CodecBits], flow: Flow, total: int) -> None:
         words = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         table.add_row(row.name, *words, f"{row.images:,}")
     show(table)
-    if rows[0].images < total:
-        say(f"a sample of the {total:,} images; --codec-images 0 codes all")
+    if rows[0].images < len(images):
+        say(f"a sample of the {len(images):,} images; --codec-images 0 codes all")
     if shuffle_of(flow) is not None:
         say("images are coded as the model sees them, shuffled")

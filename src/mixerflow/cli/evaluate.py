@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mixerflow import runs
-from mixerflow.cli.codecs import CodecFlags, as_entries, code, entries_of, print_codecs
+from mixerflow.cli.codecs import CodecFlags, as_entries, code_images, larger_sample, print_codecs
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
@@ -182,20 +182,17 @@ def _finish(
             if not quiet:
                 print_frechet(compared)
         if given.codecs:
-            rows = code(flow, images, count=given.codec_images, quiet=quiet)
+            rows = code_images(flow, images, count=given.codec_images, quiet=quiet)
             result |= as_entries(rows, len(images))
             if not quiet:
-                print_codecs(rows, flow, len(images))
+                print_codecs(rows, flow, images)
+        if quiet:
+            say(*json_text(result).splitlines())
     except Stopped as stopped:
         exit_code = stopped.exit_code
-    except BaseException:  # what follows the figure is lost, and not the figure
+    finally:  # what follows the figure may be lost, and not the figure
         with keeping("the figure"):
             _write_result(given.run, result)
-        raise
-    if quiet and not exit_code:
-        say(*json_text(result).splitlines())
-    with keeping("the figure"):
-        _write_result(given.run, result)
     return exit_code
 
 
@@ -262,11 +259,9 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     folder = run / "evaluations"
     path = folder / f"{name}.json"
-    if not result["codecs"]:  # after --no-codecs or a stop: those of the same images stay
-        result = result | entries_of(path, result["images_sha256"])
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        write_atomically(path, sealed(result))
+        write_atomically(path, sealed(result | larger_sample(path, result)))
 
 
 def _print_figures(figure: Bits) -> None:

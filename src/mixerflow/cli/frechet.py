@@ -48,7 +48,8 @@ class FrechetFlags:
                 "--features": self.features is not None,
                 "--trust": self.trust,
             }
-            for flag in (flag for flag, is_given in given.items() if is_given):
+            if any(given.values()):
+                flag = next(flag for flag, is_given in given.items() if is_given)
                 raise ConfigError("nothing is compared", flag, "give --fid too")
             return None
         if processes.world > 1:

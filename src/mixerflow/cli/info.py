@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         _print_recipes()
         return 0
-    if arguments[0] in ("-h", "--help"):
+    if arguments[0].startswith("-") and {"-h", "--help"} & set(arguments):
         say("usage: mixerflow info [RECIPE or RUN] [flags]", "")
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
@@ -89,13 +89,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _print_recipes() -> None:
-    table = Table(Column("recipe", no_wrap=True), "what", "budget", box=SIMPLE)
     rows = [(name, each.about, _budget(each.train)) for name, each in recipes.RECIPES.items()]
-    for row in rows:
-        table.add_row(*row)
     if console().width < _COLUMNS:
-        say(*_lines(f"{name}: {about}; {budget}" for name, about, budget in rows), "")
+        say(*_lines(f"{name} ({about}; {budget})" for name, about, budget in rows), "")
     else:
+        table = Table(Column("recipe", no_wrap=True), "what", "budget", box=SIMPLE)
+        for row in rows:
+            table.add_row(*row)
         show(table)
     # the papers' figures are of several kinds, which one column cannot have
     hint = "`mixerflow info RECIPE` shows the chain, and the paper's figure with its kind."

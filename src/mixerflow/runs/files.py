@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import CheckpointError, InUseError, ResourceError, first_line
-from mixerflow.runs.reading import parse_json, read_file
+from mixerflow.runs.reading import LARGEST, parse_json, read_file
 from mixerflow.temporary import sweep, temporary_path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -148,7 +148,7 @@ def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
         CheckpointError: it is damaged or cannot be read; `remedy` says what to do.
     """
     try:
-        return unsealed(parse_json(read_file(path)))
+        return unsealed(parse_json(read_file(path, largest=LARGEST)))
     except FileNotFoundError:
         return None
     except OSError as error:
