@@ -157,7 +157,7 @@ def clocks(number: int, folder: Path) -> Outcome:
     """Set the clock back while a run trains for minutes, and further back before it goes on."""
     begin(folder)
     dice_ = dice("clocks", number)
-    budget, back = 3.0, dice_.uniform(60, 1e6)
+    budget, back = 6.0, dice_.uniform(60, 1e6)
     words = (*TRAIN, f"--minutes={budget / 60}", "--train.clock=cpu")  # others may use the cores
 
     def clock(before: float, after: float, jump: float) -> None:
@@ -179,9 +179,9 @@ def clocks(number: int, folder: Path) -> Outcome:
         raise Found("lost", "files that another machine was writing were removed")
     records = (folder / "run/metrics.jsonl").read_text().splitlines()
     seconds = [record["seconds"] for record in map(json.loads, records) if "seconds" in record]
-    if seconds != sorted(seconds) or not 0 <= sum(seconds[-1:]) < 2 * budget:
+    if not seconds or seconds != sorted(seconds) or not 0 < seconds[-1] < 2 * budget:
         raise Found("wrong", f"{ended}\nseconds of steps: {seconds}")
-    return Outcome(sum(seconds[-1:]))
+    return Outcome(seconds[-1])
 
 
 ROWS = (
@@ -216,10 +216,10 @@ ROWS = (
     ),
     Row(
         "clocks",
-        "the clock set back during a run of 3 s, and between its starts",
+        "the clock set back during a run of 6 s of processor time, and between its starts",
         20,
         clocks,
-        "longest training, s",
+        "longest time of all steps, s",
         seconds=6,
         prepare=prepare,
     ),

@@ -237,9 +237,10 @@ def test_a_damaged_pointer_falls_back_with_a_warning(checkpoints, text):
         (checkpoints.root / name).unlink()
         if text is not None:
             (checkpoints.root / name).write_bytes(text)
-    with pytest.warns(UserWarning, match="last is missing or damaged: taking step 400"):
+    fault = "missing" if text is None else "damaged"
+    with pytest.warns(UserWarning, match=f"last is {fault}: taking step 400"):
         assert checkpoints.load("last").step == 400
-    with pytest.warns(UserWarning, match="best is missing or damaged: taking step 200"):
+    with pytest.warns(UserWarning, match=f"best is {fault}: taking step 200"):
         assert checkpoints.load("best").step == 200
     (checkpoints.root / "step-400" / "state.pt").unlink()
     with pytest.warns(UserWarning, match="taking step 300"):

@@ -1,12 +1,14 @@
 """Exported programs and ONNX models give what the flow gives, for every batch size."""
 
+import io
 import sys
 
 import pytest
 import torch
 
 from mixerflow import export
-from mixerflow.core import Centre, Chain, Flow
+from mixerflow.core import Centre, Chain, Flow, shared
+from mixerflow.core.shared import put_in_place
 from mixerflow.errors import ConfigError
 from mixerflow.recipes import build
 from mixerflow.transforms import Dequantize
@@ -88,14 +90,27 @@ def test_the_onnx_model_gives_what_the_flow_gives(name, kind, tmp_path):
         close(torch.from_numpy(got), wanted)
 
 
+@pytest.mark.slow
 def test_layers_are_calls_of_few_functions():
     """An export of 30 layers takes minutes if operators are traced again for each layer."""
-    flow = made("deep")
-    program = export.program(export.density(flow))
-    given, wanted = inputs(flow, "density", 3)
-    close(program.module()(**given), wanted)
-    operators = [node for node in program.graph.nodes if node.op == "call_function"]
+    flow, file = made("deep"), io.BytesIO()
+    traced = export._traced(export.density(flow))
+    operators = [node for node in traced.graph.nodes if node.op == "call_function"]
     assert len(operators) <= 8 * PER_LAYER + 30
+    put_in_place(traced.graph_module)  # as `export.program` does
+    assert len(list(traced.graph_module.modules())) == 1
+    torch.export.save(traced, file)
+    file.seek(0)
+    given, wanted = inputs(flow, "density", 3)
+    close(torch.export.load(file).module()(**given), wanted)
+
+
+def test_without_torchs_own_functions_all_is_traced(monkeypatch):
+    monkeypatch.setattr(shared, "invoke_subgraph", None)
+    monkeypatch.setattr(shared, "inline_invoke_subgraph", None)
+    density = export.density(made("deep"))
+    assert not any(isinstance(part, shared._Shared) for part in density.modules())
+    shared.put_in_place(torch.fx.GraphModule(density, torch.fx.Graph()))
 
 
 def test_noise_is_an_input():

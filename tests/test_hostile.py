@@ -141,7 +141,7 @@ def test_what_is_no_file_is_not_read(run, name, kind):
 def test_a_pointer_that_is_a_device_is_passed_over(run):
     (run / "checkpoints/best").unlink()
     (run / "checkpoints/best").symlink_to("/dev/zero")
-    with pytest.warns(UserWarning, match="missing or damaged: taking step 2"):
+    with pytest.warns(UserWarning, match="best is damaged: taking step 2"):
         mixerflow.load(run)
 
 

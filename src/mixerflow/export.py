@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
-from mixerflow.core.shared import share
+from mixerflow.core.shared import put_in_place, share
 from mixerflow.errors import ConfigError
 from mixerflow.terminal import tell
 
@@ -115,6 +115,13 @@ def decoder(flow: Flow) -> Decoder:
 
 def program(module: Density | Decoder) -> torch.export.ExportedProgram:
     """Export a density or decoder with `torch.export`, for batches of any size from 1 up."""
+    traced = _traced(module)
+    put_in_place(traced.graph_module)
+    return traced
+
+
+def _traced(module: Density | Decoder) -> torch.export.ExportedProgram:
+    """Trace a module; transforms that occur often are calls of functions."""
     steps = len(module.flow.layers())
     if steps > _MANY:
         tell(f"export: tracing a flow of {steps} steps takes a while")
@@ -137,9 +144,9 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
         what, remedy = "ONNX needs onnx and onnxscript", "pip install 'mixerflow[onnx]'"
         raise ConfigError(what, "export.onnx", remedy) from None
     try:
-        _write(_without_decompositions(program(module)), module, path)
+        _write(_without_decompositions(_traced(module)), module, path)
     except (_NotFunctional, torch.onnx.errors.OnnxExporterError):
-        _write(program(module), module, path)
+        _write(_traced(module), module, path)
 
 
 def _write(
@@ -178,13 +185,15 @@ def _without_decompositions(traced: torch.export.ExportedProgram) -> torch.expor
                     _plain(node)
             part.graph.eliminate_dead_code()
             part.recompile()
-    traced.run_decompositions = lambda *_: traced
-    return traced
+    ready: Any = traced
+    ready.run_decompositions = lambda *_: traced
+    return ready
 
 
-def _plain(node: torch.fx.Node) -> None:
+def _plain(node: Any) -> None:  # noqa: ANN401  (nodes of fx are typed too widely)
     """Replace an operator that ONNX has under another name, or without effect on its input."""
-    aten, (x, *rest) = torch.ops.aten, node.args or (None,)
+    arguments: tuple[Any, ...] = node.args or (None,)
+    aten, (x, *rest) = torch.ops.aten, arguments
     if node.target in (aten.to.dtype, aten.to.device):
         if x.meta["val"].dtype == node.meta["val"].dtype:
             node.replace_all_uses_with(x)
@@ -212,7 +221,7 @@ def _plain(node: torch.fx.Node) -> None:
         raise _NotFunctional
 
 
-def _owned(node: torch.fx.Node) -> bool:
+def _owned(node: Any) -> bool:  # noqa: ANN401
     """Whether a node's result is a tensor of its own, which one node reads."""
     made = isinstance(node.target, torch._ops.OpOverload) and len(node.users) == 1
     return made and all(result.alias_info is None for result in node.target._schema.returns)

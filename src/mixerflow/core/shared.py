@@ -7,15 +7,20 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
 
 from mixerflow.core.combine import _Wrapper
 from mixerflow.core.noise import Noise
 from mixerflow.core.transform import Context, Mapped, PlacedLayer, Shape, Transform
+
+try:  # not public; other releases of torch may lack them, and all is traced as it stands
+    from torch._higher_order_ops.invoke_subgraph import invoke_subgraph
+    from torch._higher_order_ops.passes.inline_invoke_subgraph import inline_invoke_subgraph
+except ImportError:
+    invoke_subgraph = inline_invoke_subgraph = None
 
 _OFTEN = 4
 """Transforms of one kind from which on a function of their weights is faster to trace."""
@@ -31,6 +36,8 @@ def share(module: _Module) -> _Module:
     Two transforms are of one kind if they differ by the values of their weights only. Each kind
     becomes one function of input and weights, and is called. Without an export all is as before.
     """
+    if invoke_subgraph is None:
+        return module
     found = [(*place, _kind(place[2])) for place in _large(module)]
     count = Counter(kind for *_, kind in found if kind is not None)
     calls: dict[str, _Calls] = {}
@@ -40,6 +47,15 @@ def share(module: _Module) -> _Module:
             done.update(map(id, part.modules()))
             setattr(parent, name, _Shared(part, kind, calls.setdefault(kind, _calls(part))))
     return module
+
+
+def put_in_place(traced: torch.fx.GraphModule) -> None:
+    """Replace the calls in a traced module by the functions' operators, which run faster."""
+    if inline_invoke_subgraph is not None:
+        inline_invoke_subgraph(traced)
+        traced.delete_all_unused_submodules()
+        traced.graph.lint()
+        traced.recompile()
 
 
 def _large(module: nn.Module) -> Iterator[tuple[nn.Module, str, Transform]]:
@@ -131,7 +147,8 @@ class _Shared(_Wrapper):
         name = f"{self._kind}_{'inverse' if inverse else 'forward'}_{shapes}"
         name = "".join(letter if letter.isalnum() else "_" for letter in name)
         call = self._calls[inverse, context is not None]
-        return invoke_subgraph(call, name, *given, *_weights(self.transform).values())
+        function: Any = invoke_subgraph  # it takes any callable
+        return function(call, name, *given, *_weights(self.transform).values())
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self._run(x, context, inverse=False)

@@ -297,9 +297,9 @@ class Checkpoints:
             raise CheckpointError("no checkpoint is marked as the best", self.root / which, remedy)
         if found is None:
             return steps[-1]  # damaged as all are: loading it says how
-        warnings.warn(
-            f"{self.root / which} is missing or damaged: taking step {found}", stacklevel=3
-        )
+        pointer = self.root / which
+        fault = "damaged" if pointer.exists() else "missing"  # a full disk or a kill came before it
+        warnings.warn(f"{pointer} is {fault}: taking step {found}", stacklevel=3)
         return found
 
     def _damaged(self, step: int, damage: Damage) -> CheckpointError:
