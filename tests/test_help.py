@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mixerflow.cli import early, kept, main
+from mixerflow.cli import early, main, pages
 from mixerflow.errors import ConfigError, MixerFlowError
 
 RUN = """
@@ -40,13 +40,13 @@ def fresh(cache, *words, columns="80", program=RUN):
 
 WITHOUT_TORCH = """
 import sys
-from mixerflow.cli import kept, main
+from mixerflow.cli import main, pages
 
-kept.active = True
-kept.keep("the page\\n", *kept.page_of("train", ["mixerflow-tiny", "--help"]))
-kept.keep(["mixerflow-tiny"], "recipes")
+pages.active = True
+pages.keep("the page\\n", *pages.page_of("train", ["mixerflow-tiny", "--help"]))
+pages.keep(["mixerflow-tiny"], "recipes")
 known = {"flags": ["--from", "--data"], "settings": []}
-kept.keep(known, "flags", "mixerflow train mixerflow-tiny")
+pages.keep(known, "flags", "mixerflow train mixerflow-tiny")
 commands = ["train mixerflow-tiny --help", "train mixerflow-tny", "train mixerflow-tiny --frm x"]
 commands += ["evaluate /no/such", "train mixerflow-tiny --data /no/such"]
 print([main(words.split()) for words in commands], "torch" in sys.modules)
@@ -82,7 +82,7 @@ def test_what_was_shown_before_needs_no_torch(cache):
 def keeping(monkeypatch, tmp_path):
     """A process that keeps and reads, as that of a command does."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(kept, "active", True)
+    monkeypatch.setattr(pages, "active", True)
     return tmp_path / "cache" / "mixerflow" / "commands"
 
 
@@ -94,48 +94,48 @@ def test_a_program_with_classes_of_its_own_neither_reads_nor_keeps(monkeypatch, 
 
 def test_pages_are_of_the_words_the_source_and_the_terminal(keeping, monkeypatch, tmp_path):
     def page():
-        return kept.page_of("info", ["a"])
+        return pages.page_of("info", ["a"])
 
-    kept.keep("shown", *page())
-    assert kept.read(*page()) == "shown"
-    kept.keep("shown again", *page())
-    assert kept.read(*page()) == "shown"  # nothing is written twice
-    assert kept.read(*kept.page_of("info", ["b"])) is None
+    pages.keep("shown", *page())
+    assert pages.read(*page()) == "shown"
+    pages.keep("shown again", *page())
+    assert pages.read(*page()) == "shown"  # nothing is written twice
+    assert pages.read(*pages.page_of("info", ["b"])) is None
     for name, value in (("COLUMNS", "41"), ("CC", "no-compiler"), ("MIXERFLOW_KERNELS", "0")):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
-            assert kept.read(*page()) is None
+            assert pages.read(*page()) is None
     with monkeypatch.context() as changed:
-        changed.setattr(kept, "_installed", lambda: "another source")
-        assert kept.read(*page()) is None
+        changed.setattr(pages, "_installed", lambda: "another source")
+        assert pages.read(*page()) is None
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     assert page() is None  # a folder, and no run
     (tmp_path / "a" / "run.json").write_text("{}")
-    assert page() is not None and kept.read(*page()) is None
-    assert kept.page_of("train", ["a"]) is None and kept.page_of("train", ["-h"]) is not None
+    assert page() is not None and pages.read(*page()) is None
+    assert pages.page_of("train", ["a"]) is None and pages.page_of("train", ["-h"]) is not None
     (file,) = keeping.glob("*/*.json")
     (tmp_path / "a" / "run.json").unlink()
     (tmp_path / "a").rmdir()
     file.write_text('"sho')  # damaged
-    assert kept.read(*page()) is None
-    kept.keep("mended", *page())
-    assert kept.read(*page()) == "mended"
+    assert pages.read(*page()) is None
+    pages.keep("mended", *page())
+    assert pages.read(*page()) == "mended"
 
 
 def test_what_others_kept_long_ago_is_removed(keeping):
     for name in ("old", "new"):
         (keeping / name).mkdir(parents=True)
     os.utime(keeping / "old", (0, 0))
-    kept.keep("shown", "key")
+    pages.keep("shown", "key")
     assert sorted(path.name == "new" for path in keeping.iterdir()) == [False, True]
 
 
 def test_no_cache_is_no_error(keeping, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    kept.keep("shown", "key")
-    assert kept.read("key") is None
+    pages.keep("shown", "key")
+    assert pages.read("key") is None
 
 
 def error_of(work) -> MixerFlowError:
@@ -160,12 +160,12 @@ def test_early_errors_are_those_of_the_commands(keeping, capsys, monkeypatch):
     monkeypatch.setattr("mixerflow.cli.commands.early.refuse", lambda command, words: None)
     codes, lines = [], []
     for words in MISTAKES:
-        monkeypatch.setattr(kept, "active", True)
+        monkeypatch.setattr(pages, "active", True)
         codes.append(_main_keeping(words, monkeypatch))
         lines.append(capsys.readouterr().err)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(keeping.parents[1]))
-    monkeypatch.setattr(kept, "active", True)
+    monkeypatch.setattr(pages, "active", True)
     for words, code, line in zip(MISTAKES, codes, lines, strict=True):
         error = error_of(lambda words=words: early.refuse(words[0], words[1:]))
         assert (error.exit_code, f"error: {error}\n") == (code, line)
@@ -185,9 +185,9 @@ def _main_keeping(words, monkeypatch):
 
 
 def test_what_may_be_right_is_left_to_the_command(keeping):
-    kept.keep(["mixerflow-tiny"], "recipes")
+    pages.keep(["mixerflow-tiny"], "recipes")
     known = {"flags": ["--train.batch", "--model.flow"], "settings": ["width", "shift_every"]}
-    kept.keep(known, "flags", "mixerflow train mixerflow-tiny")
+    pages.keep(known, "flags", "mixerflow train mixerflow-tiny")
     for words in (
         ["--model.flow.net.width", "3"],  # of a part that another flag may choose
         ["--model.no-shift-every"],

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import small_run
 from mixerflow import launch
-from mixerflow.cli import info, kept, main
+from mixerflow.cli import info, main, pages
 from mixerflow.parts import Model
 from mixerflow.terminal import console
 
@@ -116,11 +116,11 @@ def test_info_builds_the_model_of_a_run_once(made, capsys, monkeypatch):
 
 def test_pages_that_are_read_count_as_used(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kept, "active", True)
-    kept.keep("shown", "key")
+    monkeypatch.setattr(pages, "active", True)
+    pages.keep("shown", "key")
     (mine,) = (tmp_path / "mixerflow" / "commands").iterdir()
     os.utime(mine, (0, 0))  # written long ago, and read today
-    assert kept.read("key") == "shown"
-    monkeypatch.setattr(kept, "_installed", lambda: "another source")
-    kept.keep("shown", "key")
+    assert pages.read("key") == "shown"
+    monkeypatch.setattr(pages, "_installed", lambda: "another source")
+    pages.keep("shown", "key")
     assert mine.exists()

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from mixerflow.cli import early, kept, known
+from mixerflow.cli import early, known, pages
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
 from mixerflow.signals import end_quietly
 from mixerflow.terminal import any_encoding, finish_output, recording, replay, say, tell
@@ -40,7 +40,7 @@ def run(arguments: list[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     known.flags = set()
-    kept.active = "mixerflow.registry" not in sys.modules
+    pages.active = "mixerflow.registry" not in sys.modules
     with any_encoding():
         try:
             code = _run(words, debug=debug)
@@ -82,8 +82,8 @@ def _run(words: list[str], *, debug: bool) -> int:
 
 def _work(command: str, words: list[str]) -> int:
     """Do the work of a command, or print the page that it has printed before."""
-    page = kept.page_of(command, words) if kept.active else None
-    if page and (text := kept.read(*page)) is not None:
+    page = pages.page_of(command, words) if pages.active else None
+    if page and (text := pages.read(*page)) is not None:
         replay(text)
         return 0
     early.refuse(command, words)
@@ -100,7 +100,7 @@ def _work(command: str, words: list[str]) -> int:
             raise
         finally:
             if code == 0:
-                kept.keep("".join(printed), *page)
+                pages.keep("".join(printed), *page)
     return code
 
 

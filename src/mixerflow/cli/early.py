@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from mixerflow.cli import kept
+from mixerflow.cli import pages
 from mixerflow.cli.paths import check_run_name, is_run, require_run
 from mixerflow.errors import ConfigError, nearest
 
@@ -25,7 +25,7 @@ def refuse(command: str, words: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         return
     name = words[0] if words and not words[0].startswith("-") else ""
-    names = kept.read("recipes")
+    names = pages.read("recipes")
     if command in _OF_RECIPES and name and names and name not in names:
         check_run_name(name)
         if not is_run(Path(name)):
@@ -42,7 +42,7 @@ def refuse(command: str, words: list[str]) -> None:
 
 
 def _refuse_flags(words: list[str], prog: str) -> None:
-    known = kept.read("flags", prog) or {}
+    known = pages.read("flags", prog) or {}
     for flag in unknown_flags(words, known["flags"]) if known else ():
         last = flag.rpartition(".")[2].removeprefix("--").removeprefix("no-").replace("-", "_")
         if "." not in flag or last not in known["settings"]:  # of no part that may be chosen

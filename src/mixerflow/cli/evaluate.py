@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mixerflow import runs
 from mixerflow.cli.codecs import CodecFlags, as_entries, code_images, larger_sample, print_codecs
+from mixerflow.cli.copies import keeping
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
-from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from mixerflow import kernels, recipes
-from mixerflow.cli import kept
+from mixerflow.cli import pages
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, is_run
 from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("no recipe", "mixerflow info RECIPE", remedy)
     published = flow = None
     check_run_name(name)
-    kept.keep([*recipes.RECIPES], "recipes")
+    pages.keep([*recipes.RECIPES], "recipes")
     if is_run(Path(name)):
         from mixerflow.runs import read_metadata  # takes time that recipes need not
 
@@ -167,7 +167,7 @@ def _kernel_use(flow: Flow) -> Iterator[str]:
         return
     missing = kernels.unsupported_reason(torch.zeros(1))
     if missing is not None:
-        kept.active = False  # a compiler may be mended before the next call
+        pages.active = False  # a compiler may be mended before the next call
     yield f"on the CPU: {_count_refusals([missing or _refusal(c, 'cpu') for c in chains])}"
     gpu = _count_refusals([_refusal(chain, "gpu") for chain in chains])
     yield f"on a GPU (experimental): {gpu}"

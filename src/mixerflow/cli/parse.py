@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mixerflow.cli import kept, known
+from mixerflow.cli import known, pages
 from mixerflow.cli.early import no_such_flag, unknown_flags
 from mixerflow.cli.flags import choose_parts, first_choice, for_tyro, from_tyro
 from mixerflow.cli.paths import check_path, check_run_path, require_run
@@ -59,7 +59,7 @@ def parse(
     arguments = _spelled_out(kind, arguments)
     flags = dict(_flags(kind))
     if default is given or default == given:  # without other parts, which have other flags
-        kept.keep({"flags": [*flags], "settings": setting_names()}, "flags", prog)
+        pages.keep({"flags": [*flags], "settings": setting_names()}, "flags", prog)
     for flag in unknown_flags(arguments, flags):
         choice = first_choice(given, flag.removeprefix("--").replace("-", "_"))
         raise no_such_flag(flag, flags, prog, choice)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Column, Table
 
 from mixerflow import experiments
-from mixerflow.cli.keep import keeping
+from mixerflow.cli.copies import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError

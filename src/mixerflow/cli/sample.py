@@ -15,8 +15,8 @@ import tyro
 
 from mixerflow import pictures, runs
 from mixerflow.cli.codecs import shuffle_of
+from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import WeightsArguments
-from mixerflow.cli.keep import keeping
 from mixerflow.cli.parse import parse
 from mixerflow.core import Flow
 from mixerflow.errors import ConfigError, ResourceError

@@ -11,8 +11,8 @@ import torch
 import tyro
 
 from mixerflow import recipes
-from mixerflow.cli import kept
-from mixerflow.cli.keep import keeping
+from mixerflow.cli import pages
+from mixerflow.cli.copies import keeping
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, require_run
 from mixerflow.cli.reading import ReadingFlags, announce
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
-    kept.keep([*recipes.RECIPES], "recipes")
+    pages.keep([*recipes.RECIPES], "recipes")
     if (Path(name) / "run.json").exists():
         recipe, given = _resumed(Path(name), rest)
     else:
