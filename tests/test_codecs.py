@@ -11,7 +11,7 @@ import torch
 from helpers import small_run
 from mixerflow import pictures
 from mixerflow.cli import main
-from mixerflow.cli.codecs import code_images, print_codecs
+from mixerflow.cli.codecs import code_images, larger_sample, print_codecs
 from mixerflow.cli.frechet import frechet
 from mixerflow.core import Flow
 from mixerflow.data import make_images
@@ -235,3 +235,16 @@ def test_a_signal_while_samples_are_drawn_is_told(cache, tmp_path, capsys, monke
         frechet(None, images, None, **settings, quiet=True)
     assert stopped.value.exit_code == 143
     assert "stopped after 4 of 16 images and samples: the figure is kept" in capsys.readouterr().err
+
+
+def test_an_older_file_that_is_none_is_passed_over(tmp_path):
+    path, result = tmp_path / "old.json", {"images_sha256": "same", "codecs": {}}
+    entries = {"codecs": {"png, one sheet": 3.0}, "codec_sample": {"images": 5}}
+    path.write_bytes(sealed({"images_sha256": "same"} | entries))
+    assert larger_sample(path, result) == entries
+    path.unlink()
+    os.mkfifo(path)  # reading it would not end
+    assert larger_sample(path, result) == {}
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert larger_sample(path, result) == {}
