@@ -16,6 +16,7 @@ from mixerflow.core import (
     Transform,
     Window,
 )
+from mixerflow.core.shared import share
 from mixerflow.nets import (
     MADE,
     AttentionNet,
@@ -361,7 +362,13 @@ class FromContext(nn.Module):
         return out.expand(len(x), -1)[..., None, None] + x
 
 
+def called_as_one() -> Transform:
+    """A transform that occurs four times, as an export calls it."""
+    return share(nn.ModuleList(Chain(LU(4), coupling(4)) for _ in range(4)))[0]
+
+
 CASES = {
+    "called as a function": Case(called_as_one, (4,)),
     "chain": Case(lambda: Chain(LU(5), coupling(5), ActNorm(5)), (5,)),
     "chain of nothing": Case(Chain, (3,)),
     "layer": Case(lambda: Layer(coupling(4), LU(4)), (4,)),
