@@ -19,6 +19,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, beside others
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of them compiles the source again
 
 # A forked child that collects what its parent left, stores and sessions with threads that the child
 # does not have, is killed by it. Frozen, it is nobody's to collect.

@@ -124,6 +124,7 @@ def test_sections_are_named_once_and_chosen_by_their_names(capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes long to compile")
+@pytest.mark.slow
 def test_a_quick_run_from_the_command_line(tmp_path, capsys):
     asked = ["--only", "train operators tf32", "--minutes", "4"]
     assert gpu.main(["--quick", "--out", str(tmp_path), *asked]) == 0

@@ -238,6 +238,7 @@ def test_the_peak_of_a_step_is_counted_to_the_byte():
     assert peak == [400]
 
 
+@pytest.mark.slow
 def test_inverting_takes_the_same_memory_at_any_depth():
     given = memory.Arguments(hidden=16, batch=8)
     few, many = (memory.peaks(given, layers) for layers in (2, 8))

@@ -153,7 +153,7 @@ def test_a_third_stage_begins_from_the_second(tmp_path):
     assert [piece["steps"] for piece in header["origin"]["pieces"]] == [12, 12]
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7])
+@pytest.mark.parametrize("stop", [4, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 7))])
 @pytest.mark.parametrize("layer_lr", [1.0, 0.5])
 def test_a_stage_resumes_bit_for_bit(tmp_path, monkeypatch, stop, layer_lr):
     trained(SHALLOW, tmp_path / "a", schedule_steps=24, layer_lr=layer_lr)

@@ -49,8 +49,13 @@ LONG = {
     "continuous of images, conditional",
     "continuous of images, estimate",
     "continuous along the patches",
+    "continuous of small images, conditional",
+    "continuous, estimate",
+    "residual, estimated, conditional",
+    "mixerflow, MAF with splines, told its place",
+    "mixerflow, KAN and invertible attention",
 }
-"""Differential equations of many short steps, solved hundreds of times; others take few steps."""
+"""Equations of many short steps, solved hundreds of times, and mixers of parts with own cases."""
 
 
 def slow_where(names, slow):

@@ -144,7 +144,9 @@ def test_processes_keep_one_clock(tmp_path):
     assert plans[-1] == ended[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float64]
+)
 def test_sharded_training_is_ddps_with_a_part_of_its_state(dtype):
     ddp = together(2, trained, settings(), dtype)
     fsdp = together(2, trained, settings(parallel="fsdp"), dtype)
@@ -286,7 +288,10 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path, how):
     assert ended.validation.images == 4
 
 
-@pytest.mark.parametrize(("how", "killed", "saved"), [("ddp", 1, 6), ("fsdp", 1, 4), ("ddp", 0, 4)])
+@pytest.mark.parametrize(
+    ("how", "killed", "saved"),
+    [pytest.param("ddp", 1, 6, marks=pytest.mark.slow), ("fsdp", 1, 4), ("ddp", 0, 4)],
+)
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path, how, killed, saved):
     die = before_step(6, lambda: os.kill(os.getpid(), signal.SIGKILL))
     config = settings(parallel=how)

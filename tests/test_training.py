@@ -51,7 +51,13 @@ from mixers import mixer, vary
         pytest.param(range(1, 21), id="all stops", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("model", [MODEL, WITH_BATCH_NORM], ids=["plain", "batch-norm"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(MODEL, id="plain", marks=pytest.mark.slow),
+        pytest.param(WITH_BATCH_NORM, id="batch-norm"),
+    ],
+)
 def test_resumed_is_bit_identical_wherever_it_stopped(tmp_path, monkeypatch, model, stops):
     data = images()
     config = settings(steps=21)  # 22 training images in batches of 5: 17 stops are in mid-epoch
