@@ -242,6 +242,9 @@ def test_an_older_file_that_is_none_is_passed_over(tmp_path):
     entries = {"codecs": {"png, one sheet": 3.0}, "codec_sample": {"images": 5}}
     path.write_bytes(sealed({"images_sha256": "same"} | entries))
     assert larger_sample(path, result) == entries
+    for forged in ({"codec_sample": {"images": "many"}}, {"codec_sample": [1]}, {"codecs": 3}):
+        path.write_bytes(sealed({"images_sha256": "same"} | entries | forged))
+        assert larger_sample(path, result) == {}
     path.unlink()
     os.mkfifo(path)  # reading it would not end
     assert larger_sample(path, result) == {}

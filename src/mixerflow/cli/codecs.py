@@ -101,7 +101,7 @@ def larger_sample(path: Path, result: dict[str, Any]) -> dict[str, Any]:
         older = read_record(path, "delete this file") or {}
         same = older.get("images_sha256") == result["images_sha256"]
         more = _coded(older) > _coded(result)
-    except (CheckpointError, AttributeError, TypeError):  # damaged, or not what `evaluate` writes
+    except (CheckpointError, AttributeError, TypeError, ValueError):  # not what `evaluate` writes
         return {}
     return {key: older[key] for key in ("codecs", "codec_sample")} if same and more else {}
 
