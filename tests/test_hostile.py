@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from campaign import hostile
 from campaign.images import check, damaged, samples
 
 import mixerflow
+from helpers import flow_of, images
 from mixerflow.cli import main
 from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.evaluate import bits, load_features
@@ -103,11 +105,16 @@ def test_the_bound_is_the_size_of_the_weights(small, monkeypatch):
         (("steps",), True, "steps"),
         (("result", "bits_per_dim"), "8", "result.bits_per_dim"),
         (("origin",), {"pieces": [{"steps": "2"}]}, "origin.pieces.0.steps"),
+        (("data",), {"dataset_id": "x"}, "data.classes"),
+        (("result", "density"), "about", "result.density"),
+        (("result", "dequantization"), {"type": "Glow"}, "result.dequantization"),
+        (("result",), {"bits_per_dim": 1.0}, "result.images"),
+        (("source",), {"grey": False}, "source.data"),
     ],
 )
 def test_entries_of_another_kind_are_named(run, path, value, named):
     edit(run, *path, value=value)
-    refused(run, rf"run.json is damaged \(its entry {named} is of another kind\)")
+    refused(run, rf"run.json is damaged \(its entry {named} is missing or of another kind\)")
 
 
 @pytest.mark.parametrize("depth", [65, 900, 100_000])
@@ -166,13 +173,40 @@ def test_forged_weights_are_refused_by_tensor(run):
     refused(run, "checkpoint damaged .cannot be parsed")
 
 
-def test_a_manifest_of_other_kinds_is_damaged(run):
+@pytest.mark.parametrize("entry", [{"bytes": {}}, {"sha256": "0"}, {}])
+def test_a_manifest_of_other_kinds_is_damaged(run, entry):
     path = run / STEP / "manifest.json"
     content = json.loads(path.read_bytes())
     del content["sha256"]
-    content["files"]["ema.safetensors"]["bytes"] = {}
+    content["files"]["ema.safetensors"] = entry
     path.write_bytes(seal(content))
     refused(run, "checkpoint damaged")
+
+
+@pytest.mark.parametrize("entry", [{"density": {"type": "Glow"}}, {"importance_samples": "many"}])
+def test_metrics_of_another_kind_name_their_line(run, entry):
+    folder = RunFolder(run)
+    number = len(folder.read_metrics()) + 1
+    folder.append({"kind": "validation", "step": 2} | entry)
+    with pytest.raises(CheckpointError, match=f"damaged metrics: .*, line {number}"):
+        folder.read_metrics()
+
+
+def test_a_forged_optimiser_is_refused(tmp_path):
+    words = {"out": tmp_path, "quiet": True, "steps": 2}
+    mixerflow.train(flow_of(), images(), **words)
+    state = torch.load(tmp_path / STEP / "state.pt", weights_only=True)
+    first = next(iter(state["trainer"]["optimizer"]["state"].values()))
+    first["exp_avg"] = [1.0]
+    file = io.BytesIO()
+    torch.save(state, file)
+    forge(tmp_path, "state.pt", file.getvalue())
+    with pytest.raises(CheckpointError, match=r"does not fit run.json's model"):
+        mixerflow.train(flow_of(), images(), **words)
+
+
+def test_what_an_error_quotes_is_cut():
+    assert len(str(CheckpointError("x" * 10**6, "here", "delete it"))) < 1100
 
 
 def test_a_card_without_its_entries_is_refused(tmp_path):
@@ -324,7 +358,8 @@ def test_a_module_in_the_place_of_a_setting_is_never_built():
 @pytest.mark.parametrize("name", ["data", "model", "train", "origin"])
 def test_a_run_without_what_every_run_has_is_damaged(tmp_path, name):
     folder = RunFolder(tmp_path)
-    content = {"format": 3, "data": {}, "model": None, "train": {}}
+    data = {"dataset_id": "made", "classes": []}
+    content = {"format": 3, "data": data, "model": None, "train": {}}
     folder.write_metadata(content)
     assert set(folder.read_started()) >= set(content) - {"format"}
     folder.write_metadata(

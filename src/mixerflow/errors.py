@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 _FLAG = re.compile(r"(`[^`]*`)|(?<![^\s'\"(,;:])--([a-z][a-z-]*(?:\.[a-z-]+)*)")
+_LONGEST = 1000
 _ARGUMENTS = {"from": "begin"}  # flags whose argument has another name
 
 
@@ -32,6 +33,7 @@ class MixerFlowError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, where: object = "", remedy: str = "") -> None:
+        what = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}..."  # quotes what was read
         self.what, self.where, self.remedy = what, str(where), remedy
         self._is_path = isinstance(where, Path)
         super().__init__(self._line(()))

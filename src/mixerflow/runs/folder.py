@@ -12,7 +12,7 @@ from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
 from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
-from mixerflow.runs.kinds import ORIGIN_NEEDS, RUN_NEEDS, misfit
+from mixerflow.runs.kinds import ORIGIN_NEEDS, RECORD, RUN_NEEDS, misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
@@ -74,7 +74,7 @@ class RunFolder:
         except ValueError as error:
             raise self._damaged(str(error)) from error
         if entry := misfit(metadata):
-            raise self._damaged(f"its entry {entry} is of another kind")
+            raise self._damaged(f"its entry {entry} is missing or of another kind")
         return metadata
 
     def read_started(self) -> dict[str, Any]:
@@ -157,8 +157,8 @@ class RunFolder:
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
                 record = unsealed(parse_json(line))
-                if not isinstance(record.get("step", 0), int):
-                    raise ValueError("its step is no number")
+                if entry := misfit(record, RECORD):
+                    raise ValueError(f"its entry {entry} is of another kind")
             except ValueError as error:
                 where = f"{self.metrics_path}, line {number}"
                 raise CheckpointError("damaged metrics", where, "delete that line") from error

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from mixerflow.errors import first_line
-from mixerflow.runs.kinds import misfit
+from mixerflow.runs.kinds import FILE, misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 MANIFEST = "manifest.json"
-_ENTRY = {"bytes": int, "sha256": str}
 MODEL, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
 
@@ -125,7 +124,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         expected = {MODEL, STATE} <= set(content["files"]) <= {MODEL, EMA, STATE}
         if content["format"] != 1 or not expected:
             raise Damage("from another version of mixerflow", path)
-        entries = {"files": dict.fromkeys(content["files"], _ENTRY), "best": bool}
+        entries = {"files": dict.fromkeys(content["files"], FILE), "best": bool}
         if misfit(content, entries):
             raise TypeError
         if folder.name != f"step-{content['step']}":

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Bits
@@ -283,8 +285,9 @@ class Loop:
                 if _shapes(weights) != names:
                     raise ValueError("other weights")
             for i, values in checkpoint.state["trainer"]["optimizer"]["state"].items():
-                if any(value.dim() and value.shape != shapes[i] for value in values.values()):
-                    raise ValueError("another optimiser")
+                for value in values.values():
+                    if not isinstance(value, Tensor) or value.shape not in ((), shapes[i]):
+                        raise ValueError("another optimiser")
             Counters(**checkpoint.state["counters"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
             what = "the checkpoint does not fit run.json's model"
