@@ -48,6 +48,9 @@ def test_a_record_without_crc_is_of_an_older_version(tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps({"a": 1}))
     assert read_record(path, "") == {"a": 1}
+    path.write_text(json.dumps({"a": 1, "crc32": None}))
+    with pytest.raises(CheckpointError, match="crc32 differs"):
+        read_record(path, "")
     assert read_record(tmp_path / "none.json", "") is None
 
 

@@ -132,12 +132,13 @@ def unsealed(record: Any) -> dict[str, Any]:  # noqa: ANN401
     """
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    found = record.pop(_SEAL, None)
-    if found is not None and found != _crc32(record):
-        raise ValueError(f"its {_SEAL} differs")
-    *others, last = record.items() or [("", None)]
-    if found is None and last[1] == _crc32(dict(others)):  # its name is what is damaged
-        raise ValueError(f"{last[0]!r} is no {_SEAL}")
+    if _SEAL in record:
+        if record.pop(_SEAL) != _crc32(record):
+            raise ValueError(f"its {_SEAL} differs")
+    elif record:
+        *others, (name, value) = record.items()
+        if value == _crc32(dict(others)):  # a bit of the check's name is damaged
+            raise ValueError(f"{name!r} is no {_SEAL}")
     return record
 
 
