@@ -12,7 +12,7 @@ from typing import Any
 
 from mixerflow.errors import CheckpointError, ConfigError, first_line
 from mixerflow.runs.files import lock, sealed, unsealed, write_atomically, writing
-from mixerflow.runs.kinds import ORIGIN_NEEDS, RECORD, RUN_NEEDS, misfit
+from mixerflow.runs.kinds import RECORD, STARTED_KINDS, misfit
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
 
 FORMAT = 3
@@ -83,11 +83,8 @@ class RunFolder:
         It raises what `read_metadata` does.
         """
         metadata = self.read_metadata()
-        missing = [name for name in RUN_NEEDS if name not in metadata]
-        if (origin := metadata.get("origin")) is not None:
-            missing += [f"origin.{name}" for name in ORIGIN_NEEDS if name not in origin]
-        if missing:
-            raise self._damaged(f"it has no entry {missing[0]}")
+        if missing := misfit(metadata, STARTED_KINDS):
+            raise self._damaged(f"it has no entry {missing}")
         return metadata
 
     def _damaged(self, why: str) -> CheckpointError:

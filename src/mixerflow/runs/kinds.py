@@ -82,19 +82,18 @@ KINDS: Kind = {
     "float32": {"bits_per_dim": _NUMBER, "standard_error": _NUMBER},
     "files": Needs({"model.safetensors": FILE}, ("model.safetensors",)),
 }
-RUN_NEEDS = ("data", "model", "train")
-"""Entries that every run has, from its start."""
-ORIGIN_NEEDS = ("path", "pieces")
-"""Entries of the weights that a run began from."""
-CARD_NEEDS = ("files", "figure", "model", "pieces", "steps", "train")
-"""Entries that every card has."""
+STARTED_KINDS = Needs({"origin": (Needs({}, ("path", "pieces")), None)}, ("data", "model", "train"))
+"""What every run has from its start, beside `KINDS`; with `origin`, it began from other weights."""
+CARD_KINDS = Needs(KINDS, ("files", "figure", "model", "pieces", "steps", "train"))
+"""A card of published weights."""
 
 
 def misfit(value: object, kind: Kind = KINDS, path: str = "") -> str:
     """Return the path of the first entry that is missing or of another kind, or an empty text."""
     if isinstance(kind, Needs):
         missing = [n for n in kind.names if isinstance(value, dict) and n not in value]
-        return misfit(value, kind.entries, path) or "".join(f"{path}.{n}" for n in missing[:1])
+        found = misfit(value, kind.entries, path)
+        return found or "".join(f"{path}.{n}".lstrip(".") for n in missing[:1])
     if isinstance(kind, tuple):
         found = [misfit(value, each, path) for each in kind]
         return "" if "" in found else max(found, key=len)
@@ -103,8 +102,9 @@ def misfit(value: object, kind: Kind = KINDS, path: str = "") -> str:
     elif isinstance(kind, list) and isinstance(value, list):
         pairs = [(f"{path}.{n}", each, kind[0]) for n, each in enumerate(value)]
     else:
-        fits = value is None if kind is None else type(value) is kind
         if isinstance(kind, frozenset):
             fits = isinstance(value, str) and value in kind
+        else:
+            fits = value is None if kind is None else type(value) is kind
         return "" if fits else path or "the whole"
     return next(filter(None, (misfit(each, of, where) for where, each, of in pairs)), "")

@@ -17,7 +17,7 @@ from mixerflow.registry import describe, restore
 from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
-from mixerflow.runs.kinds import CARD_NEEDS, misfit
+from mixerflow.runs.kinds import CARD_KINDS, misfit
 from mixerflow.runs.manifest import (
     MODEL,
     Damage,
@@ -148,8 +148,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         what, remedy = "a card of another version", "use the mixerflow that wrote it"
         raise CheckpointError(what, path / CARD, remedy)
-    missing = [name for name in CARD_NEEDS if name not in card]
-    if entry := misfit(card) or "".join(missing[:1]):
+    if entry := misfit(card, CARD_KINDS):
         raise _damaged(Damage(f"its entry {entry} is missing or of another kind", path / CARD))
     return card
 
