@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from mixerflow.augmentation import Augmentation
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
+from mixerflow.objectives import Likelihood, ObjectiveChoice
 from mixerflow.registry import register
 from mixerflow.schedule import Cosine, Schedule
 
@@ -58,6 +59,15 @@ class TrainConfig:
     """Largest norm of the gradient of the mean bits/dim; a longer gradient is shortened to it."""
     ema: float = 0.999
     """Decay of the averaged weights that evaluation and sampling use; 0 for none."""
+    objective: ObjectiveChoice = Likelihood()
+    """What training maximises: the likelihood; a hybrid of it and a classifier's, whose head reads
+    the latents; or the classifier's alone on a flow that stays as it is ("frozen")."""
+    labels_per_class: int | None = None
+    """Training images of each class that have a label, drawn with the seed; the others count as
+    unlabelled. None for all."""
+    labelled: float = 0.25
+    """Share of the images with a label in a batch, where some have none; 1 leaves the others
+    out."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -103,6 +113,10 @@ class TrainConfig:
         for name in ("lr", "layer_lr", "clip"):
             value = getattr(self, name)
             _require(name, value, value > 0 and math.isfinite(value), "positive")
+        if self.labels_per_class is not None:
+            some = self.labels_per_class >= 1
+            _require("labels_per_class", self.labels_per_class, some, "at least 1")
+        _require("labelled", self.labelled, 0 < self.labelled <= 1, "more than 0, at most 1")
         _require("betas", self.betas, all(0 <= b < 1 for b in self.betas), "in [0, 1)")
         _require("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         start, end = self.schedule_start, self.schedule_steps

@@ -20,7 +20,7 @@ from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import from_spec
-from mixerflow.parts import Model
+from mixerflow.parts import LinearHead, Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import evolve, restore
 from mixerflow.runs import RunFolder, device_of, is_published
@@ -35,7 +35,13 @@ _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same command ag
 The flags below show the values of RECIPE ({name}); `mixerflow info` lists the recipes.
 """
 
-_SHORT = re.compile(r"^--shuffle([-_]seed)?(?=$|=)")
+_LONG = {
+    "--shuffle": "--model.shuffle",
+    "--shuffle-seed": "--model.shuffle.seed",
+    "--objective": "--train.objective",
+    "--lambda": "--train.objective.weight",
+}
+_SHORT = re.compile(r"^--(shuffle([-_]seed)?|objective|lambda)(?=$|=)")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,11 @@ class Arguments(ComputingArguments, ReadingFlags):
     of patches, and of the pixels in each ("local"), or of all pixels ("global")."""
     shuffle_seed: int | None = None
     """Short for --model.shuffle.seed: draws that order."""
+    objective: Literal["likelihood", "hybrid", "frozen"] | None = None
+    """Short for --train.objective: log p(x); log p(y | x) + lambda log p(x), with a head that tells
+    the class y from the latents; or the head alone, on a flow that stays as it is."""
+    weight: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
+    """Short for --train.objective.weight: lambda in units of 1/D."""
     weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Begin from published weights or a run folder: averaged weights of the same model, or a run of
     fewer layers, whose schedule and moments of the optimiser continue."""
@@ -78,7 +89,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("no recipe", "mixerflow train RECIPE", remedy)
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
-    rest = [_SHORT.sub(lambda found: f"--model.shuffle{'.seed' * bool(found[1])}", w) for w in rest]
+    rest = [_SHORT.sub(lambda found: _LONG[found[0].replace("_", "-")], word) for word in rest]
     if {"-h", "--help"} & set(rest):
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
@@ -138,7 +149,7 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
     reading = given.reading(None)
     splits = load_data(given.data, reading=reading, cache=given.cache)
     validation, words = _validation(given.train, splits)
-    model = _with_data(given.model, splits)
+    model = _with_data(_with_head(given.model, given.train), splits)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
     config = _with_budget(given)
@@ -175,7 +186,9 @@ def _print_result(
         resume = quoted("mixerflow", "train", out)
         say(f"stopped at step {result.step}; resume with: {resume}")
         return
-    say(f"{result.step} steps, validation {result.validation}")
+    own = {k: v for k, v in result.figures.items() if k in ("label_loss", "accuracy")}
+    figures = ", ".join([str(result.validation), *(f"{k} {v:.3g}" for k, v in own.items())])
+    say(f"{result.step} steps, validation {figures}")
     with keeping("the report"):
         require_writable(out / "report.html")
         from mixerflow.report import make_report  # matplotlib takes a second that --help need not
@@ -198,6 +211,8 @@ def _with_data(model: Model, splits: Splits) -> Model:
     if levels is None or levels < images.levels:
         what = f"images have {images.levels} levels, the model {levels}"
         raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
+    if model.head is not None and model.head.classes is None:
+        model = evolve(model, {"head.classes": _classes(splits)})
     for name, images in splits.parts().items() if classes else ():
         assert classes is not None
         if images.labels is None:
@@ -206,6 +221,21 @@ def _with_data(model: Model, splits: Splits) -> Model:
             count = int(images.labels.max()) + 1
             what, remedy = f"labels of {count} classes in {name} images", f"set it to {count}"
             raise ConfigError(what, "--model.classes.count", remedy)
+    return model
+
+
+def _classes(splits: Splits) -> int:
+    """Return the number of classes of images: of their names, or of the labels that there are."""
+    labels = [each.labels.max() for each in splits.parts().values() if each.labels is not None]
+    if not labels:
+        raise ConfigError("no labels", splits.train.dataset_id, "give images with labels")
+    return len(splits.train.classes) or int(max(labels)) + 1
+
+
+def _with_head(model: Model, config: TrainConfig) -> Model:
+    """Give the model the head that its objective trains: a linear one unless it has another."""
+    if config.objective.classifies and model.head is None:
+        return replace(model, head=LinearHead())
     return model
 
 

@@ -14,6 +14,7 @@ Shapes: a batch is ``(B, *event)``. Events of images are ``(C, H, W)``, more gen
 from mixerflow.core.bases import (
     Base, Cauchy, GaussianMixture, SpikeAndSlab, StandardNormal, StudentT,
 )
+from mixerflow.core.class_bases import ClassGaussians
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
 from mixerflow.core.flow import Flow
 from mixerflow.core.memory import Memory, refuse_sharded
@@ -29,7 +30,7 @@ from mixerflow.core.transform import (
 from mixerflow.core.views import evaluating, submodules, uncounted
 
 __all__ = [
-    "Along", "Base", "Cauchy", "Centre", "Chain", "Composite", "Context", "ConvergenceWarning",
+    "Along", "Base", "Cauchy", "Centre", "Chain", "ClassGaussians", "Composite", "Context", "ConvergenceWarning",
     "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",

@@ -62,6 +62,12 @@ class Chain(Composite):
             shape = step.out_shape(shape)
         return shape
 
+    def latent_shapes(self, shape: Shape) -> list[Shape]:
+        pieces = [tuple(shape)]
+        for step in self:
+            pieces, shape = step.latent_shapes(shape), step.out_shape(shape)
+        return pieces
+
     def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         layers = []
         for step in self:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
+from mixerflow.core.class_bases import ClassGaussians
 from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
@@ -34,7 +35,7 @@ from mixerflow.registry import register
 from mixerflow.waits import adapt_waits
 
 _drawn: ContextVar[dict[int, Noise | None] | None] = ContextVar("drawn_noise", default=None)
-"""Noise of a `forward` that is given none, by the flow's id; see `Flow.drawing`."""
+"""Noise of a `forward` that is given none, by the id of a flow's buffer; see `Flow.drawing`."""
 
 
 @register
@@ -52,6 +53,7 @@ class Flow(nn.Module):
         base: the latents' distribution; it sees the same context as the transforms.
         context_net: maps the ``context`` that users pass (class labels ``(B,)``, say) to the
             ``(B, K)`` that the transforms see. Without it the flow takes no context.
+        head: maps latents ``(B, D)`` to a score of each class ``(B, K)``, see `logits`.
         levels: number of values a pixel can have, for integer images; None for float data.
 
     Attributes:
@@ -75,6 +77,7 @@ class Flow(nn.Module):
         base: Base | None = None,
         *,
         context_net: nn.Module | None = None,
+        head: nn.Module | None = None,
         levels: int | None = None,
     ) -> None:
         super().__init__()
@@ -83,6 +86,7 @@ class Flow(nn.Module):
         self.latent_shape = tuple(transform.out_shape(self.shape))
         self.base = StandardNormal() if base is None else base
         self.context_net = context_net
+        self.head = head
         self.levels = levels
         self.register_buffer("initialized", torch.tensor(False))
         number_streams(self)
@@ -107,6 +111,11 @@ class Flow(nn.Module):
             if isinstance(module, Transform) and module.dequantization != "none":
                 return module.dequantization
         return "none"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the flow has a head, or a base with a part for each class: see `logits`."""
+        return self.head is not None or isinstance(self.base, ClassGaussians)
 
     @property
     def dims(self) -> int:
@@ -155,7 +164,7 @@ class Flow(nn.Module):
         adapt_waits()
         x = self._images(x)
         context = self._embed(context, x.shape[0])
-        noise = (_drawn.get() or {}).get(id(self)) if noise is None else noise
+        noise = (_drawn.get() or {}).get(id(self.initialized)) if noise is None else noise
         if self.memory == "store":
             z, log_det = self.transform(x, context, noise)
         else:
@@ -168,9 +177,9 @@ class Flow(nn.Module):
     def drawing(self, noise: Noise | None) -> Iterator[None]:
         """In a ``with``, let `forward` draw from `noise` if a caller (an objective) gives none.
 
-        It is for this thread only.
+        It is for this thread only, and for views of this flow too.
         """
-        before = _drawn.set({**(_drawn.get() or {}), id(self): noise})
+        before = _drawn.set({**(_drawn.get() or {}), id(self.initialized): noise})
         try:
             yield
         finally:
@@ -179,6 +188,18 @@ class Flow(nn.Module):
     def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
         return self(x, context, noise).log_prob
+
+    def logits(self, z: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
+        """Return a score of each class ``(B, K)``, whose softmax is ``p(y | x)``, of latents.
+
+        Raises:
+            ValueError: a flow without a head, whose base has no classes.
+        """
+        if self.head is not None:
+            return self.head(z)
+        if not isinstance(self.base, ClassGaussians):
+            raise ValueError("this flow has no head to classify with")
+        return self.base.scores(z)
 
     @torch.no_grad()
     def bits_per_dim(

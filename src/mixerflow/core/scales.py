@@ -113,6 +113,10 @@ class MultiScale(FixedShape, Composite):
         assert x is not None
         return x, log_det
 
+    def latent_shapes(self, shape: Shape) -> list[Shape]:
+        expect(self, shape, self.shape)
+        return list(self._factored_shapes)
+
     def layer_shapes(self, shape: Shape) -> list[PlacedLayer]:
         expect(self, shape, self.shape)
         scales = zip(self.parts(), self._scale_shapes, strict=True)

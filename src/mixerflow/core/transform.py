@@ -139,6 +139,10 @@ class Transform(nn.Module):
         """Return the latent's event shape; a ValueError names both shapes if they do not fit."""
         return shape
 
+    def latent_shapes(self, shape: Shape) -> list[Shape]:
+        """List the pieces of the latent, whose flattened values it has in order; one by default."""
+        return [tuple(self.out_shape(shape))]
+
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> Tensor:
         """Set data-dependent parameters from a batch; return the output of `forward` after it."""

@@ -90,7 +90,7 @@ class Images:
         if unknown := [name for name in self.classes if name not in classes]:
             what = f"class {unknown[0]!r} is not among the training classes"
             raise DataError(what, self.dataset_id, f"name it as one of {', '.join(classes)}")
-        numbers = np.array([classes.index(name) for name in self.classes])
+        numbers = np.array([*map(classes.index, self.classes), -1])  # -1 stays no label
         return replace(self, labels=numbers[self.labels], classes=classes)
 
     def fingerprint(self) -> str:
@@ -174,7 +174,8 @@ def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], wher
     if labels.shape != (count,) or labels.dtype != np.int64:
         what = f"labels are {labels.dtype} {labels.shape} for {count} images"
         raise DataError(what, where, "give one integer for each image")
-    if labels.min() < 0 or (classes and labels.max() >= len(classes)):
+    if labels.min() < -1 or (classes and labels.max() >= len(classes)):
         what = f"labels run from {labels.min()} to {labels.max()}"
         highest = f" to {len(classes) - 1}" if classes else ""
-        raise DataError(what, where, f"number the classes from 0{highest}")
+        remedy = f"number the classes from 0{highest}, with -1 for images without a label"
+        raise DataError(what, where, remedy)

@@ -7,6 +7,7 @@ from mixerflow.nets.base import Conditioner, squash
 from mixerflow.nets.conv import ImageConditioner, PlainConvNet, ResidualConvNet, WideningConvNet
 from mixerflow.nets.dense import DenseAttentionNet, DenseConvNet, DenseEncoder, ResidualDenseNet
 from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
+from mixerflow.nets.heads import LinearClassifier, MeanClassifier, ScalesClassifier
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
@@ -23,9 +24,9 @@ from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
 __all__ = [
     "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
     "DenseConvNet", "DenseEncoder", "GlowNet", "ImageConditioner", "Kernel", "KernelNet",
-    "LearnedPositionalEncoding", "LineConvNet", "LipSwish", "LipschitzDense", "LipschitzMLP",
-    "MaskedMLP", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
-    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "SinusoidalPositionalEncoding",
+    "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipSwish", "LipschitzDense",
+    "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
+    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier", "SinusoidalPositionalEncoding",
     "SpectralLinear", "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet",
     "ZeroConv", "matern", "norm_of", "spectral_bound", "squared_exponential", "squash",
 ]

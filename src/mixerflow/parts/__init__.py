@@ -14,6 +14,7 @@ from mixerflow.parts.conditioners import (
     KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
     VelocityNet,
 )
+from mixerflow.parts.heads import GaussiansHead, Head, LinearHead, MeanHead, ScalesHead
 from mixerflow.parts.image_maps import (
     ButterflyImage, EmergingMap, PeriodicMap, WoodburyPlanes,
 )
@@ -45,15 +46,15 @@ from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
     "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
-    "DenseNet", "Dequantizer", "EmergingMap", "GlobalShuffle", "GlowConv", "GlowSteps", "ImageMap",
-    "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearMap",
-    "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MixerAddition",
+    "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv", "GlowSteps", "Head", "ImageMap",
+    "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead", "LinearMap",
+    "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead", "MixerAddition",
     "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention",
     "Patching", "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
     "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
     "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
-    "Scales", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
+    "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv",
     "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
 ]

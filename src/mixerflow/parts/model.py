@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixerflow.core import Base, Flow, Shape, Transform
+from mixerflow.core import Base, Flow, Shape, StandardNormal, Transform
 from mixerflow.errors import ConfigError
 from mixerflow.parts.base import PositiveCounts
+from mixerflow.parts.heads import Head
 from mixerflow.parts.pixels import Pixels, ScaledPixels
 from mixerflow.parts.shuffles import Shuffle
 from mixerflow.registry import (
@@ -59,6 +60,8 @@ class Model:
     """How an image's values become real numbers."""
     classes: Classes | None = dataclasses.field(default=None, kw_only=True)
     """Classes of a class-conditional model; None for a model without classes."""
+    head: Head | None = dataclasses.field(default=None, kw_only=True)
+    """Classifier of the latents, which a hybrid objective trains; None for none."""
     shuffle: Shuffle | None = dataclasses.field(default=None, kw_only=True)
     """Order of the pixels in which the model sees images; None for the order that they have."""
 
@@ -114,7 +117,13 @@ def _whole_numbers(shape: Any) -> Shape:  # noqa: ANN401
 def _flow(model: Model, shape: Shape) -> Flow:
     net = model.classes.embedding() if model.classes else None
     transform, base = model.compose(shape), model.latents()
-    return Flow(transform, shape, base, context_net=net, levels=model.pixels.levels)
+    head = model.head and model.head.build(transform.latent_shapes(shape))
+    if isinstance(head, Base):
+        if not isinstance(base, StandardNormal | None):
+            raise ValueError("base must be normal: the head has the distribution of the latents")
+        base, head = head, None
+    levels = model.pixels.levels
+    return Flow(transform, shape, base, context_net=net, head=head, levels=levels)
 
 
 def spec_of(model: Model, shape: Shape) -> dict[str, object]:

@@ -259,7 +259,7 @@ def labels_of(metadata: dict[str, Any], images: Images) -> np.ndarray:
     if not images.classes or unknown:
         what = f"classes {list(images.classes)} are not the run's {known}"
         raise DataError(what, images.dataset_id, "name the class folders as in training")
-    return np.array([known.index(name) for name in images.classes])[images.labels]
+    return np.array([*map(known.index, images.classes), -1])[images.labels]  # -1 stays no label
 
 
 def begin_from(flow: Flow, path: Path) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """Training: the loop, its steps, and the objective that they make smaller."""
 
 from mixerflow.augmentation import Augmentation
+from mixerflow.objectives import Frozen, Hybrid, Likelihood, Objective, likelihood
 from mixerflow.schedule import Constant, Cosine, Schedule
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.fit import Trained, train
 from mixerflow.training.loop import Loop
-from mixerflow.training.objective import Objective, likelihood
 from mixerflow.training.trainer import Trainer
 
 __all__ = [
     "Augmentation",
     "Constant",
     "Cosine",
+    "Frozen",
+    "Hybrid",
+    "Likelihood",
     "Loop",
     "Objective",
     "Schedule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from mixerflow.data import Images, hold_out
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
 from mixerflow.processes import Processes, joined
+from mixerflow.objectives import Objective
 from mixerflow.runs import (
     Checkpoint,
     Checkpoints,
@@ -28,11 +29,11 @@ from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Clock, limit_of
-from mixerflow.training.given import as_images, check_fit, check_kinds, require_labels
+from mixerflow.training.given import as_images, check_fit, check_kinds, require_class_labels, require_labels
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop
-from mixerflow.training.objective import Objective, likelihood, name_of
+from mixerflow.training.objective import name_of
 
 _PROVISIONAL = 1000
 """Steps of a budget in minutes before its first plan, which comes within its first steps."""
@@ -46,6 +47,7 @@ class Trained:
         status: "finished", or "interrupted" by a signal.
         step: steps done.
         validation: bits/dim of the averaged weights on the validation images, when finished.
+        figures: the objective there, over D ln 2, and its figures; empty for the likelihood.
         folder: the run folder, if one was named.
         exit_code: 0, or 143 / 130 after SIGTERM / SIGINT.
     """
@@ -55,6 +57,7 @@ class Trained:
     validation: Bits | None
     folder: Path | None
     exit_code: int
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def train(
@@ -86,7 +89,7 @@ def train(
             `Images`.
         labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
         objective: the loss, a function of flow, images and labels, or a module that learns too:
-            docs/objectives.md; None is `mixerflow.training.likelihood`.
+            docs/objectives.md; None is that of `config`, the likelihood by default.
         validation: validation images, of plain arrays too, which have no labels; the classes are
             those of `images` where these are named. Without them 4 % of `images` are held out.
         out: the run folder; None keeps everything in memory.
@@ -139,7 +142,13 @@ def train(
             origin, stage = _known_origin(existing, begin, out), None
         config, planned = _placed(config, origin), None
         held.enter_context(_seeded(flow, config))
-        objective = objective or likelihood
+        if objective is None:
+            config.objective.check(flow)
+            if config.objective.classifies:
+                require_class_labels(flow, given, "images")
+                require_class_labels(flow, validation, "validation images")
+            held.enter_context(config.objective.on(flow))
+            objective = config.objective.build()
         batches = Batches(
             given,
             config.batch,
@@ -149,6 +158,8 @@ def train(
             parts=config.accumulate,
             processes=processes,
             augmentation=config.augmentation,
+            labels_per_class=config.labels_per_class,
+            labelled=config.labelled,
         )
         made = make_metadata(flow, given, validation, name_of(objective), config, processes)
         made = {**(metadata or {}), **made} | ({} if origin is None else {"origin": origin})
@@ -175,7 +186,7 @@ def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
     """Record the result in ``run.json``; give the flow the averaged weights, in eval mode."""
     trainer, status = loop.trainer, "finished" if exit_code == 0 else "interrupted"
     if loop.folder is not None:
-        result = None if loop.result is None else loop.result.as_dict()
+        result = None if loop.result is None else loop.result.as_dict() | loop.figures
         seconds = loop.metrics.counters.seconds
         steps = trainer.steps
         changes = {"status": status, "steps": steps, "seconds": seconds, "result": result}
@@ -183,7 +194,7 @@ def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
     trainer.leave()
     flow.load_state_dict(trainer.average.flow.state_dict())
     trainer.task.eval()
-    return Trained(status, trainer.step, loop.result, loop.path, exit_code)
+    return Trained(status, trainer.step, loop.result, loop.path, exit_code, loop.figures)
 
 
 @contextmanager

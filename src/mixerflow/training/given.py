@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,8 +50,9 @@ def check_fit(flow: Flow, images: Images, kind: str = "") -> None:
     if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
         classes, most = flow.context_net.num_embeddings, int(images.labels.max())
         if most >= classes or images.labels.min() < 0:
-            what = f"the flow has {classes} classes, a label is {most}"
-            raise ConfigError(what, where, "build it with more classes")
+            wrong = most if most >= classes else int(images.labels.min())
+            what = f"the flow has {classes} classes, a label is {wrong}"
+            raise ConfigError(what, where, "build it with more classes, or label all images")
 
 
 def as_images(
@@ -76,6 +79,19 @@ def _plain_array(given: object) -> np.ndarray:
         given = given.detach().cpu()
         given = given.float() if given.dtype == torch.bfloat16 else given
     return np.asarray(given)
+
+
+def require_class_labels(flow: Flow, images: Images, name: str) -> None:
+    """Raise a ConfigError for images without the labels that the flow's head learns from."""
+    where = f"{name} of {images.dataset_id}"
+    if images.labels is None:
+        raise ConfigError("no labels for the head to learn", where, "label them")
+    z = torch.zeros(1, math.prod(flow.latent_shape), device=flow.device)
+    with torch.no_grad():
+        classes = flow.logits(z).shape[1]
+    if images.labels.max() >= classes:
+        what = f"the head has {classes} classes, a label is {images.labels.max()}"
+        raise ConfigError(what, where, f"set --model.head.classes to {images.labels.max() + 1}")
 
 
 def require_labels(flow: Flow, images: Images, name: str) -> None:

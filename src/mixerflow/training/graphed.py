@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow
 from mixerflow.errors import ConfigError, first_line
+from mixerflow.objectives import Objective, context_of, likelihood
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
-from mixerflow.training.objective import Objective, context_of, likelihood
 from mixerflow.training.trainer import Step, Trainer
 from mixerflow.transforms import Dequantize
 

@@ -62,6 +62,7 @@ class Loop:
         self.metrics = Metrics(trainer, self.folder)
         self._record_often()
         self.result: Bits | None = None
+        self.figures: dict[str, float] = {}
         self._checkpoints = None
         if self.folder is not None:
             self._checkpoints = Checkpoints(
@@ -104,7 +105,8 @@ class Loop:
                 self._say_once(bar)
             if self.result is None and trainer.step == trainer.steps:  # resumed at its end
                 images = self.agenda.last_images()
-                self.result = self.validation.score(trainer.settle(), images)
+                score = self.validation.score(trainer.settle(), images)
+                self.result, self.figures = score.figure, score.objective
         self._require_figure()
         return 128 + stop if stop and trainer.step < trainer.steps else 0
 
@@ -208,22 +210,24 @@ class Loop:
         times = [self.trainer.config.now()]
         flow = trainer.settle()
         times.append(self.trainer.config.now())
-        figure = self.validation.score(flow, agenda.last_images() if at_end else few)
+        score = self.validation.score(flow, agenda.last_images() if at_end else few, few)
+        figure = score.figure
         times.append(self.trainer.config.now())
         # the same images every time, or the best checkpoint would be the one with easy images
-        comparable = float(figure.per_image[:few].mean())
+        comparable = score.best_by(few)
         best = comparable < counters.best
         counters.best = min(comparable, counters.best)
-        self.metrics.write({"kind": "validation", "step": trainer.step, **figure.as_dict()})
+        record = {"kind": "validation", "step": trainer.step, **figure.as_dict()}
+        self.metrics.write(record | score.objective)
         if at_end:
-            self.result = figure
+            self.result, self.figures = figure, score.objective
         if self.path is not None:
             if agenda.evaluations.grid:
                 self.validation.draw(flow, self.folder)
                 times.append(self.trainer.config.now())
             self._save(best=best, settled=True)
         agenda.remember(times, figure.images, self._saving)
-        bar.say(f"step {trainer.step}: validation {figure}")
+        bar.say(f"step {trainer.step}: validation {score}")
 
     def _save(self, *, best: bool, settled: bool = False) -> None:
         if self.path is None:

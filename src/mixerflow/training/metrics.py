@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixerflow.errors import ConfigError
+from mixerflow.objectives import likelihood
 from mixerflow.runs import RunFolder
-from mixerflow.training.objective import likelihood
 from mixerflow.training.trainer import Step, Trainer
 
 
@@ -20,7 +20,7 @@ class Counters:
     """
 
     best: float = math.inf
-    """Fewest validation bits/dim."""
+    """Smallest validation objective; for the likelihood, fewest bits/dim."""
     seconds: float = 0.0
     """Time spent in training steps."""
     objectives: float = 0.0

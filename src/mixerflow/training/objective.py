@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, Transform
 from mixerflow.errors import ConfigError
+from mixerflow.objectives import Objective, likelihood
 from mixerflow.processes import SINGLE, Processes
 from mixerflow.training.parallel import local
-
-Objective: TypeAlias = Callable[[Flow, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
-"""``(flow, images, labels) -> (loss, figures)``.
-
-Images are ``(B, *shape)`` as stored, labels ``(B,)`` int64, or None where there are none. The loss
-is ``(B,)``, in nats, one an image; figures have names and shape ``(B,)`` or ``()``. The parameters
-of an `nn.Module` train with the flow's.
-"""
 
 _GRADIENT = "the gradient of"
 
@@ -28,18 +19,6 @@ TAKEN = frozenset(
     ("kind", "step", "objective", "bits_per_dim", "gradient_norm", "lr", "skipped", "seconds")
 ) | {"images_per_second"}
 """Names in a record of metrics, which figures of an objective cannot have."""
-
-
-def likelihood(
-    flow: Flow, images: Tensor, labels: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The default objective, ``-log p(x)``, given the label where the flow is conditional."""
-    return -flow(images, context_of(flow, labels)).log_prob, {}
-
-
-def context_of(flow: Flow, labels: Tensor | None) -> Tensor | None:
-    """Return the labels as the flow's context; None for a flow that takes none."""
-    return None if flow.context_net is None else labels
 
 
 def name_of(objective: Objective) -> str:

@@ -13,20 +13,14 @@ import torch
 
 from mixerflow.core import Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
+from mixerflow.objectives import Objective, context_of, likelihood
 from mixerflow.processes import SINGLE
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Pace
 from mixerflow.training.growth import Stage
 from mixerflow.training.idle import trained_entries
-from mixerflow.training.objective import (
-    Objective,
-    Task,
-    context_of,
-    first_nonfinite,
-    likelihood,
-    name_of,
-)
+from mixerflow.training.objective import Task, first_nonfinite, name_of
 from mixerflow.training.optimizer import (
     Average,
     batch_norms,
@@ -243,6 +237,8 @@ class Trainer:
 
     def settle(self) -> Flow:
         """Return the averaged flow with batch-norm statistics of its own weights."""
+        if not any(p.requires_grad for p in self.flow.transform.parameters()):
+            return self.average.flow  # nothing that a batch norm sees has changed
         rounds = max(1, min(self.settle_images, len(self.batches.images)) // self.batches.batch)
         noises = (Noise(self.config.seed, self.batches.index(i)) for i in range(rounds))
         batches = (

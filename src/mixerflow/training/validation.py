@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from mixerflow import pictures
-from mixerflow.core import Flow
+from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.data import Images
 from mixerflow.evaluate import Bits, bits, draw_pixels
+from mixerflow.objectives import ObjectiveChoice
 from mixerflow.runs import RunFolder
 from mixerflow.runs.files import writing
 from mixerflow.training.budget import Costs
@@ -18,8 +21,29 @@ from mixerflow.training.trainer import Trainer
 
 GRID = 36
 """Images in a sample grid."""
+_BATCH = 128
+"""Images at a time."""
 _TRIAL = 8
 """Images of a first trial of scoring, and of drawing."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of an evaluation."""
+
+    figure: Bits
+    objective: dict[str, float]
+    """The mean objective, over D ln 2, as "objective", and its figures; empty for the likelihood.
+    """
+
+    def best_by(self, few: int) -> float:
+        """Return what the best checkpoint is the smallest of, on the first `few` images."""
+        own = self.objective.get("objective")
+        return float(self.figure.per_image[:few].mean()) if own is None else own
+
+    def __str__(self) -> str:
+        own = {k: v for k, v in self.objective.items() if k in ("label_loss", "accuracy")}
+        return ", ".join([str(self.figure), *(f"{k} {v:.3g}" for k, v in own.items())])
 
 
 class Validation:
@@ -33,10 +57,13 @@ class Validation:
     def __init__(self, trainer: Trainer, images: Images) -> None:
         self.trainer, self.images = trainer, images
 
-    def score(self, flow: Flow, count: int) -> Bits:
-        """Return the bits/dim of a flow on the first `count` validation images."""
+    def score(self, flow: Flow, count: int, few: int | None = None) -> Score:
+        """Return the bits/dim of a flow on the first `count` validation images.
+
+        An objective that is a setting is taken of the first `few` of them, all by default.
+        """
         labels = self.images.labels
-        return bits(
+        figure = bits(
             flow,
             self.images.pixels[:count],
             labels=labels[:count] if flow.context_net is not None and labels is not None else None,
@@ -45,6 +72,26 @@ class Validation:
             split="validation",
             processes=self.trainer.processes,
         )
+        return Score(figure, self._objective(flow, count if few is None else min(few, count)))
+
+    @torch.no_grad()
+    def _objective(self, flow: Flow, count: int) -> dict[str, float]:
+        """Return the means of the objective and its figures over the first images."""
+        objective, processes = self.trainer.task.objective, self.trainer.processes
+        if not isinstance(objective, ObjectiveChoice):
+            return {}
+        sums: dict[str, float] = {}
+        for start in range(0, count, _BATCH):
+            images = as_tensor(self.images.pixels[start : min(start + _BATCH, count)])
+            labels = self.images.labels
+            labels = None if labels is None else as_tensor(labels[start : start + len(images)])
+            noise = Noise.of(self.trainer.config.seed, images)
+            with evaluating(flow) as still, still.drawing(noise):
+                loss, figures = objective(still, images.to(flow.device), labels)
+            figures = {"objective": loss / (flow.dims * math.log(2)), **figures}
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + float(value.float().mean()) * len(images)
+        return {name: value / count for name, value in sums.items()}
 
     def draw(self, flow: Flow, folder: RunFolder | None) -> None:
         """Draw a grid of samples into a run folder, if there is one."""
