@@ -77,7 +77,9 @@ class Likelihood(ObjectiveChoice):
             raise ConfigError(what, _FLAG, remedy)
 
 
-class _Classifying(ObjectiveChoice):
+class Classifying(ObjectiveChoice):
+    """An objective that trains a head, and is evaluated on validation images too."""
+
     classifies = True
 
     def build(self) -> Objective:
@@ -98,7 +100,7 @@ class _Classifying(ObjectiveChoice):
 
 @register("hybrid")
 @dataclass(frozen=True)
-class Hybrid(_Classifying):
+class Hybrid(Classifying):
     """``log p(y | x) + lambda log p(x)``, where lambda is `weight` over D.
 
     The loss of an image is ``-(D log p(y | x) + weight log p(x)) / (1 + weight)``: the objective
@@ -133,7 +135,7 @@ class Hybrid(_Classifying):
 
 @register("frozen")
 @dataclass(frozen=True)
-class Frozen(_Classifying):
+class Frozen(Classifying):
     """``log p(y | x)`` of a head on a flow that stays as it is: begin from trained weights.
 
     The loss of an image is ``-D log p(y | x)``: divided by ``D ln 2``, the bits of its label.

@@ -30,8 +30,9 @@ from mixerflow.core.transform import (
 from mixerflow.core.views import evaluating, submodules, uncounted
 
 __all__ = [
-    "Along", "Base", "Cauchy", "Centre", "Chain", "ClassGaussians", "Composite", "Context", "ConvergenceWarning",
-    "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
+    "Along", "Base", "Cauchy", "Centre", "Chain", "ClassGaussians", "Composite", "Context",
+    "ConvergenceWarning", "Density", "Dequantization", "Encoded", "FixedShape", "Flow",
+    "GaussianMixture", "Inverse",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",

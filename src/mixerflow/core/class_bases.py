@@ -18,8 +18,9 @@ from mixerflow.registry import register
 class ClassGaussians(Base):
     """``p(z) = 1/K sum_k N(z; m_k, I)``, a Gaussian of all latents for each class k.
 
-    `scores` are ``log p(z | k)`` up to a constant, so their softmax is ``p(k | z)``. The means start
-    as draws of ``N(0, distance^2 / (2 D) I)``, the same for all flows of D latents and K classes.
+    `scores` are ``log p(z | k)`` up to a constant, so their softmax is ``p(k | z)``. The means
+    start as draws of ``N(0, distance^2 / (2 D) I)``, the same for all flows of D
+    latents and K classes.
 
     Departs from the paper: its means are draws of ``N(0, I)``, a `distance` of ``sqrt(2 D)``, which
     is 78 standard deviations for CIFAR-10: all classes but one then have probability 0 in float32.

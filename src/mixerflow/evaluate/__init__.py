@@ -1,6 +1,13 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
 from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
+from mixerflow.evaluate.classify import (
+    Classification,
+    Reliability,
+    class_count,
+    class_log_probs,
+    classify,
+)
 from mixerflow.evaluate.comparison import (
     FID,
     FrechetFigure,
@@ -25,6 +32,7 @@ __all__ = [
     "FID",
     "Bits",
     "Bound",
+    "Classification",
     "DrawnPixels",
     "Draws",
     "Features",
@@ -32,8 +40,12 @@ __all__ = [
     "FrechetFigure",
     "GridArtefacts",
     "Reference",
+    "Reliability",
     "Statistics",
     "bits",
+    "class_count",
+    "class_log_probs",
+    "classify",
     "compare",
     "density_of",
     "draw_pixels",

@@ -25,8 +25,9 @@ __all__ = [
     "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
     "DenseConvNet", "DenseEncoder", "GlowNet", "ImageConditioner", "Kernel", "KernelNet",
     "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipSwish", "LipschitzDense",
-    "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
-    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier", "SinusoidalPositionalEncoding",
+    "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet",
+    "PreactivationNet", "ResNet", "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale",
+    "ScalesClassifier", "SinusoidalPositionalEncoding",
     "SpectralLinear", "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet",
     "ZeroConv", "matern", "norm_of", "spectral_bound", "squared_exponential", "squash",
 ]

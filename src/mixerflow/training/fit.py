@@ -16,8 +16,8 @@ from mixerflow.core import Flow
 from mixerflow.data import Images, hold_out
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
-from mixerflow.processes import Processes, joined
 from mixerflow.objectives import Objective
+from mixerflow.processes import Processes, joined
 from mixerflow.runs import (
     Checkpoint,
     Checkpoints,
@@ -29,7 +29,13 @@ from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Clock, limit_of
-from mixerflow.training.given import as_images, check_fit, check_kinds, require_class_labels, require_labels
+from mixerflow.training.given import (
+    as_images,
+    check_fit,
+    check_kinds,
+    require_class_labels,
+    require_labels,
+)
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop

@@ -13,7 +13,7 @@ from mixerflow import pictures
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.data import Images
 from mixerflow.evaluate import Bits, bits, draw_pixels
-from mixerflow.objectives import ObjectiveChoice
+from mixerflow.objectives import Classifying
 from mixerflow.runs import RunFolder
 from mixerflow.runs.files import writing
 from mixerflow.training.budget import Costs
@@ -77,8 +77,8 @@ class Validation:
     @torch.no_grad()
     def _objective(self, flow: Flow, count: int) -> dict[str, float]:
         """Return the means of the objective and its figures over the first images."""
-        objective, processes = self.trainer.task.objective, self.trainer.processes
-        if not isinstance(objective, ObjectiveChoice):
+        objective = self.trainer.task.objective
+        if not isinstance(objective, Classifying):
             return {}
         sums: dict[str, float] = {}
         for start in range(0, count, _BATCH):
