@@ -32,6 +32,8 @@ from mixerflow.train_config import TrainConfig
 
 CARD = "card.json"
 """The file that marks a folder of published weights: it holds the metadata of `MODEL` beside it."""
+_OF_HEADS = ("head", "base")
+"""Modules of a flow that hold what a head learns."""
 Which = Literal["best", "last"] | int
 """The checkpoint of fewest validation bits/dim, the last one, or that of a step."""
 
@@ -265,6 +267,8 @@ def labels_of(metadata: dict[str, Any], images: Images) -> np.ndarray:
 def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     """Load the averaged weights of a run folder, or published ones, into a flow of the same model.
 
+    A flow with a head may begin from weights without one: its head stays as it is.
+
     Returns:
         The entry "origin" of ``run.json``: the path as given, the file's SHA-256, the steps that
         all runs before took, and those runs.
@@ -274,11 +278,16 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
         CheckpointError: no weights there, or damaged ones.
     """
     weights = read_weights(path)
-    require_same_model(flow, weights.metadata["model"], path)
-    if difference := _difference(flow.state_dict(), weights.tensors):
+    spec = weights.metadata["model"]
+    require_same_model(flow, spec, path)
+    tensors = weights.tensors
+    if spec is not None and spec.get("head") is None:
+        own = {k: t for k, t in flow.state_dict().items() if k.partition(".")[0] in _OF_HEADS}
+        tensors = {**own, **tensors}
+    if difference := _difference(flow.state_dict(), tensors):
         what, remedy = f"the weights do not fit their own model ({difference})", "get it anew"
         raise CheckpointError(what, weights.path, remedy)
-    flow.load_state_dict(weights.tensors)
+    flow.load_state_dict(tensors)
     return origin_of(path, weights.sha256, weights.pieces)
 
 
@@ -294,6 +303,9 @@ def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path) -> N
         remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
         raise ConfigError("a flow made by hand", path, remedy)
     mine, theirs = model_settings(flow.spec), model_settings(spec)
+    if theirs.get("model.head") is None:  # a head is what a run may add to a flow
+        mine = {name: value for name, value in mine.items() if not name.startswith("model.head")}
+        theirs = {name: value for name, value in theirs.items() if name != "model.head"}
     for name in dict.fromkeys(["model", "model.shape", *mine, *theirs]):
         if mine.get(name) == theirs.get(name):
             continue
