@@ -1,0 +1,129 @@
+"""``mixerflow train --objective hybrid`` and ``mixerflow classify``, as their users have them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mixerflow.cli.commands import run
+from mixerflow.runs.files import read_record
+
+FLAGS = "--model.layers 1 --model.flow.net.width 8 --train.batch 16 --train.initial 16".split()
+FLAGS += "--train.evaluate-every 1000 --threads 1".split()
+
+
+def data_of(path, count=60, classes=3, labels=True):
+    rng = np.random.default_rng(0)
+    classes_of = np.arange(count) % classes
+    pixels = rng.integers(0, 60, (count, 8, 8)) + 60 * classes_of[:, None, None]
+    arrays = {"train_images": pixels.astype(np.uint8), "test_images": pixels[:21].astype(np.uint8)}
+    if labels:
+        arrays |= {"train_labels": classes_of, "test_labels": classes_of[:21]}
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hybrid")
+    data, out = data_of(folder / "bright.npz"), folder / "run"
+    words = ["train", "mixerflow-tiny", "--data", data, "--objective", "hybrid", "--lambda", "0.1"]
+    assert run([*words, "--steps", "120", "--out", str(out), *FLAGS]) == 0
+    return out
+
+
+def test_the_head_has_as_many_classes_as_the_images(hybrid):
+    stored = json.loads((hybrid / "run.json").read_text())
+    assert stored["model"]["head"] == {"type": "LinearHead", "classes": 3}
+    assert stored["train"]["objective"] == {"type": "Hybrid", "weight": 0.1}
+
+
+def test_classify_prints_and_keeps_its_figures(hybrid, capsys):
+    assert run(["classify", str(hybrid), "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    folder = hybrid / "classifications"
+    name = "npz-bright-npz-test"
+    record = read_record(folder / f"{name}.json", "")
+    assert record["accuracy"] > 0.9
+    assert f"{100 * record['accuracy']:.2f}" in printed
+    assert np.array(record["confusion"]).sum() == record["images"] == 21
+    assert np.trace(record["confusion"]) == round(21 * record["accuracy"])
+    assert sum(each["images"] for each in record["reliability"]) == 21
+    names = {path.name for path in folder.glob("*.png")}
+    assert names == {
+        f"bright-test-{kind}.png" for kind in ("calibration", "confusion", "least-sure")
+    }
+
+
+def test_classify_as_json(hybrid, capsys):
+    assert run(["classify", str(hybrid), "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == 3
+
+
+def test_predictions_need_no_labels(hybrid, tmp_path, capsys):
+    bare = data_of(tmp_path / "bare.npz", labels=False)
+    words = ["classify", str(hybrid), "--data", bare, "--threads", "1"]
+    assert run(words) == 2
+    assert "no labels to compare with" in capsys.readouterr().err
+    out = tmp_path / "said.csv"
+    assert run([*words, "--predictions", str(out)]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert len(rows) == 21
+    shares = np.array([[float(row[f"p({k})"]) for k in range(3)] for row in rows])
+    assert np.allclose(shares.sum(1), 1, atol=1e-4)
+    assert [int(row["class"]) for row in rows] == shares.argmax(1).tolist()
+
+
+def test_some_labels_are_missing(hybrid, tmp_path, capsys):
+    with np.load(data_of(tmp_path / "full.npz")) as full:
+        arrays = dict(full)
+    arrays["test_labels"] = np.where(np.arange(21) < 6, -1, arrays["test_labels"])
+    np.savez(tmp_path / "some.npz", **arrays)
+    words = ["classify", str(hybrid), "--data", str(tmp_path / "some.npz"), "--threads", "1"]
+    assert run(words) == 0
+    assert "15 images; 6 without a label left out" in capsys.readouterr().out
+
+
+def test_a_run_without_classes_is_refused(tmp_path, capsys):
+    data, out = data_of(tmp_path / "bright.npz"), tmp_path / "run"
+    words = ["train", "mixerflow-tiny", "--data", data, "--steps", "2", "--out", str(out)]
+    assert run([*words, *FLAGS]) == 0
+    assert run(["classify", str(out)]) == 2
+    assert "this flow tells no classes" in capsys.readouterr().err
+    frozen = ["train", "mixerflow-tiny", "--data", data, "--objective", "frozen"]
+    frozen += ["--from", str(out), "--steps", "3", "--out", str(tmp_path / "head")]
+    assert run([*frozen, *FLAGS]) == 0
+    assert run(["classify", str(tmp_path / "head"), "--threads", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--objective", "hybrid", "--lambda", "-1"], "weight must be 0 or more"),
+        (["--lambda", "1"], "no such flag"),
+        (["--objective", "hybrid", "--model.head", "none", "--model.classes.count", "3"], "told"),
+        (["--model.head", "linear"], "the likelihood does not train the model's head"),
+        (["--objective", "hybrid", "--train.labels-per-class", "99"], "99 labels of class 0"),
+        (
+            ["--objective", "hybrid", "--model.head", "linear", "--model.head.classes", "2"],
+            "2 classes",
+        ),
+        (["--objective", "hybrid", "--model.head", "mean", "--model.head.patch", "3"], "patch=3"),
+        (["--objective", "hybrids"], "hybrid"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, capsys, words, said):
+    data = data_of(tmp_path / "bright.npz")
+    command = ["train", "mixerflow-tiny", "--data", data, "--out", str(tmp_path / "run")]
+    assert run([*command, "--steps", "1", *FLAGS, *words]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+def test_images_without_labels_have_no_head(tmp_path, capsys):
+    data = data_of(tmp_path / "bare.npz", labels=False)
+    words = ["train", "mixerflow-tiny", "--data", data, "--objective", "hybrid", "--steps", "1"]
+    assert run([*words, "--out", str(tmp_path / "run"), *FLAGS]) == 2
+    assert "no labels" in capsys.readouterr().err
