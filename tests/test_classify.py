@@ -51,9 +51,7 @@ def test_classify_prints_and_keeps_its_figures(hybrid, capsys):
     assert np.trace(record["confusion"]) == round(21 * record["accuracy"])
     assert sum(each["images"] for each in record["reliability"]) == 21
     names = {path.name for path in folder.glob("*.png")}
-    assert names == {
-        f"bright-test-{kind}.png" for kind in ("calibration", "confusion", "least-sure")
-    }
+    assert names == {f"{name}-{kind}.png" for kind in ("calibration", "confusion", "least-sure")}
 
 
 def test_classify_as_json(hybrid, capsys):
