@@ -101,6 +101,7 @@ class Layer(Chain):
 
     layer_shapes = Transform.layer_shapes
     walk = Transform.walk
+    watch = Transform.watch
 
 
 class _Wrapper(Composite):
@@ -109,6 +110,7 @@ class _Wrapper(Composite):
     transform: Transform
     layer_shapes = Transform.layer_shapes
     walk = Transform.walk
+    watch = Transform.watch
 
     def parts(self) -> list[Transform]:
         return [self.transform]
