@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mixerflow.evaluate import FID, kind_of
+from mixerflow.evaluate import FID, kind_of, mean_and_error
 from mixerflow.evaluate.features import INCEPTION_URL
-from mixerflow.experiments.results import mean_and_error, paper_kind
+from mixerflow.experiments.results import paper_kind
 
 TableText = tuple[list[str], list[list[str]]]
 """The cells of a table's head, and of each row."""

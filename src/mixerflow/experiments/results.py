@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,7 +14,7 @@ import torch
 
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
-from mixerflow.evaluate import kind_of
+from mixerflow.evaluate import kind_of, mean_and_error
 from mixerflow.experiments import student
 from mixerflow.experiments.cost import read_cost
 from mixerflow.experiments.distance import distance_of
@@ -57,13 +56,6 @@ def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
     half = student.quantile(len(seeds) - 1) * error
     verdict = "undecided" if abs(mean) <= half else "holds" if mean > 0 else "fails"
     return Outcome(mean, error, half, len(seeds), verdict)
-
-
-def mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
-    """Return the mean and its standard error; None where there are too few values."""
-    mean = statistics.fmean(values) if values else None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return mean, error
 
 
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
