@@ -88,6 +88,7 @@ def depth_plot(
     *,
     title: str,
     label: str,
+    across: str = "layer",
 ) -> bytes:
     """Draw a figure by depth, as PNG.
 
@@ -96,6 +97,7 @@ def depth_plot(
         levels: name -> a figure that has no depth, drawn as a broken line.
         title: of the plot.
         label: what the figure is.
+        across: what the depth is.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -105,7 +107,7 @@ def depth_plot(
         axes.errorbar(depths, values, yerr=bars, fmt="o-", ms=4, lw=1.4, capsize=2, label=name)
     for number, (name, value) in enumerate(levels.items()):
         axes.axhline(value, color="0.4", ls=("--", ":")[number % 2], lw=1, label=name)
-    axes.set_xlabel("layer")
+    axes.set_xlabel(across)
     axes.set_ylabel(label)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
