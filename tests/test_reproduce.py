@@ -15,10 +15,11 @@ import pytest
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
 from mixerflow.experiments import TABLES, Claim, outcome, student
+from mixerflow.experiments.claims import judge
+from mixerflow.experiments.images import SeedImages
 from mixerflow.experiments.outputs import markdown_text, rows_table
 from mixerflow.experiments.references import keep_yardsticks
-from mixerflow.experiments.results import collect, judge, parameters
-from mixerflow.experiments.runs import SeedImages
+from mixerflow.experiments.results import collect, parameters
 from mixerflow.runs import RunFolder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from mixerflow.cli import main
 from mixerflow.experiments import Claim
+from mixerflow.experiments.claims import judge
 from mixerflow.experiments.dense import MIXER_DENSE
-from mixerflow.experiments.results import judge
 
 
 def column(**kinds):

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from mixerflow.experiments import TABLES
+from mixerflow.experiments.claims import judge
 from mixerflow.experiments.outputs import markdown_text, write_page
-from mixerflow.experiments.results import judge
 
 
 def main(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -80,6 +80,39 @@ def picture(png: bytes, kind: str = "pixels", caption: str = "") -> str:
     if not caption:
         return image
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def depth_plot(
+    curves: Mapping[str, Sequence[tuple[float, float, float | None]]],
+    levels: Mapping[str, float],
+    *,
+    title: str,
+    label: str,
+    across: str = "layer",
+) -> bytes:
+    """Draw a figure by depth, as PNG.
+
+    Args:
+        curves: name -> points, each the depth, the figure, and its standard error or None.
+        levels: name -> a figure that has no depth, drawn as a broken line.
+        title: of the plot.
+        label: what the figure is.
+        across: what the depth is.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        depths, values, errors = zip(*points, strict=True)
+        bars = [0.0 if error is None else error for error in errors]
+        axes.errorbar(depths, values, yerr=bars, fmt="o-", ms=4, lw=1.4, capsize=2, label=name)
+    for number, (name, value) in enumerate(levels.items()):
+        axes.axhline(value, color="0.4", ls=("--", ":")[number % 2], lw=1, label=name)
+    axes.set_xlabel(across)
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return png_of(figure)
 
 
 def finish_plot(axes: Axes, low: float, high: float) -> None:

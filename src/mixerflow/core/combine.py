@@ -107,6 +107,7 @@ class Layer(Chain):
 
     layer_shapes = Transform.layer_shapes
     walk = Transform.walk
+    watch = Transform.watch
 
 
 class _Wrapper(Composite):
@@ -115,6 +116,7 @@ class _Wrapper(Composite):
     transform: Transform
     layer_shapes = Transform.layer_shapes
     walk = Transform.walk
+    watch = Transform.watch
 
     def parts(self) -> list[Transform]:
         return [self.transform]

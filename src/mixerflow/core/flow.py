@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.class_bases import ClassGaussians
+from mixerflow.core.features import features_after
 from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
@@ -239,6 +240,28 @@ class Flow(nn.Module):
         """
         with evaluating(self) as flow:
             return flow(x, context, Centre()).z
+
+    def features(self, x: Tensor, context: Context = None, *, layer: int = -1) -> Tensor:
+        """Return what the first `layer` layers make of images, ``(B, F)``, as an embedding.
+
+        Layer 0 is the images themselves, as real numbers; k is the output of the first k layers of
+        `layer_shapes`; -1 is the latent, which equals `encode`, and -2 the layer before it. F is D
+        at every layer, in a flow of several scales too, unless the flow adds dimensions. Noise is
+        at its centre, and batch norm in eval mode.
+
+        Raises:
+            ValueError: no such layer, or what `forward` refuses.
+        """
+        return self.features_by_layer(x, context, layers=[layer])[layer]
+
+    @torch.no_grad()
+    def features_by_layer(
+        self, x: Tensor, context: Context = None, *, layers: Iterable[int] | None = None
+    ) -> dict[int, Tensor]:
+        """Return `features` of several layers, by layer, in one forward pass; None is all."""
+        with evaluating(self) as flow:
+            x, context = flow._images(x), flow._embed(context, len(x))
+            return features_after(flow.transform, flow.layer_shapes(), x, context, layers)
 
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
         """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels.

@@ -17,6 +17,7 @@ from mixerflow.core.transform import (
     Mapped,
     PlacedLayer,
     Runner,
+    See,
     Shape,
     Transform,
     constant,
@@ -89,13 +90,32 @@ class MultiScale(FixedShape, Composite):
         for scale, kept in zip(self.parts(), self.kept, strict=True):
             x, scale_log_det = run(scale, x, context, noise)
             log_det = log_det + scale_log_det
-            sizes = [kept, x.shape[1] - kept]
-            if self.keep == "first":
-                x, y = x.split(sizes, 1)
-            else:
-                y, x = x.split(sizes[::-1], 1)
+            x, y = self._split(x, kept)
             factored.append(y.flatten(1))
         return torch.cat(factored, 1), log_det
+
+    def _split(self, x: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+        """Split a scale's output in the `kept` channels that go on, and those factored out."""
+        sizes = [kept, x.shape[1] - kept]
+        if self.keep == "first":
+            x, y = x.split(sizes, 1)
+        else:
+            y, x = x.split(sizes[::-1], 1)
+        return x, y
+
+    def watch(self, see: See, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        factored: list[Tensor] = []
+
+        def run(scale: Transform, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+            def see_all(layer: Transform, before: Tensor, after: Tensor) -> None:
+                see(layer, *(torch.cat([*factored, each], 1) for each in (before, after)))
+
+            x, log_det = scale.watch(see_all, x, context, noise)
+            _, y = self._split(x, self.kept[len(factored)])
+            factored.append(y.flatten(1))
+            return x, log_det
+
+        return self.compose(run, x, context, noise)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)

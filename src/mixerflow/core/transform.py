@@ -94,6 +94,8 @@ class PlacedLayer(NamedTuple):
 
 Runner = Callable[["Transform", Tensor, Context, Noise | None], Mapped]
 """Runs a transform forward, ``run(transform, x, context, noise)``; see `Transform.walk`."""
+See = Callable[["Transform", Tensor, Tensor], None]
+"""Is told of a layer with the numbers before and after it, ``(B, F)``; see `Transform.watch`."""
 
 
 class Transform(nn.Module):
@@ -159,6 +161,16 @@ class Transform(nn.Module):
     def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         """`forward`, with each layer called by ``run(layer, x, context, noise)``."""
         return run(self, x, context, noise)
+
+    def watch(self, see: See, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        """`forward`, with ``see(layer, before, after)`` called after each layer.
+
+        `before` and `after` are all numbers that the latent is made of, ``(B, F)``: what the layer
+        takes or gives, behind what a `MultiScale` has factored out by then.
+        """
+        z, log_det = self(x, context, noise)
+        see(self, x.flatten(1), z.flatten(1))
+        return z, log_det
 
     @torch.no_grad()
     def fused(self) -> Transform:
@@ -245,6 +257,9 @@ class Composite(Transform):
 
     def walk(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
         return self.compose(lambda part, *inputs: part.walk(run, *inputs), x, context, noise)
+
+    def watch(self, see: See, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        return self.compose(lambda part, *inputs: part.watch(see, *inputs), x, context, noise)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> Tensor:

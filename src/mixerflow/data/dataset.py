@@ -157,6 +157,12 @@ def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Ima
         ConfigError: the fraction is not between 0 and 1.
         DataError: there are fewer than two images.
     """
+    mask = held_out(images, fraction, seed)
+    return images.take(np.flatnonzero(~mask)), images.take(np.flatnonzero(mask))
+
+
+def held_out(images: Images, fraction: float = 0.04, seed: int = 0) -> np.ndarray:
+    """Return which images `hold_out` splits off, ``(N,)`` bool; raises what it raises."""
     count = len(images)
     if count < 2:
         what = "one image cannot be split into training and validation"
@@ -164,10 +170,10 @@ def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Ima
     if not 0 < fraction < 1:
         what = f"{fraction} of {count} images cannot be held out"
         raise ConfigError(what, "", "hold out more than 0 and less than 1")
-    held_out = np.zeros(count, dtype=bool)
+    mask = np.zeros(count, dtype=bool)
     size = min(max(1, round(fraction * count)), count - 1)
-    held_out[np.random.default_rng(seed).permutation(count)[:size]] = True
-    return images.take(np.flatnonzero(~held_out)), images.take(np.flatnonzero(held_out))
+    mask[np.random.default_rng(seed).permutation(count)[:size]] = True
+    return mask
 
 
 def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> None:

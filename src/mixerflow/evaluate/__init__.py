@@ -16,8 +16,17 @@ from mixerflow.evaluate.comparison import (
     require_comparable,
 )
 from mixerflow.evaluate.draws import Draws
+from mixerflow.evaluate.embeddings import Whitening, embed, passes_of
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
+from mixerflow.evaluate.probe import (
+    Labelled,
+    ProbeFigure,
+    ProbeSettings,
+    ProbeSummary,
+    mean_and_error,
+    probe,
+)
 from mixerflow.evaluate.samples import (
     DrawnPixels,
     GridArtefacts,
@@ -39,9 +48,14 @@ __all__ = [
     "FileFeatures",
     "FrechetFigure",
     "GridArtefacts",
+    "Labelled",
+    "ProbeFigure",
+    "ProbeSettings",
+    "ProbeSummary",
     "Reference",
     "Reliability",
     "Statistics",
+    "Whitening",
     "bits",
     "class_count",
     "class_log_probs",
@@ -49,6 +63,7 @@ __all__ = [
     "compare",
     "density_of",
     "draw_pixels",
+    "embed",
     "estimator_of",
     "frechet_distance",
     "gaussian_bits",
@@ -56,7 +71,10 @@ __all__ = [
     "high_frequency_power",
     "kind_of",
     "load_features",
+    "mean_and_error",
+    "passes_of",
     "precision_recall",
+    "probe",
     "require_comparable",
     "to_pixels",
     "yardsticks",

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mixerflow.experiments.table import Budget, Column, Setup
+from mixerflow.experiments.images import Budget
+from mixerflow.experiments.table import Column, Setup
 from mixerflow.models import MAF, MixerFlow, recipe
 from mixerflow.models.mixerflow_recipes import CIFAR10_TRAINING, TABLE_8, TINY, TWIN_32
 from mixerflow.parts import LogitPixels, Model, Patching

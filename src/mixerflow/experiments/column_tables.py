@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mixerflow.evaluate import FID, kind_of
+from mixerflow.evaluate import FID, kind_of, mean_and_error
 from mixerflow.evaluate.features import INCEPTION_URL
-from mixerflow.experiments.results import mean_and_error, paper_kind
+from mixerflow.experiments.claims import paper_kind
 
 TableText = tuple[list[str], list[list[str]]]
 """The cells of a table's head, and of each row."""
@@ -80,22 +80,28 @@ def claims_table(column: dict[str, Any]) -> TableText:
     ]
     early = [claim["at_equal_steps"]["step"] for claim in column["claims"] if _is_timed(claim)]
     head += [f"curves at step {early[0]}"] if early else []
-    labels = {row["row"]: row["label"] for row in column["rows"]}
+    labels = {row["row"]: row["label"] for row in (*column["rows"], *column.get("references", ()))}
+    figures = {each["name"]: each for each in column.get("figures", ())}
     rows = []
     for claim in column["claims"]:
         paper = claim["paper_difference"]
         loss = "loss of " if claim.get("against") else ""
         rows_of = (f"{loss}{labels[claim[side]]}" for side in ("better", "worse"))
         apart = ", figures of any kind" if claim.get("kinds") == "any" else ""
-        cells = [claim["words"] + apart, " < ".join(rows_of)]
+        figure = figures.get(claim.get("figure", ""), {})
+        than = " > " if figure.get("better") == "higher" else " < "
+        apart += f", {figure['label']}" if figure else ""
+        cells = [claim["words"] + apart, than.join(rows_of)]
         cells.append("" if paper is None else f"{paper:+.2f}")
-        cells.append(_plus_minus(claim["difference"], claim["half_width"], sign="+"))
+        digits = figure.get("digits", 4)
+        difference = _plus_minus(claim["difference"], claim["half_width"], digits, sign="+")
+        cells.append(difference)
         cells.append(f"{claim['verdict']} (seeds: {claim['seeds']})")
         if _is_timed(claim):
             early = claim["at_equal_steps"]
             difference = _plus_minus(early["difference"], early["half_width"], sign="+")
             cells.append(f"{difference}: {early['verdict']}" if difference else "of other images")
-        rows.append(cells)
+        rows.append(cells + [""] * (len(head) - len(cells)))
     return head, rows
 
 
@@ -103,10 +109,10 @@ def _is_timed(claim: dict[str, Any]) -> bool:
     return "at_equal_steps" in claim
 
 
-def _plus_minus(mean: float | None, error: float | None, sign: str = "") -> str:
+def _plus_minus(mean: float | None, error: float | None, digits: int = 4, *, sign: str = "") -> str:
     if mean is None:
         return ""
-    return f"{mean:{sign}.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return f"{mean:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def distances_text(column: dict[str, Any]) -> list[str]:
@@ -129,6 +135,8 @@ def distances_text(column: dict[str, Any]) -> list[str]:
 
 def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
     """Yield the tables of a column's results that it has, each below a paragraph."""
+    if figures := column.get("figures"):
+        yield column["about"], _further_table(column, figures)
     if costs := [row for row in column["rows"] if row.get("cost")]:
         first = costs[0]["cost"]
         text = (
@@ -150,6 +158,24 @@ def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
             yield text, found
     if column.get("quoted"):
         yield "Quoted from publications, not of runs here:", _quoted_table(column["quoted"])
+
+
+def _further_table(column: dict[str, Any], figures: list[dict[str, Any]]) -> TableText:
+    """Return the further figures of the rows, beside bits/dim, and of what needs no flow."""
+    head = ["row"]
+    for each in figures:
+        head += [f"{each['label']}: paper", f"{each['label']}: ours, mean ± s.e. over seeds"]
+    head += ["seeds", "bits/dim"]
+    rows = []
+    for row in (*column["references"], *column["rows"]):
+        cells, seeds = [row["label"]], 0
+        for each in figures:
+            known = row["further"][each["name"]]
+            cells.append("" if known["paper"] is None else f"{known['paper']:.2f}")
+            cells.append(_plus_minus(known["mean"], known["standard_error"], each["digits"]))
+            seeds = max(seeds, known["seeds"])
+        rows.append([*cells, str(seeds), _plus_minus(row.get("bits_per_dim"), None)])
+    return head, rows
 
 
 def _weighted_table(column: dict[str, Any], kind: str) -> TableText:

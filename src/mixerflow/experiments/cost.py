@@ -13,7 +13,8 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.data.published_sets import SETS
-from mixerflow.experiments.table import Budget, Cell
+from mixerflow.experiments.images import Budget
+from mixerflow.experiments.table import Cell
 from mixerflow.registry import describe
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 from mixerflow.runs.metadata import device_name

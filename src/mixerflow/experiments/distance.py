@@ -10,7 +10,8 @@ import torch
 
 from mixerflow.evaluate import FID, Features, compare
 from mixerflow.evaluate.features import digest_of
-from mixerflow.experiments.runs import Run, SeedImages
+from mixerflow.experiments.images import SeedImages
+from mixerflow.experiments.runs import Run
 from mixerflow.runs import load
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 

@@ -19,9 +19,10 @@ from mixerflow.experiments.column_tables import (
     kinds_of,
     rows_table,
 )
+from mixerflow.experiments.images import Budget
 from mixerflow.experiments.results import collect
 from mixerflow.experiments.runs import Run
-from mixerflow.experiments.table import Budget, Table
+from mixerflow.experiments.table import Table
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 
 NOTE = (
@@ -64,8 +65,21 @@ def write(table: Table, budget: Budget, root: Path, out: Path) -> None:
             write_atomically(out / _file_name(budget, "curves.png"), curves(results))
         else:
             (out / _file_name(budget, "curves.png")).unlink(missing_ok=True)
+        _write_pictures(table, budget, out, results)
         write_atomically(out / f"{budget}.json", sealed(results))
         write_atomically(out / f"{budget}.md", markdown_text(results).encode())
+
+
+def _write_pictures(table: Table, budget: Budget, out: Path, results: dict[str, Any]) -> None:
+    """Write the pictures of the further figures, and list their files in each column."""
+    for column in results["columns"] if table.further else ():
+        place = f"{column['column']}-" if len(results["columns"]) > 1 else ""
+        drawn = table.further.pictures(column) if table.further else {}
+        column["pictures"] = []
+        for name, png in drawn.items():
+            path = out / _file_name(budget, f"{place}{name}")
+            write_atomically(path, png)
+            column["pictures"].append(path.name)
 
 
 def _file_name(budget: str, name: str) -> str:
@@ -161,6 +175,8 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.heading(f"{column['column']}, not run", level=3)
         yield from _page_tables(column)
     pictures = [(_file_name(budget, "curves.png"), "plot", "")]
+    for column in results["columns"]:
+        pictures += [(name, "plot", "") for name in column.get("pictures", ())]
     for _, row in _rows(results):
         if "samples" in row:
             pictures.append((row["samples"], "pixels", f"Samples: {row['label']}"))

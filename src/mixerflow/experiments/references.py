@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.evaluate import yardsticks
-from mixerflow.experiments.runs import SeedImages
+from mixerflow.experiments.images import SeedImages
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 
 

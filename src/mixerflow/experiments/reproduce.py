@@ -15,10 +15,12 @@ from mixerflow.evaluate import Features
 from mixerflow.experiments import outputs
 from mixerflow.experiments.cost import keep_cost
 from mixerflow.experiments.distance import keep_distance
+from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.experiments.measured import keep_further
 from mixerflow.experiments.references import keep_yardsticks
 from mixerflow.experiments.results import collect
-from mixerflow.experiments.runs import Run, SeedImages
-from mixerflow.experiments.table import Budget, Cell, Table
+from mixerflow.experiments.runs import Run
+from mixerflow.experiments.table import Cell, Table
 from mixerflow.runs.files import writing
 from mixerflow.terminal import say, tell
 
@@ -58,6 +60,10 @@ def reproduce(
     """
     root = runs / table.name / budget
     splits = {name: load(spec) for name, spec in data.items()}
+    if table.further is not None:
+        for each in splits.values():
+            for part in (each.train, *filter(None, (each.test,))):
+                table.further.require(part)
     queue = [Run(cell, budget, seed, root) for seed in range(seeds) for cell in cells]
     exit_code, stopped, lost = 0, 0, None
     _write_outputs(table, budget, root, out)
@@ -110,6 +116,8 @@ def _measure_further(
         keep_cost(run.root, run.cell, run.budget, images.train, device)
     if table.distances and features is not None:
         keep_distance(run, images, features, device)
+    if table.further is not None:
+        keep_further(run, images, device)
 
 
 def _try_outputs(table: Table, budget: Budget, root: Path, out: Path) -> ResourceError | None:

@@ -3,67 +3,28 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
-from mixerflow.evaluate import kind_of
-from mixerflow.experiments import student
+from mixerflow.evaluate import mean_and_error
+from mixerflow.experiments.claims import judge
 from mixerflow.experiments.cost import read_cost
 from mixerflow.experiments.distance import distance_of
+from mixerflow.experiments.images import Budget
+from mixerflow.experiments.measured import further_of, reference_rows, summary
 from mixerflow.experiments.references import read_yardsticks
 from mixerflow.experiments.runs import Run
-from mixerflow.experiments.table import Budget, Cell, Claim, Column, Quoted, Table
+from mixerflow.experiments.table import Cell, Column, Quoted, Table
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder
 from mixerflow.runs.weights import pieces_of
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of the runs on a claim; means and errors are None for too few seeds."""
-
-    difference: float | None
-    """Mean of worse minus better, in bits/dim."""
-    standard_error: float | None
-    """Standard error of that mean over the seeds of both rows."""
-    half_width: float | None
-    """Half of the mean's 95 % interval, by Student's t."""
-    seeds: int
-    verdict: Literal["holds", "fails", "undecided"]
-
-
-def outcome(better: Mapping[int, float], worse: Mapping[int, float]) -> Outcome:
-    """Judge the claim that one row has fewer bits/dim than another, given as seed -> bits/dim.
-
-    With ``d_i = worse_i - better_i`` for every seed i of both rows, and t the 97.5 % quantile of
-    Student's distribution with one degree of freedom less than there are seeds, the claim holds
-    where ``mean(d) > t s.e.``, fails where ``mean(d) < -t s.e.``, and is undecided in between and
-    with fewer than two seeds. Equal rows get a verdict in one of twenty cases.
-    """
-    seeds = sorted(better.keys() & worse.keys())
-    mean, error = mean_and_error([worse[seed] - better[seed] for seed in seeds])
-    if mean is None or error is None:
-        return Outcome(mean, error, None, len(seeds), "undecided")
-    half = student.quantile(len(seeds) - 1) * error
-    verdict = "undecided" if abs(mean) <= half else "holds" if mean > 0 else "fails"
-    return Outcome(mean, error, half, len(seeds), verdict)
-
-
-def mean_and_error(values: list[float]) -> tuple[float | None, float | None]:
-    """Return the mean and its standard error; None where there are too few values."""
-    mean = statistics.fmean(values) if values else None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return mean, error
 
 
 def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
@@ -81,6 +42,7 @@ def collect(table: Table, budget: Budget, root: Path) -> dict[str, Any]:
             left_out += not_counted
     columns = [
         _column(each, budget, root, rows[each.name])
+        | _further_of_column(table, budget, root, rows[each.name])
         | {"quoted": [_quoted(model, each) for model in table.quoted if each.name in model.figures]}
         for each in table.columns
     ]
@@ -118,6 +80,20 @@ def _column(
     }
 
 
+def _further_of_column(
+    table: Table, budget: Budget, root: Path, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what a column has of further figures, in a table that measures them."""
+    if table.further is None:
+        return {}
+    runs = [run for row in rows for run in row["runs"]]
+    return {
+        "figures": [asdict(figure) for figure in table.further.figures],
+        "about": table.further.about,
+        "references": reference_rows(root, table.further, budget, runs),
+    }
+
+
 def _quoted(model: Quoted, column: Column) -> dict[str, Any]:
     words = {"name": model.name, "label": model.label, "group": model.group, "quoted": True}
     return words | {"figures": dict(model.figures[column.name])}
@@ -148,6 +124,9 @@ def _row(cell: Cell, budget: Budget, root: Path) -> tuple[dict[str, Any], list[s
         "runs": runs,
         "cost": read_cost(root, cell),
     }
+    if cell.table.further is not None:
+        paper = cell.row.further.get(cell.column.name, {})
+        row["further"] = summary(cell.table.further, runs, paper)
     return row, left_out
 
 
@@ -178,6 +157,9 @@ def _run_results(run: Run) -> dict[str, Any] | str:
     curve = [[start + r["step"], r["bits_per_dim"]] for r in scored]
     if run.cell.table.distances:
         figures |= distance_of(run, figures["measures"])
+    training = metadata["data"]["training_sha256"]
+    if run.cell.table.further is not None:
+        figures["further"] = further_of(run, training, figures["images_sha256"])
     return {
         **figures,
         "seed": run.seed,
@@ -185,112 +167,12 @@ def _run_results(run: Run) -> dict[str, Any] | str:
         "images_per_second": steps * metadata["train"]["batch"] / seconds,
         "steps": steps,
         "seconds": seconds,
-        "training_sha256": metadata["data"]["training_sha256"],
+        "training_sha256": training,
         "curve": curve,
         "curve_images": [record.get("images") for record in scored],
         "command": metadata.get("command"),
         **{key: metadata[key] for key in ("parameters", "machine", "versions")},
     }
-
-
-def judge(table: Table, columns: list[dict[str, Any]]) -> None:
-    """Set the claims of each column, with their outcomes.
-
-    Only figures of one kind are compared, unless the claim says otherwise.
-
-    Where rows are compared after equal time, claims are also judged by the curves, at the last step
-    that all curves of the table have; only curves of the same images are compared.
-    """
-    rows = {column["column"]: {row["row"]: row for row in column["rows"]} for column in columns}
-    timed = any(column.get("minutes") is not None for column in columns)
-    runs = [run for each in rows.values() for row in each.values() for run in row["runs"]]
-    ends = [points[-1][0] for run in runs if (points := comparable_points(run))]
-    common = min(ends, default=None) if timed else None
-    for column in columns:
-        name, column["claims"] = column["column"], []
-        for claim in table.claims:
-            if claim.column not in ("", name) or claim.against == name:
-                continue
-            compared = claim, rows[name], rows.get(claim.against, {})
-            paper, result = _outcome_of(*compared)
-            judged = asdict(claim) | {"paper_difference": paper} | asdict(result)
-            if common is not None:
-                _, early = _outcome_of(*compared, step=common)
-                judged["at_equal_steps"] = {"step": common} | asdict(early)
-            column["claims"].append(judged)
-
-
-def _outcome_of(
-    claim: Claim,
-    rows: Mapping[str, Any],
-    reference: Mapping[str, Any],
-    step: int | None = None,
-) -> tuple[float | None, Outcome]:
-    """Return the paper's difference, and ours with its verdict; both of losses where asked for.
-
-    Papers' figures of two kinds have no difference.
-    """
-    figures, papers = [], []
-    sides = claim.better, claim.worse
-    kinds = {paper_kind(rows[each]) for each in sides}
-    for name in sides:
-        own = _by_what_compares(rows[name], step, claim.kinds)
-        paper = rows[name]["paper"]["bits_per_dim"]
-        if claim.against:
-            before = _by_what_compares(reference[name], step, claim.kinds)
-            own = {key: own[key] - before[key] for key in own.keys() & before.keys()}
-            known = reference[name]["paper"]["bits_per_dim"]
-            paper = None if None in (paper, known) else paper - known
-        figures.append(own)
-        papers.append(paper)
-    common = figures[0].keys() & figures[1].keys()
-    better, worse = ({key[0]: each[key] for key in common} for each in figures)
-    unknown = None in papers or len(kinds) > 1
-    return None if unknown else papers[1] - papers[0], outcome(better, worse)
-
-
-def paper_kind(row: Mapping[str, Any]) -> str:
-    """Return the kind of the paper's figure in words; empty where the table does not say it."""
-    return row["paper"].get("note", "").partition(";")[0]
-
-
-def _by_what_compares(
-    row: Mapping[str, Any], step: int | None, kinds: Literal["same", "any"]
-) -> dict[tuple[Any, ...], float]:
-    """Return the figures, each with all that another must have in common to be compared.
-
-    With a step, the figures are those of the curves there, on a straight line between evaluations.
-    """
-    names = ("seed", "training_sha256", "images_sha256")
-    figures = {}
-    for run in row["runs"]:
-        key = (*(run[name] for name in names), kind_of(run) if kinds == "same" else kinds)
-        if step is None:
-            figures[key] = run["bits_per_dim"]
-            continue
-        if (found := curve_at(run, step)) is not None:
-            images, bits = found
-            figures[*key, images] = bits
-    return figures
-
-
-def curve_at(run: Mapping[str, Any], step: int) -> tuple[int, float] | None:
-    """Return the images and the bits/dim of a run's curve at a step; None where it has none."""
-    points = comparable_points(run)
-    if not points or not points[0][0] <= step <= points[-1][0]:
-        return None
-    return run["curve_images"][0], float(np.interp(step, *np.transpose(points)))
-
-
-def comparable_points(run: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """Return the points of a run's curve that are of as many images as its first.
-
-    The last evaluation is of more images, and the first images may be harder than all. There are
-    none where the numbers of images are not known.
-    """
-    images = run.get("curve_images") or []
-    pairs = zip(run["curve"], images, strict=False)
-    return [(step, bits) for (step, bits), count in pairs if count == images[0]]
 
 
 @cache

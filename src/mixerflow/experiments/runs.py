@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from mixerflow.core import Flow
-from mixerflow.data import Images, Splits, hold_out
+from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate import bits, draw_pixels, grid_artefacts, high_frequency_power
-from mixerflow.experiments.table import TEST_IMAGES, Budget, Cell
+from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.experiments.table import Cell
 from mixerflow.models import MixerFlow, from_spec
 from mixerflow.registry import restore, settings_of
 from mixerflow.runs import RunFolder, load
@@ -42,38 +43,6 @@ def _fine_detail(samples: np.ndarray, test: np.ndarray, cell: Cell) -> float:
 
 # further measures of a trained flow, by their column: of its finite samples, and of test images
 _MEASURES = {"border/inside": _border_ratio, "high frequencies/test": _fine_detail}
-
-
-@dataclass(frozen=True)
-class SeedImages:
-    """The images of one seed's runs: the same for every row."""
-
-    train: Images
-    validation: Images
-    test: Images
-    split: str
-
-    @staticmethod
-    def of(splits: Splits, seed: int, budget: Budget, count: int | None = None) -> SeedImages:
-        """Hold out 4 % for validation, and take the budget's test images for the figures.
-
-        `count` is the number of training images to take at random, of those that are not held out;
-        a smaller number takes a part of a larger one's. Data without test images are scored on the
-        held-out images.
-        """
-        train, validation = hold_out(splits.train, seed=seed)
-        if count is not None:
-            if count > len(train):
-                what = f"{count:,} training images of {len(train):,} that are not held out"
-                raise ConfigError(what, "the table's column", "choose others with --columns")
-            order = np.random.default_rng(seed).permutation(len(train))
-            train = train.take(np.sort(order[:count]))
-        test, split, limit = splits.test, "test", TEST_IMAGES[budget]
-        if test is None:
-            test, split = validation, "validation"
-        if 0 < limit < len(test):
-            test, split = test.first(limit), f"{split}, first {limit}"
-        return SeedImages(train, validation, test, split)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from mixerflow.experiments import field
 from mixerflow.experiments.base import STEPS, setups
 from mixerflow.experiments.dense import DENSEFLOW_32
+from mixerflow.experiments.images import Budget
 from mixerflow.experiments.slides_quoted import (
     BITS,
     CELEBA,
@@ -27,7 +28,7 @@ from mixerflow.experiments.slides_quoted import (
     OLD_64,
     published,
 )
-from mixerflow.experiments.table import Budget, Claim, PublishedResult, Row, Setup, Table
+from mixerflow.experiments.table import Claim, PublishedResult, Row, Setup, Table
 from mixerflow.models import RealNVP
 from mixerflow.models.baseline_recipes import RECIPES as BASELINES
 from mixerflow.models.denseflow_recipes import RECIPES as DENSEFLOWS

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 from mixerflow.core import Shape
 from mixerflow.errors import ConfigError, nearest
+from mixerflow.experiments.further import Further
+from mixerflow.experiments.images import Budget
 from mixerflow.models.recipe import PublishedResult
 from mixerflow.parts import Model, Shuffle
 from mixerflow.registry import evolve, settings_of
 from mixerflow.train_config import TrainConfig
-
-Budget = Literal["tiny", "cpu", "time", "gpu"]
-"""tiny: seconds a run, tells nothing; cpu: minutes a run, small twins after equal steps; time: the
-same after equal processor time; gpu: as in the paper."""
-BUDGETS: tuple[Budget, ...] = get_args(Budget)
-RUN_TIME: dict[Budget, str] = {
-    "tiny": "seconds",
-    "cpu": "minutes",
-    "time": "minutes",
-    "gpu": "days on one GPU",
-}
-TEST_IMAGES: dict[Budget, int] = {"tiny": 20, "cpu": 2000, "time": 2000, "gpu": 0}
-"""The first so many test images give the figures; 0 for all."""
 
 T = TypeVar("T")
 
@@ -92,6 +81,8 @@ class Row:
     """The row's own models and training, where they are no change of the base."""
     in_column: Mapping[str, Mapping[Budget, Setup]] = field(default_factory=dict)
     """Column -> what stands there in place of `setups`."""
+    further: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Column -> the paper's figures of the table's `Further`, by their names."""
 
 
 Figures = Mapping[str, float | int | str | None]
@@ -112,7 +103,10 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim that a row has fewer bits/dim than another, or loses fewer, in every column."""
+    """The claim that a row has fewer bits/dim than another, or loses fewer, in every column.
+
+    With a `figure`, that it is better by this one.
+    """
 
     better: str
     worse: str
@@ -127,6 +121,8 @@ class Claim:
     """Which figures are compared: of one kind only, or of any: an exact density under uniform
     noise, one under learned noise and a lower bound all bound the images' code length from above,
     in expectation, and some do it more tightly than others."""
+    figure: str = ""
+    """Name of a figure of the table's `Further` that the claim is about; empty for bits/dim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +141,8 @@ class Table:
     """Whether the full models' speed is measured, for the time that their schedules take here."""
     distances: bool = False
     """Whether samples are compared with images by their Frechet distance, given a features net."""
+    further: Further | None = None
+    """Figures that are measured after training, beside those of all tables."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.experiments import dense, field, hybrid, slides
+from mixerflow.experiments import dense, embeddings, field, hybrid, slides
 from mixerflow.experiments.appendix import APPENDIX_D
 from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, changed, column, whole_image_maf
 from mixerflow.experiments.table import Claim, PublishedResult, Row, Table
@@ -206,10 +206,8 @@ NORMS_LONGER = Table(
 )
 
 _ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER)
-TABLES = {
-    table.name: table
-    for table in (*field.TABLES, *dense.TABLES, *slides.TABLES, *hybrid.TABLES, *_ALL)
-}
+_MODULES = (field, embeddings, hybrid, dense, slides)
+TABLES = {table.name: table for table in (*(each for m in _MODULES for each in m.TABLES), *_ALL)}
 
 
 def table(name: str) -> Table:
