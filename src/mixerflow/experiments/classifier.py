@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixerflow.core import Shape, as_tensor
-from mixerflow.evaluate import Classification
-from mixerflow.experiments.runs import SeedImages
+from mixerflow.data import Images
 from mixerflow.progress import ProgressBar
-from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 from mixerflow.training.batches import Batches
 
 
@@ -74,6 +73,17 @@ class MixerClassifier(nn.Module):
         self.blocks = nn.Sequential(*(_MixerBlock(*sizes) for _ in range(layers)))
         self.norm, self.scores = nn.LayerNorm(channels), nn.Linear(channels, classes)
 
+    @classmethod
+    def sized(cls, shape: Shape, classes: int, *, full: bool) -> MixerClassifier:
+        """Return a net with as many parameters as the tables' MixerFlows of these images.
+
+        The twins have 0.56 million with their heads for colour and 0.41 million for grey, the
+        paper's model 11.4 million.
+        """
+        if full:
+            return cls(shape, classes, layers=11, channels=512, channel_width=1000)
+        return cls(shape, classes, layers=4 if shape[0] > 1 else 3)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of the classes ``(B, K)`` of integer images ``(B, C, H, W)``."""
         tokens = self.embedding(x.float() / 127.5 - 1).flatten(2).mT
@@ -81,97 +91,56 @@ class MixerClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
-    """How a classifier trains beside a table's rows: as long as they, with Adam on log p(y | x)."""
+class Training:
+    """How long and how a classifier trains: with Adam, on ``-log p(y | x)``."""
 
-    layers: int
-    """Blocks of the MLP-Mixer."""
+    steps: int | None = None
+    """Optimiser steps; None for a budget in minutes."""
+    minutes: float = 0.0
+    """Processor time, where there are no steps."""
     lr: float = 1e-3
-    """Adam's learning rate, constant."""
+    """Learning rate, constant."""
     batch: int = 32
     """Images of a step."""
     ema: float = 0.99
-    """Decay of the averaged weights, of which the figures are."""
+    """Decay of the averaged weights, which classify in the end."""
 
 
 def train_classifier(
-    net: nn.Module,
-    images: SeedImages,
-    training: ClassifierTraining,
-    *,
-    minutes: float | None,
-    steps: int | None,
-    seed: int,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a classifier for minutes of processor time or for steps; return its test figures.
+    net: nn.Module, train: Images, test: Images, training: Training, *, seed: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Train a classifier on images with labels; return ``log p(k | x)`` of the test images.
 
-    The images, their order and the held-out part are those of the table's flows of the same seed.
+    The images come in the order in which a flow of the same seed sees them. The second result has
+    the parameters, steps and seconds of processor time.
     """
-    device = torch.device("cpu")
-    batches = Batches(images.train, training.batch, seed=seed, device=device, conditional=False)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(training.ema)
-    )
+    device = next(net.parameters()).device
+    batches = Batches(train, training.batch, seed=seed, device=device, conditional=True)
+    averaged = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(training.ema))
     adam = torch.optim.Adam(net.parameters(), lr=training.lr, fused=True)
     begun, step, spent = time.process_time(), 0, 0.0
-    seconds = None if minutes is None else 60 * minutes
-    with ProgressBar("second" if steps is None else "step", int(seconds or steps or 0)) as bar:
-        while spent < seconds if seconds is not None else step < (steps or 0):
+    total = training.steps or math.ceil(60 * training.minutes)
+    with ProgressBar("second" if training.steps is None else "step", total) as bar:
+        while (done := int(spent) if training.steps is None else step) < total:
             x, labels = batches.at(step)
-            loss = cross_entropy(net(x), _given(labels))
+            assert labels is not None
+            loss = cross_entropy(net(x), labels.to(device))
             adam.zero_grad()
             loss.backward()
             adam.step()
             averaged.update_parameters(net)
             step, spent = step + 1, time.process_time() - begun
-            if not quiet and step % 50 == 0:
-                bar.update(step if seconds is None else int(spent), f"loss {loss.item():.3f}")
-    found = _classified(averaged, images)
-    return found.as_dict() | {
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "steps": step,
-        "seconds": spent,
-        "seed": seed,
-    }
-
-
-def _given(labels: Tensor | None) -> Tensor:
-    assert labels is not None, "a classifier learns from labels"
-    return labels
+            if step % 50 == 0:
+                bar.update(done, f"MLP-Mixer: loss {loss.item():.3f}")
+    parameters = sum(p.numel() for p in net.parameters())
+    found = {"parameters": parameters, "steps": step, "seconds": spent}
+    return _log_probs(averaged, test, device), found
 
 
 @torch.no_grad()
-def _classified(net: nn.Module, images: SeedImages) -> Classification:
-    test, parts = images.test, []
-    assert test.labels is not None
-    for start in range(0, len(test), 256):
-        x = as_tensor(test.pixels[start : start + 256])
-        parts.append(net(x).double().log_softmax(1).numpy())
-    return Classification(np.concatenate(parts), test.labels)
-
-
-def keep_classifier(
-    path: Path,
-    images: SeedImages,
-    training: ClassifierTraining,
-    *,
-    minutes: float | None,
-    steps: int | None,
-    seed: int,
-) -> None:
-    """Train the MLP-Mixer of a column and a seed, unless its figures are in the file `path`."""
-    sha256 = {"training_sha256": images.train.fingerprint()}
-    sha256 |= {"images_sha256": images.test.fingerprint()}
-    known = read_record(path, "delete this file") or {}
-    if sha256.items() <= known.items():
-        return
-    assert images.train.labels is not None
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        classes = int(images.train.labels.max()) + 1
-        net = MixerClassifier(images.train.shape, classes, layers=training.layers)
-        found = train_classifier(net, images, training, minutes=minutes, steps=steps, seed=seed)
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, sealed(found | sha256))
+def _log_probs(net: nn.Module, images: Images, device: torch.device) -> np.ndarray:
+    parts = []
+    for start in range(0, len(images), 256):
+        x = as_tensor(images.pixels[start : start + 256]).to(device)
+        parts.append(net(x).double().log_softmax(1).cpu().numpy())
+    return np.concatenate(parts)
