@@ -188,25 +188,64 @@ def _print_result(
 
 
 def _with_data(model: Model, splits: Splits) -> Model:
-    """Set the images' number of levels in the model, and refuse images that do not fit it."""
+    """Set in the model what the images tell: their number of levels, and of classes or numbers.
+
+    Images that do not fit the model are a ConfigError.
+    """
     images = splits.train
     assert images.levels is not None, "files hold integers"
-    levels, classes = model.pixels.levels, model.classes
+    levels = model.pixels.levels
     if levels == 256 != images.levels:
         levels = images.levels
         model = evolve(model, {"pixels.levels": levels})
     if levels is None or levels < images.levels:
         what = f"images have {images.levels} levels, the model {levels}"
         raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
-    for name, images in splits.parts().items() if classes else ():
-        assert classes is not None
-        if images.labels is None:
-            raise ConfigError(f"{name} images without labels", "--model.classes", "set it to none")
-        if images.labels.max() >= classes.count:
-            count = int(images.labels.max()) + 1
-            what, remedy = f"labels of {count} classes in {name} images", f"set it to {count}"
-            raise ConfigError(what, "--model.classes.count", remedy)
+    if model.classes is not None:
+        count = _class_count(splits, model.classes.count)
+        model = evolve(model, {"classes.count": count})
+    if model.vectors is not None:
+        model = evolve(model, {"vectors.length": _vector_length(splits, model.vectors.length)})
     return model
+
+
+def _class_count(splits: Splits, given: int | None = None, flag: str = "--model.classes") -> int:
+    """Return the number of classes that was given, or else that of the images of all splits.
+
+    Classes with names are as many as the names; others go up to the highest label.
+
+    Raises:
+        ConfigError: images without class labels, or of more classes than were given.
+    """
+    count = len(splits.train.classes)
+    for name, images in splits.parts().items():
+        if images.labels is None or images.vector_length is not None:
+            raise ConfigError(f"{name} images without class labels", flag, "set it to none")
+        highest = int(images.labels.max()) + 1
+        if given is not None and highest > given:
+            what, remedy = f"labels of {highest} classes in {name} images", f"set it to {highest}"
+            raise ConfigError(what, f"{flag}.count", remedy)
+        count = max(count, highest)
+    return count if given is None else given
+
+
+def _vector_length(splits: Splits, given: int | None) -> int:
+    """Return the length of the vectors that was given, or else that of the images' vectors.
+
+    Raises:
+        ConfigError: images without vectors, or with vectors of another length.
+    """
+    for name, images in splits.parts().items():
+        length = images.vector_length
+        if length is None:
+            remedy = "give an .npz file with vectors, or set it to none"
+            raise ConfigError(f"{name} images without vectors", "--model.vectors", remedy)
+        given = length if given is None else given
+        if length != given:
+            what = f"vectors of {length} numbers in {name} images, and not {given}"
+            raise ConfigError(what, "--model.vectors.length", f"set it to {length}")
+    assert given is not None
+    return given
 
 
 def _validation(config: TrainConfig, splits: Splits) -> tuple[Images | None, str]:

@@ -11,6 +11,7 @@ from mixerflow.evaluate.comparison import (
 from mixerflow.evaluate.draws import Draws
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
+from mixerflow.evaluate.posterior import class_log_probs
 from mixerflow.evaluate.samples import (
     DrawnPixels,
     GridArtefacts,
@@ -34,6 +35,7 @@ __all__ = [
     "Reference",
     "Statistics",
     "bits",
+    "class_log_probs",
     "compare",
     "density_of",
     "draw_pixels",

@@ -31,7 +31,7 @@ from mixerflow.parts.linear import (
     SameMap, UnpackedPLUMap, WoodburyMap,
 )
 from mixerflow.parts.mixing import Mixing
-from mixerflow.parts.model import Classes, Model
+from mixerflow.parts.model import Classes, Model, Vectors
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.pixels import (
     Dequantizer, LogitPixels, Pixels, ScaledPixels, UniformDequantizer, VariationalDequantizer,
@@ -54,6 +54,6 @@ __all__ = [
     "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet", "WideningConv",
     "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
 ]

@@ -13,6 +13,7 @@ from mixerflow.runs.weights import (
     load,
     read_metadata,
     read_weights,
+    require_context,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "publish",
     "read_metadata",
     "read_weights",
+    "require_context",
 ]

@@ -55,7 +55,8 @@ class Batches:
             raise ConfigError(what, "--train.batch", remedy)
         if conditional and images.labels is None:
             where = images.dataset_id
-            raise ConfigError("no labels for the classes", where, "use --model.classes none")
+            remedy = "give labels, or use --model.classes none and --model.vectors none"
+            raise ConfigError("no labels for a conditional flow", where, remedy)
         self.labels = None if images.labels is None else torch.from_numpy(images.labels)
         self._orders: dict[int, np.ndarray] = {}
         self._whole: Tensor | None = None
