@@ -220,7 +220,8 @@ def _class_count(splits: Splits, given: int | None = None, flag: str = "--model.
     count = len(splits.train.classes)
     for name, images in splits.parts().items():
         if images.labels is None or images.vector_length is not None:
-            raise ConfigError(f"{name} images without class labels", flag, "set it to none")
+            has = "without labels" if images.labels is None else "with vectors for labels"
+            raise ConfigError(f"{name} images {has}", flag, "set it to none")
         highest = int(images.labels.max()) + 1
         if given is not None and highest > given:
             what, remedy = f"labels of {highest} classes in {name} images", f"set it to {highest}"

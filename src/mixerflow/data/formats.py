@@ -55,9 +55,10 @@ def read_npz(path: Path) -> RawSplits:
     """Read the splits of an .npz file; DataError if it has no images.
 
     Keys are `train_images`, `train_labels`, and so on for `test` and `val`, or `images` and
-    `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name. Labels
-    are class numbers `(N,)` or vectors of floats `(N, K)`; where there are no `labels`, arrays called
-    `vectors` are. Images are `(N, H, W)` or `(N, H, W, C)`. The names of those not used are in `skipped`.
+    `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name. Images
+    are `(N, H, W)` or `(N, H, W, C)`. Labels are class numbers `(N,)`, or vectors of floats
+    `(N, K)`, also called `vectors`. Of both, the labels are used. The names of those not used are
+    in `skipped`.
     """
     with open_npz(path) as arrays:
         keys, splits, used = _keys(arrays), {}, set()

@@ -54,6 +54,7 @@ __all__ = [
     "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet", "WideningConv",
-    "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
+    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "image_coupling",
 ]
