@@ -32,10 +32,10 @@ CONDITIONAL = Table(
     "conditional",
     "The class of a digit, given to a flow: MNIST",
     "Negative log-likelihood in bits per dimension, -log2 p(x) / D without the class, and "
-    "-log2 p(x | y) / D given it. Between perfect models the means differ by the mutual information "
-    "of image and class over D: at most log2(10) / 784 = 0.0042 bits/dim for 10 equally likely "
-    "classes. The twins without classes have as many parameters as each other, to 5 %; the classes' "
-    "embedding and the maps that read it come on top.",
+    "-log2 p(x | y) / D given it. Between perfect models the means differ by the mutual "
+    "information of image and class over D: at most log2(10) / 784 = 0.0042 bits/dim for 10 "
+    "equally likely classes. The twins without classes have as many parameters as each other, to "
+    "5 %; the classes' embedding and the maps that read it come on top.",
     columns=(column("mnist", PAPER_MNIST, MNIST, TWIN_MNIST, twin_steps=STEPS),),
     rows=(
         *_rows("mixer", "MixerFlow", PAPER_MNIST, TWIN_MNIST, evolve(TWIN_MNIST, _TINY_MIXER)),
