@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -476,3 +479,36 @@ def test_vector_nets_are_described_and_made_again():
     assert mixerflow.parts.Vectors(np.int64(3)) == Vectors(3)
     with pytest.raises(ValueError, match="length must be at least 1"):
         Vectors(0)
+
+
+# --- the documentation
+
+PAGE = Path(__file__).parent.parent / "docs" / "conditional.md"
+
+
+def block(word):
+    """The first Python block of the page that has this text."""
+    return next(b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if word in b)
+
+
+def test_the_page_s_colours_are_learned(tmp_path, monkeypatch, capsys):
+    """Word for word, but for a third of the steps."""
+    monkeypatch.chdir(tmp_path)
+    exec(block("colours[2800:]").replace("steps=300", "steps=100"), {})
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert 5.37 < float(first.split()[0]) < 6.5 < float(second.split()[0])
+
+
+def test_the_page_s_files_and_commands_are_taken(tmp_path, monkeypatch, capsys):
+    """Word for word, but for two steps and small models."""
+    monkeypatch.chdir(tmp_path)
+    for word in ("Image.fromarray", "np.savez"):
+        exec(block(word), {})
+    commands = re.findall(r"^mixerflow (\w+ \S+ --.*)$", PAGE.read_text(), re.M)
+    assert len(commands) == 6
+    few = ["--steps", 2, "--train.batch", 4, "--train.initial", 8]
+    for words in map(shlex.split, commands):
+        tiny = QUICK[:6] if "mixerflow-tiny" in words else []
+        assert run(*words, *(few + tiny if words[0] == "train" else [])) == 0, words
+    exec(block("class_log_probs"), {})
+    assert "of 48 images" in capsys.readouterr().out
