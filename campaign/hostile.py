@@ -254,7 +254,7 @@ def act(command: str, run: Path, images: Path, out: Path) -> int:
         data = mixerflow.data.load(images).train
         mixerflow.train(_model().build((1, 4, 4)), data, out=run, steps=2, quiet=True)
         return 0
-    small = ["--train.steps", 2, "--model.classes", "classes"]
+    small = ["--train.steps", 2, "--model.classes.count", 10]
     words = {
         "info": [],
         "evaluate": ["--data", images, "--no-codecs"],

@@ -124,4 +124,5 @@ def test_images_without_labels_have_no_head(tmp_path, capsys):
     data = data_of(tmp_path / "bare.npz", labels=False)
     words = ["train", "mixerflow-tiny", "--data", data, "--objective", "hybrid", "--steps", "1"]
     assert run([*words, "--out", str(tmp_path / "run"), *FLAGS]) == 2
-    assert "no labels" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "images without labels: --objective: give images with class labels" in said

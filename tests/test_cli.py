@@ -18,7 +18,7 @@ from mixerflow.cli import main
 from mixerflow.data import load as load_data
 from mixerflow.evaluate import Draws
 from mixerflow.registry import describe
-from mixerflow.runs import RunFolder, labels_of
+from mixerflow.runs import RunFolder, labels_of, load
 from mixerflow.runs.files import read_record
 from mixerflow.training import Augmentation, Constant, TrainConfig
 
@@ -446,7 +446,9 @@ def test_classes_are_matched_by_name(clothes, tmp_path, capsys):
     assert run("sample", out, "-n", 2, "--label", 3) == 2
     assert run("sample", out, "-n", 2, "--label", 2) == 0
     assert (out / "samples" / "n2-t1-seed0-label2.png").exists()
-    labels = labels_of(RunFolder(out).read_metadata(), load_data(str(tmp_path / "two")).train)
+    labels = labels_of(
+        load(out), RunFolder(out).read_metadata(), load_data(str(tmp_path / "two")).train
+    )
     assert sorted(set(labels.tolist())) == [1, 2]
 
 

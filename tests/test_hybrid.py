@@ -310,7 +310,7 @@ def test_batches_of_labelled_images_alone_are_as_they_were():
     [
         ({"objective": Hybrid()}, None, True, "the model has no head"),
         ({}, LinearHead(3), True, "the likelihood does not train the model's head"),
-        ({"objective": Hybrid()}, LinearHead(3), False, "no labels for the head"),
+        ({"objective": Hybrid()}, LinearHead(3), False, "no class labels for the head"),
         ({"objective": Hybrid()}, LinearHead(2), True, "the head has 2 classes, a label is 2"),
         ({"objective": Frozen()}, GaussiansHead(3), True, "a part of the flow"),
         (

@@ -179,7 +179,7 @@ def test_train_takes_arrays_for_validation():
     for wrong in (PIXELS[:, :, :2], PIXELS.astype(np.float32), PIXELS[:0], "cifar10"):
         with pytest.raises(MixerFlowError):
             train(flow_of(), PIXELS, validation=wrong, config=config, quiet=True)
-    with pytest.raises(ConfigError, match="validation images of array: give an Images with labels"):
+    with pytest.raises(ConfigError, match="validation images of array: give labels"):
         train(labelled(), PIXELS, labels=[0, 1, 2, 0], validation=PIXELS, config=config)
     with pytest.raises(ConfigError, match="beside an Images"):
         train(flow_of(), images(4), labels=[0, 1, 2, 0], config=config)

@@ -117,7 +117,7 @@ def test_the_default_is_the_likelihood_given_labels_where_a_flow_takes_them(tmp_
     assert [r["objective"] for r in lines(tmp_path / "same")] == likely
     assert not any("bits_per_dim" in r for r in lines(tmp_path / "same"))
     assert RunFolder(tmp_path / "named").read_metadata()["objective"] == "likelihood"
-    with pytest.raises(ConfigError, match="no labels for the classes"):
+    with pytest.raises(ConfigError, match="no labels for a conditional flow"):
         train(flow_of(conditional), images(), objective=given_labels, config=settings(), quiet=True)
 
 

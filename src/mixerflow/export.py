@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow, Noise, Transform
+from mixerflow.core import Flow, Noise, Transform, example_context
 from mixerflow.core.shared import put_in_place, share
 from mixerflow.errors import ConfigError
 from mixerflow.terminal import tell
@@ -51,10 +51,13 @@ class _Exported(nn.Module):
 
     def _labels(self, batch: int) -> dict[str, Tensor]:
         net = self.flow.context_net
-        if net is not None and not isinstance(net, nn.Embedding):
+        if net is None:
+            return {}
+        context = example_context(net, batch)
+        if context is None:
             remedy = "call torch.export with your own context"
-            raise ConfigError("only class labels have an example", "export", remedy)
-        return {} if net is None else {"context": torch.zeros(batch, dtype=torch.int64)}
+            raise ConfigError("only classes and vectors have an example", "export", remedy)
+        return {"context": context}
 
 
 class Density(_Exported):
@@ -66,7 +69,7 @@ class Density(_Exported):
         """Map images ``(B, *shape)``, as the flow's levels say, to log-probabilities ``(B,)``.
 
         `noise` has the images' shape and is uniform on ``[0, 1)``; None for float data.
-        `context` has labels ``(B,)``, or other input of the flow's ``context_net``.
+        `context` has labels ``(B,)``, vectors ``(B, K)``, or other input of ``context_net``.
         """
         return self.flow(images, context, None if noise is None else _InputNoise(noise)).log_prob
 

@@ -23,9 +23,9 @@ from mixerflow.registry import register
 Objective: TypeAlias = Callable[[Flow, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
 """``(flow, images, labels) -> (loss, figures)``.
 
-Images are ``(B, *shape)`` as stored, labels ``(B,)`` int64, or None where there are none. The loss
-is ``(B,)``, in nats, one an image; figures have names and shape ``(B,)`` or ``()``. The parameters
-of an `nn.Module` train with the flow's.
+Images are ``(B, *shape)`` as stored, labels ``(B,)`` int64, or vectors ``(B, K)`` float32, or None
+where there are none. The loss is ``(B,)``, in nats, one an image; figures have names and shape
+``(B,)`` or ``()``. The parameters of an `nn.Module` train with the flow's.
 """
 
 _FLAG = "--objective"
@@ -34,7 +34,7 @@ _FLAG = "--objective"
 def likelihood(
     flow: Flow, images: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The default objective, ``-log p(x)``, given the label where the flow is conditional."""
+    """The default objective, ``-log p(x)``, or ``-log p(x | y)`` of a conditional flow."""
     return -flow(images, context_of(flow, labels)).log_prob, {}
 
 

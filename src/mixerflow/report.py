@@ -52,7 +52,7 @@ def make_report(run: Path, images: Images) -> Report:
     flow = load(run)
     scored = images.first(_SCORED)
     if flow.context_net is not None:
-        scored = dataclasses.replace(scored, labels=labels_of(metadata, scored))
+        scored = dataclasses.replace(scored, labels=labels_of(flow, metadata, scored))
     labels = None if flow.context_net is None else scored.labels
     figure = bits(flow, scored.pixels, labels=labels)
     order = figure.per_image.argsort()
@@ -65,7 +65,7 @@ def make_report(run: Path, images: Images) -> Report:
         page.note(f"Validation uses the moving average of the weights{_validated(records)}."),
     ]
     for temperature in (0.7, 1.0) if len(flow.shape) == 3 else ():
-        drawn = draw_pixels(flow, 64, seed=1, temperature=temperature)
+        drawn = draw_pixels(flow, 64, seed=1, temperature=temperature, examples=labels)
         heading = page.heading(f"Samples at temperature {temperature:g}")
         body += [heading, _grid(drawn.pixels), page.note(f"{drawn}.")]
     body += _reconstructions(flow, scored)

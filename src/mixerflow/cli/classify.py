@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> int:
     class_count(flow)  # refuses a flow without classes, before the images are read
     images, split = given.load_images(metadata)
     names = tuple(metadata["data"]["classes"])
-    labels = None if images.labels is None else runs.labels_of(metadata, images)
+    if images.vector_length is not None:
+        raise ConfigError(
+            "vectors, not classes", images.dataset_id, "give images with class labels"
+        )
+    labels = None if images.labels is None else runs.numbered(metadata, images)
     if labels is None and given.predictions is None:
         remedy = "give images with labels, or a file for the --predictions"
         raise ConfigError("no labels to compare with", images.dataset_id, remedy)

@@ -19,7 +19,17 @@ from mixerflow import kernels, recipes
 from mixerflow.cli import pages
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, is_run
-from mixerflow.core import Along, Chain, Flow, Inverse, Layer, Shape, Transform, Window
+from mixerflow.core import (
+    Along,
+    Chain,
+    Flow,
+    Inverse,
+    Layer,
+    Shape,
+    Transform,
+    VectorNet,
+    Window,
+)
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
@@ -124,7 +134,8 @@ def _print_chain(flow: Flow, published: PublishedResult | None) -> None:
     for numbers, name, shape, count in rows:
         add(_numbered(numbers, name, part), shape, count)
     if flow.context_net is not None:
-        add("class embedding", None, _count(flow.context_net))
+        is_vector = isinstance(flow.context_net, VectorNet)
+        add("net of vectors" if is_vector else "class embedding", None, _count(flow.context_net))
     table.add_section()
     add("in all", flow.latent_shape, total)
     show(table)

@@ -100,6 +100,8 @@ def _classes(splits: Splits) -> str:
     names, labels = splits.train.classes, splits.train.labels
     if labels is None:
         return "no classes"
+    if splits.train.vector_length is not None:
+        return f"vectors of length {splits.train.vector_length}"
     if not names:
         return f"labels {labels.min()} to {labels.max()}, without names"
     more = ", ..." if len(names) > _SHOWN else ""

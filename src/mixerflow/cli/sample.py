@@ -18,7 +18,7 @@ from mixerflow.cli.codecs import shuffle_of
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
-from mixerflow.core import Flow
+from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.evaluate import draw_pixels
 from mixerflow.runs.files import require_writable, write_atomically, writing
@@ -40,7 +40,7 @@ class _SampleArguments(WeightsArguments):
     """Scales the latents: below 1 gives likelier, less varied images."""
     label: str | None = None
     """Class to draw from a class-conditional run, by its name, or by its number where no class has
-    that name; by default all in turn."""
+    that name; by default all in turn. Of a run with vectors, the vector: 0.5,-1,2."""
     seed: int = 0
     """Seed of the draws."""
     out: Path | None = None
@@ -96,7 +96,7 @@ def sample(arguments: list[str]) -> int:
     return 0
 
 
-def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
+def _require_places(given: _SampleArguments, label: int | torch.Tensor | None) -> Path | None:
     """Return the grid's file after a try of all places; None where nobody asked for a grid."""
     if given.files is not None:
         if not given.force:
@@ -105,7 +105,7 @@ def _require_places(given: _SampleArguments, label: int | None) -> Path | None:
     if given.out is not None:
         require_writable(given.out)
         return given.out
-    shown = "" if label is None else f"-label{label}"
+    shown = "" if label is None else f"-label{label if isinstance(label, int) else given.label}"
     shown += "-shuffled" if given.shuffled else ""
     weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
     name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}.png"
@@ -151,8 +151,10 @@ def _name(number: int) -> str:
     return f"{number:05}.png"
 
 
-def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | None:
-    """Return the number of the class that a word names, or is the number of."""
+def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | torch.Tensor | None:
+    """Return the number of the class that a word names, or is the number of; or the vector."""
+    if isinstance(flow.context_net, VectorNet):
+        return _vector(flow.context_net.length, word)
     if word is None:
         return None
     if flow.context_net is None:
@@ -166,6 +168,20 @@ def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | None:
         return int(word)
     known = f"choose one of {', '.join(classes)}, or " if classes else "give "
     raise ConfigError(f"no class {word!r}", "--label", f"{known}0 to {count - 1}")
+
+
+def _vector(length: int, word: str | None) -> torch.Tensor:
+    """Return the vector of finite numbers that a word lists."""
+    remedy = f"give {length} numbers with commas between them, as --label={'0.5,' * length}"[:-1]
+    if word is None:
+        raise ConfigError("the run is given vectors with its images", "--label", remedy)
+    try:
+        vector = torch.tensor([float(number) for number in word.split(",")])
+    except ValueError:
+        vector = torch.empty(0)
+    if len(vector) != length or not vector.isfinite().all():
+        raise ConfigError(f"no vector of length {length}: {word!r}", "--label", remedy)
+    return vector
 
 
 def _check(given: _SampleArguments) -> None:

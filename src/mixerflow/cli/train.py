@@ -41,6 +41,7 @@ _LONG = {
     "--objective": "--train.objective",
     "--lambda": "--train.objective.weight",
 }
+_LABEL = "give images with class labels"
 _SHORT = re.compile(r"^--(shuffle([-_]seed)?|objective|lambda)(?=$|=)")
 
 
@@ -201,10 +202,13 @@ def _print_result(
 
 
 def _with_data(model: Model, splits: Splits) -> Model:
-    """Set the images' number of levels in the model, and refuse images that do not fit it."""
+    """Set in the model what the images tell: their number of levels, and of classes or numbers.
+
+    Images that do not fit the model are a ConfigError.
+    """
     images = splits.train
     assert images.levels is not None, "files hold integers"
-    levels, classes = model.pixels.levels, model.classes
+    levels = model.pixels.levels
     if levels == 256 != images.levels:
         levels = images.levels
         model = evolve(model, {"pixels.levels": levels})
@@ -212,24 +216,60 @@ def _with_data(model: Model, splits: Splits) -> Model:
         what = f"images have {images.levels} levels, the model {levels}"
         raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
     if model.head is not None and model.head.classes is None:
-        model = evolve(model, {"head.classes": _classes(splits)})
-    for name, images in splits.parts().items() if classes else ():
-        assert classes is not None
-        if images.labels is None:
-            raise ConfigError(f"{name} images without labels", "--model.classes", "set it to none")
-        if images.labels.max() >= classes.count:
-            count = int(images.labels.max()) + 1
-            what, remedy = f"labels of {count} classes in {name} images", f"set it to {count}"
-            raise ConfigError(what, "--model.classes.count", remedy)
+        model = evolve(
+            model, {"head.classes": _class_count(splits, flag="--objective", remedy=_LABEL)}
+        )
+    if model.classes is not None:
+        count = _class_count(splits, model.classes.count)
+        model = evolve(model, {"classes.count": count})
+    if model.vectors is not None:
+        model = evolve(model, {"vectors.length": _vector_length(splits, model.vectors.length)})
     return model
 
 
-def _classes(splits: Splits) -> int:
-    """Return the number of classes of images: of their names, or of the labels that there are."""
-    labels = [each.labels.max() for each in splits.parts().values() if each.labels is not None]
-    if not labels:
-        raise ConfigError("no labels", splits.train.dataset_id, "give images with labels")
-    return len(splits.train.classes) or int(max(labels)) + 1
+def _class_count(
+    splits: Splits,
+    given: int | None = None,
+    flag: str = "--model.classes",
+    remedy: str = "set it to none",
+) -> int:
+    """Return the number of classes that was given, or else that of the images of all splits.
+
+    Classes with names are as many as the names; others go up to the highest label.
+
+    Raises:
+        ConfigError: images without class labels, or of more classes than were given.
+    """
+    count = len(splits.train.classes)
+    for name, images in splits.parts().items():
+        if images.labels is None or images.vector_length is not None:
+            has = "without labels" if images.labels is None else "with vectors for labels"
+            raise ConfigError(f"{name} images {has}", flag, remedy)
+        highest = int(images.labels.max()) + 1
+        if given is not None and highest > given:
+            what = f"labels of {highest} classes in {name} images"
+            raise ConfigError(what, f"{flag}.count", f"set it to {highest}")
+        count = max(count, highest)
+    return count if given is None else given
+
+
+def _vector_length(splits: Splits, given: int | None) -> int:
+    """Return the length of the vectors that was given, or else that of the images' vectors.
+
+    Raises:
+        ConfigError: images without vectors, or with vectors of another length.
+    """
+    for name, images in splits.parts().items():
+        length = images.vector_length
+        if length is None:
+            remedy = "give an .npz file with vectors, or set it to none"
+            raise ConfigError(f"{name} images without vectors", "--model.vectors", remedy)
+        given = length if given is None else given
+        if length != given:
+            what = f"vectors of {length} numbers in {name} images, and not {given}"
+            raise ConfigError(what, "--model.vectors.length", f"set it to {length}")
+    assert given is not None
+    return given
 
 
 def _with_head(model: Model, config: TrainConfig) -> Model:

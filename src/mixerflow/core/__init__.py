@@ -16,6 +16,7 @@ from mixerflow.core.bases import (
 )
 from mixerflow.core.class_bases import ClassGaussians
 from mixerflow.core.combine import Along, Chain, Inverse, Layer, Window
+from mixerflow.core.context import VectorNet, checked_context, example_context
 from mixerflow.core.flow import Flow
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.inputs import as_tensor, class_numbers
@@ -35,8 +36,9 @@ __all__ = [
     "GaussianMixture", "Inverse",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
-    "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
-    "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating",
+    "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",
+    "as_tensor", "checked_context", "class_numbers", "constant", "evaluating", "example_context",
+    "expect", "fixed_point", "floating",
     "monotone_root", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted",
 ]

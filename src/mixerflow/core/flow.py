@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
 from mixerflow.core.class_bases import ClassGaussians
+from mixerflow.core.context import VectorNet, checked_context, for_all
 from mixerflow.core.features import features_after
-from mixerflow.core.inputs import as_tensor, class_numbers, count_of, latents_of, require_wide
+from mixerflow.core.inputs import as_tensor, count_of, latents_of, require_wide
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
@@ -52,8 +53,10 @@ class Flow(nn.Module):
         transform: data to latent.
         shape: the images' event shape ``(C, *spatial)``.
         base: the latents' distribution; it sees the same context as the transforms.
-        context_net: maps the ``context`` that users pass (class labels ``(B,)``, say) to the
-            ``(B, K)`` that the transforms see. Without it the flow takes no context.
+        context_net: maps the ``context`` that users pass to the ``(B, K)`` that the transforms see:
+            class labels ``(B,)`` with an `nn.Embedding`, vectors ``(B, L)`` with a `VectorNet`, and
+            tensors ``(B, ...)`` that it takes with a net of your own. Without it the flow takes no
+            context.
         head: maps latents ``(B, D)`` to a score of each class ``(B, K)``, see `logits`.
         levels: number of values a pixel can have, for integer images; None for float data.
 
@@ -158,7 +161,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: images of another shape or range, context missing or not wanted, labels
-                that are no classes.
+                that are no classes, vectors of another length or that are not finite.
             TypeError: what is no array of real numbers; a flow of half precision.
             ConfigError: a `memory` other than "store" with sharded parameters (FSDP2).
         """
@@ -310,8 +313,7 @@ class Flow(nn.Module):
         require_wide(self.dtype)
         like = torch.empty(n, math.prod(self.latent_shape), dtype=self.dtype, device=self.device)
         if context is not None:
-            context = as_tensor(context)
-            context = context.expand(n) if context.dim() == 0 else context
+            context = for_all(self.context_net, as_tensor(context), n)
         drawn = []
         with evaluating(self) as flow:
             given = flow._embed(context, n)
@@ -324,7 +326,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Context = None) -> None:
-        """Set data-dependent parameters (ActNorm's) from a batch of images, once.
+        """Set data-dependent parameters (ActNorm's, and the scale of vectors) from a batch, once.
 
         Call it before training, compilation, DDP and sharding; until then ActNorm is the identity.
         A second call, and one of an inference copy, is a RuntimeError.
@@ -334,6 +336,9 @@ class Flow(nn.Module):
         if self.initialized:
             raise RuntimeError("this flow is initialised already: it would lose what it learned")
         x = self._images(x)
+        self._embed(context, len(x))  # refuses what does not fit before anything changes
+        if isinstance(self.context_net, VectorNet):
+            self.context_net.initialize(as_tensor(context).to(self.device))
         self.transform.initialize(x, self._embed(context, len(x)))
         self.initialized.fill_(True)
 
@@ -356,14 +361,12 @@ class Flow(nn.Module):
                 raise ValueError("this flow was built without context, and got some")
             return None
         if context is None:
-            raise ValueError("this flow is conditional: pass a context (class labels, say)")
+            raise ValueError("this flow is conditional: pass a context (class labels, vectors)")
         context = context if type(context) is Tensor else as_tensor(context)
         if context.dim() == 0 or context.shape[0] != batch:
             given = len(context) if context.dim() else "one entry"
             raise ValueError(f"context for {given} images, a batch of {batch}")
-        if isinstance(self.context_net, nn.Embedding):
-            context = class_numbers(context, self.context_net.num_embeddings)
-        return self.context_net(context.to(self.device))
+        return self.context_net(checked_context(self.context_net, context).to(self.device))
 
     def _inverse(self, z: Tensor, context: Context) -> Tensor:
         adapt_waits()

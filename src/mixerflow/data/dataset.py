@@ -25,7 +25,8 @@ class Images:
     Args:
         pixels: `(N, C, *spatial)`, uint8 or uint16, or float32 for data without levels;
             C-contiguous; may be a read-only memory map.
-        labels: `(N,)` int64, or None where there are none.
+        labels: what belongs to each image: the number of its class, `(N,)` int64, or a vector of
+            numbers, `(N, K)` float32; None where there is nothing.
         classes: names of the labels 0, 1, ...; empty where there are none.
         dataset_id: the name of the data. A bare name (`cifar10`) is the published set, image for
             image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one, and
@@ -69,6 +70,11 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         """`(C, *spatial)` of one image."""
         return tuple(self.pixels.shape[1:])
+
+    @property
+    def vector_length(self) -> int | None:
+        """K where the labels are vectors `(N, K)`; None for class numbers, and without labels."""
+        return None if self.labels is None or self.labels.ndim == 1 else self.labels.shape[1]
 
     def take(self, indices: np.ndarray) -> Images:
         """Copy the images at `indices`, in that order."""
@@ -137,14 +143,21 @@ def make_images(
     classes: tuple[str, ...] = (),
     skipped: tuple[str, ...] = (),
 ) -> Images:
-    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides."""
-    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
-        what = f"labels are {labels.dtype}"
-        raise DataError(what, dataset_id, "number the classes 0, 1, ... as integers")
+    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides.
+
+    Labels `(N,)` are integers, and vectors `(N, K)` integers or floats.
+    """
+    vectors = labels is not None and labels.ndim == 2
+    if labels is not None and labels.dtype.kind not in ("iuf" if vectors else "iu"):
+        what = f"labels are {labels.dtype} {labels.shape}"
+        remedy = "number the classes 0, 1, ... as integers, or give vectors (N, K)"
+        raise DataError(what, dataset_id, remedy)
     native = pixels.dtype.newbyteorder("=")
     if pixels.dtype != native or not pixels.flags.c_contiguous:
         pixels = np.ascontiguousarray(pixels, dtype=native)
-    labels = None if labels is None else labels.astype(np.int64)
+    if labels is not None:
+        with np.errstate(over="ignore"):  # what is infinite as float32 is refused
+            labels = labels.astype(np.float32 if vectors else np.int64)
     return Images(pixels, labels, classes, dataset_id, skipped)
 
 
@@ -177,6 +190,9 @@ def held_out(images: Images, fraction: float = 0.04, seed: int = 0) -> np.ndarra
 
 
 def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> None:
+    if labels.ndim == 2 and labels.dtype == np.float32 and not classes:
+        _check_vectors(labels, count, where)
+        return
     if labels.shape != (count,) or labels.dtype != np.int64:
         what = f"labels are {labels.dtype} {labels.shape} for {count} images"
         raise DataError(what, where, "give one integer for each image")
@@ -185,3 +201,13 @@ def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], wher
         highest = f" to {len(classes) - 1}" if classes else ""
         remedy = f"number the classes from 0{highest}, with -1 for images without a label"
         raise DataError(what, where, remedy)
+
+
+def _check_vectors(vectors: np.ndarray, count: int, where: str) -> None:
+    if len(vectors) != count or vectors.shape[1] == 0:
+        what = f"vectors are {vectors.shape} for {count} images"
+        raise DataError(what, where, "give one row of numbers for each image")
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(1))[0])
+        what = f"the vector of image {row} is not finite"
+        raise DataError(what, where, "leave out NaN and infinity")

@@ -21,11 +21,12 @@ _SPLIT_WORDS = {
 _KIND_WORDS = {
     **dict.fromkeys(("images", "image", "imgs", "img", "x", "data"), "images"),
     **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
+    **dict.fromkeys(("vectors", "vector", "conditions", "condition"), "vectors"),
 }
 
 
 class RawSplit(NamedTuple):
-    """One split as a reader returns it: pixels `(N, C, H, W)`, labels `(N,)` or None."""
+    """One split as a reader returns it: pixels `(N, C, H, W)`, labels `(N,)`, `(N, K)` or None."""
 
     pixels: np.ndarray
     labels: np.ndarray | None
@@ -54,14 +55,16 @@ def read_npz(path: Path) -> RawSplits:
     """Read the splits of an .npz file; DataError if it has no images.
 
     Keys are `train_images`, `train_labels`, and so on for `test` and `val`, or `images` and
-    `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name.
-    Arrays are `(N, H, W)` or `(N, H, W, C)`. The names of those not used are in `skipped`.
+    `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name. Images
+    are `(N, H, W)` or `(N, H, W, C)`. Labels are class numbers `(N,)`, or vectors of floats
+    `(N, K)`, also called `vectors`. Of both, the labels are used. The names of those not used are
+    in `skipped`.
     """
     with open_npz(path) as arrays:
         keys, splits, used = _keys(arrays), {}, set()
         for split in ("train", "test", "validation"):
             if images := keys.get((split, "images")):
-                labels = keys.get((split, "labels"), "")
+                labels = keys.get((split, "labels"), keys.get((split, "vectors"), ""))
                 splits[split] = make_split(arrays, images, labels, path)
                 used |= {images, labels}
         names = [key if key.isprintable() else ascii(key) for key in arrays if key not in used]
@@ -152,10 +155,14 @@ def make_split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path:
     if label_key not in arrays:
         return RawSplit(pixels, None)
     labels = np.asarray(arrays[label_key])
-    labels = labels.squeeze(1) if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),):
+    if labels.dtype.kind in "iu" and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    classes = labels.dtype.kind in "iu" and labels.ndim == 1
+    vectors = labels.dtype.kind == "f" and labels.ndim == 2
+    if not (classes or vectors) or len(labels) != len(pixels):
         what = f"{label_key} is {labels.dtype} {labels.shape} for {len(pixels)} images"
-        raise DataError(what, path, "give one whole number for each image")
+        remedy = "give one whole number for each image, or one row of floats"
+        raise DataError(what, path, remedy)
     return RawSplit(pixels, labels)
 
 

@@ -216,7 +216,7 @@ def _named(raw: RawSplits, changes: str, dataset_id: str) -> Splits:
 
     def images(split: RawSplit) -> Images:
         pixels, labels, classes, skipped = split
-        if labels is not None and not classes and known is not None:
+        if labels is not None and labels.ndim == 1 and not classes and known is not None:
             classes = known.classes
         return make_images(pixels, labels, dataset_id=dataset_id, classes=classes, skipped=skipped)
 

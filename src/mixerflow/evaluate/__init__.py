@@ -1,13 +1,7 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
 from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
-from mixerflow.evaluate.classify import (
-    Classification,
-    Reliability,
-    class_count,
-    class_log_probs,
-    classify,
-)
+from mixerflow.evaluate.classify import Classification, Reliability, classify
 from mixerflow.evaluate.comparison import (
     FID,
     FrechetFigure,
@@ -19,6 +13,7 @@ from mixerflow.evaluate.draws import Draws
 from mixerflow.evaluate.embeddings import Whitening, embed, passes_of
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
+from mixerflow.evaluate.posterior import class_count, class_log_probs
 from mixerflow.evaluate.probe import (
     Labelled,
     ProbeFigure,

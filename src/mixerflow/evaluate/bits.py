@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixerflow.core import Density, Dequantization, Flow, as_tensor, class_numbers
+from mixerflow.core import Density, Dequantization, Flow, as_tensor, checked_context
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.draws import MARKS, Draws, advance
@@ -152,7 +152,7 @@ def bits(
     Args:
         flow: the model.
         images: the images; of an `Images`, its labels and its name are used if none are given.
-        labels: ``(N,)`` for a class-conditional flow.
+        labels: class numbers ``(N,)`` or vectors ``(N, K)`` for a conditional flow.
         batch: images at a time, in each process.
         importance_samples: K noise draws an image, which cost K passes: the value is
             ``-log2 mean_k p(x, noise_k) / D``, a bound that K tightens.
@@ -168,8 +168,8 @@ def bits(
             result for all.
 
     Raises:
-        ValueError: no images, or images of the wrong shape; labels that are no classes, or not one
-            for each image; `draws` of another number of images,
+        ValueError: no images, or images of the wrong shape; labels that are no classes, or vectors
+            that do not fit, or not one for each image; `draws` of another number of images,
             or of more than K draws.
         ConfigError: a seed that is no whole number; less than one draw; several of a log-density
             that is itself an estimate, or of a flow that draws no noise.
@@ -190,8 +190,8 @@ def bits(
         labels = as_tensor(labels)
         if labels.shape[:1] != (len(images),):
             raise ValueError(f"bits: labels {tuple(labels.shape)} for {len(images)} images")
-        if isinstance(flow.context_net, nn.Embedding):
-            labels = class_numbers(labels, flow.context_net.num_embeddings)
+        if flow.context_net is not None:
+            labels = checked_context(flow.context_net, labels)
     if type(seed := plain(seed)) is not int:
         raise ConfigError(f"seed {seed!r}", "--seed", "give a whole number")
     _require_sense(flow, importance_samples)

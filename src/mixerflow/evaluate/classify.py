@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixerflow.core import Flow, Noise, as_tensor, evaluating
-from mixerflow.errors import ConfigError
+from mixerflow.core import Flow, as_tensor
+from mixerflow.evaluate.posterior import class_count, class_log_probs
 from mixerflow.processes import SINGLE, Processes
 
 BINS = 15
@@ -125,46 +125,6 @@ class Classification:
         }
 
 
-def class_count(flow: Flow) -> int:
-    """Return the number of classes that a flow tells, K.
-
-    Raises:
-        ConfigError: a flow with neither a head nor classes.
-    """
-    if flow.classifies:
-        z = torch.zeros(1, math.prod(flow.latent_shape), dtype=flow.dtype, device=flow.device)
-        with torch.no_grad(), evaluating(flow) as still:
-            return still.logits(z).shape[1]
-    if isinstance(flow.context_net, nn.Embedding):
-        return flow.context_net.num_embeddings
-    what = "this flow tells no classes: it has no head and no classes"
-    raise ConfigError(what, "classify", "train with --objective hybrid, or with --model.classes")
-
-
-@torch.no_grad()
-def class_log_probs(flow: Flow, x: Tensor, noise: Noise | None = None) -> Tensor:
-    """Return ``log p(k | x)`` of images ``(B, *shape)`` and all classes, ``(B, K)``, in eval mode.
-
-    A flow with a head, or with a Gaussian for each class, reads the latents. For a flow that is
-    class-conditional it is Bayes' rule with equal priors, in K passes:
-    ``log p(x | k) - log sum_j p(x | j)``.
-    Without `noise` an image gets the noise of its own pixels, the same for all classes.
-
-    Raises:
-        ConfigError: a flow that tells no classes.
-    """
-    count = class_count(flow)
-    noise = Noise.of(0, x) if noise is None else noise
-    with evaluating(flow) as still:
-        if flow.classifies:
-            scores = still.logits(still(x, None, noise).z)
-        else:
-            labels = torch.arange(count)
-            given = [still.log_prob(x, each.expand(len(x)), noise) for each in labels]
-            scores = torch.stack(given, 1)
-        return scores.double().log_softmax(1)
-
-
 def classify(
     flow: Flow,
     images: np.ndarray | Tensor,
@@ -198,8 +158,7 @@ def classify(
         block = np.arange(start, min(start + size, len(images)))
         own = block[processes.share(len(block))]
         x = as_tensor(images[own])
-        noise = Noise.of(seed, x)
-        found[own] = class_log_probs(flow, x.to(flow.device), noise).cpu()
+        found[own] = class_log_probs(flow, x, seed=seed, batch=batch).cpu()
         if on_batch is not None:
             on_batch(len(block))
     return processes.sum(found).numpy()

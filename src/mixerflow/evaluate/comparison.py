@@ -23,7 +23,7 @@ from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate.features import Features, FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import Statistics, precision_recall
-from mixerflow.evaluate.samples import draw_pixels, to_pixels
+from mixerflow.evaluate.samples import contexts_in_turn, draw_pixels, to_pixels
 
 FID = "FID"
 """Name of the distance by the features of the published Inception net."""
@@ -179,7 +179,7 @@ def compare(
 
     def drawn() -> Iterator[Tensor]:
         nonlocal nonfinite
-        for pixels, wrong in _drawn(flow, count, seed):
+        for pixels, wrong in _drawn(flow, count, seed, images.labels):
             nonfinite += wrong
             yield _features(features, pixels, flow.device, batch, report)
 
@@ -304,13 +304,13 @@ def _collect(batches: Iterable[Tensor], rows: int) -> tuple[Statistics, Tensor]:
     return Statistics.of_batches(passing()), torch.cat(kept)
 
 
-def _drawn(flow: Flow, count: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+def _drawn(
+    flow: Flow, count: int, seed: int, examples: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yield samples, and how many of them have a value that is not finite."""
     for start in range(0, count, _PART):
         n = min(_PART, count - start)
         own = int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)
-        label = None
-        if isinstance(flow.context_net, torch.nn.Embedding):
-            label = torch.arange(start, start + n) % flow.context_net.num_embeddings
+        label = contexts_in_turn(flow, n, examples, start=start)
         drawn = draw_pixels(flow, n, seed=own, label=label)
         yield drawn.pixels, drawn.nonfinite_images

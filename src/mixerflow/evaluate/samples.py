@@ -152,19 +152,39 @@ class DrawnPixels(NamedTuple):
 
 
 def draw_pixels(
-    flow: Flow, n: int, *, seed: int, temperature: float = 1.0, label: Tensor | int | None = None
+    flow: Flow,
+    n: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    label: Tensor | int | None = None,
+    examples: np.ndarray | None = None,
 ) -> DrawnPixels:
     """Draw `n` images as `to_pixels` returns them; count values clamped, and values not finite.
 
-    A class-conditional flow draws its classes in turn unless `label` names one, or one an image.
+    A class-conditional flow draws its classes in turn, and any other conditional flow is given
+    `examples`, the contexts of images, in turn, unless `label` names one context, or one an image.
     """
     generator = torch.Generator(flow.device).manual_seed(int(seed))
-    context: Tensor | int | None = label
-    if label is None and isinstance(flow.context_net, torch.nn.Embedding):
-        context = torch.arange(n) % flow.context_net.num_embeddings
+    context = contexts_in_turn(flow, n, examples) if label is None else label
     drawn = flow.draw(n, context, temperature=temperature, generator=generator)
     nonfinite = drawn.nonfinite.flatten(1).sum(1).cpu().numpy()
     return DrawnPixels(to_pixels(flow, drawn), drawn.clamped, nonfinite, drawn.images.numel())
+
+
+def contexts_in_turn(
+    flow: Flow, n: int, examples: np.ndarray | None = None, *, start: int = 0
+) -> Tensor | None:
+    """Return contexts of the samples ``start, ..., start + n - 1``; None for an unconditional flow.
+
+    They are its classes in turn, or the contexts `examples` ``(N, ...)`` of images in turn.
+    """
+    numbers = torch.arange(start, start + n)
+    if isinstance(flow.context_net, torch.nn.Embedding):
+        return numbers % flow.context_net.num_embeddings
+    if flow.context_net is None or examples is None:
+        return None
+    return as_tensor(examples)[numbers % len(examples)]
 
 
 def to_pixels(flow: Flow, images: Samples | Tensor) -> np.ndarray:

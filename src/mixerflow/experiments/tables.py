@@ -14,6 +14,7 @@ from mixerflow.errors import ConfigError, nearest
 from mixerflow.experiments import dense, embeddings, field, hybrid, slides
 from mixerflow.experiments.appendix import APPENDIX_D
 from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, changed, column, whole_image_maf
+from mixerflow.experiments.conditional import CONDITIONAL
 from mixerflow.experiments.table import Claim, PublishedResult, Row, Table
 from mixerflow.models import MixerFlow
 from mixerflow.models.mixerflow_recipes import PAPER_MNIST, TWIN_MNIST
@@ -205,7 +206,7 @@ NORMS_LONGER = Table(
     claims=(Claim("rms", "batch", "the mean square of each row is better than batch norm"),),
 )
 
-_ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER)
+_ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER, CONDITIONAL)
 _MODULES = (field, embeddings, hybrid, dense, slides)
 TABLES = {table.name: table for table in (*(each for m in _MODULES for each in m.TABLES), *_ALL)}
 

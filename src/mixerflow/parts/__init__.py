@@ -32,7 +32,7 @@ from mixerflow.parts.linear import (
     SameMap, UnpackedPLUMap, WoodburyMap,
 )
 from mixerflow.parts.mixing import Mixing
-from mixerflow.parts.model import Classes, Model
+from mixerflow.parts.model import Classes, Model, Vectors
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.pixels import (
     Dequantizer, LogitPixels, Pixels, ScaledPixels, UniformDequantizer, VariationalDequantizer,
@@ -58,6 +58,7 @@ __all__ = [
     "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "VelocityNet", "WideningConv",
-    "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
+    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "image_coupling",
 ]

@@ -17,13 +17,18 @@ class Part:
 
 
 class PositiveCounts:
-    """A value whose counts, the fields of type int, must be at least `least`, else ValueError."""
+    """A value whose counts, fields of type int, must be at least `least`, else ValueError.
+
+    A count may be None where its field says so.
+    """
 
     least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             count = getattr(self, field.name)
-            if field.type in (int, "int") and count < self.least:
+            if count is None or field.type not in (int, "int", "int | None"):
+                continue
+            if count < self.least:
                 what = f"{field.name} must be at least {self.least}; got {count}"
                 raise ValueError(f"{type(self).__name__}: {what}")

@@ -1,4 +1,4 @@
-"""The base of models: pixels, classes, and a flow over images."""
+"""The base of models: pixels, what a model is given beside them, and a flow over images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixerflow.core import Base, Flow, Shape, StandardNormal, Transform
+from mixerflow.core import Base, Flow, Shape, StandardNormal, Transform, VectorNet
 from mixerflow.errors import ConfigError
 from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.heads import Head
@@ -33,19 +33,46 @@ from mixerflow.registry import (
 register_foreign(nn.Embedding)
 
 
-@register
+@register("auto")
 @dataclass(frozen=True)
 class Classes(PositiveCounts):
     """Class labels, which a model is given with its images."""
 
-    count: int = 10
-    """Number of classes."""
+    count: int | None = None
+    """Number of classes; None, on the command line, for that of the images."""
     width: int = 32
     """Length of a class's learned embedding, which conditioners read."""
 
-    def embedding(self) -> nn.Module:
+    def net(self) -> nn.Module:
         """Return the net that makes contexts ``(B, width)`` of labels ``(B,)``."""
-        return nn.Embedding(self.count, self.width)
+        return nn.Embedding(_known(self.count, "classes: their count"), self.width)
+
+
+@register("auto")
+@dataclass(frozen=True)
+class Vectors(PositiveCounts):
+    """Vectors of numbers, which a model is given with its images."""
+
+    length: int | None = None
+    """Length of a vector; None, on the command line, for that of the images' vectors."""
+    width: int = 32
+    """Length of the context that conditioners read."""
+    hidden: int = 64
+    """Width of the hidden layers of the net that makes it of a vector."""
+    depth: int = 2
+    """Number of these layers."""
+
+    def net(self) -> nn.Module:
+        """Return the net that makes contexts ``(B, width)`` of vectors ``(B, length)``."""
+        length = _known(self.length, "vectors: their length")
+        return VectorNet(length, self.width, hidden=self.hidden, depth=self.depth)
+
+
+def _known(number: int | None, what: str) -> int:
+    """Return a number that only the data may have told, as one that is at least 1."""
+    if number is None:
+        raise ValueError(f"{what} is not known without images")
+    return number
 
 
 @dataclass(frozen=True)
@@ -59,7 +86,11 @@ class Model:
     pixels: Pixels = dataclasses.field(default=ScaledPixels(), kw_only=True)
     """How an image's values become real numbers."""
     classes: Classes | None = dataclasses.field(default=None, kw_only=True)
-    """Classes of a class-conditional model; None for a model without classes."""
+    """Classes of a class-conditional model: "auto" takes their number from the images, and
+    ".count" sets it; None for a model without classes."""
+    vectors: Vectors | None = dataclasses.field(default=None, kw_only=True)
+    """Vectors of a model that is conditional on numbers: "auto" takes their length from the images,
+    and ".length" sets it; None for a model without vectors."""
     head: Head | None = dataclasses.field(default=None, kw_only=True)
     """Classifier of the latents, which a hybrid objective trains; None for none."""
     shuffle: Shuffle | None = dataclasses.field(default=None, kw_only=True)
@@ -82,9 +113,16 @@ class Model:
         return [*shuffle, *self.pixels.steps(shape)]
 
     @property
+    def condition(self) -> Classes | Vectors | None:
+        """What the model is given beside images; None for an unconditional model."""
+        if self.classes and self.vectors:
+            raise ValueError("classes and vectors exclude each other: give one of the two")
+        return self.classes or self.vectors
+
+    @property
     def context(self) -> int:
         """Length of the context that conditioners read."""
-        return self.classes.width if self.classes else 0
+        return self.condition.width if self.condition else 0
 
     def build(self, shape: Shape) -> Flow:
         """Return an untrained flow over images ``(C, *spatial)``.
@@ -115,7 +153,7 @@ def _whole_numbers(shape: Any) -> Shape:  # noqa: ANN401
 
 
 def _flow(model: Model, shape: Shape) -> Flow:
-    net = model.classes.embedding() if model.classes else None
+    net = model.condition.net() if model.condition else None
     transform, base = model.compose(shape), model.latents()
     head = model.head and model.head.build(transform.latent_shapes(shape))
     if isinstance(head, Base):

@@ -11,8 +11,10 @@ from mixerflow.runs.weights import (
     is_published,
     labels_of,
     load,
+    numbered,
     read_metadata,
     read_weights,
+    require_context,
 )
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "is_published",
     "labels_of",
     "load",
+    "numbered",
     "publish",
     "read_metadata",
     "read_weights",
+    "require_context",
 ]

@@ -105,7 +105,7 @@ class Evaluator:
         return KeptDraws(folder, key, len(self.images), self.importance_samples, self.processes)
 
     def _labels(self, flow: Flow, metadata: dict[str, Any]) -> np.ndarray | None:
-        return None if flow.context_net is None else labels_of(metadata, self.images)
+        return None if flow.context_net is None else labels_of(flow, metadata, self.images)
 
 
 class KeptDraws:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixerflow.core import Flow
+from mixerflow.core import Flow, VectorNet
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.registry import describe, restore
@@ -246,14 +246,44 @@ def device_of(name: torch.device | str) -> torch.device:
     return device
 
 
-def labels_of(metadata: dict[str, Any], images: Images) -> np.ndarray:
-    """Return the labels of `images` in the numbering of a run's classes.
+def require_context(flow: Flow, images: Images) -> None:
+    """Raise a DataError unless the labels of `images` are what a conditional flow takes.
+
+    What a net of your own takes is not known: any labels will do.
+    """
+    net, length = flow.context_net, images.vector_length
+    if images.labels is None:
+        what, remedy = "a conditional flow needs labels of the images", "add class labels"
+    elif isinstance(net, nn.Embedding) and length is not None:
+        what, remedy = "the flow takes class labels, these are vectors", "give class numbers (N,)"
+    elif isinstance(net, VectorNet) and length != net.length:
+        given = "class labels" if length is None else f"of length {length}"
+        what, remedy = f"the flow takes vectors of length {net.length}, these are {given}", ""
+    else:
+        return
+    if isinstance(net, VectorNet):
+        remedy = f"give vectors (N, {net.length})"
+    raise DataError(what, images.dataset_id, remedy)
+
+
+def labels_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray:
+    """Return the labels of `images` for a conditional run: vectors, or numbers of its classes.
 
     Raises:
-        DataError: images without labels, or with classes that the run does not know.
+        DataError: images without labels, with vectors that do not fit the flow, or with classes
+            that the run does not know.
     """
-    if images.labels is None:
-        raise DataError("a class-conditional run needs labels", images.dataset_id, "add them")
+    require_context(flow, images)
+    return numbered(metadata, images)
+
+
+def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
+    """Return the labels of images that have some, in the numbering of a run's classes.
+
+    Raises:
+        DataError: classes that the run does not know.
+    """
+    assert images.labels is not None
     known = list(metadata["data"]["classes"])
     if list(images.classes) == known:
         return images.labels

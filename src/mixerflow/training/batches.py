@@ -61,14 +61,15 @@ class Batches:
             raise ConfigError(what, "--train.batch", remedy)
         if conditional and images.labels is None:
             where = images.dataset_id
-            raise ConfigError("no labels for the classes", where, "use --model.classes none")
+            remedy = "give labels, or use --model.classes none and --model.vectors none"
+            raise ConfigError("no labels for a conditional flow", where, remedy)
         known = images.labels
         if labels_per_class is not None:
             known = _few_labels(images, labels_per_class, seed)
         self.labels = None if known is None else torch.from_numpy(known)
         everything = np.arange(len(images))
         self._passes = [(_Passes(everything, seed), batch)]
-        if known is not None and known.min() < 0:
+        if known is not None and images.vector_length is None and known.min() < 0:
             with_label = np.flatnonzero(known >= 0)
             if not len(with_label):
                 raise ConfigError("no image has a label", images.dataset_id, "label some images")

@@ -73,6 +73,7 @@ def train(
     labels: np.ndarray | Tensor | None = None,
     objective: Objective | None = None,
     validation: Images | np.ndarray | Tensor | None = None,
+    validation_labels: np.ndarray | Tensor | None = None,
     out: Path | str | None = None,
     config: TrainConfig | None = None,
     begin: Path | str | None = None,
@@ -93,11 +94,13 @@ def train(
         flow: from `mixerflow.build`, or any other `Flow`.
         images: ``(N, C, *spatial)`` uint8 or uint16, floats for a flow without levels, or an
             `Images`.
-        labels: ``(N,)`` class numbers of plain arrays, for a conditional flow or the objective.
+        labels: class numbers ``(N,)`` or vectors ``(N, K)`` of plain arrays, for a conditional flow
+            or the objective.
         objective: the loss, a function of flow, images and labels, or a module that learns too:
             docs/objectives.md; None is that of `config`, the likelihood by default.
-        validation: validation images, of plain arrays too, which have no labels; the classes are
-            those of `images` where these are named. Without them 4 % of `images` are held out.
+        validation: validation images, of plain arrays too; the classes are those of `images` where
+            these are named. Without them 4 % of `images` are held out.
+        validation_labels: labels of validation images that are plain arrays.
         out: the run folder; None keeps everything in memory.
         config: settings.
         begin: a run folder or published weights to begin from: averaged weights of the same model,
@@ -129,9 +132,13 @@ def train(
     given = as_images(images, labels, "images")
     check_fit(flow, given)
     if validation is None:
+        if validation_labels is not None:
+            what = "labels of validation images, and no such images"
+            raise ConfigError(what, "validation_labels", "give validation=... too")
         given, validation = hold_out(given, seed=config.seed)
     else:
-        validation = as_images(validation, None, "validation").with_classes(given.classes)
+        validation = as_images(validation, validation_labels, "validation")
+        validation = validation.with_classes(given.classes)
         check_fit(flow, validation, "validation images of ")
         require_labels(flow, validation, f"validation images of {validation.dataset_id}")
     with joined() as processes, ExitStack() as held:

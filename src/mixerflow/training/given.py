@@ -11,6 +11,7 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images, make_images
 from mixerflow.errors import ConfigError, DataError
+from mixerflow.runs import require_context
 from mixerflow.train_config import TrainConfig
 
 
@@ -47,6 +48,8 @@ def check_fit(flow: Flow, images: Images, kind: str = "") -> None:
     if theirs > mine > 0 and images.pixels.max() >= mine:  # only then is every pixel worth a look
         what = f"the flow takes values 0 to {mine - 1}, these reach {images.pixels.max()}"
         raise ConfigError(what, where, "build the flow with their levels")
+    if flow.context_net is not None and images.labels is not None:
+        require_context(flow, images)
     if isinstance(flow.context_net, torch.nn.Embedding) and images.labels is not None:
         classes, most = flow.context_net.num_embeddings, int(images.labels.max())
         if most >= classes or images.labels.min() < 0:
@@ -84,8 +87,8 @@ def _plain_array(given: object) -> np.ndarray:
 def require_class_labels(flow: Flow, images: Images, name: str) -> None:
     """Raise a ConfigError for images without the labels that the flow's head learns from."""
     where = f"{name} of {images.dataset_id}"
-    if images.labels is None:
-        raise ConfigError("no labels for the head to learn", where, "label them")
+    if images.labels is None or images.vector_length is not None:
+        raise ConfigError("no class labels for the head to learn", where, "label them")
     z = torch.zeros(1, math.prod(flow.latent_shape), device=flow.device)
     with torch.no_grad():
         classes = flow.logits(z).shape[1]
@@ -97,5 +100,5 @@ def require_class_labels(flow: Flow, images: Images, name: str) -> None:
 def require_labels(flow: Flow, images: Images, name: str) -> None:
     """Raise a ConfigError for images without the labels that a conditional flow reads."""
     if flow.context_net is not None and images.labels is None:
-        what, remedy = "no labels for the classes", "give an Images with labels"
+        what, remedy = "no labels for a conditional flow", "give labels, or an Images with labels"
         raise ConfigError(what, name, remedy)

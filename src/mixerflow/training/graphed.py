@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow
+from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, first_line
 from mixerflow.objectives import Objective, context_of, likelihood
 from mixerflow.train_config import TrainConfig
@@ -288,9 +288,9 @@ def _refuse_ungraphable(
 
 @contextlib.contextmanager
 def _labels_unchecked(flow: Flow) -> Iterator[None]:
-    """Let labels reach their embedding without the check that would wait for the device."""
+    """Let labels and vectors reach their net without the check that would wait for the device."""
     net = flow.context_net
-    if isinstance(net, nn.Embedding):
+    if isinstance(net, (nn.Embedding, VectorNet)):
         flow.context_net = nn.Sequential(net)
     try:
         yield

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Flow, Noise
+from mixerflow.core import Flow, Noise, example_context
 from mixerflow.errors import ConfigError
 from mixerflow.models import flow_from
 from mixerflow.registry import restore
@@ -190,8 +190,9 @@ def _check_identity(flow: Flow, mapped: set[str]) -> None:
 
     context = None
     if flow.context_net is not None:
-        labels = torch.zeros(2, dtype=torch.int64, device=flow.device)
-        context = drawn(*flow.context_net(labels).shape[1:])
+        given = example_context(flow.context_net, 2)
+        given = torch.zeros(2, dtype=torch.int64) if given is None else given
+        context = drawn(*flow.context_net(given.to(flow.device)).shape[1:])
     layers = flow.layer_shapes()
     for number, (layer, taken, given) in enumerate(layers, 1):
         if not layer.state_dict() or any(

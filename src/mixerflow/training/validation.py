@@ -105,7 +105,7 @@ class Validation:
     def _samples(self, flow: Flow, count: int) -> np.ndarray | None:
         if len(flow.shape) != 3:
             return None  # volumes and sequences have no grid of pictures
-        return draw_pixels(flow, count, seed=0).pixels
+        return draw_pixels(flow, count, seed=0, examples=self.images.labels).pixels
 
     def trial(self, quick: float, rest: float) -> Costs:
         """Time an evaluation: on few images, and again where that takes less than `quick`.
