@@ -19,7 +19,7 @@ from mixerflow.core.flow import Flow
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.inputs import as_tensor, class_numbers
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.outputs import Encoded, NonFiniteWarning, Samples
+from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
@@ -30,7 +30,7 @@ from mixerflow.core.views import evaluating, submodules, uncounted
 
 __all__ = [
     "Along", "Base", "Cauchy", "Centre", "Chain", "Composite", "Context", "ConvergenceWarning",
-    "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
+    "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse", "Inverted",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",

@@ -1,0 +1,36 @@
+"""Inverse problems: images from measurements, with a flow as the prior."""
+
+from mixerflow.restoration.fillings import best_filter, blurred, harmonic, means
+from mixerflow.restoration.masks import CentreMask, Mask, PictureMask, RandomMask, mask_of
+from mixerflow.restoration.measurements import (
+    ROUNDING,
+    Blurred,
+    Downsampled,
+    Masked,
+    Measurement,
+    Noisy,
+)
+from mixerflow.restoration.search import ImageSearch, LatentSearch, Restored, Search, restore
+
+__all__ = [
+    "ROUNDING",
+    "Blurred",
+    "CentreMask",
+    "Downsampled",
+    "ImageSearch",
+    "LatentSearch",
+    "Mask",
+    "Masked",
+    "Measurement",
+    "Noisy",
+    "PictureMask",
+    "RandomMask",
+    "Restored",
+    "Search",
+    "best_filter",
+    "blurred",
+    "harmonic",
+    "mask_of",
+    "means",
+    "restore",
+]
