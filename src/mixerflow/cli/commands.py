@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": ("train.main", "train a recipe on images, or resume a run"),
     "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
     "sample": ("sample.sample", "draw images from a run"),
+    "restore": ("restore.restore", "restore images from missing pixels, noise or blur"),
     "report": ("report.report", "write a run's report.html"),
     "publish": ("publish.publish", "write a run's weights as one small file with a card"),
     "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),

@@ -30,8 +30,8 @@ from mixerflow.core.views import evaluating, submodules, uncounted
 
 __all__ = [
     "Along", "Base", "Cauchy", "Centre", "Chain", "Composite", "Context", "ConvergenceWarning",
-    "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse", "Inverted",
-    "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
+    "Density", "Dequantization", "Encoded", "FixedShape", "Flow", "GaussianMixture", "Inverse",
+    "Inverted", "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "Window", "as_tensor",
     "class_numbers", "constant", "evaluating", "expect", "fixed_point", "floating",

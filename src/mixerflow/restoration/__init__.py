@@ -10,7 +10,15 @@ from mixerflow.restoration.measurements import (
     Measurement,
     Noisy,
 )
-from mixerflow.restoration.search import ImageSearch, LatentSearch, Restored, Search, restore
+from mixerflow.restoration.scores import Row, compare, mean_and_error, psnr, real_bits
+from mixerflow.restoration.search import (
+    ImageSearch,
+    LatentSearch,
+    Restored,
+    Search,
+    require_density,
+    restore,
+)
 
 __all__ = [
     "ROUNDING",
@@ -26,11 +34,17 @@ __all__ = [
     "PictureMask",
     "RandomMask",
     "Restored",
+    "Row",
     "Search",
     "best_filter",
     "blurred",
+    "compare",
     "harmonic",
     "mask_of",
+    "mean_and_error",
     "means",
+    "psnr",
+    "real_bits",
+    "require_density",
     "restore",
 ]

@@ -20,7 +20,7 @@ def blurred(x: Tensor, width: float) -> Tensor:
     """Blur by a Gaussian of standard deviation `width` in pixels; edge pixels repeat outside."""
     for axis in range(2, x.dim()):
         weights = _weights(x.shape[axis], width).to(x.device, x.dtype)
-        x = torch.tensordot(x, weights, ([axis], [1])).movedim(-1, axis)
+        x = (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
     return x
 
 
@@ -102,7 +102,7 @@ FILTERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0)
 
 
 def best_filter(y: Tensor, truth: Tensor, top: float) -> tuple[float, Tensor]:
-    """Return the Gaussian filter of `FILTERS` nearest to the truth, over all images, and its images.
+    """Return the width of `FILTERS` whose images are nearest to the truth, and these images.
 
     The truth chooses it, so the filter does better than it could without. Images are compared as
     they are shown, clamped to ``[0, top]``.

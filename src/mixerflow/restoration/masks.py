@@ -44,7 +44,7 @@ class Mask:
 @register("centre")
 @dataclass(frozen=True)
 class CentreMask(Mask):
-    """A box in the centre is hidden; where it cannot lie in the centre, a pixel nearer the start."""
+    """A box in the centre is hidden, half a pixel nearer the start where it has no exact centre."""
 
     side: int
     """Its side in pixels, the same along each axis; an axis that is shorter is hidden whole."""

@@ -62,6 +62,10 @@ class Measurement:
         y = self.apply(x)
         return y + self.sigma * (torch.randn_like(y) if noise is None else noise.normal(y, _STREAM))
 
+    def taken(self, y: Tensor) -> Tensor:
+        """Return measurements that somebody took, as `measure` would give them."""
+        return y
+
     def log_likelihood(self, x: Tensor, y: Tensor) -> Tensor:
         """Return ``log N(y; A x, sigma^2 I)`` of each image ``(B,)``, in nats."""
         count = self.values(tuple(x.shape[1:]))
@@ -74,6 +78,13 @@ class Measurement:
         The last one is where a search starts.
         """
         return {"measurement": y}
+
+    def shown(self, y: Tensor, shape: Shape, *, unknown: float) -> Tensor:
+        """Return images ``(B, *shape)`` of y to look at, with the value `unknown` if hidden."""
+        return y
+
+    def __str__(self) -> str:
+        return f"noise {self.sigma:.3g}"
 
 
 @register("noisy")
@@ -115,10 +126,18 @@ class Masked(Measurement):
     def measure(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         return self.apply(super().measure(x, noise))
 
+    def taken(self, y: Tensor) -> Tensor:
+        return self.apply(y)
+
     def simple(self, y: Tensor, shape: Shape) -> dict[str, Tensor]:
         known = self.known(shape).to(y.device)
-        images = {"measurement": y, "mean": means(y, known), "harmonic": harmonic(y, known)}
-        return {name: images[name] for name in ("measurement", "mean", "harmonic")}
+        return {"mean": means(y, known), "harmonic": harmonic(y, known)}
+
+    def shown(self, y: Tensor, shape: Shape, *, unknown: float) -> Tensor:
+        return torch.where(self.known(shape).to(y.device), y, unknown)
+
+    def __str__(self) -> str:
+        return f"mask {self.mask}, {super().__str__()}"
 
 
 @register("blurred")
@@ -142,6 +161,9 @@ class Blurred(Measurement):
 
     def apply(self, x: Tensor) -> Tensor:
         return blurred(x, self.width)
+
+    def __str__(self) -> str:
+        return f"blur {self.width:g}, {super().__str__()}"
 
 
 @register("downsampled")
@@ -173,4 +195,10 @@ class Downsampled(Measurement):
         return (shape[0], *(side // self.factor for side in shape[1:]))
 
     def simple(self, y: Tensor, shape: Shape) -> dict[str, Tensor]:
-        return {"measurement": repeated(y, self.factor), "linear": upsampled(y, self.factor)}
+        return {"repeated": repeated(y, self.factor), "linear": upsampled(y, self.factor)}
+
+    def shown(self, y: Tensor, shape: Shape, *, unknown: float) -> Tensor:
+        return repeated(y, self.factor)
+
+    def __str__(self) -> str:
+        return f"downsample {self.factor}, {super().__str__()}"

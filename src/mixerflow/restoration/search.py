@@ -1,4 +1,4 @@
-"""Maximum a posteriori restoration: the image that prior and measurement together make likeliest."""
+"""Maximum a posteriori restoration: the image that prior and measurement make likeliest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 from mixerflow.restoration.measurements import Measurement
 
-_MARGIN = 2.0**-8
+MARGIN = 2.0**-8
 """Distance that real numbers keep from the ends of ``[0, levels]``, where a logit is infinite."""
 
 
@@ -73,7 +73,7 @@ class ImageSearch(Search):
 
     def keep_inside(self, variable: Tensor, top: float | None) -> None:
         if top is not None:
-            variable.clamp_(_MARGIN, top - _MARGIN)
+            variable.clamp_(MARGIN, top - MARGIN)
 
 
 @register("latent")
@@ -115,6 +115,19 @@ class Restored(NamedTuple):
     gain: Tensor
 
 
+def require_density(flow: Flow) -> None:
+    """Raise a ConfigError for a flow whose log-density cannot be a prior.
+
+    A bound is below the density by an amount that depends on the image and on a noise draw; an
+    estimate is wrong by its own noise. A search would climb both rather than the density.
+    """
+    if flow.density != "exact":
+        what = f"log p of this flow is {'a' if flow.density == 'bound' else 'an'} {flow.density}"
+        remedy = "use a flow with an exact density"
+        raise ConfigError(f"{what}, which a search would exploit", type(flow).__name__, remedy)
+    flow.continuous()
+
+
 def restore(
     flow: Flow,
     measured: Tensor | np.ndarray,
@@ -153,10 +166,7 @@ def restore(
         Asim et al., Invertible generative models for inverse problems (2020), arXiv:1905.11672.
         Whang et al., Composing normalizing flows for inverse problems (2021), arXiv:2002.11743.
     """
-    if flow.density != "exact":
-        what = f"log p of this flow is {'a' if flow.density == 'bound' else 'an'} {flow.density}"
-        remedy = "use a flow with an exact density"
-        raise ConfigError(f"{what}, which a search would exploit", "restore", remedy)
+    require_density(flow)
     if not batch >= 1:
         raise ConfigError(f"{batch} images at a time", "--batch", "give at least 1")
     measurement.check(flow.shape)
@@ -195,7 +205,7 @@ def _maximum(
     *_, filling = measurement.simple(y, prior.shape).values()
     x = filling + half
     if levels is not None:
-        x.clamp_(_MARGIN, levels - _MARGIN)
+        x.clamp_(MARGIN, levels - MARGIN)
     y = y + measurement.apply(torch.full_like(x, half))
     variable = search.begin(prior, x, context).detach().clone().requires_grad_(True)
     adam = torch.optim.Adam([variable], lr=search.rate, maximize=True)
@@ -212,7 +222,9 @@ def _maximum(
         if step == search.steps:
             break
         (variable.grad,) = torch.autograd.grad(value.sum(), variable)
-        adam.param_groups[0]["lr"] = search.rate * 0.5 * (1 + math.cos(math.pi * step / search.steps))
+        adam.param_groups[0]["lr"] = (
+            search.rate * 0.5 * (1 + math.cos(math.pi * step / search.steps))
+        )
         adam.step()
         with torch.no_grad():
             search.keep_inside(variable, levels)
@@ -230,7 +242,7 @@ def _result(
     if levels is None:
         images = x
     else:
-        x = x.clamp(_MARGIN, levels - _MARGIN)
+        x = x.clamp(MARGIN, levels - MARGIN)
         images = (x - 0.5).clamp(0, levels - 1)
     bits = -prior.log_prob(x, context) / (prior.dims * math.log(2))
     return Restored(images.detach(), bits, gain)
