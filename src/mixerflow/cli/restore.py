@@ -19,6 +19,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.restored import print_rows, write_copies, write_files
 from mixerflow.cli.singles import require_own
 from mixerflow.core import Flow, Noise, as_tensor
+from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.progress import ProgressBar
 from mixerflow.registry import choices, describe
@@ -29,6 +30,7 @@ from mixerflow.restoration import (
     Measurement,
     Noisy,
     Restored,
+    Row,
     Search,
     compare,
     mask_of,
@@ -50,7 +52,7 @@ class _RestoreArguments(EvaluationArguments):
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
-    images: int | None = 16
+    images: int | None = 32
     """Restore the first so many only; none for all."""
     batch: int = 16
     """Images at a time."""
@@ -144,37 +146,53 @@ def restore(arguments: list[str]) -> int:
     if not parts:
         return exit_code
     restored = Restored(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
-    seconds, count = time.monotonic() - begun, len(restored.images)
-    measured, labels = measured[:count], None if labels is None else labels[:count]
-    known = None if given.measured else truth[:count]
+    seconds, done = time.monotonic() - begun, len(restored.images)
+    measured, labels = measured[:done], None if labels is None else labels[:done]
+    known = None if given.measured else truth[:done]
     rows = compare(flow, measurement, measured, restored.images, known, labels=labels)
-    result = {
+    entries = {"split": split, "seconds": seconds, "gain_per_image": restored.gain.tolist()}
+    result = _record(given, images.first(done), measurement, search) | entries
+    result["rows"] = [row.as_dict() for row in rows]
+    strip = measurement.shown(measured, flow.shape, unknown=(levels - 1) / 2)
+    _give(given, flow, result, rows, strip)
+    return exit_code
+
+
+def _record(
+    given: _RestoreArguments, images: Images, measurement: Measurement, search: Search
+) -> dict[str, Any]:
+    """Return the entries of the figures' JSON that say what was done to which images."""
+    return {
         "dataset_id": images.dataset_id,
-        "split": split,
-        "images": count,
-        "images_sha256": images.first(count).fingerprint(),
+        "images": len(images),
+        "images_sha256": images.fingerprint(),
         "measured": given.measured,
         "words": str(measurement),
         "measurement": describe(measurement),
         "search": describe(search),
         "seed": given.seed,
-        "seconds": seconds,
         "threads": torch.get_num_threads(),
         "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
-        "rows": [row.as_dict() for row in rows],
-        "gain_nats_per_image": restored.gain.tolist(),
     }
+
+
+def _give(
+    given: _RestoreArguments, flow: Flow, result: dict[str, Any], rows: list[Row], strip: Tensor
+) -> None:
+    """Print the scores, and write what is kept of them and of the images."""
     if given.json:
         say(*json_text(result).splitlines())
     else:
         print_rows(result, rows)
-    strip = measurement.shown(measured, flow.shape, unknown=(levels - 1) / 2)
+    paths: list[Path] = []
     with contextlib.nullcontext() if given.out else keeping("the restoration"):
         folder = given.out or given.run / "restorations"
-        write_copies(result, rows, strip, flow, folder, given.scale)
+        paths += write_copies(result, rows, strip, flow, folder, given.scale)
     if given.files is not None:
-        write_files(restored.images, flow, given.files, force=given.force)
-    return exit_code
+        write_files(rows[-1].images, flow, given.files, force=given.force)
+        paths.append(given.files)
+    if not given.json:
+        say(*(f"in {path}" for path in paths))
 
 
 def _require_restorable(given: _RestoreArguments, flow: Flow, measurement: Measurement) -> int:

@@ -52,8 +52,8 @@ def _figures(values: Tensor | None, digits: int) -> tuple[str, str]:
 
 def write_copies(
     result: dict[str, Any], rows: list[Row], strip: Tensor, flow: Flow, folder: Path, scale: int
-) -> None:
-    """Write figures and pictures into a folder, and say where.
+) -> list[Path]:
+    """Write figures and pictures into a folder; return their files.
 
     The pictures show the truth, the `strip` of measurements ``(N, *shape)``, and the other images,
     a row for each, and a column for each image. Images of other than two axes have no pictures.
@@ -72,7 +72,6 @@ def write_copies(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, sealed(result))
-        say(f"in {path}")
         if strip.dim() == 4:
             shown = {"measurement": strip}
             images = {row.name: row.images for row in rows}
@@ -81,15 +80,15 @@ def write_copies(
             pixels = whole_pixels(flow, torch.cat(order))
             picture = path.with_suffix(".png")
             pictures.save(pictures.grid(pixels, columns=len(strip), scale=scale), picture)
-            say(f"in {picture}")
+            return [path, picture]
+    return [path]
 
 
 def write_files(restored: Tensor, flow: Flow, folder: Path, *, force: bool) -> None:
-    """Write each restored image ``(N, *shape)`` as a PNG file, and say where."""
+    """Write each restored image ``(N, *shape)`` as a PNG file."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_singles(whole_pixels(flow, restored), folder, force=force)
-    say(f"in {folder}")
 
 
 def whole_pixels(flow: Flow, images: Tensor) -> np.ndarray:
