@@ -12,7 +12,7 @@ from helpers import SHAPE, flow_of, images
 from mixerflow import restore
 from mixerflow.core import Chain, FixedShape, Flow, Layer, Noise, Transform
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.parts import GlobalShuffle
+from mixerflow.parts import GlobalShuffle, LogitPixels, ResidualDense, VariationalDequantizer
 from mixerflow.restoration import (
     ROUNDING,
     Blurred,
@@ -175,13 +175,20 @@ def test_the_best_point_is_kept_where_steps_are_too_long():
     assert restored.gain.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("where", ["first", "shuffled", "nested", "folded"])
+@pytest.mark.parametrize("where", ["first", "shuffled", "nested", "folded", "variational"])
 def test_the_density_behind_a_dequantiser(trained, where):
     """It is the flow's own density of the pixel and the noise that it drew."""
     flow = trained
     if where == "shuffled":
         model = mixer(layers=2, flow_layers=2, hidden=8, patch=2)
         flow = flow_of(dataclasses.replace(model, shuffle=GlobalShuffle())).eval()
+        perturb(flow, size=0.1)
+    elif where == "variational":
+        noise = VariationalDequantizer(steps=1, context=4, growth=2, depth=1, net=ResidualDense(4))
+        model = mixer(layers=1, flow_layers=1, hidden=4, patch=2)
+        flow = flow_of(
+            dataclasses.replace(model, pixels=LogitPixels(0.0, dequantizer=noise))
+        ).eval()
         perturb(flow, size=0.1)
     elif where == "nested":
         flow = Flow(Chain(Layer(Dequantize(256), Rescale(1 / 256)), Logit()), SHAPE, levels=256)
@@ -191,10 +198,11 @@ def test_the_density_behind_a_dequantiser(trained, where):
     real = flow.continuous()
     (dequantizer,) = (m for m in flow.modules() if isinstance(m, Dequantize))
     (shuffle,) = [m for m in flow.modules() if isinstance(m, ShufflePixels)] or [Chain()]
-    u = dequantizer(torch.zeros_like(x, dtype=torch.float32), None, noise)[0]
-    y = x + shuffle.inverse(u)[0]
     with torch.no_grad():
-        torch.testing.assert_close(real.log_prob(y), flow.log_prob(x, noise=noise))
+        y, log_det = dequantizer(shuffle(x)[0], None, noise)
+        y = shuffle.inverse(y)[0]
+        torch.testing.assert_close(real.log_prob(y) + log_det, flow.log_prob(x, noise=noise))
+    assert torch.equal(y.floor(), x.float()) and not torch.equal(y, x.float())
     assert real.levels is None and real.dequantization == "none" and flow.levels == 256
     y.requires_grad_(True)
     real.log_prob(y).sum().backward()

@@ -61,7 +61,7 @@ class Search:
 class ImageSearch(Search):
     """The variable is the image: the density is the flow's, ``log p(x)``, and x stays in range."""
 
-    steps: int = 300
+    steps: int = 200
     rate: float = 2.0
     prior: float = 1.0
 
@@ -86,7 +86,7 @@ class LatentSearch(Search):
     which the flow finds improbable, are so large that small steps of z are large ones of x.
     """
 
-    steps: int = 300
+    steps: int = 200
     rate: float = 0.1
     prior: float = 1.0
 
