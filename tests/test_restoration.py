@@ -12,7 +12,16 @@ from helpers import SHAPE, flow_of, images
 from mixerflow import restore
 from mixerflow.core import Chain, FixedShape, Flow, Layer, Noise, Transform
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.parts import GlobalShuffle, LogitPixels, ResidualDense, VariationalDequantizer
+from mixerflow.models import Glow
+from mixerflow.parts import (
+    Classes,
+    GlobalShuffle,
+    GlowConv,
+    LogitPixels,
+    LUMap,
+    ResidualDense,
+    VariationalDequantizer,
+)
 from mixerflow.restoration import (
     ROUNDING,
     Blurred,
@@ -33,19 +42,20 @@ from mixerflow.restoration import (
     real_bits,
 )
 from mixerflow.transforms import (
+    Affine,
     Dequantize,
     Logit,
     Rescale,
     ShufflePixels,
 )
 from mixerflow.transforms.checks.subject import perturb
-from mixers import mixer
+from mixers import DENSEFLOW, maf, mixer
 
 EVENT = (2, 4, 4)
 D = math.prod(EVENT)
 
 
-class Affine(FixedShape):
+class Linear(FixedShape):
     """``z = M (x - mean)`` of whole images, so that x is ``N(mean, (M^T M)^-1)``."""
 
     def __init__(self, shape, matrix, mean):
@@ -76,7 +86,7 @@ def gaussian_prior():
 def gaussian_flow(levels=256):
     covariance, mean = gaussian_prior()
     matrix = torch.linalg.cholesky(torch.linalg.inv(covariance)).T
-    steps = [Affine(EVENT, matrix, mean)]
+    steps = [Linear(EVENT, matrix, mean)]
     return Flow(
         Chain(*([Dequantize(levels)] if levels else []), *steps), EVENT, levels=levels
     ).double()
@@ -232,13 +242,50 @@ def test_flows_without_a_density_of_real_numbers_are_refused():
         flow = Flow(transform, SHAPE, levels=256)
         with pytest.raises(ConfigError, match="no density of real numbers"):
             restore(flow, torch.zeros(1, *SHAPE), Noisy(1.0))
-    flow = flow_of(mixer(layers=1, flow_layers=1, hidden=4, patch=2))
-    type(flow).density, before = property(lambda self: "bound"), type(flow).density
-    try:
-        with pytest.raises(ConfigError, match="is a bound"):
-            restore(flow, torch.zeros(1, *SHAPE), Noisy(1.0))
-    finally:
-        type(flow).density = before
+    bound = DENSEFLOW.build((1, 8, 8))
+    with pytest.raises(ConfigError, match="log p of this flow is a bound"):
+        restore(bound, torch.zeros(1, 1, 8, 8), Noisy(1.0))
+
+
+class OneWay(Linear):
+    """Its inverse records no gradient."""
+
+    @torch.no_grad()
+    def inverse(self, z, context=None, noise=None):
+        return super().inverse(z, context, noise)
+
+
+def test_latents_need_an_inverse_with_a_gradient():
+    flow = Flow(OneWay(EVENT, torch.eye(D).double(), torch.zeros(D).double()), EVENT).double()
+    with pytest.raises(ConfigError, match="no gradient"):
+        restore(flow, drawn(1), Noisy(1.0), search=LatentSearch(2))
+    assert restore(flow, drawn(1), Noisy(1.0), search=ImageSearch(2)).gain.item() > 0
+
+
+GLOW = Glow(scales=2, steps=1, linear=LUMap(), elementwise=Affine(), net=GlowConv(4))
+MODELS = [
+    (GLOW, (3, 4, 4)),
+    (dataclasses.replace(GLOW, classes=Classes(2, 3)), (3, 8, 4)),
+    (maf(hidden=8, layers=1, depth=1), (1, 3, 2)),
+    (mixer(layers=1, flow_layers=2, hidden=4, patch=2), (2, 4, 4, 2)),
+]
+
+
+@pytest.mark.parametrize("space", ["image", "latent"])
+@pytest.mark.parametrize(("model", "shape"), MODELS)
+def test_models_of_the_package_restore(model, shape, space):
+    torch.manual_seed(0)
+    flow = model.build(shape).eval()
+    perturb(flow, size=0.1)
+    x = 100 + 40 * torch.rand(2, *shape)
+    labels = torch.tensor([0, 1]) if flow.context_net is not None else None
+    measurement = Masked(mask=RandomMask(0.5), sigma=20.0)
+    y = measurement.measure(x, Noise.of(0, x))
+    search = ImageSearch(5) if space == "image" else LatentSearch(5, 0.01)
+    restored = restore(flow, y, measurement, labels=labels, search=search)
+    assert restored.images.shape == x.shape and (restored.gain > 0).all()
+    bits = real_bits(flow, restored.images, labels=labels)
+    torch.testing.assert_close(bits, restored.bits_per_dim, rtol=1e-3, atol=1e-3)
 
 
 def loops_blur(x, width):
