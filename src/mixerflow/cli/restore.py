@@ -54,6 +54,8 @@ class _RestoreArguments(EvaluationArguments):
     """The run folder, or published weights."""
     images: int | None = 32
     """Restore the first so many only; none for all."""
+    seed: int = 0
+    """Seed of the noise, and of a random mask."""
     batch: int = 16
     """Images at a time."""
     mask: str | None = None
@@ -71,11 +73,11 @@ class _RestoreArguments(EvaluationArguments):
     space: Literal["image", "latent"] = "image"
     """What is varied: the image, under log p(x), or its latent z, under log p(z)."""
     steps: int | None = None
-    """Number of steps; by default that of the space."""
+    """Number of steps; by default 200."""
     rate: float | None = None
-    """Size of the first steps, in pixel values or in latents; by default that of the space."""
+    """Size of the first steps; by default 2 (pixel values) for images, 0.1 for latents."""
     prior: float | None = None
-    """Weight of the flow's log-density; by default that of the space."""
+    """Weight of the flow's log-density; by default 1, that of Bayes' rule."""
     out: Path | None = None
     """A folder for the figures (.json) and the pictures (.png); by default restorations in the run
     folder."""
