@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mixerflow.parts import Model
     from mixerflow.recipes import RECIPES, build, recipe
     from mixerflow.registry import register
+    from mixerflow.restoration import restore
     from mixerflow.runs import load
     from mixerflow.train_config import TrainConfig
     from mixerflow.training import Trained, train
@@ -72,6 +73,7 @@ _HOME = {
     "load": "runs",
     "recipe": "recipes",
     "register": "registry",
+    "restore": "restoration",
     "train": "training",
 }
 
@@ -104,6 +106,7 @@ __all__ = [
     "load",
     "recipe",
     "register",
+    "restore",
     "train",
 ]
 
@@ -119,6 +122,7 @@ _MODULES = (
     "models",
     "nets",
     "parts",
+    "restoration",
     "runs",
     "transforms",
 )

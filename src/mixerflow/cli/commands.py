@@ -20,6 +20,7 @@ _COMMANDS = {
     "classify": ("classify.main", "accuracy and calibration of a run that tells classes"),
     "probe": ("probe.main", "train a linear layer on a run's features, to tell classes"),
     "sample": ("sample.sample", "draw images from a run"),
+    "restore": ("restore.restore", "restore images from missing pixels, noise or blur"),
     "report": ("report.report", "write a run's report.html"),
     "publish": ("publish.publish", "write a run's weights as one small file with a card"),
     "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),

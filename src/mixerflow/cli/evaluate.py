@@ -254,14 +254,19 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     name += f"-seed{result['seed']}" if result["seed"] else ""
     name += "-last" if weights["checkpoint"] == "last" else ""
     name += "" if weights["averaged"] else "-raw"
-    name = "".join(c if c.isalnum() else "-" for c in name)
-    if len(name.encode()) > _LONGEST:  # more than a file's name may have
-        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     folder = run / "evaluations"
-    path = folder / f"{name}.json"
+    path = folder / f"{file_name(name)}.json"
     with writing(folder):
         folder.mkdir(exist_ok=True)
         write_atomically(path, sealed(result | larger_sample(path, result)))
+
+
+def file_name(words: str) -> str:
+    """Return a file's name, without an ending, from words that tell results apart."""
+    name = "".join(c if c.isalnum() else "-" for c in words)
+    if len(name.encode()) > _LONGEST:  # more than a file's name may have
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
 
 
 def _print_figures(figure: Bits) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
@@ -18,14 +16,12 @@ from mixerflow.cli.codecs import shuffle_of
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
+from mixerflow.cli.singles import require_own, write_singles
 from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.evaluate import draw_pixels
-from mixerflow.runs.files import require_writable, write_atomically, writing
-from mixerflow.temporary import sweep
+from mixerflow.runs.files import require_writable, writing
 from mixerflow.terminal import say, tell
-
-_SINGLE = re.compile(r"\d{5,}\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +75,7 @@ def sample(arguments: list[str]) -> int:
     if out is not None:
         writers[out] = lambda path: pictures.save(pictures.grid(pixels, scale=given.scale), path)
     if given.files is not None:
-        writers[given.files] = lambda path: _write_files(pixels, path, force=given.force)
+        writers[given.files] = lambda path: write_singles(pixels, path, force=given.force)
     failed: list[ResourceError] = []
     for path, write in writers.items():  # one that fails leaves the other
         try:
@@ -100,7 +96,7 @@ def _require_places(given: _SampleArguments, label: int | torch.Tensor | None) -
     """Return the grid's file after a try of all places; None where nobody asked for a grid."""
     if given.files is not None:
         if not given.force:
-            _require_own(given.files, given.number)
+            require_own(given.files, given.number)
         require_writable(given.files / "00000.png")
     if given.out is not None:
         require_writable(given.out)
@@ -120,35 +116,6 @@ def _require_places(given: _SampleArguments, label: int | torch.Tensor | None) -
             raise error
         return None
     return out
-
-
-def _require_own(folder: Path, number: int) -> None:
-    """Refuse a folder with files that this draw does not write: they would pass for its images."""
-    try:
-        others = sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return  # no folder yet; or no folder at all, which the try of writing says better
-    own = {_name(i) for i in range(number)}
-    stay = [name for name in others if name not in own and not name.startswith(".tmp-")]
-    if stay:
-        remedy = "name an empty folder, or remove the files of an earlier draw with --force"
-        what = f"{len(stay):,} other file{'s are' if len(stay) > 1 else ' is'} there ({stay[0]})"
-        raise ConfigError(what, folder, remedy)
-
-
-def _write_files(pixels: np.ndarray, folder: Path, *, force: bool) -> None:
-    folder.mkdir(exist_ok=True)
-    sweep(folder)
-    if force:
-        for path in folder.iterdir():
-            if _SINGLE.fullmatch(path.name):
-                path.unlink()
-    for i, image in enumerate(pixels):
-        write_atomically(folder / _name(i), pictures.png_bytes(image))
-
-
-def _name(number: int) -> str:
-    return f"{number:05}.png"
 
 
 def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | torch.Tensor | None:

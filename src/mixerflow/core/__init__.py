@@ -21,7 +21,7 @@ from mixerflow.core.flow import Flow
 from mixerflow.core.memory import Memory, refuse_sharded
 from mixerflow.core.inputs import as_tensor, class_numbers
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.outputs import Encoded, NonFiniteWarning, Samples
+from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
@@ -33,7 +33,7 @@ from mixerflow.core.views import evaluating, submodules, uncounted
 __all__ = [
     "Along", "Base", "Cauchy", "Centre", "Chain", "ClassGaussians", "Composite", "Context",
     "ConvergenceWarning", "Density", "Dequantization", "Encoded", "FixedShape", "Flow",
-    "GaussianMixture", "Inverse",
+    "GaussianMixture", "Inverse", "Inverted",
     "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",

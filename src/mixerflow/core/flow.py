@@ -21,7 +21,8 @@ from mixerflow.core.features import features_after
 from mixerflow.core.inputs import as_tensor, count_of, latents_of, require_wide
 from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Centre, Noise
-from mixerflow.core.outputs import Encoded, Samples, joined, samples_of
+from mixerflow.core.outputs import Encoded, Inverted, Samples, joined, samples_of
+from mixerflow.core.reals import without_dequantizer
 from mixerflow.core.transform import (
     Context,
     Density,
@@ -32,7 +33,7 @@ from mixerflow.core.transform import (
     floating,
     number_streams,
 )
-from mixerflow.core.views import evaluating
+from mixerflow.core.views import evaluating, view
 from mixerflow.registry import register
 from mixerflow.waits import adapt_waits
 
@@ -145,6 +146,25 @@ class Flow(nn.Module):
         flow.base = flow.base.folded()
         flow.inference = True
         return flow.eval().requires_grad_(False)
+
+    def continuous(self) -> Flow:
+        """Return the density over real numbers that this flow has behind its dequantiser.
+
+        For pixels ``x = 0..levels - 1`` the dequantiser makes ``y = x + u`` in ``[0, levels)``, and
+        the rest of the flow is a density p(y), which is differentiable in y. The flow returned is
+        that density: it takes floats ``(B, *shape)``, a pixel's value k at ``[k, k + 1)``, and has
+        no levels. It has this flow's tensors and mode. Beyond the levels it may be infinite (a
+        logit is). A flow of float data is its own density, and is returned itself.
+
+        Raises:
+            ConfigError: a flow that takes integers without a dequantiser at its start.
+        """
+        if self.levels is None:
+            return self
+        flow = view(self, lambda part: None)
+        flow.transform = without_dequantizer(flow.transform)
+        flow.levels, flow.spec = None, None
+        return flow
 
     def train(self, mode: bool = True) -> Flow:
         """Set training or eval mode; raise a RuntimeError for training an inference copy."""
@@ -265,6 +285,18 @@ class Flow(nn.Module):
         with evaluating(self) as flow:
             x, context = flow._images(x), flow._embed(context, len(x))
             return features_after(flow.transform, flow.layer_shapes(), x, context, layers)
+
+    def invert(self, z: Tensor, context: Context = None) -> Inverted:
+        """Return what latents ``(B, D)`` are the latents of, and ``log p_base(z)`` in nats.
+
+        Unlike those of `decode`, the images ``(B, *shape)`` are not clamped, the flow stays in its
+        mode, and autograd records both results where the transforms' inverses can be
+        differentiated.
+        """
+        z = latents_of(z, self.latent_shape)
+        context = self._embed(context, z.shape[0])
+        x = self._inverse(z, context)
+        return Inverted(x, self.base.log_prob(z.to(self.device, self.dtype), context))
 
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
         """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels.

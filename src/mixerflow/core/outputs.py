@@ -21,6 +21,13 @@ class Encoded(NamedTuple):
     log_det: Tensor
 
 
+class Inverted(NamedTuple):
+    """What latents are the latents of, ``(B, *shape)``, and the base's log-density ``(B,)``."""
+
+    x: Tensor
+    log_base: Tensor
+
+
 class Samples(NamedTuple):
     """Drawn or decoded images ``(n, *shape)``, and which of their values are no values of images.
 

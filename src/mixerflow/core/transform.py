@@ -116,6 +116,7 @@ class Transform(nn.Module):
             then absorb it, see `fused`.
         takes_columns: whether a transform of vectors ``(n,)`` also takes matrices ``(B, n, m)``,
             whose m columns it transforms one by one; log-dets are of all columns together.
+        rearranges: whether z has the values of x, integers or real numbers, in another order.
     """
 
     density: Density = "exact"
@@ -125,6 +126,7 @@ class Transform(nn.Module):
     invertible: bool = True
     affine: bool = False
     takes_columns: bool = False
+    rearranges: bool = False
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Map data to latent: ``(B, *event)`` to z and ``log|det dz/dx|`` ``(B,)``."""

@@ -34,6 +34,7 @@ class ShufflePixels(FixedShape):
     Reference: English et al., MixerFlow (2023), section 5.4.1, arXiv:2310.16777.
     """
 
+    rearranges = True
     order: Tensor
 
     def __init__(self, shape: Shape, seed: int = 0, patch: int | None = None) -> None:
