@@ -138,7 +138,7 @@ def restore(arguments: list[str]) -> int:
     truth = as_tensor(images.pixels).to(flow.dtype)
     labels = None
     if flow.context_net is not None:
-        labels = torch.from_numpy(runs.labels_of(held.metadata, images))
+        labels = torch.from_numpy(runs.labels_of(flow, held.metadata, images))
     if given.measured:
         measured = measurement.taken(truth)
     else:
