@@ -90,7 +90,7 @@ def claims_table(column: dict[str, Any]) -> TableText:
         apart = ", figures of any kind" if claim.get("kinds") == "any" else ""
         figure = figures.get(claim.get("figure", ""), {})
         than = " > " if figure.get("better") == "higher" else " < "
-        apart += f", {figure['label']}" if figure else ""
+        apart += f", {figure.get('label', 'bits/dim')}" if figures else ""
         cells = [claim["words"] + apart, than.join(rows_of)]
         cells.append("" if paper is None else f"{paper:+.2f}")
         digits = figure.get("digits", 4)
@@ -162,16 +162,25 @@ def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
 
 def _further_table(column: dict[str, Any], figures: list[dict[str, Any]]) -> TableText:
     """Return the further figures of the rows, beside bits/dim, and of what needs no flow."""
+    every = (*column["references"], *column["rows"])
+    published = {
+        name
+        for row in every
+        for name, known in row["further"].items()
+        if known["paper"] is not None
+    }
     head = ["row"]
     for each in figures:
-        head += [f"{each['label']}: paper", f"{each['label']}: ours, mean ± s.e. over seeds"]
+        head += [f"{each['label']}: paper"] if each["name"] in published else []
+        head.append(f"{each['label']}: ours, mean ± s.e. over seeds")
     head += ["seeds", "bits/dim"]
     rows = []
-    for row in (*column["references"], *column["rows"]):
+    for row in every:
         cells, seeds = [row["label"]], 0
         for each in figures:
             known = row["further"][each["name"]]
-            cells.append("" if known["paper"] is None else f"{known['paper']:.2f}")
+            if each["name"] in published:
+                cells.append("" if known["paper"] is None else f"{known['paper']:.2f}")
             cells.append(_plus_minus(known["mean"], known["standard_error"], each["digits"]))
             seeds = max(seeds, known["seeds"])
         rows.append([*cells, str(seeds), _plus_minus(row.get("bits_per_dim"), None)])

@@ -87,12 +87,12 @@ HYBRID = Table(
         Claim(
             f"mixer-{weight:g}",
             f"{other.name}-{weight:g}",
-            f"MixerFlow is better than {other.label} at lambda = {weight:g}/D, by {words}",
+            f"MixerFlow is better than {other.label} at lambda = {weight:g}/D",
             figure=figure,
         )
         for weight in WEIGHTS
         for other in (GLOW_32, NSF_32)
-        for figure, words in (("accuracy", "accuracy"), ("", "bits/dim"))
+        for figure in ("accuracy", "")
     ),
     further=Told(MINUTES, _CURVES),
 )
