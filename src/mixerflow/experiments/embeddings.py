@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow import page
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
@@ -122,6 +121,8 @@ class Probing(Further):
         return _record(figure, len(test))
 
     def pictures(self, column: dict[str, Any]) -> dict[str, bytes]:
+        from mixerflow import page  # matplotlib takes a second
+
         pixels, white = (_first_accuracy(row) for row in column["references"])
         curves = {}
         for row in column["rows"]:
