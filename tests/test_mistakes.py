@@ -25,7 +25,9 @@ def told(capsys, *words):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
-@pytest.mark.parametrize("command", ["train", "info", "evaluate", "sample", "report", "publish"])
+@pytest.mark.parametrize(
+    "command", ["train", "info", "evaluate", "probe", "sample", "report", "publish"]
+)
 def test_a_path_without_a_run_is_code_4_for_every_command(command, there, tmp_path, capsys):
     path = tmp_path / "nothing"
     if there:
