@@ -31,7 +31,7 @@ import mixerflow, torch
 flow = mixerflow.build("mixerflow-cifar10-tiny").eval()
 flow.bits_per_dim(torch.zeros(16, 3, 32, 32, dtype=torch.uint8))
 """
-_COMMANDS = ("train", "evaluate", "sample", "report", "publish", "reproduce", "info")
+_COMMANDS = ("train", "evaluate", "probe", "sample", "report", "publish", "reproduce", "info")
 _PROGRAMS: dict[str, list[str]] = {
     "python -c pass": ["-c", "pass"],
     "import torch": ["-c", "import torch"],

@@ -223,7 +223,10 @@ def test_every_row_of_every_table_can_be_built(budget):
         assert len(set(names)) == len(names)
         for claim in table.claims:
             assert isinstance(claim, Claim)
-            assert {claim.better, claim.worse} <= set(names)
+            further = table.further
+            others = further.references if claim.figure else ()
+            assert {claim.better, claim.worse} <= {*names, *others}
+            assert not claim.figure or claim.figure in {each.name for each in further.figures}
         for cell in table.cells:
             assert parameters(cell.model(budget), cell.column.shape) > 0
             base = cell.column.setups[budget].train

@@ -25,7 +25,8 @@ from mixerflow.runs.files import json_text
 from mixerflow.terminal import any_encoding, console, quoted, say, show, tell
 
 SOURCE = Path(commands.__file__).parents[1]
-ALL = ["train", "evaluate", "sample", "restore", "report", "publish", "reproduce", "info"]
+ALL = ["train", "evaluate", "classify", "probe", "sample", "restore", "report", "publish"]
+ALL += ["reproduce", "info"]
 NASTY = [
     "two\nlines",
     "tab\tand\rreturn",
@@ -191,7 +192,7 @@ def words_of(path):
 
 
 COMMAND_FILES = {"train": "train", "evaluate": "evaluate", "sample": "sample", "report": "report"}
-COMMAND_FILES |= {"publish": "publish", "reproduce": "reproduce"}
+COMMAND_FILES |= {"probe": "probe", "publish": "publish", "reproduce": "reproduce"}
 
 
 def test_every_flag_that_the_source_names_is_some_commands():
@@ -266,7 +267,8 @@ def test_empty_words_are_refused(words, word, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate", "sample", "restore", "report", "info", "train", "publish"]
+    "command",
+    ["evaluate", "classify", "probe", "sample", "restore", "report", "info", "train", "publish"],
 )
 def test_paths_that_are_no_run_folder(command, made, capsys):
     to = ["--to", "w"] if command == "publish" else []

@@ -14,7 +14,7 @@ from rich.box import SIMPLE
 from rich.table import Column, Table
 from torch import Tensor
 
-from mixerflow import page, runs
+from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
@@ -306,6 +306,8 @@ def _write(
 
 
 def _plot(rows: list[_Probed], title: str) -> bytes:
+    from mixerflow import page  # matplotlib takes a second
+
     points, levels = [], {}
     for row in rows:
         summary = ProbeSummary.of(row.figures)

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixerflow import page
 from mixerflow.core import Flow, as_tensor
-from mixerflow.data import Images
+from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import (
     Labelled,
@@ -67,10 +66,15 @@ class Probing(Further):
     def _probes(self, budget: Budget) -> ProbeSettings:
         return replace(self.probes, epochs=2) if budget == "tiny" else self.probes
 
-    def require(self, images: Images) -> None:
-        if images.labels is None:
+    def require(self, splits: Splits) -> None:
+        where = splits.train.dataset_id
+        if splits.test is None:
+            raise ConfigError(
+                "no test images, which the figures are of", where, "give --data others"
+            )
+        if any(each.labels is None for each in (splits.train, splits.test)):
             what = "the images have no classes, which a probe is to tell"
-            raise ConfigError(what, images.dataset_id, "give --data with class folders or labels")
+            raise ConfigError(what, where, "give --data with class folders or labels")
 
     def measure(
         self, flow: Flow, folder: Path, images: SeedImages, seed: int, budget: Budget
@@ -122,6 +126,8 @@ class Probing(Further):
         return _record(figure, len(test))
 
     def pictures(self, column: dict[str, Any]) -> dict[str, bytes]:
+        from mixerflow import page  # matplotlib takes a second
+
         pixels, white = (_first_accuracy(row) for row in column["references"])
         curves = {}
         for row in column["rows"]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from mixerflow.core import Flow
-from mixerflow.data import Images
+from mixerflow.data import Splits
 from mixerflow.experiments.images import Budget, SeedImages
 
 
@@ -50,7 +50,7 @@ class Further:
         """Return all settings that a record depends on, for JSON: others are measured anew."""
         return {}
 
-    def require(self, images: Images) -> None:
+    def require(self, splits: Splits) -> None:
         """Raise a ConfigError, before the first run, for images that cannot be measured on."""
 
     def measure(

@@ -62,8 +62,7 @@ def reproduce(
     splits = {name: load(spec) for name, spec in data.items()}
     if table.further is not None:
         for each in splits.values():
-            for part in (each.train, *filter(None, (each.test,))):
-                table.further.require(part)
+            table.further.require(each)
     queue = [Run(cell, budget, seed, root) for seed in range(seeds) for cell in cells]
     exit_code, stopped, lost = 0, 0, None
     _write_outputs(table, budget, root, out)
