@@ -11,7 +11,7 @@ import torch
 
 from mixerflow import page
 from mixerflow.core import Flow
-from mixerflow.data import Images
+from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Classification, classify
 from mixerflow.experiments.classifier import MixerClassifier, Training, train_classifier
@@ -54,10 +54,12 @@ class Told(Further):
             "gpu": Training(steps=50_000, batch=512, ema=0.999),
         }[budget]
 
-    def require(self, images: Images) -> None:
-        if images.labels is None:
-            what = "the images have no classes for a head to tell"
-            raise ConfigError(what, images.dataset_id, "give --data with class folders or labels")
+    def require(self, splits: Splits) -> None:
+        for name, images in splits.parts().items():
+            if images.labels is None or images.vector_length is not None:
+                what = f"the {name} images have no classes for a head to tell"
+                remedy = "give --data with class folders or labels"
+                raise ConfigError(what, images.dataset_id, remedy)
 
     def measure(
         self, flow: Flow, folder: Path, images: SeedImages, seed: int, budget: Budget

@@ -94,7 +94,7 @@ def require_class_labels(flow: Flow, images: Images, name: str) -> None:
         classes = flow.logits(z).shape[1]
     if images.labels.max() >= classes:
         what = f"the head has {classes} classes, a label is {images.labels.max()}"
-        raise ConfigError(what, where, f"set --model.head.classes to {images.labels.max() + 1}")
+        raise ConfigError(what, where, f"give the head {images.labels.max() + 1} classes")
 
 
 def require_labels(flow: Flow, images: Images, name: str) -> None:
