@@ -143,9 +143,9 @@ def restore(
     """Restore images from measurements ``y = A x + sigma e``, with the flow as the prior.
 
     The result is the maximum of ``prior * log p(x) + log N(y; A x, sigma^2 I)`` that Adam reaches
-    from a simple filling (or from ``z = 0``), or the best point on its way there. p is the density of real numbers of
-    `Flow.continuous`, in which a pixel value k is at its centre, ``k + 1/2``. Each image has a
-    search of its own: the others change it by rounding only.
+    from a simple filling (or from ``z = 0``), or the best point on its way there. p is the density
+    of real numbers of `Flow.continuous`, in which a pixel value k is at its centre, ``k + 1/2``.
+    Each image has a search of its own: the others change it by rounding only.
 
     Args:
         flow: the model, of integer images or of floats; its density must be exact.
