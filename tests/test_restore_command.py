@@ -87,7 +87,7 @@ def test_pictures_with_holes_are_filled(made, tmp_path, capsys):
     words += ["--out", tmp_path / "out", "--files", tmp_path / "files", *QUICK]
     assert run("restore", made, *words) == 0
     said = capsys.readouterr().out
-    assert "truth" not in said and "restored" in said
+    assert "truth" not in said and "PSNR" not in said and "restored" in said
     result, _ = written(tmp_path / "out")
     assert result["measured"] and not any("psnr" in row for row in result["rows"])
     images = load_data(str(made.parent / "images")).train.pixels
@@ -114,6 +114,11 @@ def test_small_pictures_are_enlarged(made, tmp_path, capsys):
         assert picture.size == (4, 4)
         blocks = np.asarray(picture).reshape(2, 2, 2, 2).mean((1, 3))
     assert np.abs(blocks - values).max() < 60  # 4 steps only
+    capsys.readouterr()
+    large = ["--data", made.parent / "images"]
+    assert run("restore", made, *large, *words) == 3
+    said = "images are (1, 4, 4), measurements of the run's images are (1, 2, 2)"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mixerflow.cli.copies import keeping
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
-from mixerflow.core import Flow
+from mixerflow.core import Flow, Shape
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import (
@@ -73,13 +73,17 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
 
-    def load_images(self, metadata: dict[str, Any]) -> tuple[Images, str]:
+    def load_images(
+        self, metadata: dict[str, Any], *, measured: Shape | None = None
+    ) -> tuple[Images, str]:
         """Load the images that score the run of this ``run.json``, and name their split.
+
+        `measured` is as in `load_run_data`.
 
         Raises:
             DataError: the images cannot be found, read or used.
         """
-        splits = load_run_data(metadata, self.data, self)
+        splits = load_run_data(metadata, self.data, self, measured=measured)
         if self.split == "validation":
             if splits.validation is None:
                 remedy = "give --split test or train"

@@ -51,8 +51,16 @@ class ReadingFlags:
         return reading
 
 
-def load_run_data(metadata: dict[str, Any], data: str | None, flags: ReadingFlags) -> Splits:
+def load_run_data(
+    metadata: dict[str, Any],
+    data: str | None,
+    flags: ReadingFlags,
+    *,
+    measured: tuple[int, ...] | None = None,
+) -> Splits:
     """Load images as the run of this ``run.json`` did, unless the flags differ.
+
+    `measured` is the shape of images that are measurements of the run's images.
 
     Raises:
         ConfigError: neither `data` nor ``run.json`` names images.
@@ -64,9 +72,11 @@ def load_run_data(metadata: dict[str, Any], data: str | None, flags: ReadingFlag
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
     splits = load(spec, reading=flags.reading(source))
     announce(splits)
-    shape = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
+    own = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
+    shape = own if measured is None else tuple(measured)
     if splits.train.shape != shape:
-        what = f"images are {splits.train.shape}, the run's are {shape}"
+        whose = "the run's" if measured is None else "measurements of the run's images"
+        what = f"images are {splits.train.shape}, {whose} are {shape}"
         remedy = "give images of that shape; --crop, --resize and --grey change it"
         raise DataError(what, splits.train.dataset_id, remedy)
     return splits

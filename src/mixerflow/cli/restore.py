@@ -116,6 +116,9 @@ class _RestoreArguments(EvaluationArguments):
 
     def check(self) -> None:
         super().check()
+        if self.measured and self.data is None:
+            what, remedy = "the run's own images are no measurements", "name some with --data"
+            raise ConfigError(what, "--measured", remedy)
         if self.scale < 1:
             raise ConfigError(f"{self.scale}", "--scale", "give at least 1")
         if self.force and self.files is None:
@@ -133,7 +136,8 @@ def restore(arguments: list[str]) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow = held.flow(runs.device_of(given.device))
     levels = _require_restorable(given, flow, measurement)
-    images, split = given.load_images(_metadata(given, measurement, flow, held.metadata))
+    shape = measurement.measured_shape(flow.shape) if given.measured else None
+    images, split = given.load_images(held.metadata, measured=shape)
     _require_places(given, len(images))
     truth = as_tensor(images.pixels).to(flow.dtype)
     labels = None
@@ -152,7 +156,9 @@ def restore(arguments: list[str]) -> int:
     measured, labels = measured[:done], None if labels is None else labels[:done]
     known = None if given.measured else truth[:done]
     rows = compare(flow, measurement, measured, restored.images, known, labels=labels)
-    entries = {"split": split, "seconds": seconds, "gain_per_image": restored.gain.tolist()}
+    averaged = held.metadata.get("averaged", not given.raw)
+    entries = {"weights": {"checkpoint": given.checkpoint, "averaged": averaged}}
+    entries |= {"split": split, "seconds": seconds, "gain_per_image": restored.gain.tolist()}
     result = _record(given, images.first(done), measurement, search) | entries
     result["rows"] = [row.as_dict() for row in rows]
     strip = measurement.shown(measured, flow.shape, unknown=(levels - 1) / 2)
@@ -174,7 +180,6 @@ def _record(
         "search": describe(search),
         "seed": given.seed,
         "threads": torch.get_num_threads(),
-        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
     }
 
 
@@ -247,16 +252,3 @@ def _restored(
         except Stopped as stopped:
             return parts, stopped.exit_code
     return parts, 0
-
-
-def _metadata(
-    given: _RestoreArguments, measurement: Measurement, flow: Flow, metadata: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the content of ``run.json`` with the shape that the images of ``--data`` have."""
-    if not given.measured:
-        return metadata
-    if given.data is None:
-        what, remedy = "the run's own images are no measurements", "name some with --data"
-        raise ConfigError(what, "--measured", remedy)
-    shape = list(measurement.measured_shape(flow.shape))
-    return metadata | {"data": metadata["data"] | {"shape": shape}}

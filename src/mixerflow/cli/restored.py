@@ -26,10 +26,12 @@ def print_rows(result: dict[str, Any], rows: list[Row]) -> None:
     plural = "" if result["images"] == 1 else "s"
     where = f"{result['dataset_id']}, {result['split']}"
     say(f"{where}: {result['images']:,} image{plural}; {result['words']}")
-    right = [Column(head, justify="right") for head in ("PSNR, dB", "± s.e.", "bits/dim", "± s.e.")]
-    table = Table("", *right, box=SIMPLE)
+    scored = any(row.psnr is not None for row in rows)
+    heads = [*(("PSNR, dB", "± s.e.") if scored else ()), "bits/dim", "± s.e."]
+    table = Table("", *(Column(head, justify="right") for head in heads), box=SIMPLE)
     for row in rows:
-        table.add_row(row.name, *_figures(row.psnr, 2), *_figures(row.bits_per_dim, 3))
+        near = _figures(row.psnr, 2) if scored else ()
+        table.add_row(row.name, *near, *_figures(row.bits_per_dim, 3))
     show(table)
     search, threads = result["search"], result["threads"]
     kind = search["type"].removesuffix("Search").lower()

@@ -143,9 +143,9 @@ def restore(
     """Restore images from measurements ``y = A x + sigma e``, with the flow as the prior.
 
     The result is the maximum of ``prior * log p(x) + log N(y; A x, sigma^2 I)`` that Adam reaches
-    from a simple filling, or the best point on its way there. p is the density of real numbers of
-    `Flow.continuous`, in which a pixel value k is at its centre, ``k + 1/2``. Each image has a
-    search of its own: the others change it by rounding only.
+    from a simple filling (or from ``z = 0``), or the best point on its way there. p is the density
+    of real numbers of `Flow.continuous`, in which a pixel value k is at its centre, ``k + 1/2``.
+    Each image has a search of its own: the others change it by rounding only.
 
     Args:
         flow: the model, of integer images or of floats; its density must be exact.
@@ -174,7 +174,9 @@ def restore(
     y, wanted = as_tensor(measured), measurement.measured_shape(flow.shape)
     if tuple(y.shape[1:]) != tuple(wanted) or not bool(y.isfinite().all()):
         got = "values that are not finite" if tuple(y.shape[1:]) == wanted else tuple(y.shape)
-        raise ValueError(f"restore: takes measurements (N, {', '.join(map(str, wanted))}); {got}")
+        raise ValueError(
+            f"restore: takes measurements (N, {', '.join(map(str, wanted))}); got {got}"
+        )
     if labels is not None and len(as_tensor(labels)) != len(y):
         raise ValueError(f"restore: {len(as_tensor(labels))} labels for {len(y)} measurements")
     prior = copy.deepcopy(flow.continuous()).requires_grad_(False).eval()
