@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from mixerflow.core.bases import Base
 from mixerflow.core.context import for_all
@@ -60,6 +60,10 @@ class Uses(nn.Module):
 
     def _inverse(self, z: Tensor, context: Context) -> Tensor:
         raise NotImplementedError
+
+    def _latents(self, like: Tensor, generator: Generator | None, context: Context) -> Tensor:
+        """Draw latents from the base; sharded parameters are gathered for a call of its own."""
+        return self.base.sample(like, generator, context)
 
     def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
@@ -189,7 +193,7 @@ class Uses(nn.Module):
         drawn = []
         with evaluating(self) as flow:
             given = flow._embed(context, n)
-            z = flow.base.sample(like, generator, given) * temperature
+            z = flow._latents(like, generator, given) * temperature
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
                 x = flow._inverse(z[part], None if given is None else given[part])

@@ -58,7 +58,8 @@ def shard(flow: Flow, processes: Processes) -> None:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
             register_fsdp_forward_method(layer, "inverse")
     fully_shard(flow, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(flow, "_inverse")  # `decode` and `draw` go through it
+    for name in ("_inverse", "_latents", "logits"):  # `decode` and `draw` go through the first two
+        register_fsdp_forward_method(flow, name)
 
 
 def share_batch_norms(root: nn.Module, processes: Processes) -> int:
