@@ -339,7 +339,7 @@ def test_impossible_weights_are_refused():
     for weight in (-1.0, math.inf, math.nan):
         with pytest.raises((ValueError, ConfigError)):
             Hybrid(weight)
-    with pytest.raises(ValueError, match="classes are not known"):
+    with pytest.raises(ValueError, match="classes is not known"):
         LinearHead().build([(4,)])
     with pytest.raises(ConfigError, match="base must be normal"):
         model = replace(mixerflow.recipe("mixerflow-tiny").model, head=GaussiansHead(3))

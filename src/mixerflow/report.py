@@ -61,7 +61,7 @@ def make_report(run: Path, images: Images) -> Report:
         page.heading(str(metadata.get("recipe") or name), level=1),
         _headline(metadata),
         page.heading("Training"),
-        page.picture(_curves(records), "plot"),
+        *(page.picture(each, "plot") for each in (_curves(records), _accuracies(records)) if each),
         page.note(f"Validation uses the moving average of the weights{_validated(records)}."),
     ]
     for temperature in (0.7, 1.0) if len(flow.shape) == 3 else ():
@@ -82,10 +82,12 @@ def _headline(metadata: dict[str, Any]) -> str:
         return page.paragraph(f"status: {metadata.get('status')}")
     if result["bits_per_dim"] is None:
         return page.paragraph(f"not finite on {result['images']} validation images")
+    accuracy = result.get("accuracy")
+    told = "" if accuracy is None else f", {100 * accuracy:.1f} % of their classes told right"
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
         f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
-        f"{page.escape(result['dataset_id'])}: {kind_of(result)}, after "
+        f"{page.escape(result['dataset_id'])}: {kind_of(result)}{told}, after "
         f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
         f"{metadata.get('parameters', 0):,} parameters.</p>"
     )
@@ -103,10 +105,11 @@ def _curves(records: list[dict[str, Any]]) -> bytes:
     axes = figure.subplots()
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
-    name, label = "objective", "training objective (batch norm)"
-    if any("bits_per_dim" in record for record in train):
-        name, label = "bits_per_dim", "training"
-    values = [_number(record[name]) for record in train]
+    names = {"bits_per_dim": "training", "image_bits_per_dim": "training (of images)"}
+    names["objective"] = "training objective"
+    name = next(each for each in names if not train or each in train[-1])
+    label = names[name]
+    values = [_number(record.get(name)) for record in train]
     axes.plot([record["step"] for record in train], values, lw=0.8, label=label)
     validated = [_number(record["bits_per_dim"]) for record in validation]
     steps = [record["step"] for record in validation]
@@ -114,6 +117,23 @@ def _curves(records: list[dict[str, Any]]) -> bytes:
     if values := [value for value in values + validated if not math.isnan(value)]:
         page.finish_plot(axes, min(values), float(np.quantile(values, 0.98)))
     axes.set_ylabel("bits/dim")
+    axes.legend()
+    return page.png_of(figure)
+
+
+def _accuracies(records: list[dict[str, Any]]) -> bytes:
+    """Draw a head's accuracy against steps, as PNG; nothing for a run without a head."""
+    found = [record for record in records if record.get("accuracy") is not None]
+    if not found:
+        return b""
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for kind, marks in (("train", "-"), ("validation", "o-")):
+        points = [(r["step"], 100 * r["accuracy"]) for r in found if r["kind"] == kind]
+        if points:
+            axes.plot(*zip(*points, strict=True), marks, ms=4, lw=0.8, label=kind)
+    page.finish_plot(axes, 0, 100)
+    axes.set_ylabel("accuracy, %")
     axes.legend()
     return page.png_of(figure)
 

@@ -136,6 +136,9 @@ def _print_chain(flow: Flow, published: PublishedResult | None) -> None:
     if flow.context_net is not None:
         is_vector = isinstance(flow.context_net, VectorNet)
         add("net of vectors" if is_vector else "class embedding", None, _count(flow.context_net))
+    for name, module in (("base", flow.base), ("head", flow.head)):
+        if module is not None and (count := _count(module)):
+            add(f"{name}: {module.__class__.__name__}", None, count)
     table.add_section()
     add("in all", flow.latent_shape, total)
     show(table)

@@ -38,7 +38,7 @@ class Head:
     def count(self) -> int:
         """Return the number of classes; a ValueError where it is not known."""
         if self.classes is None:
-            raise ValueError(f"{type(self).__name__}: classes are not known: give their number")
+            raise ValueError("head: the number of its classes is not known without images")
         return self.classes
 
 
