@@ -92,7 +92,7 @@ class Bomb:
         ({"images": pixels(2, 48)}, ["(2, 48)", "(N, H, W)"]),
         ({"images": pixels(2, 4, 4), "labels": np.arange(3)}, ["(3,)", "2 images"]),
         ({"images": pixels(2, 4, 4), "labels": np.zeros(2)}, ["float64", "whole number"]),
-        ({"images": pixels(2, 4, 4), "labels": np.array([0, -1])}, ["-1", "from 0"]),
+        ({"images": pixels(2, 4, 4), "labels": np.array([0, -2])}, ["-2", "from 0"]),
         ({"train_images": pixels(2, 4, 4), "test_images": pixels(2, 5, 4)}, ["(1, 5, 4)"]),
         ({"train_images": GREY, "test_images": GREY.astype(np.uint16)}, ["levels"]),
         ({"images": np.array([None])}, ["Python objects"]),

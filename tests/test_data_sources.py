@@ -265,7 +265,7 @@ def test_the_fingerprint_knows_shape_and_type_and_reads_in_pieces(tmp_path, monk
         {"pixels": np.zeros((10, 3, 4, 8), np.uint8)[..., ::2]},
         {"labels": np.arange(9)},
         {"labels": np.arange(10, dtype=np.uint8)},
-        {"labels": np.arange(10) - 1},
+        {"labels": np.arange(10) - 2},
         {"classes": ("a", "b")},
     ],
 )

@@ -36,13 +36,13 @@ The flags below show the values of RECIPE ({name}); `mixerflow info` lists the r
 """
 
 _LONG = {
-    "--shuffle": "--model.shuffle",
-    "--shuffle-seed": "--model.shuffle.seed",
-    "--objective": "--train.objective",
-    "--lambda": "--train.objective.weight",
+    "shuffle": "model.shuffle",
+    "shuffle-seed": "model.shuffle.seed",
+    "objective": "train.objective",
+    "lambda": "train.objective.weight",
 }
 _LABEL = "give images with class labels"
-_SHORT = re.compile(r"^--(shuffle([-_]seed)?|objective|lambda)(?=$|=)")
+_SHORT = re.compile(r"^--(shuffle(?:[-_]seed)?|objective|lambda)(?=$|=)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("no recipe", "mixerflow train RECIPE", remedy)
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
-    rest = [_SHORT.sub(lambda found: _LONG[found[0].replace("_", "-")], word) for word in rest]
+    rest = [_SHORT.sub(lambda found: f"--{_LONG[found[1].replace('_', '-')]}", w) for w in rest]
     if {"-h", "--help"} & set(rest):
         say(*_USAGE.format(name=name).splitlines())
     check_run_name(name)
@@ -267,7 +267,7 @@ def _vector_length(splits: Splits, given: int | None) -> int:
         given = length if given is None else given
         if length != given:
             what = f"vectors of {length} numbers in {name} images, and not {given}"
-            raise ConfigError(what, "--model.vectors.length", f"set it to {length}")
+            raise ConfigError(what, "--model.vectors", f"set its length to {length}")
     assert given is not None
     return given
 

@@ -9,15 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from mixerflow import page
 from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Classification, classify
+from mixerflow.evaluate import Classification, classify, mean_and_error
 from mixerflow.experiments.classifier import MixerClassifier, Training, train_classifier
 from mixerflow.experiments.further import Figure, Further
 from mixerflow.experiments.images import Budget, SeedImages
-from mixerflow.experiments.results import mean_and_error
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,8 @@ class Told(Further):
                 points.append((rows[name]["bits_per_dim"], mean, error))
         if not curves:
             return {}
+        from mixerflow import page  # matplotlib takes a second
+
         levels = {}
         for row in column["references"]:
             mean, _ = mean_and_error([r["further"]["figures"]["accuracy"] for r in row["runs"]])
