@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 
+import mixerflow
 from mixerflow.cli.commands import run
 from mixerflow.runs.files import read_record
 
@@ -62,7 +64,7 @@ def test_classify_as_json(hybrid, capsys):
 def test_predictions_need_no_labels(hybrid, tmp_path, capsys):
     bare = data_of(tmp_path / "bare.npz", labels=False)
     words = ["classify", str(hybrid), "--data", bare, "--threads", "1"]
-    assert run(words) == 2
+    assert run(words) == 3
     assert "no labels to compare with" in capsys.readouterr().err
     out = tmp_path / "said.csv"
     assert run([*words, "--predictions", str(out)]) == 0
@@ -98,9 +100,9 @@ def test_a_run_without_classes_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--objective", "hybrid", "--lambda", "-1"], "weight must be 0 or more"),
-        (["--lambda", "1"], "no such flag"),
-        (["--objective", "hybrid", "--model.head", "none", "--model.classes.count", "3"], "told"),
+        (["--objective", "hybrid", "--lambda", "-1"], "weight must lie in [0, 1e+09]"),
+        (["--lambda", "1"], "no lambda without a hybrid objective: --lambda"),
+        (["--objective", "hybrid", "--model.classes.count", "3"], "told"),
         (["--model.head", "linear"], "the likelihood does not train the model's head"),
         (["--objective", "hybrid", "--train.labels-per-class", "99"], "99 labels of class 0"),
         (
@@ -109,6 +111,9 @@ def test_a_run_without_classes_is_refused(tmp_path, capsys):
         ),
         (["--objective", "hybrid", "--model.head", "mean", "--model.head.patch", "3"], "patch=3"),
         (["--objective", "hybrids"], "hybrid"),
+        (["--objective", "hybrid", "--model.head", "none"], "no head for the objective"),
+        (["--objective", "frozen"], "a frozen flow that has learned nothing"),
+        (["--train.labels-per-class", "2"], "an objective that learns from none"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, words, said):
@@ -125,4 +130,49 @@ def test_images_without_labels_have_no_head(tmp_path, capsys):
     words = ["train", "mixerflow-tiny", "--data", data, "--objective", "hybrid", "--steps", "1"]
     assert run([*words, "--out", str(tmp_path / "run"), *FLAGS]) == 2
     said = capsys.readouterr().err
-    assert "images without labels: --objective: give images with class labels" in said
+    assert "images without class labels: --objective: give images with class labels" in said
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.zeros(60, int), "labels of fewer than two classes"),
+        (np.arange(60) * 10**7, "a label is 590000000, of 60 images"),
+        (np.full(60, -1), "labels of fewer than two classes"),
+    ],
+    ids=["one class", "no numbers of classes", "no label"],
+)
+def test_labels_that_are_no_classes_are_of_the_data(tmp_path, capsys, labels, said):
+    with np.load(data_of(tmp_path / "bright.npz")) as full:
+        np.savez(tmp_path / "some.npz", **{**full, "train_labels": labels})
+    words = ["train", "mixerflow-tiny", "--data", str(tmp_path / "some.npz"), "--objective"]
+    assert run([*words, "hybrid", "--steps", "1", "--out", str(tmp_path / "run"), *FLAGS]) == 3
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["classify", "probe", "restore"])
+def test_images_of_more_levels_are_refused(hybrid, tmp_path, capsys, command):
+    with np.load(data_of(tmp_path / "bright.npz")) as full:
+        arrays = {k: v.astype(np.uint16) * 257 if "images" in k else v for k, v in full.items()}
+    np.savez(tmp_path / "deep.npz", **arrays)
+    extra = ["--noise", "5"] if command == "restore" else []
+    assert run([command, str(hybrid), "--data", str(tmp_path / "deep.npz"), *extra]) == 3
+    assert "pixels have 65,536 levels, the run's have 256" in capsys.readouterr().err
+
+
+def test_numbers_of_images_are_those_of_the_file(hybrid, tmp_path, capsys):
+    with np.load(data_of(tmp_path / "full.npz")) as full:
+        arrays = dict(full)
+    arrays["test_labels"] = np.where(np.arange(21) % 2 == 0, -1, arrays["test_labels"])
+    np.savez(tmp_path / "some.npz", **arrays)
+    assert run(["classify", str(hybrid), "--data", str(tmp_path / "some.npz")]) == 0
+    numbers = re.findall(r"image (\d+) is", capsys.readouterr().out)
+    assert len(numbers) == 3
+    assert all(int(number) % 2 for number in numbers)
+
+
+def test_a_hybrid_s_flow_goes_on_by_likelihood(hybrid, tmp_path):
+    data = data_of(tmp_path / "bright.npz")
+    words = ["train", "mixerflow-tiny", "--data", data, "--from", str(hybrid), "--steps", "2"]
+    assert run([*words, "--out", str(tmp_path / "run"), *FLAGS]) == 0
+    assert mixerflow.load(tmp_path / "run").head is None

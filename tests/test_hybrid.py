@@ -191,7 +191,8 @@ def test_hybrid_training_learns_classes_and_the_run_classifies(tmp_path, head):
     run = mixerflow.train(
         flow, pixels, labels=labels, config=config, steps=60, out=tmp_path / "run", quiet=True
     )
-    assert set(run.figures) == {"objective", "label_loss", "accuracy", "image_bits_per_dim"}
+    names = {"objective", "label_loss", "accuracy", "image_bits_per_dim", "labelled_images"}
+    assert set(run.figures) == names
     mine = classify(flow, pixels)
     assert (mine.argmax(1) == labels).mean() > 0.8
     loaded = mixerflow.load(tmp_path / "run", which="last")

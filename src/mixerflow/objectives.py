@@ -28,7 +28,10 @@ where there are none. The loss is ``(B,)``, in nats, one an image; figures have 
 ``(B,)`` or ``()``. The parameters of an `nn.Module` train with the flow's.
 """
 
+OF_LABELS = ("label_loss", "accuracy")
+"""Figures that are means over the images with a label."""
 _FLAG = "--objective"
+_LARGEST = 1e9
 
 
 def likelihood(
@@ -120,8 +123,8 @@ class Hybrid(Classifying):
     classifier alone."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"Hybrid: weight must be 0 or more; got {self.weight}")
+        if not 0 <= self.weight <= _LARGEST:
+            raise ValueError(f"Hybrid: weight must lie in [0, {_LARGEST:g}]; got {self.weight}")
 
     def __call__(
         self, flow: Flow, images: Tensor, labels: Tensor | None

@@ -19,7 +19,7 @@ from mixerflow.cli.evaluate import EvaluationArguments
 from mixerflow.cli.parse import parse
 from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
-from mixerflow.errors import ConfigError
+from mixerflow.errors import DataError
 from mixerflow.evaluate import Classification, class_count, classify, to_pixels
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import json_text, require_writable, sealed, write_atomically, writing
@@ -55,18 +55,18 @@ def main(arguments: list[str]) -> int:
     flow, metadata = held.flow(runs.device_of(given.device)), held.metadata
     class_count(flow)  # refuses a flow without classes, before the images are read
     images, split = given.load_images(metadata)
+    runs.require_levels(flow, images)
     names = tuple(metadata["data"]["classes"])
     if images.vector_length is not None:
-        raise ConfigError(
-            "vectors, not classes", images.dataset_id, "give images with class labels"
-        )
+        remedy = "give images with class labels"
+        raise DataError("vectors, not classes", images.dataset_id, remedy)
     labels = None if images.labels is None else runs.numbered(metadata, images)
     if labels is None and given.predictions is None:
         remedy = "give images with labels, or a file for the --predictions"
-        raise ConfigError("no labels to compare with", images.dataset_id, remedy)
+        raise DataError("no labels to compare with", images.dataset_id, remedy)
     if labels is not None and labels.max() >= (count := class_count(flow)):
         what = f"a label is {labels.max()}, and the run tells {count} classes"
-        raise ConfigError(what, images.dataset_id, "give images of the run's classes")
+        raise DataError(what, images.dataset_id, "give images of the run's classes")
     try:
         log_probs = _classify(flow, images, given)
     except Stopped as stopped:
@@ -107,7 +107,7 @@ def _show(
     """Print the figures of the images that have a label; keep them, and the plots."""
     known = np.flatnonzero(labels >= 0)
     if not len(known):
-        raise ConfigError("no image has a label", images.dataset_id, "give images with labels")
+        raise DataError("no image has a label", images.dataset_id, "give images with labels")
     result = Classification(log_probs[known], labels[known])
     entry: dict[str, Any] = {
         "dataset_id": images.dataset_id,
@@ -121,7 +121,8 @@ def _show(
     if given.json:
         say(*json_text(entry).splitlines())
     else:
-        _print(result, images.dataset_id, split, names, without=len(labels) - len(known))
+        what = f"{images.dataset_id}, {split}"
+        _print(result, what, names, known, without=len(labels) - len(known))
     name = "".join(c if c.isalnum() else "-" for c in f"{images.dataset_id}-{split}"[:100])
     name += ("-last" if given.checkpoint == "last" else "") + ("-raw" if given.raw else "")
     folder = given.run / "classifications"
@@ -142,11 +143,12 @@ def _show(
 
 
 def _print(
-    result: Classification, dataset: str, split: str, names: tuple[str, ...], *, without: int
+    result: Classification, what: str, names: tuple[str, ...], numbers: np.ndarray, *, without: int
 ) -> None:
+    """Print the figures of the images that have these numbers among all."""
     left = f"; {without:,} without a label left out" if without else ""
     count = len(result.labels)
-    say(f"{dataset}, {split}: {count:,} image{'' if count == 1 else 's'}{left}")
+    say(f"{what}: {count:,} image{'' if count == 1 else 's'}{left}")
     table = Table("accuracy", "-log p(y|x), nats", "calibration error", box=SIMPLE)
     error = f" ± {100 * result.accuracy_error:.2f}" if count > 1 else ""
     calibration = f"{100 * result.reliability().error:.2f} %"
@@ -165,7 +167,7 @@ def _print(
     say(
         "least sure: "
         + "; ".join(
-            f"image {n} is {words[result.labels[n]]}, said {words[result.predicted[n]]} "
+            f"image {numbers[n]} is {words[result.labels[n]]}, said {words[result.predicted[n]]} "
             f"({100 * sure[n]:.0f} %)"
             for n in least
         )

@@ -34,7 +34,7 @@ def refuse(command: str, words: list[str]) -> None:
     _refuse_flags(words, prog)
     if command in _OF_RUNS and name:
         require_run(Path(name), "run")
-    images = _value_of("--data", words) if command in _OF_IMAGES else ""
+    images = value_of("--data", words) if command in _OF_IMAGES else ""
     if images and not os.path.lexists(images):
         from mixerflow.data.sources import require_data  # takes a fifth of a second
 
@@ -49,7 +49,7 @@ def _refuse_flags(words: list[str], prog: str) -> None:
             raise no_such_flag(flag, known["flags"], prog)
 
 
-def _value_of(flag: str, words: list[str]) -> str:
+def value_of(flag: str, words: list[str]) -> str:
     """Return the last value of a flag, as the parser does; empty without one."""
     value = ""
     for word, after in itertools.pairwise([*words, ""]):

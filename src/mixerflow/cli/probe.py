@@ -119,10 +119,11 @@ def main(arguments: list[str]) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow = held.flow(device)
     if flow.context_net is not None:
-        what = "the flow is given the classes that a probe is to tell"
-        raise ConfigError(what, given.run, "name a run without classes")
+        what = "a conditional flow is given the classes that a probe is to tell"
+        raise ConfigError(what, given.run, "name a run that is not conditional")
     layers = given.layers_of(len(flow.layer_shapes()))
     train, test, split = _labelled(load_run_data(held.metadata, given.data, given), given.images)
+    runs.require_levels(flow, train)
     work = _Work(given, settings, flow, train, test, layers)
     rows, stopped = [], 0
     try:
@@ -149,10 +150,7 @@ def _labelled(splits: Splits, count: int | None) -> tuple[Images, Images, str]:
     if test is None:
         what = "no test images, which the figures are of"
         raise ConfigError(what, train.dataset_id, "give --data with a test or validation part")
-    for images in (train, test):
-        if images.labels is None:
-            what = "the images have no classes, which a probe is to tell"
-            raise ConfigError(what, images.dataset_id, "give --data with class folders or labels")
+    train, test = map(_with_labels, (train, test))
     assert train.labels is not None and test.labels is not None
     if test.labels.max() > train.labels.max():
         what = f"class {test.labels.max()} has no training images"
@@ -160,6 +158,19 @@ def _labelled(splits: Splits, count: int | None) -> tuple[Images, Images, str]:
     if train.labels.max() == 0:
         raise DataError("one class only", train.dataset_id, "give images of several classes")
     return train, test, split
+
+
+def _with_labels(images: Images) -> Images:
+    """Return the images that have a class; the others (-1) are left out."""
+    if images.labels is None or images.vector_length is not None:
+        what = "the images have no classes, which a probe is to tell"
+        raise ConfigError(what, images.dataset_id, "give --data with class folders or labels")
+    known = np.flatnonzero(images.labels >= 0)
+    if not len(known):
+        raise DataError("no image has a label", images.dataset_id, "give images with labels")
+    if len(known) < len(images):
+        tell(f"{len(images) - len(known):,} of {len(images):,} images without a label are left out")
+    return images if len(known) == len(images) else images.take(known)
 
 
 class _Work:

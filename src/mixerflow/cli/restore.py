@@ -138,6 +138,7 @@ def restore(arguments: list[str]) -> int:
     levels = _require_restorable(given, flow, measurement)
     shape = measurement.measured_shape(flow.shape) if given.measured else None
     images, split = given.load_images(held.metadata, measured=shape)
+    runs.require_levels(flow, images)
     _require_places(given, len(images))
     truth = as_tensor(images.pixels).to(flow.dtype)
     labels = None

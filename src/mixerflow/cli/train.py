@@ -13,6 +13,8 @@ import tyro
 from mixerflow import recipes
 from mixerflow.cli import pages
 from mixerflow.cli.copies import keeping
+from mixerflow.cli.early import value_of
+from mixerflow.cli.fitted import with_data
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, require_run
 from mixerflow.cli.reading import ReadingFlags, announce
@@ -20,14 +22,15 @@ from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.models import from_spec
-from mixerflow.parts import LinearHead, Model
+from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
-from mixerflow.registry import evolve, restore
+from mixerflow.registry import restore
 from mixerflow.runs import RunFolder, device_of, is_published
 from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.runs.files import require_writable
 from mixerflow.terminal import quoted, say
 from mixerflow.training import TrainConfig, Trained, train
+from mixerflow.training.validation import told
 
 _USAGE = """usage: mixerflow train RECIPE [flags]     train; the same command again resumes
        mixerflow train RUN [flags]        resume the run in that folder
@@ -41,7 +44,6 @@ _LONG = {
     "objective": "train.objective",
     "lambda": "train.objective.weight",
 }
-_LABEL = "give images with class labels"
 _SHORT = re.compile(r"^--(shuffle(?:[-_]seed)?|objective|lambda)(?=$|=)")
 
 
@@ -108,6 +110,10 @@ def _new(name: str, rest: list[str]) -> Arguments:
     if is_published(Path(name)):
         remedy = f"mixerflow train RECIPE --from {quoted(name)}"
         raise ConfigError("weights, not a recipe", name, remedy)
+    weight, objective = (value_of(f"--train.objective{w}", rest) for w in (".weight", ""))
+    if weight and objective != "hybrid":
+        remedy = "give --objective hybrid"
+        raise ConfigError("no lambda without a hybrid objective", "--lambda", remedy)
     named = recipes.recipe(name)
     default = Arguments(data=named.data, model=named.model, train=named.train)
     given = parse(Arguments, rest, prog=f"mixerflow train {name}", default=default)
@@ -150,7 +156,9 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
     reading = given.reading(None)
     splits = load_data(given.data, reading=reading, cache=given.cache)
     validation, words = _validation(given.train, splits)
-    model = _with_data(_with_head(given.model, given.train), splits)
+    if given.train.objective.classifies and value_of("--model.head", command) == "none":
+        raise ConfigError("no head for the objective to train", "--model.head", "leave it out")
+    model = with_data(given.model, splits, head=given.train.objective.classifies)
     torch.manual_seed(given.train.seed)
     flow = model.build(splits.train.shape).to(processes.place(device_of(given.device)))
     config = _with_budget(given)
@@ -187,8 +195,8 @@ def _print_result(
         resume = quoted("mixerflow", "train", out)
         say(f"stopped at step {result.step}; resume with: {resume}")
         return
-    own = {k: v for k, v in result.figures.items() if k in ("label_loss", "accuracy")}
-    figures = ", ".join([str(result.validation), *(f"{k} {v:.3g}" for k, v in own.items())])
+    words = told(result.figures, result.validation.images)
+    figures = ", ".join([str(result.validation), *words])
     say(f"{result.step} steps, validation {figures}")
     with keeping("the report"):
         require_writable(out / "report.html")
@@ -199,84 +207,6 @@ def _print_result(
             images = images.first(result.validation.images)
         report = make_report(out, images)
         say(f"see {report.write(out / 'report.html')}")
-
-
-def _with_data(model: Model, splits: Splits) -> Model:
-    """Set in the model what the images tell: their number of levels, and of classes or numbers.
-
-    Images that do not fit the model are a ConfigError.
-    """
-    images = splits.train
-    assert images.levels is not None, "files hold integers"
-    levels = model.pixels.levels
-    if levels == 256 != images.levels:
-        levels = images.levels
-        model = evolve(model, {"pixels.levels": levels})
-    if levels is None or levels < images.levels:
-        what = f"images have {images.levels} levels, the model {levels}"
-        raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
-    if model.head is not None and model.head.classes is None:
-        model = evolve(
-            model, {"head.classes": _class_count(splits, flag="--objective", remedy=_LABEL)}
-        )
-    if model.classes is not None:
-        count = _class_count(splits, model.classes.count)
-        model = evolve(model, {"classes.count": count})
-    if model.vectors is not None:
-        model = evolve(model, {"vectors.length": _vector_length(splits, model.vectors.length)})
-    return model
-
-
-def _class_count(
-    splits: Splits,
-    given: int | None = None,
-    flag: str = "--model.classes",
-    remedy: str = "set it to none",
-) -> int:
-    """Return the number of classes that was given, or else that of the images of all splits.
-
-    Classes with names are as many as the names; others go up to the highest label.
-
-    Raises:
-        ConfigError: images without class labels, or of more classes than were given.
-    """
-    count = len(splits.train.classes)
-    for name, images in splits.parts().items():
-        if images.labels is None or images.vector_length is not None:
-            has = "without labels" if images.labels is None else "with vectors for labels"
-            raise ConfigError(f"{name} images {has}", flag, remedy)
-        highest = int(images.labels.max()) + 1
-        if given is not None and highest > given:
-            what = f"labels of {highest} classes in {name} images"
-            raise ConfigError(what, f"{flag}.count", f"set it to {highest}")
-        count = max(count, highest)
-    return count if given is None else given
-
-
-def _vector_length(splits: Splits, given: int | None) -> int:
-    """Return the length of the vectors that was given, or else that of the images' vectors.
-
-    Raises:
-        ConfigError: images without vectors, or with vectors of another length.
-    """
-    for name, images in splits.parts().items():
-        length = images.vector_length
-        if length is None:
-            remedy = "give an .npz file with vectors, or set it to none"
-            raise ConfigError(f"{name} images without vectors", "--model.vectors", remedy)
-        given = length if given is None else given
-        if length != given:
-            what = f"vectors of {length} numbers in {name} images, and not {given}"
-            raise ConfigError(what, "--model.vectors", f"set its length to {length}")
-    assert given is not None
-    return given
-
-
-def _with_head(model: Model, config: TrainConfig) -> Model:
-    """Give the model the head that its objective trains: a linear one unless it has another."""
-    if config.objective.classifies and model.head is None:
-        return replace(model, head=LinearHead())
-    return model
 
 
 def _validation(config: TrainConfig, splits: Splits) -> tuple[Images | None, str]:

@@ -17,8 +17,10 @@ def layer_number(layer: int, count: int) -> int:
         ValueError: there is no such layer.
     """
     try:
+        if isinstance(layer, bool):
+            raise TypeError("no number")
         return range(count + 1)[layer]
-    except IndexError:
+    except (IndexError, TypeError):
         known = f"0 (the images) to {count} (the latent), or -1 (the latent) to {-count - 1}"
         raise ValueError(f"no layer {layer}: this flow has {known}") from None
 

@@ -132,8 +132,20 @@ class GlowNet(ImageConditioner):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Start the norms from a batch of conditioning images, and return the net's output."""
-        h = self.norm1.initialize(self.read(x, context)).relu()
+        """Start the norms from a batch of conditioning images, and return the net's output.
+
+        The first norm starts from the images alone, and C is divided by its scale: what it adds
+        behind the norm is as large as at first. Else the context, which is larger than small
+        weights make of the images, would drown them.
+        """
+        if isinstance(self.context, Convolution):
+            weight = self.context.weight.clone()
+            self.context.weight.zero_()
+            self.norm1.initialize(self.read(x, context))
+            self.context.weight.copy_(weight / self.norm1.coefficients()[0].unsqueeze(1))
+        else:
+            self.norm1.initialize(self.read(x, context))
+        h = self.read(x, context, *self.norm1.coefficients()).relu()
         return self.leave(self.norm2.initialize(self.mix(h)).relu())
 
     def folded(self) -> nn.Module:

@@ -52,6 +52,10 @@ class Search:
         """Return images ``(B, *shape)`` of the variable, and the prior's log-density ``(B,)``."""
         raise NotImplementedError
 
+    def step(self, top: float | None) -> float:
+        """Return the size of the first steps for images in ``[0, top]``."""
+        return self.rate
+
     def keep_inside(self, variable: Tensor, top: float | None) -> None:
         """Move the variable, in place, so that images lie in ``[0, top]``."""
 
@@ -59,7 +63,11 @@ class Search:
 @register("image")
 @dataclass(frozen=True)
 class ImageSearch(Search):
-    """The variable is the image: the density is the flow's, ``log p(x)``, and x stays in range."""
+    """The variable is the image: the density is the flow's, ``log p(x)``, and x stays in range.
+
+    The unit of `rate` is a pixel value of 256; where there are more or fewer, steps are larger or
+    smaller in proportion.
+    """
 
     steps: int = 200
     rate: float = 2.0
@@ -70,6 +78,9 @@ class ImageSearch(Search):
 
     def images(self, flow: Flow, variable: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         return variable, flow.log_prob(variable, context)
+
+    def step(self, top: float | None) -> float:
+        return self.rate if top is None else self.rate * top / 256
 
     def keep_inside(self, variable: Tensor, top: float | None) -> None:
         if top is not None:
@@ -211,7 +222,8 @@ def _maximum(
         x.clamp_(MARGIN, levels - MARGIN)
     y = y + measurement.apply(torch.full_like(x, half))
     variable = search.begin(prior, x, context).detach().clone().requires_grad_(True)
-    adam = torch.optim.Adam([variable], lr=search.rate, maximize=True)
+    first = search.step(levels)
+    adam = torch.optim.Adam([variable], lr=first, maximize=True)
     best, best_value, start = variable.detach().clone(), None, None
     for step in range(search.steps + 1):
         x, log_prior = search.images(prior, variable, context)
@@ -225,9 +237,7 @@ def _maximum(
         if step == search.steps:
             break
         (variable.grad,) = torch.autograd.grad(value.sum(), variable)
-        adam.param_groups[0]["lr"] = (
-            search.rate * 0.5 * (1 + math.cos(math.pi * step / search.steps))
-        )
+        adam.param_groups[0]["lr"] = first * 0.5 * (1 + math.cos(math.pi * step / search.steps))
         adam.step()
         with torch.no_grad():
             search.keep_inside(variable, levels)

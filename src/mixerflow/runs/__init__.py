@@ -15,6 +15,7 @@ from mixerflow.runs.weights import (
     read_metadata,
     read_weights,
     require_context,
+    require_levels,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "read_metadata",
     "read_weights",
     "require_context",
+    "require_levels",
 ]

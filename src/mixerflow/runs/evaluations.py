@@ -24,7 +24,7 @@ from mixerflow.evaluate import Bits, Draws, bits
 from mixerflow.processes import SINGLE, Processes, first_to_report
 from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.runs.reading import read_file
-from mixerflow.runs.weights import Weights, labels_of
+from mixerflow.runs.weights import Weights, labels_of, require_levels
 from mixerflow.temporary import sweep
 from mixerflow.terminal import tell
 
@@ -70,9 +70,7 @@ class Evaluator:
         if images.shape != flow.shape:
             what = f"images are {images.shape}, the run's are {flow.shape}"
             raise DataError(what, images.dataset_id, "give images of that shape")
-        if images.levels and flow.levels and images.levels > flow.levels:
-            what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
-            raise DataError(what, images.dataset_id, "give images of as many levels")
+        require_levels(flow, images)
         return bits(
             flow,
             images.pixels,

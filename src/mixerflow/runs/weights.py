@@ -266,15 +266,28 @@ def require_context(flow: Flow, images: Images) -> None:
     raise DataError(what, images.dataset_id, remedy)
 
 
+def require_levels(flow: Flow, images: Images) -> None:
+    """Raise a DataError for images with more levels than a flow knows."""
+    if images.levels and flow.levels and images.levels > flow.levels:
+        what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
+        raise DataError(what, images.dataset_id, "give images of as many levels")
+
+
 def labels_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray:
     """Return the labels of `images` for a conditional run: vectors, or numbers of its classes.
 
     Raises:
-        DataError: images without labels, with vectors that do not fit the flow, or with classes
-            that the run does not know.
+        DataError: images without labels, some or all, with vectors that do not fit the flow, or
+            with classes that the run does not know.
     """
     require_context(flow, images)
-    return numbered(metadata, images)
+    labels, net = numbered(metadata, images), flow.context_net
+    if isinstance(net, nn.Embedding) and not 0 <= labels.min() <= labels.max() < net.num_embeddings:
+        wrong = labels.max() if labels.min() >= 0 else labels.min()
+        what = f"a label is {wrong}, and the run has the classes 0 to {net.num_embeddings - 1}"
+        remedy = "give images of these classes, all of them with a label"
+        raise DataError(what, images.dataset_id, remedy)
+    return labels
 
 
 def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
@@ -297,7 +310,9 @@ def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
 def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     """Load the averaged weights of a run folder, or published ones, into a flow of the same model.
 
-    A flow with a head may begin from weights without one: its head stays as it is.
+    A flow with a head may begin from weights without one: its head stays as it is. A flow without a
+    head may begin from weights with one, unless it is a Gaussian for each class, a part of the
+    density.
 
     Returns:
         The entry "origin" of ``run.json``: the path as given, the file's SHA-256, the steps that
@@ -314,6 +329,8 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     if spec is not None and spec.get("head") is None:
         own = {k: t for k, t in flow.state_dict().items() if k.partition(".")[0] in _OF_HEADS}
         tensors = {**own, **tensors}
+    elif not flow.classifies:
+        tensors = {k: t for k, t in tensors.items() if not k.startswith("head.")}
     if difference := _difference(flow.state_dict(), tensors):
         what, remedy = f"the weights do not fit their own model ({difference})", "get it anew"
         raise CheckpointError(what, weights.path, remedy)
@@ -333,9 +350,12 @@ def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path) -> N
         remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
         raise ConfigError("a flow made by hand", path, remedy)
     mine, theirs = model_settings(flow.spec), model_settings(spec)
-    if theirs.get("model.head") is None:  # a head is what a run may add to a flow
-        mine = {name: value for name, value in mine.items() if not name.startswith("model.head")}
-        theirs = {name: value for name, value in theirs.items() if name != "model.head"}
+    own, other = mine.get("model.head"), theirs.get("model.head")
+    if other is None or (own is None and other != "gaussians"):  # a head is added, or dropped
+        mine, theirs = (
+            {name: value for name, value in each.items() if not name.startswith("model.head")}
+            for each in (mine, theirs)
+        )
     for name in dict.fromkeys(["model", "model.shape", *mine, *theirs]):
         if mine.get(name) == theirs.get(name):
             continue

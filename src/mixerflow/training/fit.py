@@ -16,7 +16,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images, hold_out
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import Bits
-from mixerflow.objectives import Objective
+from mixerflow.objectives import Frozen, Objective
 from mixerflow.processes import Processes, joined
 from mixerflow.runs import (
     Checkpoint,
@@ -157,9 +157,16 @@ def train(
         held.enter_context(_seeded(flow, config))
         if objective is None:
             config.objective.check(flow)
+            if existing is None and isinstance(config.objective, Frozen) and not flow.initialized:
+                what = "a frozen flow that has learned nothing"
+                raise ConfigError(what, "--objective frozen", "name trained weights with --from")
             if config.objective.classifies:
                 require_class_labels(flow, given, "images")
                 require_class_labels(flow, validation, "validation images")
+            elif config.labels_per_class is not None:
+                what = "few labels, and an objective that learns from none"
+                remedy = "give --objective hybrid, or leave it out"
+                raise ConfigError(what, "--train.labels-per-class", remedy)
             held.enter_context(config.objective.on(flow))
             objective = config.objective.build()
         batches = Batches(

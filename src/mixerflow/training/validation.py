@@ -13,7 +13,7 @@ from mixerflow import pictures
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.data import Images
 from mixerflow.evaluate import Bits, bits, draw_pixels
-from mixerflow.objectives import Classifying
+from mixerflow.objectives import OF_LABELS, Classifying
 from mixerflow.runs import RunFolder
 from mixerflow.runs.files import writing
 from mixerflow.training.budget import Costs
@@ -42,8 +42,16 @@ class Score:
         return float(self.figure.per_image[:few].mean()) if own is None else own
 
     def __str__(self) -> str:
-        own = {k: v for k, v in self.objective.items() if k in ("label_loss", "accuracy")}
-        return ", ".join([str(self.figure), *(f"{k} {v:.3g}" for k, v in own.items())])
+        return ", ".join([str(self.figure), *told(self.objective, self.figure.images)])
+
+
+def told(objective: dict[str, float], images: int) -> list[str]:
+    """Return words for a classifier's figures on the first of so many images; none without one."""
+    words = [f"{name} {objective[name]:.3g}" for name in OF_LABELS if name in objective]
+    count = int(objective.get("labelled_images", images))
+    if words and count < images:
+        words[-1] += f" on {count:,} with a label"
+    return words
 
 
 class Validation:
@@ -81,6 +89,7 @@ class Validation:
         if not isinstance(objective, Classifying):
             return {}
         sums: dict[str, float] = {}
+        labelled = 0
         for start in range(0, count, _BATCH):
             images = as_tensor(self.images.pixels[start : min(start + _BATCH, count)])
             labels = self.images.labels
@@ -89,9 +98,15 @@ class Validation:
             with evaluating(flow) as still, still.drawing(noise):
                 loss, figures = objective(still, images.to(flow.device), labels)
             figures = {"objective": loss / (flow.dims * math.log(2)), **figures}
+            known = 0 if labels is None else int((labels >= 0).sum())
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + float(value.float().mean()) * len(images)
-        return {name: value / count for name, value in sums.items()}
+                weight = known if name in OF_LABELS else len(images)
+                sums[name] = sums.get(name, 0.0) + float(value.float().mean()) * weight
+            labelled += known
+        if not labelled:  # their means are of nothing
+            sums = {name: value for name, value in sums.items() if name not in OF_LABELS}
+        means = {n: value / (labelled if n in OF_LABELS else count) for n, value in sums.items()}
+        return means | {"labelled_images": labelled}
 
     def draw(self, flow: Flow, folder: RunFolder | None) -> None:
         """Draw a grid of samples into a run folder, if there is one."""
