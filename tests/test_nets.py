@@ -11,6 +11,7 @@ from mixerflow.core import Transform
 from mixerflow.nets import (
     AttentionNet,
     DenseConvNet,
+    GlowNet,
     KernelNet,
     ResidualConvNet,
     ResidualMLP,
@@ -435,3 +436,17 @@ def test_invertible_attention_keeps_bfloat16_and_its_log_dets_wide(make):
     transform: Transform = make(4).bfloat16()
     z, log_det = transform(torch.randn(2, 3, 4, dtype=torch.bfloat16))
     assert z.dtype == torch.bfloat16 and log_det.dtype == torch.float32
+
+
+def test_a_context_starts_no_larger_than_the_images_behind_the_norm():
+    """Glow's small first weights would drown in a context of variance 1."""
+    torch.manual_seed(0)
+    net = GlowNet(3, 6, width=8, context=4).double()
+    x, context = torch.randn(64, 3, 6, 6, dtype=torch.float64), torch.randn(64, 4).double()
+    before = net.context.weight.detach().clone()
+    net.initialize(x, context)
+    scale, shift = net.norm1.coefficients()
+    behind = (net.enter(x) + shift) * scale
+    assert torch.allclose(behind.mean((0, 2, 3)), torch.zeros(8).double(), atol=1e-6)
+    assert torch.allclose(behind.var((0, 2, 3), correction=0), torch.ones(8).double())
+    assert torch.allclose(net.context.weight * scale.unsqueeze(1), before)

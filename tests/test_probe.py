@@ -295,7 +295,7 @@ def test_errors_are_one_line(place, words, code, said, capsys):
 
 def test_a_conditional_run_is_refused(tmp_path, capsys):
     assert main(["probe", str(small_run(tmp_path))]) == 2
-    assert "the flow is given the classes" in capsys.readouterr().err
+    assert "a conditional flow is given the classes" in capsys.readouterr().err
     flow = Flow(Rescale(2.0), (1, 2, 2), context_net=nn.Embedding(2, 3))
     with pytest.raises(ConfigError, match="given the classes"):
         embed(flow, np.zeros((1, 1, 2, 2), np.float32), [1])

@@ -143,9 +143,9 @@ class GlowNet(ImageConditioner):
             self.context.weight.zero_()
             self.norm1.initialize(self.read(x, context))
             self.context.weight.copy_(weight / self.norm1.coefficients()[0].unsqueeze(1))
+            h = self.read(x, context, *self.norm1.coefficients()).relu()
         else:
-            self.norm1.initialize(self.read(x, context))
-        h = self.read(x, context, *self.norm1.coefficients()).relu()
+            h = self.norm1.initialize(self.read(x, context)).relu()
         return self.leave(self.norm2.initialize(self.mix(h)).relu())
 
     def folded(self) -> nn.Module:
