@@ -282,8 +282,8 @@ def test_glows_norms_start_from_data(context):
     flow.log_prob(x, labels)
     given, told = read[0]
     added = net.context(told[:, :, None, None]) if context else 0
-    first = net.norm1(net.enter(given) + added)
-    for out in (first, net.norm2(net.mix(first.relu()))):
+    images, first = net.norm1(net.enter(given)), net.norm1(net.enter(given) + added)
+    for out in (images, net.norm2(net.mix(first.relu()))):
         variance, mean = torch.var_mean(out, (0, 2, 3), correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-10)
         torch.testing.assert_close(variance, torch.ones_like(variance))

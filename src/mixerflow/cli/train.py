@@ -110,7 +110,7 @@ def _new(name: str, rest: list[str]) -> Arguments:
     if is_published(Path(name)):
         remedy = f"mixerflow train RECIPE --from {quoted(name)}"
         raise ConfigError("weights, not a recipe", name, remedy)
-    weight, objective = (value_of(f"--train.objective{w}", rest) for w in (".weight", ""))
+    weight, objective = (value_of(f"--{_LONG[w]}", rest) for w in ("lambda", "objective"))
     if weight and objective != "hybrid":
         remedy = "give --objective hybrid"
         raise ConfigError("no lambda without a hybrid objective", "--lambda", remedy)
@@ -195,7 +195,7 @@ def _print_result(
         resume = quoted("mixerflow", "train", out)
         say(f"stopped at step {result.step}; resume with: {resume}")
         return
-    words = told(result.figures, result.validation.images)
+    words = told(result.figures, result.validation.images) if result.figures else []
     figures = ", ".join([str(result.validation), *words])
     say(f"{result.step} steps, validation {figures}")
     with keeping("the report"):
