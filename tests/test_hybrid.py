@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -375,3 +377,12 @@ def test_a_conditional_flow_classifies_by_bayes_rule():
         1,
     )
     assert torch.allclose(class_log_probs(flow, x), joint.log_softmax(1), atol=1e-3)
+
+
+def test_the_page_s_snippet_runs():
+    """docs/hybrid.md, word for word but for the steps."""
+    page = (Path(__file__).parents[1] / "docs" / "hybrid.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.S)[1].replace("steps=100", "steps=4")
+    found = {}
+    exec(code, found)
+    assert found["log_probs"].shape == (300, 3)
