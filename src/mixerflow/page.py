@@ -82,7 +82,7 @@ def picture(png: bytes, kind: str = "pixels", caption: str = "") -> str:
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def depth_plot(
+def points_plot(
     curves: Mapping[str, Sequence[tuple[float, float, float | None]]],
     levels: Mapping[str, float],
     *,
@@ -90,14 +90,14 @@ def depth_plot(
     label: str,
     across: str = "layer",
 ) -> bytes:
-    """Draw a figure by depth, as PNG.
+    """Draw a figure against a number, such as the depth of a layer, as PNG.
 
     Args:
-        curves: name -> points, each the depth, the figure, and its standard error or None.
-        levels: name -> a figure that has no depth, drawn as a broken line.
+        curves: name -> points, each the number, the figure, and its standard error or None.
+        levels: name -> a figure that has no such number, drawn as a broken line.
         title: of the plot.
         label: what the figure is.
-        across: what the depth is.
+        across: what the number is.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots()

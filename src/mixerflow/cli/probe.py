@@ -328,4 +328,4 @@ def _plot(rows: list[_Probed], title: str) -> bytes:
             error = summary.accuracy_error
             bar = None if error is None else 100 * error
             points.append((row.layer or 0, 100 * summary.accuracy, bar))
-    return page.depth_plot({"flow": points}, levels, title=title, label="accuracy of a probe, %")
+    return page.points_plot({"flow": points}, levels, title=title, label="accuracy of a probe, %")

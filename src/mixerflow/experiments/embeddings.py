@@ -142,7 +142,7 @@ class Probing(Further):
         levels = {"Raw pixels": pixels, "PCA-whitened pixels": white}
         drawn = {name: value for name, value in levels.items() if value is not None}
         return {
-            "depth.png": page.depth_plot(
+            "depth.png": page.points_plot(
                 curves,
                 drawn,
                 title=f"{column['column']}: accuracy of a linear probe, first seed",

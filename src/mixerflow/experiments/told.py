@@ -108,10 +108,10 @@ class Told(Further):
         for row in column["references"]:
             mean, _ = mean_and_error([r["further"]["figures"]["accuracy"] for r in row["runs"]])
             levels |= {row["label"]: mean} if mean is not None else {}
-        picture = page.depth_plot(
+        picture = page.points_plot(
             {name: sorted(points) for name, points in curves.items()},
             levels,
-            title=f"{column['column']}: accuracy against bits/dim; a point for each lambda",
+            title=f"{column['column']}: accuracy against bits/dim, from large lambda to small",
             across="bits/dim of the test images",
             label="accuracy, %",
         )
