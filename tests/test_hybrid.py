@@ -131,6 +131,22 @@ def test_class_gaussians_are_a_mixture_of_normals(learned):
     assert torch.allclose(drawn.mean(0), expected, atol=0.05)
 
 
+def test_the_images_of_a_class_come_from_its_gaussian(monkeypatch):
+    flow = flow_with(GaussiansHead(3, distance=40.0)).eval()
+    drawn, inverse = [], mixerflow.Flow._inverse
+    monkeypatch.setattr(
+        mixerflow.Flow, "_inverse", lambda *given: drawn.append(given[1]) or inverse(*given)
+    )
+    for context in (0, 1, 2, torch.tensor([0, 1, 2, 0, 1, 2]), None):
+        flow.sample(6, context)
+    *each, mixed, free = (flow.base.scores(z).argmax(1).tolist() for z in drawn)
+    assert each == [[0] * 6, [1] * 6, [2] * 6]
+    assert mixed == [0, 1, 2, 0, 1, 2]
+    assert len(set(free)) > 1
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        flow.sample(2, 3)
+
+
 def test_class_gaussians_start_as_far_apart_as_asked():
     means = ClassGaussians(3072, 10, distance=7.0).means.detach()
     gaps = torch.cdist(means, means)[~torch.eye(10, dtype=torch.bool)]

@@ -19,7 +19,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.singles import require_own, write_singles
 from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, ResourceError
-from mixerflow.evaluate import draw_pixels
+from mixerflow.evaluate import class_count, draw_pixels
 from mixerflow.runs.files import require_writable, writing
 from mixerflow.terminal import say, tell
 
@@ -124,13 +124,15 @@ def _label(flow: Flow, classes: Sequence[str], word: str | None) -> int | torch.
         return _vector(flow.context_net.length, word)
     if word is None:
         return None
-    if flow.context_net is None:
-        raise ConfigError("the run has no classes", "--label", "leave it out")
+    gaussians = flow.classifies and flow.head is None
+    if flow.context_net is None and not gaussians:
+        what = "the run draws no classes"
+        raise ConfigError(what, "--label", "leave it out, or train with --model.classes auto")
     if word in classes:  # a name that is a number is a name
         return list(classes).index(word)
     count = len(classes)
-    if isinstance(flow.context_net, torch.nn.Embedding):
-        count = flow.context_net.num_embeddings
+    if gaussians or isinstance(flow.context_net, torch.nn.Embedding):
+        count = class_count(flow)
     if word.isdecimal() and int(word) < count:
         return int(word)
     known = f"choose one of {', '.join(classes)}, or " if classes else "give "

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mixerflow.core.bases import Base, StandardNormal
+from mixerflow.core.inputs import class_numbers
 from mixerflow.core.transform import Context
 from mixerflow.precision import widen
 from mixerflow.registry import register
@@ -65,8 +66,12 @@ class ClassGaussians(Base):
 
     @torch.no_grad()
     def sample(self, like: Tensor, generator: Generator | None, context: Context = None) -> Tensor:
+        """Draw from the mixture, or from the Gaussians of classes ``(B,)`` int64, if given."""
         count, device = len(self.means), like.device
-        classes = torch.randint(count, (len(like),), device=device, generator=generator)
+        if context is not None and context.dtype == torch.int64:
+            classes = class_numbers(context.to(device), count)
+        else:
+            classes = torch.randint(count, (len(like),), device=device, generator=generator)
         return self.means.to(like.dtype)[classes] + StandardNormal().sample(like, generator)
 
     def extra_repr(self) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mixerflow.core.bases import Base
+from mixerflow.core.class_bases import ClassGaussians
 from mixerflow.core.context import for_all
 from mixerflow.core.features import features_after
 from mixerflow.core.inputs import as_tensor, count_of, latents_of, require_wide
@@ -166,9 +167,11 @@ class Uses(nn.Module):
     ) -> Tensor:
         """Draw `n` images ``(n, *shape)``.
 
-        `context` is as in `forward`, or one entry for all images. `temperature` scales the latents;
-        below 1 it gives likelier, less varied images. `generator` is that of the base's draws. A
-        `NonFiniteWarning` says which images have values that are not finite.
+        `context` is as in `forward`, or one entry for all images; for an unconditional flow whose
+        base has a Gaussian for each class, it is the number of a class, or one an image.
+        `temperature` scales the latents; below 1 it gives likelier, less varied images. `generator`
+        is that of the base's draws. A `NonFiniteWarning` says which images have values that are not
+        finite.
         """
         return self.draw(n, context, temperature=temperature, generator=generator).warned()
 
@@ -191,9 +194,12 @@ class Uses(nn.Module):
         if context is not None:
             context = for_all(self.context_net, as_tensor(context), n)
         drawn = []
+        classes, of_base = None, self.context_net is None and isinstance(self.base, ClassGaussians)
+        if of_base and context is not None:
+            classes, context = context.long(), None
         with evaluating(self) as flow:
             given = flow._embed(context, n)
-            z = flow._latents(like, generator, given) * temperature
+            z = flow._latents(like, generator, given if classes is None else classes) * temperature
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
                 x = flow._inverse(z[part], None if given is None else given[part])
