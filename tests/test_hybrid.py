@@ -314,6 +314,18 @@ def test_a_share_of_each_batch_has_labels():
     assert torch.equal(alone.labels, batches.labels)
 
 
+def test_a_likelihood_sees_all_images_alike_whatever_their_labels():
+    pixels, labels = images_of(50)
+    bare = mixerflow.data.make_images(pixels, None, dataset_id="bare")
+    few = mixerflow.data.make_images(pixels, np.where(labels < 2, -1, 2), dataset_id="few")
+    steps = {"steps": 3, "config": TrainConfig(**QUICK), "quiet": True}
+    flows = [flow_with(None) for _ in range(2)]
+    for flow, images in zip(flows, (bare, few), strict=True):
+        mixerflow.train(flow, images, validation=bare, **steps)
+    for one, other in zip(*(flow.parameters() for flow in flows), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_batches_of_labelled_images_alone_are_as_they_were():
     """A run of earlier versions resumes with the same images."""
     pixels, labels = images_of(50)

@@ -31,7 +31,7 @@ class Batches:
         labels_per_class: images of each class that have a label, drawn with the seed; the others
             get the label -1, which stands for none. None for all.
         labelled: share of images with a label in each batch, where some have none; 1 leaves the
-            others out.
+            others out. None for an objective without labels: all images alike.
 
     Raises:
         ConfigError: no labels, a batch that cannot be shared evenly, or a shift beyond the images.
@@ -49,7 +49,7 @@ class Batches:
         processes: Processes = SINGLE,
         augmentation: Augmentation = _UNCHANGED,
         labels_per_class: int | None = None,
-        labelled: float = 1.0,
+        labelled: float | None = None,
     ) -> None:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
         self.conditional, self.parts, self.processes = conditional, parts, processes
@@ -69,7 +69,7 @@ class Batches:
         self.labels = None if known is None else torch.from_numpy(known)
         everything = np.arange(len(images))
         self._passes = [(_Passes(everything, seed), batch)]
-        if known is not None and images.vector_length is None and known.min() < 0:
+        if labelled is not None and known is not None and known.min() < 0:
             with_label = np.flatnonzero(known >= 0)
             if not len(with_label):
                 raise ConfigError("no image has a label", images.dataset_id, "label some images")

@@ -155,12 +155,14 @@ def train(
             origin, stage = _known_origin(existing, begin, out), None
         config, planned = _placed(config, origin), None
         held.enter_context(_seeded(flow, config))
+        labelled = None
         if objective is None:
             config.objective.check(flow)
             if existing is None and isinstance(config.objective, Frozen) and not flow.initialized:
                 what = "a frozen flow that has learned nothing"
                 raise ConfigError(what, "--objective frozen", "name trained weights with --from")
             if config.objective.classifies:
+                labelled = config.labelled
                 require_class_labels(flow, given, "images")
                 require_class_labels(flow, validation, "validation images")
             elif config.labels_per_class is not None:
@@ -179,7 +181,7 @@ def train(
             processes=processes,
             augmentation=config.augmentation,
             labels_per_class=config.labels_per_class,
-            labelled=config.labelled,
+            labelled=labelled,
         )
         made = make_metadata(flow, given, validation, name_of(objective), config, processes)
         made = {**(metadata or {}), **made} | ({} if origin is None else {"origin": origin})
