@@ -67,7 +67,7 @@ def _require_numbered(images: Images) -> None:
         raise DataError(what, images.dataset_id, "number the classes 0, 1, 2, ...")
 
 
-def _class_count(splits: Splits, given: int | None = None, flag: str = "--model.classes") -> int:
+def _class_count(splits: Splits, given: int | None) -> int:
     """Return the number of classes that was given, or else that of the images of all splits.
 
     Classes with names are as many as the names; others go up to the highest label.
@@ -79,11 +79,11 @@ def _class_count(splits: Splits, given: int | None = None, flag: str = "--model.
     for name, images in splits.parts().items():
         if images.labels is None or images.vector_length is not None:
             has = "without labels" if images.labels is None else "with vectors for labels"
-            raise ConfigError(f"{name} images {has}", flag, "set it to none")
+            raise ConfigError(f"{name} images {has}", "--model.classes", "set it to none")
         highest = int(images.labels.max()) + 1
         if given is not None and highest > given:
             what = f"labels of {highest} classes in {name} images"
-            raise ConfigError(what, f"{flag}.count", f"set it to {highest}")
+            raise ConfigError(what, "--model.classes.count", f"set it to {highest}")
         count = max(count, highest)
     if given is None:
         _require_numbered(splits.train)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from mixerflow.core import Flow
 from mixerflow.data import Images, make_images
 from mixerflow.errors import ConfigError, DataError
+from mixerflow.evaluate import class_count
 from mixerflow.runs import require_context
 from mixerflow.train_config import TrainConfig
 
@@ -89,9 +88,7 @@ def require_class_labels(flow: Flow, images: Images, name: str) -> None:
     where = f"{name} of {images.dataset_id}"
     if images.labels is None or images.vector_length is not None:
         raise ConfigError("no class labels for the head to learn", where, "label them")
-    z = torch.zeros(1, math.prod(flow.latent_shape), device=flow.device)
-    with torch.no_grad():
-        classes = flow.logits(z).shape[1]
+    classes = class_count(flow)
     if images.labels.max() >= classes:
         what = f"the head has {classes} classes, a label is {images.labels.max()}"
         raise ConfigError(what, where, f"give the head {images.labels.max() + 1} classes")
