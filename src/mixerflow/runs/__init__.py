@@ -2,6 +2,7 @@
 
 from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
 from mixerflow.runs.evaluations import Evaluator, KeptDraws
+from mixerflow.runs.fitting import labels_of, numbered, require_context, require_levels
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
 from mixerflow.runs.publish import publish
@@ -9,13 +10,9 @@ from mixerflow.runs.weights import (
     begin_from,
     device_of,
     is_published,
-    labels_of,
     load,
-    numbered,
     read_metadata,
     read_weights,
-    require_context,
-    require_levels,
 )
 
 __all__ = [

@@ -23,8 +23,9 @@ from mixerflow.errors import DataError, ResourceError
 from mixerflow.evaluate import Bits, Draws, bits
 from mixerflow.processes import SINGLE, Processes, first_to_report
 from mixerflow.runs.files import require_writable, write_atomically, writing
+from mixerflow.runs.fitting import labels_of, require_levels
 from mixerflow.runs.reading import read_file
-from mixerflow.runs.weights import Weights, labels_of, require_levels
+from mixerflow.runs.weights import Weights
 from mixerflow.temporary import sweep
 from mixerflow.terminal import tell
 

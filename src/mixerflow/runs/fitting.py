@@ -1,0 +1,73 @@
+"""Images that fit a run: their levels, and labels in the numbering of its classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mixerflow.core import Flow, VectorNet
+from mixerflow.data import Images
+from mixerflow.errors import DataError
+
+
+def require_context(flow: Flow, images: Images) -> None:
+    """Raise a DataError unless the labels of `images` are what a conditional flow takes.
+
+    What a net of your own takes is not known: any labels will do.
+    """
+    net, length = flow.context_net, images.vector_length
+    if images.labels is None:
+        what, remedy = "a conditional flow needs labels of the images", "add class labels"
+    elif isinstance(net, nn.Embedding) and length is not None:
+        what, remedy = "the flow takes class labels, these are vectors", "give class numbers (N,)"
+    elif isinstance(net, VectorNet) and length != net.length:
+        given = "class labels" if length is None else f"of length {length}"
+        what, remedy = f"the flow takes vectors of length {net.length}, these are {given}", ""
+    else:
+        return
+    if isinstance(net, VectorNet):
+        remedy = f"give vectors (N, {net.length})"
+    raise DataError(what, images.dataset_id, remedy)
+
+
+def require_levels(flow: Flow, images: Images) -> None:
+    """Raise a DataError for images with more levels than a flow knows."""
+    if images.levels and flow.levels and images.levels > flow.levels:
+        what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
+        raise DataError(what, images.dataset_id, "give images of as many levels")
+
+
+def labels_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray:
+    """Return the labels of `images` for a conditional run: vectors, or numbers of its classes.
+
+    Raises:
+        DataError: images without labels, some or all, with vectors that do not fit the flow, or
+            with classes that the run does not know.
+    """
+    require_context(flow, images)
+    labels, net = numbered(metadata, images), flow.context_net
+    if isinstance(net, nn.Embedding) and not 0 <= labels.min() <= labels.max() < net.num_embeddings:
+        wrong = labels.max() if labels.min() >= 0 else labels.min()
+        what = f"a label is {wrong}, and the run has the classes 0 to {net.num_embeddings - 1}"
+        remedy = "give images of these classes, all of them with a label"
+        raise DataError(what, images.dataset_id, remedy)
+    return labels
+
+
+def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
+    """Return the labels of images that have some, in the numbering of a run's classes.
+
+    Raises:
+        DataError: classes that the run does not know.
+    """
+    assert images.labels is not None
+    known = list(metadata["data"]["classes"])
+    if list(images.classes) == known:
+        return images.labels
+    unknown = sorted(set(images.classes) - set(known))
+    if not images.classes or unknown:
+        what = f"classes {list(images.classes)} are not the run's {known}"
+        raise DataError(what, images.dataset_id, "name the class folders as in training")
+    return np.array([*map(known.index, images.classes), -1])[images.labels]  # -1 stays no label
