@@ -1,0 +1,142 @@
+"""A run as one page: curves, figures, samples, reconstructions, extremes, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixerflow import page
+from mixerflow.core import Flow
+from mixerflow.data import Images
+from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of
+from mixerflow.evaluate.codecs import CodecBits, sample_of
+from mixerflow.report import sections
+from mixerflow.report.sections import Section
+from mixerflow.runs import RunFolder, labels_of, load
+
+SCORED = 500
+"""Images of a set that the page is about."""
+_TEMPERATURES = (0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page of a run.
+
+    Attributes:
+        figure: bits/dim of the images that the page is about.
+        title: name of the run.
+        body: HTML fragments.
+    """
+
+    figure: Bits
+    title: str
+    body: list[str]
+
+    def write(self, path: Path) -> Path:
+        """Write the page and return its path.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        return page.write(path, self.title, self.body)
+
+
+def make_report(
+    run: Path,
+    images: Images,
+    parts: Mapping[str, Images] | None = None,
+    *,
+    most: int = SCORED,
+    code: Callable[[Flow, Images], list[CodecBits]] | None = None,
+) -> Report:
+    """Score images of the shape of the run's, and make the run's page.
+
+    Of more than `most` images a sample is taken, the same each time.
+
+    Args:
+        run: the run folder.
+        images: what the page is about.
+        parts: sets whose bits/dim are compared, by name, `images` perhaps among them.
+        most: images of each set that are scored.
+        code: codes images of a flow with lossless codecs; without it the page has no codecs.
+    """
+    folder = RunFolder(run)
+    metadata, records = folder.read_started(), folder.read_metrics()
+    flow = load(run)
+    shown = _shown(flow, metadata, images, most)
+    figure = _score(flow, shown)
+    figures = {
+        name: figure if each is images else _score(flow, _shown(flow, metadata, each, most))
+        for name, each in (parts or {"": images}).items()
+    }
+    labels = None if flow.context_net is None else shown.labels
+    drawn = {
+        temperature: draw_pixels(flow, 64, seed=1, temperature=temperature, examples=labels)
+        for temperature in _TEMPERATURES
+    }
+    order = figure.per_image.argsort()
+    parts_of_page = [sections.training(records), sections.distributions(figures)]
+    if code is not None:
+        parts_of_page.append(sections.codecs(flow, shown, figure, code(flow, shown)))
+    parts_of_page += [sections.samples(each, t, flow.levels) for t, each in drawn.items()]
+    parts_of_page += [
+        sections.reconstructions(flow, shown),
+        sections.extremes("Fewest bits/dim", flow, shown, figure, order),
+        sections.extremes("Most bits/dim", flow, shown, figure, order[::-1]),
+    ]
+    settings = [[key, _setting(value)] for key, value in metadata.items()]
+    settings += [[f"samples at {t:g}", sections.setting_of(each)] for t, each in drawn.items()]
+    parts_of_page.append(Section("Settings", [page.table([], settings, label="Settings")]))
+    name = run.resolve().name
+    start = [page.heading(str(metadata.get("recipe") or name), level=1), _headline(metadata)]
+    return Report(figure, name, [*start, *body_of(parts_of_page)])
+
+
+def body_of(parts: list[Section]) -> list[str]:
+    """Return links to the sections, and the sections."""
+    body = [page.contents(part.title for part in parts)]
+    for part in parts:
+        body += [page.heading(part.title), *part.parts]
+    return body
+
+
+def _shown(flow: Flow, metadata: dict[str, Any], images: Images, most: int) -> Images:
+    """Return the images of a page, in their old order, with labels in the flow's numbering."""
+    if len(images) > most:
+        images = images.take(np.sort(sample_of(images, most)))
+    if flow.context_net is None:
+        return images
+    return replace(images, labels=labels_of(flow, metadata, images))
+
+
+def _score(flow: Flow, images: Images) -> Bits:
+    return bits(flow, images, labels=None if flow.context_net is None else images.labels)
+
+
+def _headline(metadata: dict[str, Any]) -> str:
+    result = metadata.get("result")
+    if not result:
+        return page.paragraph(f"status: {metadata.get('status')}")
+    if result["bits_per_dim"] is None:
+        return page.paragraph(f"not finite on {result['images']} validation images")
+    accuracy = result.get("accuracy")
+    told = "" if accuracy is None else f", {100 * accuracy:.1f} % of their classes told right"
+    return (
+        f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
+        f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
+        f"{page.escape(result['dataset_id'])}: {kind_of(result)}{told}, after "
+        f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
+        f"{metadata.get('parameters', 0):,} parameters.</p>"
+    )
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {json.dumps(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
