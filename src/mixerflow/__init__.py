@@ -21,6 +21,7 @@ from mixerflow.version import __version__
 if TYPE_CHECKING:
     from mixerflow.core import Flow, Noise, Transform
     from mixerflow.data import Images
+    from mixerflow.detection import fit_outliers, outliers
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
@@ -70,7 +71,9 @@ _HOME = {
     "WoodburyGlow": "models",
     "bits": "evaluate",
     "build": "recipes",
+    "fit_outliers": "detection",
     "load": "runs",
+    "outliers": "detection",
     "recipe": "recipes",
     "register": "registry",
     "restore": "restoration",
@@ -103,7 +106,9 @@ __all__ = [
     "__version__",
     "bits",
     "build",
+    "fit_outliers",
     "load",
+    "outliers",
     "recipe",
     "register",
     "restore",
@@ -114,6 +119,7 @@ __all__ = [
 _MODULES = (
     "core",
     "data",
+    "detection",
     "errors",
     "evaluate",
     "export",
