@@ -159,30 +159,37 @@ class Histogram:
     def __str__(self) -> str:
         medians = (f"{name} {median:.4g}" for name, median in self.medians.items())
         words = [f"Medians, the broken lines: {', '.join(medians)}."]
-        words += [f"{self.beyond} values lie beyond the plot."] if self.beyond else []
-        words += [f"{self.nonfinite} values are not finite."] if self.nonfinite else []
+        for count, where in ((self.beyond, "beyond the plot"), (self.nonfinite, "not finite")):
+            if count:
+                words.append(f"{count:,} value{' is' if count == 1 else 's are'} {where}.")
         return " ".join(words)
 
 
 def histogram(
-    sets: Mapping[str, np.ndarray], *, label: str, threshold: float | None = None
+    sets: Mapping[str, np.ndarray],
+    *,
+    label: str,
+    threshold: float | None = None,
+    around: str | None = None,
 ) -> Histogram:
     """Draw the densities of sets of figures over common bins, with their medians.
 
     The plot goes from the 0.5 % to the 99.5 % quantile of all figures and 20 % further, and at
-    least to the threshold. Each set's area is the share of its figures within the plot.
+    least to the threshold, but not further than 8 times the spread of the set `around`, from its 5
+    % to its 95 % quantile. Each set's area is the share of its figures within the plot.
 
     Args:
         sets: name -> figures ``(n,)``.
         label: what the figures are, and their unit.
         threshold: a figure at which a line is drawn.
+        around: name of a set that the plot must resolve.
     """
     kept = {name: values[np.isfinite(values)] for name, values in sets.items()}
     every = np.concatenate([np.asarray(each, np.float64) for each in kept.values()])
     medians = {k: float(np.median(v)) if len(v) else math.nan for k, v in kept.items()}
     figure = Figure(figsize=_PAGE, layout="constrained")
     axes = figure.subplots()
-    edges = _edges(every, threshold)
+    edges = _edges(every, threshold, None if around is None else kept[around])
     for number, (name, values) in enumerate(kept.items()):
         if not len(values):
             continue
@@ -201,13 +208,18 @@ def histogram(
     return Histogram(png_of(figure, _PAGE_DPI), medians, beyond, total - len(every))
 
 
-def _edges(values: np.ndarray, threshold: float | None) -> np.ndarray:
+def _edges(
+    values: np.ndarray, threshold: float | None, around: np.ndarray | None = None
+) -> np.ndarray:
     """Return the edges of a histogram's bins, about as many as the root of the number of values."""
     if not len(values):
         values = np.zeros(1)
     low, high = np.quantile(values, (0.005, 0.995))
     margin = 0.2 * (high - low)
     low, high = max(low - margin, values.min()), min(high + margin, values.max())
+    if around is not None and len(around):
+        least, most = np.quantile(around, (0.05, 0.95))
+        low, high = max(low, most - 9 * (most - least)), min(high, least + 9 * (most - least))
     if threshold is not None and math.isfinite(threshold):
         low, high = min(low, threshold), max(high, threshold)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value only

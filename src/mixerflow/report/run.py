@@ -13,10 +13,12 @@ import numpy as np
 from mixerflow import page
 from mixerflow.core import Flow
 from mixerflow.data import Images
+from mixerflow.detection import Fitted
 from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of
 from mixerflow.evaluate.codecs import CodecBits, sample_of
 from mixerflow.report import sections
-from mixerflow.report.sections import Section
+from mixerflow.report.outliers import section_of_run, threshold_of_bits
+from mixerflow.report.sections import Section, body_of
 from mixerflow.runs import RunFolder, labels_of, load
 
 SCORED = 500
@@ -54,6 +56,7 @@ def make_report(
     *,
     most: int = SCORED,
     code: Callable[[Flow, Images], list[CodecBits]] | None = None,
+    fitted: Fitted | None = None,
 ) -> Report:
     """Score images of the shape of the run's, and make the run's page.
 
@@ -65,6 +68,7 @@ def make_report(
         parts: sets whose bits/dim are compared, by name, `images` perhaps among them.
         most: images of each set that are scored.
         code: codes images of a flow with lossless codecs; without it the page has no codecs.
+        fitted: outlier scores of the run with their thresholds, if it has some.
     """
     folder = RunFolder(run)
     metadata, records = folder.read_started(), folder.read_metrics()
@@ -81,7 +85,10 @@ def make_report(
         for temperature in _TEMPERATURES
     }
     order = figure.per_image.argsort()
-    parts_of_page = [sections.training(records), sections.distributions(figures)]
+    limit = None if fitted is None else threshold_of_bits(fitted)
+    parts_of_page = [sections.training(records), sections.distributions(figures, limit)]
+    if fitted is not None:
+        parts_of_page += section_of_run(flow, shown, fitted)
     if code is not None:
         parts_of_page.append(sections.codecs(flow, shown, figure, code(flow, shown)))
     parts_of_page += [sections.samples(each, t, flow.levels) for t, each in drawn.items()]
@@ -96,14 +103,6 @@ def make_report(
     name = run.resolve().name
     start = [page.heading(str(metadata.get("recipe") or name), level=1), _headline(metadata)]
     return Report(figure, name, [*start, *body_of(parts_of_page)])
-
-
-def body_of(parts: list[Section]) -> list[str]:
-    """Return links to the sections, and the sections."""
-    body = [page.contents(part.title for part in parts)]
-    for part in parts:
-        body += [page.heading(part.title), *part.parts]
-    return body
 
 
 def _shown(flow: Flow, metadata: dict[str, Any], images: Images, most: int) -> Images:

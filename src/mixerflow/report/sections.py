@@ -12,6 +12,7 @@ import torch
 from mixerflow import page, plots
 from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
+from mixerflow.detection import Threshold
 from mixerflow.evaluate import Bits, DrawnPixels, kind_of, to_pixels
 from mixerflow.evaluate.codecs import CodecBits, sample_of, shuffle_of, without_files
 from mixerflow.report.shown import grid, visible
@@ -29,6 +30,14 @@ class Section(NamedTuple):
 
     title: str
     parts: list[str]
+
+
+def body_of(parts: list[Section]) -> list[str]:
+    """Return links to the sections, and the sections."""
+    body = [page.contents(part.title for part in parts)]
+    for part in parts:
+        body += [page.heading(part.title), *part.parts]
+    return body
 
 
 def training(records: Sequence[Mapping[str, Any]]) -> Section:
@@ -58,19 +67,26 @@ def _ends(records: Sequence[Mapping[str, Any]]) -> str:
     return f"Validation: {', '.join(words)}"
 
 
-def distributions(figures: Mapping[str, Bits]) -> Section:
+def distributions(figures: Mapping[str, Bits], threshold: Threshold | None = None) -> Section:
     """Show the bits/dim of the images of several sets beside each other.
 
     Args:
         figures: name -> figures of its images.
+        threshold: of bits/dim, beyond which an image is an outlier.
     """
     sets = {f"{name} images".strip(): figure.per_image for name, figure in figures.items()}
-    drawn = plots.histogram(sets, label="bits/dim of an image")
+    limit = None if threshold is None else threshold.value
+    drawn = plots.histogram(sets, label="bits/dim of an image", threshold=limit)
     kinds = sorted({figure.kind for figure in figures.values()})
     what = " and ".join(f"{len(each):,} {name}" for name, each in sets.items())
     note = f"{what}: {'; '.join(kinds)}. {drawn}"
     if {"training"} < {*figures}:
         note += " Training images with fewer bits/dim than others are what over-fitting looks like."
+    if threshold is not None:
+        beyond = (
+            f"{threshold.flags(each).sum():,} of {len(each):,} {k}" for k, each in sets.items()
+        )
+        note += f" Beyond the threshold of outliers, {limit:.4g}: {', '.join(beyond)}."
     alt = f"Histogram of bits/dim of {what}. {drawn}"
     return Section("Bits/dim of images", [page.picture(drawn.png, alt, "plot"), page.note(note)])
 
