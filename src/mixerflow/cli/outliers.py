@@ -138,8 +138,8 @@ def _print(
         f"{100 * first.false_alarms:g} % false alarms, truly {100 * low:.2g} to {100 * high:.2g} "
         "% with 95 % confidence",
     )
-    heads = ("threshold", "beyond, %", "AUROC", "AUPR", "FPR95")
-    table = Table("larger: more outlying", *(Column(h, justify="right") for h in heads), box=SIMPLE)
+    heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
+    table = Table("score", *(Column(h, justify="right") for h in heads), box=SIMPLE)
     for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
         if score.name in chosen:
             share = f"{100 * found.flags(score.name).mean():.1f}"
@@ -158,7 +158,7 @@ def _print(
             if rows is not None
             else "all images given, beside the inside images"
         )
-        say(f"AUROC, AUPR, FPR95: as if outliers were {against}")
+        say(f"a larger score is more outlying; as if outliers were {against}")
     say(WARNING)
 
 
@@ -170,7 +170,7 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
         (found.aupr, found.aupr_error),
         (found.fpr95, found.fpr95_error),
     )
-    first, second, third = (f"{value:.3f} ± {error:.3f}" for value, error in pairs)
+    first, second, third = (f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs)
     return first, second, third
 
 

@@ -56,7 +56,7 @@ class Further:
         return {}
 
     def depends(self, folder: Path, images: SeedImages) -> dict[str, Any]:
-        """Return what a run's record depends on besides, for JSON; one of other is measured anew."""
+        """Return what a run's record depends on besides, for JSON; others are renewed."""
         return {}
 
     def require(self, splits: Splits) -> None:
