@@ -20,8 +20,9 @@ nav ul { padding: 0; margin: .5rem 0 } :focus-visible { outline: 3px solid #0b53
 img { max-width: 100%; height: auto } img.pixels { image-rendering: pixelated }
 figure { display: inline-block; margin: .5rem; width: 15rem; max-width: 100%; vertical-align: top }
 figcaption, p.note { color: #595959; font-size: .9rem } .big { font-size: 2rem; font-weight: 600 }
-.wide { overflow-x: auto; margin: .8rem 0; overflow-wrap: normal } table { border-collapse: collapse }
-th { text-align: left } td { min-width: 4.5rem; font-variant-numeric: tabular-nums }
+.wide { overflow-x: auto; margin: .8rem 0; overflow-wrap: normal }
+table { border-collapse: collapse } th { text-align: left }
+td { min-width: 4.5rem; font-variant-numeric: tabular-nums }
 td, th { padding: .15rem 1rem .15rem 0; vertical-align: top; font-size: .9rem }
 th[scope=row] { white-space: nowrap; font-weight: normal; color: #595959 }
 th[scope=row] ~ td { overflow-wrap: anywhere; min-width: 12rem }

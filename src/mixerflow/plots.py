@@ -202,7 +202,8 @@ def histogram(
         axes.axvline(threshold, color="black", lw=1.4, label=f"threshold {threshold:.4g}")
     axes.set(xlabel=label, ylabel="density", xlim=(edges[0], edges[-1]))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    if len(every) or threshold is not None:
+        axes.legend(fontsize=9)
     beyond = int(((every < edges[0]) | (every > edges[-1])).sum())
     total = sum(len(values) for values in sets.values())
     return Histogram(png_of(figure, _PAGE_DPI), medians, beyond, total - len(every))

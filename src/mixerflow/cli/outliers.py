@@ -75,6 +75,14 @@ def main(arguments: list[str]) -> int:
         write_atomically(path.with_suffix(".csv"), _table_of(found))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
+        from mixerflow.report import make_outliers_page  # matplotlib takes a second
+
+        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
+        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
+        page = path.with_suffix(".html")
+        make_outliers_page(page, flow, images, found, title=title, **told)
+        if not given.json:
+            say(f"see {page}")
     return 0
 
 
@@ -153,13 +161,15 @@ def _print(
         table.add_row(name, words, share, *_figures(compared["groups"]))
     show(table)
     if compared:
-        against = (
-            "the images of other classes, beside those of the inside classes"
-            if rows is not None
-            else "all images given, beside the inside images"
-        )
-        say(f"a larger score is more outlying; as if outliers were {against}")
+        say(f"a larger score is more outlying; as if outliers were {_against(rows)}")
     say(WARNING)
+
+
+def _against(rows: np.ndarray | None) -> str:
+    """Return words for the images that figures take as outliers."""
+    if rows is None:
+        return "all images given, beside the inside images"
+    return "the images of other classes, beside those of the inside classes"
 
 
 def _figures(found: Detection | None) -> tuple[str, str, str]:

@@ -54,6 +54,7 @@ def make_outliers_page(
     by: str | None = None,
     inside: Measured | None = None,
     compared: Mapping[str, Detection] | None = None,
+    against: str = "these images",
     maps: Sequence[tuple[str, bytes]] = (),
 ) -> Path:
     """Write the page of the outliers among images, and return its path.
@@ -68,6 +69,7 @@ def make_outliers_page(
         inside: what is known of the inside images that the scores were fitted to; of the half that
             gave the thresholds there are histograms beside.
         compared: score -> how well it tells these images from inside ones.
+        against: words for the images that `compared` takes as outliers.
         maps: captions and PNG files of pictures that show where in an image the outlier lies.
 
     Raises:
@@ -94,7 +96,7 @@ def make_outliers_page(
     if (labels := _classes(images)) and len(labels) <= _ROWS:
         sections.append(_by_class(labels, found))
     if compared:
-        sections.append(_compared(compared))
+        sections.append(_compared(compared, against))
     sections += [_thresholds(found.fitted), _meanings(found.fitted)]
     count = f"{len(images):,} image{'' if len(images) == 1 else 's'} of {images.dataset_id}"
     start = [page.heading(f"Outliers: {title}", level=1)]
@@ -226,7 +228,7 @@ def _by_class(classes: Mapping[str, np.ndarray], found: Outliers) -> Section:
     return Section(title, [page.table(head, rows, label=title)])
 
 
-def _compared(compared: Mapping[str, Detection]) -> Section:
+def _compared(compared: Mapping[str, Detection], against: str) -> Section:
     """Show how well each score tells these images from inside ones."""
     rows, sizes = [], set()
     for name, each in compared.items():
@@ -234,11 +236,12 @@ def _compared(compared: Mapping[str, Detection]) -> Section:
         figures += ((each.fpr95, each.fpr95_error),)
         rows.append([name, *(_figure(*pair) for pair in figures)])
         if name != GROUPS:
-            sizes.add(f"{each.inside:,} inside images and {each.outside:,} of these")
+            sizes.add(f"{each.outside:,} outliers beside {each.inside:,} images of the inside")
     head = ["score", "AUROC", "AUPR", "FPR95"]
     note = (
-        f"{' or '.join(sorted(sizes))}, taken as outliers, the positive class; ± a standard "
-        "error over images. AUROC: chance is 0.5, and below it the score is the wrong way round. "
+        f"As if outliers were {against}: {' or '.join(sorted(sizes))}. An outlier is the positive "
+        "class; ± is a standard error over images. AUROC: chance is 0.5, and below it the score is "
+        "the wrong way round. "
         "FPR95: the share of inside images that are flagged where 95 % of the outliers are."
     )
     table = page.table(head, rows, label="How well each score tells outliers")
@@ -251,9 +254,8 @@ def _figure(value: float, error: float) -> str:
 
 def _thresholds(fitted: Fitted) -> Section:
     """Say what the thresholds mean."""
-    words = [
-        f"{s.name}: {words_of(t)}." for s, t in zip(fitted.scores, fitted.thresholds, strict=True)
-    ]
+    pairs = zip(fitted.scores, fitted.thresholds, strict=True)
+    words = [f"{score.name}, {threshold}." for score, threshold in pairs]
     if fitted.group_threshold is not None:
         groups = str(fitted.group_threshold).replace(" images", " groups")
         words.append(f"Groups of {fitted.group} images, {groups}.")

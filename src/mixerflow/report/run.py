@@ -14,12 +14,14 @@ from mixerflow import page
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.detection import Fitted
+from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of
 from mixerflow.evaluate.codecs import CodecBits, sample_of
 from mixerflow.report import sections
 from mixerflow.report.outliers import section_of_run, threshold_of_bits
 from mixerflow.report.sections import Section, body_of
-from mixerflow.runs import RunFolder, labels_of, load
+from mixerflow.runs import RunFolder, device_of, kept_fit, labels_of, read_weights
+from mixerflow.runs.weights import Weights
 
 SCORED = 500
 """Images of a set that the page is about."""
@@ -56,7 +58,6 @@ def make_report(
     *,
     most: int = SCORED,
     code: Callable[[Flow, Images], list[CodecBits]] | None = None,
-    fitted: Fitted | None = None,
 ) -> Report:
     """Score images of the shape of the run's, and make the run's page.
 
@@ -68,11 +69,11 @@ def make_report(
         parts: sets whose bits/dim are compared, by name, `images` perhaps among them.
         most: images of each set that are scored.
         code: codes images of a flow with lossless codecs; without it the page has no codecs.
-        fitted: outlier scores of the run with their thresholds, if it has some.
     """
     folder = RunFolder(run)
     metadata, records = folder.read_started(), folder.read_metrics()
-    flow = load(run)
+    weights = read_weights(run)
+    flow = weights.flow(device_of("cpu"))
     shown = _shown(flow, metadata, images, most)
     figure = _score(flow, shown)
     figures = {
@@ -85,8 +86,11 @@ def make_report(
         for temperature in _TEMPERATURES
     }
     order = figure.per_image.argsort()
+    fitted, why = _kept(run, weights)
     limit = None if fitted is None else threshold_of_bits(fitted)
     parts_of_page = [sections.training(records), sections.distributions(figures, limit)]
+    if why:
+        parts_of_page.append(Section("Outliers", [page.paragraph(why)]))
     if fitted is not None:
         parts_of_page += section_of_run(flow, shown, fitted)
     if code is not None:
@@ -103,6 +107,19 @@ def make_report(
     name = run.resolve().name
     start = [page.heading(str(metadata.get("recipe") or name), level=1), _headline(metadata)]
     return Report(figure, name, [*start, *body_of(parts_of_page)])
+
+
+def _kept(run: Path, weights: Weights) -> tuple[Fitted | None, str]:
+    """Return the outlier scores that a run keeps for these weights; and why it has none of use."""
+    try:
+        fit = kept_fit(run)
+    except CheckpointError as error:
+        return None, f"The thresholds of outliers cannot be used: {error}."
+    if fit is None:
+        return None, ""
+    if fit.key.get("weights_sha256") != weights.sha256:
+        return None, "The thresholds of outliers are of other weights: fit them again."
+    return fit.fitted, ""
 
 
 def _shown(flow: Flow, metadata: dict[str, Any], images: Images, most: int) -> Images:
