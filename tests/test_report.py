@@ -107,7 +107,7 @@ def test_the_codecs_and_the_flow_are_of_the_same_images(run, tmp_path):
             figure = pictures.codec_bits(sample, codec, sheet=sheet)
             row = page.row(f"{codec}, {name}")
             assert (row[1], row[3]) == (f"{figure:.3f}", f"{figure * 2:,.1f}")
-    assert "On the same 9 images of the page's 40." in page.text
+    assert "Of 9 of the page's 40 images." in page.text
 
 
 def test_samples_outside_the_levels_are_counted(run, tmp_path):
@@ -239,7 +239,7 @@ def test_one_image_has_a_page(run, tmp_path):
     page = page_of(report, tmp_path)
     well_formed(page)
     assert page.row("the flow, ideal")[2] == ""
-    assert "On the same 1 image of the page's 1." in page.text
+    assert "Of 1 of the page's 1 image." in page.text
 
 
 def test_names_are_text_and_no_markup(run, tmp_path):
@@ -280,7 +280,7 @@ def test_flags_of_codecs(tmp_path, capsys):
         assert told in capsys.readouterr().err
     assert main(["report", str(out), "--codec-images", "5"]) == 0
     page = Page((out / "report.html").read_text())
-    assert "On the same 5 images of the page's 12" in page.text
+    assert "Of 5 of the page's 12 images" in page.text
     assert main(["report", str(out), "--no-codecs"]) == 0
     assert "Lossless codecs" not in (out / "report.html").read_text()
 

@@ -35,12 +35,11 @@ _ROWS = 100
 _FIRST = ("complexity", "ratio", "mixture", "typicality", "bits")
 """Scores by which images are ordered, the first that there is."""
 WARNING = (
-    "A likely image need not come from the inside. Flows give simple images, smooth or dark ones "
-    "or such of few colours, fewer bits/dim than the images they were trained on (Nalisnick et "
-    "al. 2019, arXiv:1810.09136), so the score bits alone overlooks them. Typicality "
+    "A likely image need not come from the inside. Simple images (smooth, dark, or of few colours) "
+    "can have fewer bits/dim than the images that a flow was trained on, whatever they show "
+    "(Nalisnick et al. 2019, arXiv:1810.09136): the score bits alone overlooks them. Typicality "
     "calls what is too likely an outlier too; complexity, ratio and mixture correct for how simple "
-    "an image is. None of them is a proof, and a score below its threshold says only that this "
-    "score sees nothing unusual."
+    "an image is. A score below its threshold says only that this score sees nothing unusual."
 )
 
 

@@ -81,7 +81,7 @@ def distributions(figures: Mapping[str, Bits], threshold: Threshold | None = Non
     what = " and ".join(f"{len(each):,} {name}" for name, each in sets.items())
     note = f"{what}: {'; '.join(kinds)}. {drawn}"
     if {"training"} < {*figures}:
-        note += " Training images with fewer bits/dim than others are what over-fitting looks like."
+        note += " A flow over-fits where the training images have clearly fewer bits/dim."
     if threshold is not None:
         beyond = (
             f"{threshold.flags(each).sum():,} of {len(each):,} {k}" for k, each in sets.items()
@@ -110,10 +110,10 @@ def codecs(flow: Flow, images: Images, figure: Bits, rows: Sequence[CodecBits]) 
         if row.bits_per_dim is not None
     ]
     head = ["lossless code", "bits/dim", "± s.e.", "bytes an image"]
-    plural = "" if count == 1 else "s"
+    plural = "" if len(images) == 1 else "s"
     seen = ", coded shuffled, as the model sees them" if shuffle_of(flow) is not None else ""
     note = (
-        f"On the same {count:,} image{plural} of the page's {len(images):,}{seen}. Codecs' files "
+        f"Of {count:,} of the page's {len(images):,} image{plural}{seen}. Codecs' files "
         "count with their headers; a sheet is one picture of all images. The flow's bytes are "
         f"ideal, log2(1 / p(x)) / 8, without a coder ({figure.kind})."
     )
