@@ -32,6 +32,7 @@ from mixerflow.detection import (
     least_images,
     measure,
     outliers,
+    rarity,
     scores_for,
     threshold_of,
 )
@@ -137,6 +138,17 @@ def test_the_threshold_itself_is_inside_and_nan_is_not():
         threshold_of(np.array([0.0, math.nan]), 0.5)
     with pytest.raises(ValueError, match="0 images"):
         threshold.observed_interval(0)
+
+
+def test_rarity_is_the_share_of_the_inside_and_agrees_with_the_threshold():
+    inside, scores = RANDOM.normal(size=59).round(1), RANDOM.normal(1, 1, 200).round(1)
+    found = rarity(inside, scores)
+    assert found == pytest.approx([(1 + (inside >= each).sum()) / 60 for each in scores])
+    threshold = threshold_of(inside, 0.1)
+    assert (threshold.flags(scores) == (found <= threshold.expected + 1e-12)).all()
+    assert rarity(inside, np.array([math.nan, math.inf, -math.inf])) == pytest.approx(
+        [1 / 60, 1 / 60, 1]
+    )
 
 
 def images(n=64, seed=0):
