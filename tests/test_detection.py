@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -386,3 +387,13 @@ def test_corruptions_are_what_they_say(dtype):
         both = np.apply_along_axis(np.convolve, 1, rows, weights / weights.sum(), "valid")
         assert blur[0, 0] == pytest.approx(both, abs=0.51 + 0.001 * top / 255)
         assert blur.dtype == noise.astype(dtype).dtype
+
+
+def test_the_pages_snippet():
+    """The first snippet of docs/outliers.md, word for word."""
+    page = (Path(__file__).parents[1] / "docs" / "outliers.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    scope = {}
+    exec(code, scope)
+    assert scope["found"].scores["complexity"].shape == (50,)
+    assert scope["found"].flags("complexity").all()
