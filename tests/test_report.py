@@ -4,13 +4,14 @@ import base64
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import flow_of, images, settings, small_run
+from helpers import MODEL, flow_of, images, settings, small_run
 from mixerflow import pictures
 from mixerflow.cli import main
 from mixerflow.cli.report import images_of
@@ -18,6 +19,7 @@ from mixerflow.data import Splits, hold_out, make_images
 from mixerflow.detection import Outliers, compare_sets, fit_outliers, measure
 from mixerflow.evaluate import DrawnPixels, bits
 from mixerflow.evaluate.codecs import coded_as_seen, coded_in_seconds, sample_of
+from mixerflow.parts import Classes
 from mixerflow.plots import histogram
 from mixerflow.recipes import build
 from mixerflow.report import make_outliers_page, make_report
@@ -388,6 +390,24 @@ def test_few_images_and_scores_that_are_no_numbers_have_a_page(fit, tmp_path):
     assert "1 images have a score that is not a number" in page.text
     first = page.rows[[row[0] for row in page.rows].index("image") + 1]
     assert first[:2] == ["1", "nan *"], "it counts as the most outlying"
+
+
+def test_thresholds_of_a_conditional_flow_are_of_the_mixture_of_its_classes(tmp_path):
+    out = tmp_path / "run"
+    given = images(n=60, classes=2)
+    flow = flow_of(replace(MODEL, classes=Classes(2)))
+    train(flow, given, out=out, config=settings(steps=3), quiet=True)
+    flow, inside = load(out), images(n=80, seed=7)
+    measured = measure(flow, inside.pixels)
+    fitted = fit_outliers(flow, inside.pixels, group=5)
+    key = {"weights_sha256": read_weights(out).sha256, "background_sha256": None, "seed": 0}
+    keep_fit(out, InsideFit(fitted, measured, key, {}))
+    page = page_of(make_report(out, given), tmp_path)
+    well_formed(page)
+    found = Outliers.of(measure(flow, given.pixels), fitted)
+    for name in found.scores:
+        assert page.row(name)[2].startswith(f"{int(found.flags(name).sum())} of 60 ")
+    assert "Beyond the threshold" not in page.text, "bits/dim given a class are others"
 
 
 def test_the_runs_page_knows_the_thresholds_that_the_run_keeps(run, fit, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from mixerflow import page, plots
 from mixerflow.core import Flow
@@ -106,7 +107,7 @@ def make_outliers_page(
 def section_of_run(flow: Flow, images: Images, fitted: Fitted) -> list[Section]:
     """Say how many images of a run's page lie beyond the thresholds that were fitted for the run.
 
-    Scores that need a background flow are left out; of no others there is no section.
+    Scores that need a background flow are left out; if all do, there is no section.
     """
     pairs = zip(fitted.scores, fitted.thresholds, strict=True)
     kept = [pair for pair in pairs if "background" not in pair[0].needs]
@@ -114,15 +115,21 @@ def section_of_run(flow: Flow, images: Images, fitted: Fitted) -> list[Section]:
         return []
     scores, thresholds = zip(*kept, strict=True)
     fewer = replace(fitted, scores=scores, thresholds=thresholds)
-    labels = None if flow.context_net is None else images.labels
+    classes = isinstance(flow.context_net, nn.Embedding)  # scores are those of their mixture
+    labels = None if flow.context_net is None or classes else images.labels
     found = outliers(flow, images.pixels, fewer, labels=labels)
     table = page.table(HEAD, beyond_rows(found), label="Images beyond each threshold")
     note = f"Of the page's images. A larger score is more outlying. {WARNING}"
     return [Section("Outliers", [table, page.note(note)])]
 
 
-def threshold_of_bits(fitted: Fitted) -> Threshold | None:
-    """Return the threshold of plain bits/dim, if that is among the scores."""
+def threshold_of_bits(flow: Flow, fitted: Fitted) -> Threshold | None:
+    """Return the threshold of plain bits/dim, if that is among the scores.
+
+    There is none for a class-conditional flow, whose thresholds are of the mixture of its classes.
+    """
+    if isinstance(flow.context_net, nn.Embedding):
+        return None
     pairs = zip(fitted.scores, fitted.thresholds, strict=True)
     return next((threshold for score, threshold in pairs if score.name == "bits"), None)
 

@@ -15,7 +15,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.detection import Fitted
 from mixerflow.errors import CheckpointError
-from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of
+from mixerflow.evaluate import Bits, DrawnPixels, bits, draw_pixels, kind_of
 from mixerflow.evaluate.codecs import CodecBits, sample_of
 from mixerflow.report import sections
 from mixerflow.report.outliers import section_of_run, threshold_of_bits
@@ -80,33 +80,53 @@ def make_report(
         name: figure if each is images else _score(flow, _shown(flow, metadata, each, most))
         for name, each in (parts or {"": images}).items()
     }
-    labels = None if flow.context_net is None else shown.labels
-    drawn = {
-        temperature: draw_pixels(flow, 64, seed=1, temperature=temperature, examples=labels)
+    order = figure.per_image.argsort()
+    drawn = _drawn(flow, shown)
+    first, rest = _outliers(run, weights, flow, shown, figures)
+    if code is not None:
+        rest.append(sections.codecs(flow, shown, figure, code(flow, shown)))
+    body = body_of(
+        [
+            sections.training(records),
+            first,
+            *rest,
+            *(sections.samples(each, t, flow.levels) for t, each in drawn.items()),
+            sections.reconstructions(flow, shown),
+            sections.extremes("Fewest bits/dim", flow, shown, figure, order),
+            sections.extremes("Most bits/dim", flow, shown, figure, order[::-1]),
+            _settings(metadata, drawn),
+        ]
+    )
+    name = run.resolve().name
+    heading = page.heading(str(metadata.get("recipe") or name), level=1)
+    return Report(figure, name, [heading, _headline(metadata), *body])
+
+
+def _drawn(flow: Flow, images: Images) -> dict[float, DrawnPixels]:
+    """Return samples by temperature, of the contexts of images if the flow takes some."""
+    examples = None if flow.context_net is None else images.labels
+    return {
+        temperature: draw_pixels(flow, 64, seed=1, temperature=temperature, examples=examples)
         for temperature in _TEMPERATURES
     }
-    order = figure.per_image.argsort()
+
+
+def _outliers(
+    run: Path, weights: Weights, flow: Flow, images: Images, figures: Mapping[str, Bits]
+) -> tuple[Section, list[Section]]:
+    """Return the histogram of the figures, and what the thresholds say that the run keeps."""
     fitted, why = _kept(run, weights)
-    limit = None if fitted is None else threshold_of_bits(fitted)
-    parts_of_page = [sections.training(records), sections.distributions(figures, limit)]
-    if why:
-        parts_of_page.append(Section("Outliers", [page.paragraph(why)]))
-    if fitted is not None:
-        parts_of_page += section_of_run(flow, shown, fitted)
-    if code is not None:
-        parts_of_page.append(sections.codecs(flow, shown, figure, code(flow, shown)))
-    parts_of_page += [sections.samples(each, t, flow.levels) for t, each in drawn.items()]
-    parts_of_page += [
-        sections.reconstructions(flow, shown),
-        sections.extremes("Fewest bits/dim", flow, shown, figure, order),
-        sections.extremes("Most bits/dim", flow, shown, figure, order[::-1]),
-    ]
-    settings = [[key, _setting(value)] for key, value in metadata.items()]
-    settings += [[f"samples at {t:g}", sections.setting_of(each)] for t, each in drawn.items()]
-    parts_of_page.append(Section("Settings", [page.table([], settings, label="Settings")]))
-    name = run.resolve().name
-    start = [page.heading(str(metadata.get("recipe") or name), level=1), _headline(metadata)]
-    return Report(figure, name, [*start, *body_of(parts_of_page)])
+    if fitted is None:
+        rest = [Section("Outliers", [page.paragraph(why)])] if why else []
+        return sections.distributions(figures), rest
+    limit = threshold_of_bits(flow, fitted)
+    return sections.distributions(figures, limit), section_of_run(flow, images, fitted)
+
+
+def _settings(metadata: dict[str, Any], drawn: Mapping[float, DrawnPixels]) -> Section:
+    rows = [[key, _setting(value)] for key, value in metadata.items()]
+    rows += [[f"samples at {t:g}", sections.setting_of(each)] for t, each in drawn.items()]
+    return Section("Settings", [page.table([], rows, label="Settings")])
 
 
 def _kept(run: Path, weights: Weights) -> tuple[Fitted | None, str]:
