@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,10 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
         (found.aupr, found.aupr_error),
         (found.fpr95, found.fpr95_error),
     )
-    first, second, third = (f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs)
+    first, second, third = (
+        f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+        for value, error in pairs
+    )
     return first, second, third
 
 
