@@ -80,12 +80,18 @@ def main(arguments: list[str]) -> int:
             say(f"scores of each image in {path.with_suffix('.csv')}")
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
-        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
-        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
-        page = path.with_suffix(".html")
-        make_outliers_page(page, flow, images, found, title=title, **told)
+        make_outliers_page(
+            path.with_suffix(".html"),
+            flow,
+            images,
+            found,
+            title=f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}",
+            inside=fit.inside,
+            compared=compared,
+            against=_against(rows),
+        )
         if not given.json:
-            say(f"see {page}")
+            say(f"see {path.with_suffix('.html')}")
     return 0
 
 
