@@ -80,18 +80,12 @@ def main(arguments: list[str]) -> int:
             say(f"scores of each image in {path.with_suffix('.csv')}")
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
-        make_outliers_page(
-            path.with_suffix(".html"),
-            flow,
-            images,
-            found,
-            title=f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}",
-            inside=fit.inside,
-            compared=compared,
-            against=_against(rows),
-        )
+        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
+        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
+        page = path.with_suffix(".html")
+        make_outliers_page(page, flow, images, found, title=title, **told)
         if not given.json:
-            say(f"see {path.with_suffix('.html')}")
+            say(f"see {page}")
     return 0
 
 
