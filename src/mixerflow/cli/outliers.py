@@ -150,7 +150,8 @@ def _print(
         "% with 95 % confidence",
     )
     heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
-    table = Table("score", *(Column(h, justify="right") for h in heads), box=SIMPLE)
+    score_column = Column("score", no_wrap=True)
+    table = Table(score_column, *(Column(h, justify="right") for h in heads), box=SIMPLE)
     for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
         if score.name in chosen:
             share = f"{100 * found.flags(score.name).mean():.1f}"
