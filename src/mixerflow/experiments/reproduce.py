@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from mixerflow.core import Shape
 from mixerflow.data import Images, Splits
 from mixerflow.errors import DataError, InUseError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Features
@@ -61,7 +62,7 @@ def reproduce(
     """
     root = runs / table.name / budget
     splits = {name: load(spec) for name, spec in data.items()}
-    others = _others(table, splits)
+    others = _others(table, splits, splits[cells[0].column.source].train.shape)
     if table.further is not None:
         for name, each in splits.items():
             if name not in others:
@@ -109,14 +110,14 @@ def reproduce(
     return stopped or exit_code
 
 
-def _others(table: Table, splits: Mapping[str, Splits]) -> dict[str, Images]:
+def _others(table: Table, splits: Mapping[str, Splits], shape: Shape) -> dict[str, Images]:
     """Return the images that the table's further figures need besides, of the columns' shape."""
     found = {}
     for name in table.further.sets if table.further is not None else ():
         given = splits[name]
-        images, shape = given.test or given.train, table.columns[0].shape
+        images = given.test or given.train
         if images.shape != shape:
-            what = f"the images {name} are {images.shape}, the table's are {tuple(shape)}"
+            what = f"the images {name} are {images.shape}, the table's are {shape}"
             raise DataError(what, images.dataset_id, "give images of that shape")
         found[name] = images
     return found
