@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mixerflow import pictures
+from mixerflow import pictures, runs
+from mixerflow.cli.copies import keeping
+from mixerflow.cli.evaluate import file_name
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
-from mixerflow.detection import OutlierMap
+from mixerflow.detection import OutlierMap, Outliers
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.evaluate import to_pixels
 from mixerflow.progress import ProgressBar
 from mixerflow.registry import choices
-from mixerflow.runs.files import write_atomically
+from mixerflow.runs.files import write_atomically, writing
 from mixerflow.signals import Interrupt, Stopped
-from mixerflow.terminal import tell
+from mixerflow.terminal import say, tell
 
 _SCALE = 2
+_ORDER = ("complexity", "typicality")
+"""Scores that choose the images; the first that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,44 @@ class MapFlags:
                 remedy = "give --maps occlusion too"
                 raise ConfigError("it is for windows, and no map has any", f"--{name}", remedy)
         return made
+
+
+def mapped(
+    given: Any,  # noqa: ANN401
+    flow: Flow,
+    metadata: dict[str, Any],
+    images: Images,
+    split: str,
+    found: Outliers,
+    scores: Collection[str],
+) -> int:
+    """Write the maps that flags ask for into the run folder, and say where they are.
+
+    The most outlying images are those of the first of the `scores` that flags name; where they name
+    none, of the complexity-corrected score, or else of typicality.
+
+    The exit code is 0, or that of a signal, after which no maps are written.
+    """
+    maps = given.chosen_maps(flow)
+    if not maps:
+        return 0
+    wanted = (name for name in found.scores if name in scores)
+    name = [*wanted, *(name for name in _ORDER if name in found.scores)][0]
+    chosen = found.order(name)[: given.map_images]
+    labels = None if flow.context_net is None else runs.labels_of(flow, metadata, images)
+    folder = given.run / "outliers"
+    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
+    try:
+        with keeping("the maps"), writing(folder):
+            folder.mkdir(exist_ok=True)
+            settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
+            paths = write_maps(flow, images, chosen, maps, path, **settings)
+            if not given.json:
+                say(f"maps of the {len(chosen):,} most outlying images by {name}:")
+                say(*(f"in {each}" for each in paths))
+    except Stopped as stopped:
+        return stopped.exit_code
+    return 0
 
 
 def write_maps(

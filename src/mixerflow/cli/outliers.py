@@ -17,9 +17,10 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
+from mixerflow.cli.outlier_maps import MapFlags, mapped
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
-from mixerflow.detection import Detection, Outliers, scores_named
+from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
 from mixerflow.detection.groups import SOURCE
 from mixerflow.runs import InsideFit
 from mixerflow.runs.files import json_text, sealed, write_atomically, writing
@@ -30,7 +31,7 @@ WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/o
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OutliersArguments(InsideFlags, EvaluationArguments):
+class _OutliersArguments(MapFlags, InsideFlags, EvaluationArguments):
     """Outlier scores of images, with thresholds from images of the inside."""
 
     run: tyro.conf.Positional[Path]
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     device = runs.device_of(given.device)
     flow = held.flow(device)
+    given.chosen_maps(flow)  # refuses what cannot be before the long work
     measurer = Measurer(flow, held, given, given.load_background(device), quiet=given.json)
     images, split = given.load_images(held.metadata)
     rows = inside_rows(images, given.inside_classes)
@@ -72,10 +74,10 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
         write_atomically(path, sealed(entry))
-        write_atomically(path.with_suffix(".csv"), _table_of(found))
+        write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
-    return 0
+    return mapped(given, flow, held.metadata, images, split, found, chosen)
 
 
 def _entry(
@@ -174,15 +176,17 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
     return first, second, third
 
 
-def _table_of(found: Outliers) -> bytes:
-    """Return a CSV file: of each image its number, figures, scores, and whether it is beyond."""
+def _table_of(found: Outliers, fit: InsideFit) -> bytes:
+    """Return a CSV file: of each image its number, figures, and scores with their rarity."""
+    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
     measured = found.measured
     columns: dict[str, np.ndarray] = {"log_prob": measured.log_prob, "log_base": measured.log_base}
     columns["log_det"] = measured.log_det
     if measured.complexity is not None:
         columns["file_bits"] = measured.complexity
     for name, scores in found.scores.items():
-        columns |= {name: scores, f"{name}_outlier": found.flags(name).astype(int)}
+        columns |= {name: scores, f"{name}_rarity": rarity(inside.scores[name], scores)}
+        columns[f"{name}_outlier"] = found.flags(name).astype(int)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *columns])

@@ -17,7 +17,7 @@ from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.occlusion import OcclusionMap
 from mixerflow.detection.pasted import Pasted, map_auroc, paste
 from mixerflow.detection.scores import SCORES, Score, bits_of, scores_for, scores_named
-from mixerflow.detection.threshold import Threshold, least_images, threshold_of
+from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
 
 __all__ = [
     "GROUPS",
@@ -48,6 +48,7 @@ __all__ = [
     "measure",
     "outliers",
     "paste",
+    "rarity",
     "scores_for",
     "scores_named",
     "threshold_of",

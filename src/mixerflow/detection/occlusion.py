@@ -91,8 +91,8 @@ class OcclusionMap(OutlierMap):
             labels = None if context is None else context[image.to(context.device)]
             flat[row] = density.log_prob(given, labels).to(flat.dtype)
             on_batch(len(row))
-        dims = torch.tensor([w.height * w.width * x.shape[1] for w in windows], device=x.device)
-        return ((scores[1:] - scores[0]) / (dims[:, None] * math.log(2))).T
+        nats = [math.log(2) * x.shape[1] * w.height * w.width for w in windows]
+        return ((scores[1:] - scores[0]) / scores.new_tensor(nats)[:, None]).T
 
 
 def spread(saved: Tensor, windows: list[Window], like: Tensor) -> Tensor:
