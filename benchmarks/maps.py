@@ -41,7 +41,6 @@ from mixerflow.restoration import mean_and_error
 MAPS: dict[str, OutlierMap] = {
     "slope": SlopeMap(),
     "occlusion": OcclusionMap(),
-    "occlusion 8": OcclusionMap(patch=8),
     "gradient": GradientMap(),
     "variance": VarianceMap(),
 }

@@ -52,17 +52,16 @@ def grid(
 def heat(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Lay maps `(N, H, W)` as heat over grey images `(N, C, H, W)`; return `(N, 3, H, W)` uint8.
 
-    All images have one scale, so that an image without anything hot stays grey: the median of all
-    values and what is below it has no colour, and from there red grows and becomes yellow up to
-    the 99th percentile. Values that are not finite are magenta. Images are as in `grid`; other
-    shapes are a ValueError.
+    All images have one scale, so that an image without anything hot stays grey: from the 80th
+    percentile of all values on, red grows, and becomes yellow at the 99th. Values that are not
+    finite are magenta. Images are as in `grid`; other shapes are a ValueError.
     """
     if pixels.ndim != 4 or maps.shape != (len(pixels), *pixels.shape[2:]):
         raise ValueError(f"expected maps of images {pixels.shape}, got {maps.shape}")
     wide = pixels if pixels.dtype == np.uint8 else pixels >> 8
     grey = wide[:, :3].mean(1, keepdims=True) if wide.shape[1] >= 3 else wide[:, :1]
     finite = np.isfinite(maps)
-    low, high = np.percentile(maps[finite], (50, 99)) if finite.any() else (0.0, 1.0)
+    low, high = np.percentile(maps[finite], (80, 99)) if finite.any() else (0.0, 1.0)
     level = (np.where(finite, maps, low) - low) / max(high - low, np.finfo(np.float64).tiny)
     level = level.clip(0, 1)[:, None]
     colour = 255 * np.concatenate([np.ones_like(level), level**2, np.zeros_like(level)], 1)

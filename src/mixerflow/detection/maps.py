@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mixerflow.core import Context, Flow, Shape, as_tensor, evaluating
 from mixerflow.errors import ConfigError
@@ -118,7 +119,7 @@ class GradientMap(OutlierMap):
     """
 
     width: float = 4.0
-    """Standard deviation in pixels of the Gaussian that smooths the map; 0 for none."""
+    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
 
     def __post_init__(self) -> None:
         _require_width(self.width, least=0.0)
@@ -156,7 +157,7 @@ class SlopeMap(OutlierMap):
     blur: float = 0.7
     """Standard deviation of b in pixels."""
     width: float = 4.0
-    """Standard deviation in pixels of the Gaussian that smooths the map; 0 for none."""
+    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
 
     def __post_init__(self) -> None:
         _require_width(self.blur, least=_LEAST, name="blur")
@@ -187,7 +188,7 @@ class VarianceMap(OutlierMap):
     blur: float = 0.7
     """Standard deviation of b in pixels."""
     width: float = 4.0
-    """Standard deviation in pixels of the Gaussian that smooths the map; 0 for none."""
+    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
 
     def __post_init__(self) -> None:
         _require_width(self.blur, least=_LEAST, name="blur")
@@ -225,7 +226,15 @@ def _own_weights(n: int, width: float, like: Tensor) -> Tensor:
 
 
 def _smoothed(maps: Tensor, width: float) -> Tensor:
-    return blurred(maps[:, None].double(), width)[:, 0] if width else maps
+    """Return maps ``(N, H, W)`` with the mean under a Gaussian around each pixel, in the image."""
+    if not width:
+        return maps
+    reach = math.ceil(4 * width)  # of the blur
+    inside = slice(reach, -reach)
+    padded, ones = (
+        pad(each.double()[:, None], [reach] * 4) for each in (maps, torch.ones_like(maps[:1]))
+    )
+    return (blurred(padded, width) / blurred(ones, width))[:, 0, inside, inside]
 
 
 def _require_width(width: float, *, least: float, name: str = "width") -> None:
