@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,8 @@ def test_the_sign_and_the_ends():
     odd = detection(np.array([1.0, 2.0]), np.array([math.nan, math.inf]))
     assert odd.auroc == 1
     assert isinstance(good, Detection)
+    one = detection(np.arange(5.0), np.array([2.0]))
+    assert math.isnan(one.auroc_error) and one.as_dict()["auroc_error"] is None
     for inside, outside in ((np.zeros(0), np.zeros(3)), (np.zeros(3), np.zeros((3, 1)))):
         with pytest.raises(ValueError, match="detection: takes"):
             detection(inside, outside)
@@ -386,3 +389,13 @@ def test_corruptions_are_what_they_say(dtype):
         both = np.apply_along_axis(np.convolve, 1, rows, weights / weights.sum(), "valid")
         assert blur[0, 0] == pytest.approx(both, abs=0.51 + 0.001 * top / 255)
         assert blur.dtype == noise.astype(dtype).dtype
+
+
+def test_the_pages_snippet():
+    """The first snippet of docs/outliers.md, word for word."""
+    page = (Path(__file__).parents[1] / "docs" / "outliers.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    scope = {}
+    exec(code, scope)
+    assert scope["found"].scores["complexity"].shape == (50,)
+    assert scope["found"].flags("complexity").all()

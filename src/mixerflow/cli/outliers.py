@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mixerflow.runs.files import json_text, sealed, write_atomically, writing
 from mixerflow.signals import Stopped
 from mixerflow.terminal import say, show
 
+_EACH = 8
+"""Images up to which each has a row of its own."""
 WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/outliers.md"
 
 
@@ -154,6 +157,8 @@ def _print(
         name = f"groups of {fitted.group}"
         table.add_row(name, words, share, *_figures(compared["groups"]))
     show(table)
+    if len(images) <= _EACH:
+        _print_each(found, _rarities(found, fit), chosen)
     if compared:
         against = (
             "the images of other classes, beside those of the inside classes"
@@ -172,20 +177,42 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
         (found.aupr, found.aupr_error),
         (found.fpr95, found.fpr95_error),
     )
-    first, second, third = (f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs)
+    first, second, third = (
+        f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+        for value, error in pairs
+    )
     return first, second, third
+
+
+def _rarities(found: Outliers, fit: InsideFit) -> dict[str, np.ndarray]:
+    """Return how rare each score is among those of the inside images that gave the thresholds."""
+    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
+    return {name: rarity(inside.scores[name], scores) for name, scores in found.scores.items()}
+
+
+def _print_each(found: Outliers, rarities: dict[str, np.ndarray], chosen: set[str]) -> None:
+    names = [name for name in found.scores if name in chosen]
+    table = Table("image", *(Column(name, justify="right") for name in names), box=SIMPLE)
+    for number in range(len(found)):
+        cells = []
+        for name in names:
+            mark = " !" if found.flags(name)[number] else ""
+            cells.append(f"{found.scores[name][number]:.4g} ({rarities[name][number]:.2g}){mark}")
+        table.add_row(str(number), *cells)
+    show(table)
+    say("in brackets: the share of inside images that score at least as high; !: beyond")
 
 
 def _table_of(found: Outliers, fit: InsideFit) -> bytes:
     """Return a CSV file: of each image its number, figures, and scores with their rarity."""
-    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
+    rarities = _rarities(found, fit)
     measured = found.measured
     columns: dict[str, np.ndarray] = {"log_prob": measured.log_prob, "log_base": measured.log_base}
     columns["log_det"] = measured.log_det
     if measured.complexity is not None:
         columns["file_bits"] = measured.complexity
     for name, scores in found.scores.items():
-        columns |= {name: scores, f"{name}_rarity": rarity(inside.scores[name], scores)}
+        columns |= {name: scores, f"{name}_rarity": rarities[name]}
         columns[f"{name}_outlier"] = found.flags(name).astype(int)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
