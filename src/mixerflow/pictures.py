@@ -119,8 +119,8 @@ def encoded(picture: np.ndarray, codec: Codec) -> bytes:
     """Return the file of one picture ``(H, W, C)``; settings and errors as in `codec_bits`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
-    if channels not in (1, 3) or not (dtype == np.uint8 or deep):
-        raise ValueError(f"{codec} has no images of {channels} channels and type {dtype}")
+    if picture.ndim != 3 or channels not in (1, 3) or not (dtype == np.uint8 or deep):
+        raise ValueError(f"{codec} has no images of shape {picture.shape} and type {dtype}")
     image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if channels == 1 else picture))
     if codec == "jxl":
         _require_jpeg_xl()

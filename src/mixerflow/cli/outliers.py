@@ -80,6 +80,14 @@ def main(arguments: list[str]) -> int:
         write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
+        from mixerflow.report import make_outliers_page  # matplotlib takes a second
+
+        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
+        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
+        page = path.with_suffix(".html")
+        make_outliers_page(page, flow, images, found, title=title, **told)
+        if not given.json:
+            say(f"see {page}")
     return mapped(given, flow, held.metadata, images, split, found, chosen)
 
 
@@ -144,7 +152,8 @@ def _print(
         "% with 95 % confidence",
     )
     heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
-    table = Table("score", *(Column(h, justify="right") for h in heads), box=SIMPLE)
+    score_column = Column("score", no_wrap=True)
+    table = Table(score_column, *(Column(h, justify="right") for h in heads), box=SIMPLE)
     for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
         if score.name in chosen:
             share = f"{100 * found.flags(score.name).mean():.1f}"
@@ -160,13 +169,15 @@ def _print(
     if len(images) <= _EACH:
         _print_each(found, _rarities(found, fit), chosen)
     if compared:
-        against = (
-            "the images of other classes, beside those of the inside classes"
-            if rows is not None
-            else "all images given, beside the inside images"
-        )
-        say(f"a larger score is more outlying; as if outliers were {against}")
+        say(f"a larger score is more outlying; as if outliers were {_against(rows)}")
     say(WARNING)
+
+
+def _against(rows: np.ndarray | None) -> str:
+    """Return words for the images that figures take as outliers."""
+    if rows is None:
+        return "all images given, beside the inside images"
+    return "the images of other classes, beside those of the inside classes"
 
 
 def _figures(found: Detection | None) -> tuple[str, str, str]:
