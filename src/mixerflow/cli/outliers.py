@@ -18,6 +18,7 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
+from mixerflow.cli.outlier_maps import MapFlags, mapped
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
@@ -33,7 +34,7 @@ WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/o
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OutliersArguments(InsideFlags, EvaluationArguments):
+class _OutliersArguments(MapFlags, InsideFlags, EvaluationArguments):
     """Outlier scores of images, with thresholds from images of the inside."""
 
     run: tyro.conf.Positional[Path]
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     device = runs.device_of(given.device)
     flow = held.flow(device)
+    given.chosen_maps(flow)  # refuses what cannot be before the long work
     measurer = Measurer(flow, held, given, given.load_background(device), quiet=given.json)
     images, split = given.load_images(held.metadata)
     rows = inside_rows(images, given.inside_classes)
@@ -86,7 +88,7 @@ def main(arguments: list[str]) -> int:
         make_outliers_page(page, flow, images, found, title=title, **told)
         if not given.json:
             say(f"see {page}")
-    return 0
+    return mapped(given, flow, held.metadata, images, split, found, chosen)
 
 
 def _entry(

@@ -11,8 +11,11 @@ from mixerflow.detection.fitted import (
     outliers,
 )
 from mixerflow.detection.groups import group_scores
+from mixerflow.detection.maps import GradientMap, OutlierMap, SlopeMap, VarianceMap
 from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
 from mixerflow.detection.metrics import Detection, detection
+from mixerflow.detection.occlusion import OcclusionMap
+from mixerflow.detection.pasted import Pasted, map_auroc, paste
 from mixerflow.detection.scores import SCORES, Score, bits_of, scores_for, scores_named
 from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
 
@@ -21,10 +24,16 @@ __all__ = [
     "SCORES",
     "Detection",
     "Fitted",
+    "GradientMap",
     "Measured",
+    "OcclusionMap",
+    "OutlierMap",
     "Outliers",
+    "Pasted",
     "Score",
+    "SlopeMap",
     "Threshold",
+    "VarianceMap",
     "bits_of",
     "compare_sets",
     "complexity",
@@ -35,8 +44,10 @@ __all__ = [
     "group_scores",
     "halves",
     "least_images",
+    "map_auroc",
     "measure",
     "outliers",
+    "paste",
     "rarity",
     "scores_for",
     "scores_named",
