@@ -53,8 +53,10 @@ def test_maps_are_of_the_most_outlying_images(fresh, folder, score, capsys):
     assert judge(fresh, *words, data=folder / "mixed.npz") == 0
     said = capsys.readouterr().out
     maps, path = written(fresh)
-    assert f"maps of the 5 most outlying images by {score or 'complexity'}" in said
-    assert str(path) in said and str(path.with_suffix(".png")) in said
+    for each in (path, path.with_suffix(".png")):
+        assert f"maps of the 5 most outlying images in {each}" in said
+    (page,) = (fresh / "outliers").glob("*.html")
+    assert "the 5 most outlying images; below them slope, occlusion" in page.read_text()
     (table,) = (fresh / "outliers").glob("*.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     scores = [float(row[score or "complexity"]) for row in rows]

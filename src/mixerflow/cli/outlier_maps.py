@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
-from mixerflow.cli.evaluate import file_name
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.detection import OutlierMap, Outliers
@@ -26,8 +26,8 @@ from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, tell
 
 _SCALE = 2
-_ORDER = ("complexity", "typicality")
-"""Scores that choose the images; the first that there is."""
+_ORDER = ("complexity", "ratio", "mixture", "typicality")
+"""Scores that order images; the first that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,42 +69,44 @@ class MapFlags:
         return made
 
 
+def first_score(found: Outliers, scores: Collection[str]) -> str:
+    """Return the score that orders images: the first that flags name, or else `_ORDER`'s first."""
+    wanted = (name for name in found.scores if name in scores)
+    return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
+
+
 def mapped(
     given: Any,  # noqa: ANN401
     flow: Flow,
     metadata: dict[str, Any],
     images: Images,
-    split: str,
-    found: Outliers,
-    scores: Collection[str],
-) -> int:
-    """Write the maps that flags ask for into the run folder, and say where they are.
+    order: np.ndarray,
+    path: Path,
+) -> list[tuple[str, bytes]]:
+    """Write the maps that flags ask for, as `write_maps`, of the first images in `order`.
 
-    The most outlying images are those of the first of the `scores` that flags name; where they name
-    none, of the complexity-corrected score, or else of typicality.
+    Returns:
+        a caption and a PNG file for a page; nothing without maps, or if they cannot be written,
+        which a warning says.
 
-    The exit code is 0, or that of a signal, after which no maps are written.
+    Raises:
+        Stopped: after a signal; nothing is written.
     """
     maps = given.chosen_maps(flow)
     if not maps:
-        return 0
-    wanted = (name for name in found.scores if name in scores)
-    name = [*wanted, *(name for name in _ORDER if name in found.scores)][0]
-    chosen = found.order(name)[: given.map_images]
-    labels = None if flow.context_net is None else runs.labels_of(flow, metadata, images)
-    folder = given.run / "outliers"
-    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
-    try:
-        with keeping("the maps"), writing(folder):
-            folder.mkdir(exist_ok=True)
-            settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
-            paths = write_maps(flow, images, chosen, maps, path, **settings)
-            if not given.json:
-                say(f"maps of the {len(chosen):,} most outlying images by {name}:")
-                say(*(f"in {each}" for each in paths))
-    except Stopped as stopped:
-        return stopped.exit_code
-    return 0
+        return []
+    chosen = order[: given.map_images]
+    named = isinstance(flow.context_net, nn.Embedding)  # of classes, maps are of their mixture
+    given_labels = flow.context_net is not None and not named
+    labels = runs.labels_of(flow, metadata, images) if given_labels else None
+    with keeping("the map"), writing(path.parent):
+        settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
+        paths = write_maps(flow, images, chosen, maps, path, **settings)
+        if not given.json:
+            say(*(f"maps of the {len(chosen):,} most outlying images in {each}" for each in paths))
+        caption = f"the {len(chosen):,} most outlying images; below them {', '.join(maps)}"
+        return [(caption, path.with_suffix(".png").read_bytes())]
+    return []
 
 
 def write_maps(

@@ -18,7 +18,7 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
-from mixerflow.cli.outlier_maps import MapFlags, mapped
+from mixerflow.cli.outlier_maps import MapFlags, first_score, mapped
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
@@ -73,22 +73,29 @@ def main(arguments: list[str]) -> int:
     else:
         _print(fit, found, compared, images, split, chosen or {*found.scores}, rows)
     folder = given.run / "outliers"
+    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
     with keeping("the result"), writing(folder):
         folder.mkdir(exist_ok=True)
-        path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
         write_atomically(path, sealed(entry))
         write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
+    by, maps, exit_code = first_score(found, chosen), [], 0
+    try:
+        place = path.with_name(f"{path.stem}-maps")
+        maps = mapped(given, flow, held.metadata, images, found.order(by), place)
+    except Stopped as stopped:
+        exit_code = stopped.exit_code
+    with keeping("the page"), writing(folder):
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
         title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
         told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
         page = path.with_suffix(".html")
-        make_outliers_page(page, flow, images, found, title=title, **told)
+        make_outliers_page(page, flow, images, found, title=title, by=by, maps=maps, **told)
         if not given.json:
             say(f"see {page}")
-    return mapped(given, flow, held.metadata, images, split, found, chosen)
+    return exit_code
 
 
 def _entry(
