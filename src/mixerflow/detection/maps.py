@@ -62,7 +62,7 @@ class OutlierMap:
             flow: the model, of integer images or of floats, whose density is exact.
             images: pixels as the flow takes them.
             labels: ``(N, ...)``, the context of a conditional flow. Without them a flow of K
-                classes is their mixture, ``log p(x) = log 1/K sum_k p(x | k)``, at K times the cost.
+                classes is their mixture, ``log p(x) = log 1/K sum_k p(x | k)``, in K passes.
             batch: images that the flow is given at a time.
             on_batch: called after each batch with the number of images in it; the sum is
                 ``N * evaluations(shape)``.
