@@ -96,9 +96,9 @@ def mapped(
     if not maps:
         return []
     chosen = order[: given.map_images]
-    named = isinstance(flow.context_net, nn.Embedding)  # of classes, maps are of their mixture
-    given_labels = flow.context_net is not None and not named
-    labels = runs.labels_of(flow, metadata, images) if given_labels else None
+    mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
+    without = flow.context_net is None or mixture
+    labels = None if without else runs.labels_of(flow, metadata, images)
     with keeping("the map"), writing(path.parent):
         settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
         paths = write_maps(flow, images, chosen, maps, path, **settings)
