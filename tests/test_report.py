@@ -1,7 +1,9 @@
 """Pages of a run and of outliers: their figures are those computed, for images of any kind."""
 
 import base64
+import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -431,3 +433,29 @@ def test_the_runs_page_knows_the_thresholds_that_the_run_keeps(run, fit, tmp_pat
     (run / "outliers" / "inside.safetensors").write_bytes(b"")
     page = page_of(make_report(run, TEST), tmp_path)
     assert re.search("thresholds of outliers cannot be used: .*SHA-256 differs", page.text)
+
+
+def test_the_command_writes_the_page_beside_its_figures(run, tmp_path, capsys):
+    copied = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("outliers"))
+    np.save(tmp_path / "inside.npy", images(n=60, seed=7).pixels[:, 0])
+    new = np.concatenate([images(n=9, seed=8).pixels, strange(9)])
+    np.save(tmp_path / "new.npy", new[:, 0])
+    words = ["--data", str(tmp_path / "new.npy"), "--inside", str(tmp_path / "inside.npy")]
+    assert main(["outliers", str(copied), *words]) == 0
+    (out,) = (copied / "outliers").glob("*.html")
+    assert f"see {out}" in capsys.readouterr().out
+    page, record = Page(out.read_text()), json.loads(out.with_suffix(".json").read_text())
+    well_formed(page)
+    for name, told in record["scores"].items():
+        row = page.row(name)
+        assert row[1] == f"{told['threshold']['value']:.4g}"
+        assert row[2].startswith(f"{round(18 * told['flagged'])} of 18 ")
+        auroc = told["detection"]["auroc"]
+        assert any(r[0] == name and r[1].startswith(f"{auroc:.3f} ±") for r in page.rows)
+
+    out.unlink()
+    out.mkdir()
+    assert main(["outliers", str(copied), *words[:2], "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["images"] == 18
+    assert "warning: the result is not kept: cannot write" in said.err

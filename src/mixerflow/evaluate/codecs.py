@@ -19,6 +19,7 @@ from PIL import features
 from mixerflow.caches import store, user_cache, without_digest
 from mixerflow.core import Flow
 from mixerflow.data import Images
+from mixerflow.means import mean_and_error
 from mixerflow.pictures import SETTINGS, Codec, encoded, sheets
 from mixerflow.transforms import ShufflePixels
 
@@ -184,10 +185,10 @@ def _rows(
     if files is None or sheet is None:
         return [CodecBits(codec, whole, count) for whole in (False, True)]
     bits = 8 * files.lengths[places] / size
-    error = float(bits.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    mean, error = mean_and_error(bits)
     whole = 8 * int(sheet.lengths[0]) / (size * count)
     return [
-        CodecBits(codec, False, count, float(bits.mean()), error),
+        CodecBits(codec, False, count, mean, error),
         CodecBits(codec, True, count, whole),
     ]
 

@@ -27,9 +27,9 @@ from mixerflow.detection import (
 from mixerflow.detection.corruptions import CORRUPTIONS
 from mixerflow.detection.scores import bits_of
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import mean_and_error
 from mixerflow.experiments.further import Figure, Further, Rows
 from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.means import mean_and_error
 from mixerflow.runs import RunFolder, load
 
 BACKGROUND = "background"

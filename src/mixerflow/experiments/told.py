@@ -12,10 +12,11 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Classification, classify, mean_and_error
+from mixerflow.evaluate import Classification, classify
 from mixerflow.experiments.classifier import MixerClassifier, Training, train_classifier
 from mixerflow.experiments.further import Figure, Further
 from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.means import mean_and_error
 
 
 @dataclass(frozen=True)

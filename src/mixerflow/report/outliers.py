@@ -90,8 +90,8 @@ def make_outliers_page(
         _ordered("Least outlying", flow, images, found, by, order[::-1][:SHOWN]),
     ]
     if maps:
-        pictures = [page.picture(png, f"Map: {words}", "plot", words) for words, png in maps]
-        sections.append(Section("Where they lie", pictures))
+        pairs = [(page.picture(png, words), page.note(words)) for words, png in maps]
+        sections.append(Section("Where they lie", [each for pair in pairs for each in pair]))
     sections.append(_histograms(images, found, known))
     if (labels := _classes(images)) and len(labels) <= _ROWS:
         sections.append(_by_class(labels, found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from mixerflow.data import Images
 from mixerflow.detection import Threshold
 from mixerflow.evaluate import Bits, DrawnPixels, kind_of, to_pixels
 from mixerflow.evaluate.codecs import CodecBits, sample_of, shuffle_of, without_files
+from mixerflow.means import mean_and_error
 from mixerflow.report.shown import grid, visible
 
 EXTREMES, _RECONSTRUCTED = 16, 10
@@ -102,12 +102,17 @@ def codecs(flow: Flow, images: Images, figure: Bits, rows: Sequence[CodecBits]) 
     """
     count = rows[0].images
     own = figure.per_image[sample_of(images, count)]
-    error = float(own.std(ddof=1)) / math.sqrt(count) if count > 1 else None
-    lines = [_codec_line("the flow, ideal", float(own.mean()), error, flow.dims)]
-    lines += [
-        _codec_line(row.name, row.bits_per_dim, row.standard_error, flow.dims)
-        for row in rows
-        if row.bits_per_dim is not None
+    figures = [("the flow, ideal", *mean_and_error(own))]
+    figures += [(row.name, row.bits_per_dim, row.standard_error) for row in rows]
+    lines = [
+        [
+            name,
+            f"{mean:.3f}",
+            "" if error is None else f"{error:.3f}",
+            f"{mean * flow.dims / 8:,.1f}",
+        ]
+        for name, mean, error in figures
+        if mean is not None
     ]
     head = ["lossless code", "bits/dim", "± s.e.", "bytes an image"]
     plural = "" if len(images) == 1 else "s"
@@ -121,12 +126,6 @@ def codecs(flow: Flow, images: Images, figure: Bits, rows: Sequence[CodecBits]) 
     if words := without_files([*rows], images):
         parts.append(page.paragraph(f"{words}."))
     return Section("Lossless codecs", parts)
-
-
-def _codec_line(name: str, bits: float, error: float | None, dims: int) -> list[str]:
-    told = "" if error is None else f"{error:.3f}"
-    length = f"{bits * dims / 8:,.1f}" if math.isfinite(bits) else f"{bits}"
-    return [name, f"{bits:.3f}", told, length]
 
 
 def samples(drawn: DrawnPixels, temperature: float, levels: int | None) -> Section:
