@@ -55,6 +55,8 @@ def test_maps_are_of_the_most_outlying_images(fresh, folder, score, capsys):
     maps, path = written(fresh)
     assert f"maps of the 5 most outlying images by {score or 'complexity'}" in said
     assert str(path) in said and str(path.with_suffix(".png")) in said
+    (page,) = (fresh / "outliers").glob("*.html")
+    assert "Map occlusion of the 5 most outlying images" in page.read_text()
     (table,) = (fresh / "outliers").glob("*.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
     scores = [float(row[score or "complexity"]) for row in rows]

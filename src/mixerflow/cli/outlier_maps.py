@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
@@ -99,7 +100,9 @@ def mapped(
     if not maps:
         return []
     chosen = found.order(by)[: given.map_images]
-    labels = None if flow.context_net is None else runs.labels_of(flow, metadata, images)
+    mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
+    without = flow.context_net is None or mixture
+    labels = None if without else runs.labels_of(flow, metadata, images)
     folder = given.run / "outliers"
     path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
     with keeping("the maps"), writing(folder):
