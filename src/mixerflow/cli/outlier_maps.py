@@ -14,6 +14,7 @@ from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
+from mixerflow.cli.evaluate import file_name
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.detection import OutlierMap, Outliers
@@ -69,8 +70,11 @@ class MapFlags:
         return made
 
 
-def first_score(found: Outliers, scores: Collection[str]) -> str:
-    """Return the score that orders images: the first that flags name, or else `_ORDER`'s first."""
+def ordering(found: Outliers, scores: Collection[str]) -> str:
+    """Return the score that orders images: the first of the `scores` that flags name.
+
+    Where they name none, it is the first of `_ORDER` that there is.
+    """
     wanted = (name for name in found.scores if name in scores)
     return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
 
@@ -80,33 +84,44 @@ def mapped(
     flow: Flow,
     metadata: dict[str, Any],
     images: Images,
-    order: np.ndarray,
-    path: Path,
+    split: str,
+    found: Outliers,
+    by: str,
 ) -> list[tuple[str, bytes]]:
-    """Write the maps that flags ask for, as `write_maps`, of the first images in `order`.
+    """Write the maps that flags ask for into the run folder, and say where they are.
 
-    Returns:
-        a caption and a PNG file for a page; nothing without maps, or if they cannot be written,
-        which a warning says.
+    They are of the most outlying images by the score `by`. Returned are a caption and a PNG file
+    for each kind of map, with the images in rows of eight.
 
     Raises:
-        Stopped: after a signal; nothing is written.
+        Stopped: after a signal; no maps are written.
     """
     maps = given.chosen_maps(flow)
     if not maps:
         return []
-    chosen = order[: given.map_images]
+    chosen = found.order(by)[: given.map_images]
     mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
     without = flow.context_net is None or mixture
     labels = None if without else runs.labels_of(flow, metadata, images)
-    with keeping("the map"), writing(path.parent):
+    folder = given.run / "outliers"
+    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
+    with keeping("the maps"), writing(folder):
+        folder.mkdir(exist_ok=True)
         settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
-        paths = write_maps(flow, images, chosen, maps, path, **settings)
+        heats = write_maps(flow, images, chosen, maps, path, **settings)
         if not given.json:
-            say(*(f"maps of the {len(chosen):,} most outlying images in {each}" for each in paths))
-        caption = f"the {len(chosen):,} most outlying images; below them {', '.join(maps)}"
-        return [(caption, path.with_suffix(".png").read_bytes())]
+            say(f"maps of the {len(chosen):,} most outlying images by {by}:")
+            say(*(f"in {path.with_suffix(end)}" for end in (".npz", ".png")))
+        of = f"of the {len(chosen):,} most outlying images by {by}, in their order"
+        return [(f"Map {word} {of}", _png(each)) for word, each in heats.items()]
     return []
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    scale = max(1, 64 // pixels.shape[-1])
+    pictures.grid(pixels, columns=8, scale=scale).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def write_maps(
@@ -119,8 +134,8 @@ def write_maps(
     labels: np.ndarray | None = None,
     batch: int = 128,
     quiet: bool = False,
-) -> list[Path]:
-    """Write maps of the `chosen` images ``(n,)``; return their files.
+) -> dict[str, np.ndarray]:
+    """Write maps of the `chosen` images ``(n,)``; return them as heat, ``(n, 3, H, W)``, by word.
 
     ``PATH.npz`` has the images' numbers as `images`, and ``(n, H, W)`` float32 under each map's
     word. ``PATH.png`` shows the images in a row, and below them a row for each map, as heat.
@@ -147,11 +162,12 @@ def write_maps(
     data, arrays = io.BytesIO(), {"images": chosen, **found}
     np.savez_compressed(data, **arrays)  # pyright: ignore[reportArgumentType]
     shown = to_pixels(flow, torch.as_tensor(pixels))
-    rows = [_coloured(shown), *(pictures.heat(shown, each) for each in found.values())]
-    sheet = pictures.grid(np.concatenate(rows), columns=len(chosen), scale=_SCALE)
+    heats = {word: pictures.heat(shown, each) for word, each in found.items()}
+    rows = np.concatenate([_coloured(shown), *heats.values()])
+    sheet = pictures.grid(rows, columns=len(chosen), scale=_SCALE)
     write_atomically(path.with_suffix(".npz"), data.getvalue())
     pictures.save(sheet, path.with_suffix(".png"))
-    return [path.with_suffix(".npz"), path.with_suffix(".png")]
+    return heats
 
 
 def _coloured(pixels: np.ndarray) -> np.ndarray:

@@ -18,13 +18,13 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
-from mixerflow.cli.outlier_maps import MapFlags, first_score, mapped
+from mixerflow.cli.outlier_maps import MapFlags, mapped, ordering
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
 from mixerflow.detection.groups import SOURCE
 from mixerflow.runs import InsideFit
-from mixerflow.runs.files import json_text, sealed, write_atomically, writing
+from mixerflow.runs.files import json_text, require_writable, sealed, write_atomically, writing
 from mixerflow.signals import Stopped
 from mixerflow.terminal import say, show
 
@@ -80,21 +80,21 @@ def main(arguments: list[str]) -> int:
         write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
-    by, maps, exit_code = first_score(found, chosen), [], 0
+    by, exit_code, maps = ordering(found, chosen), 0, []
     try:
-        place = path.with_name(f"{path.stem}-maps")
-        maps = mapped(given, flow, held.metadata, images, found.order(by), place)
+        maps = mapped(given, flow, held.metadata, images, split, found, by)
     except Stopped as stopped:
         exit_code = stopped.exit_code
-    with keeping("the page"), writing(folder):
+    name = held.metadata.get("recipe") or given.run.resolve().name
+    told = {"title": f"{name}, {split}", "against": _against(rows), "maps": maps}
+    with keeping("the page"):
+        require_writable(path.with_suffix(".html"))
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
-        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
-        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
-        page = path.with_suffix(".html")
-        make_outliers_page(page, flow, images, found, title=title, by=by, maps=maps, **told)
+        told |= {"by": by, "inside": fit.inside, "compared": compared}
+        make_outliers_page(path.with_suffix(".html"), flow, images, found, **told)
         if not given.json:
-            say(f"see {page}")
+            say(f"see {path.with_suffix('.html')}")
     return exit_code
 
 
