@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarks.maps import figures
 
 from gaussian_images import Linear
 from helpers import MODEL, flow_of, images
@@ -453,3 +454,14 @@ def test_heat_has_one_scale_for_all_images():
     assert np.array_equal(same, np.repeat(pixels, 3, 1))
     with pytest.raises(ValueError, match="maps of images"):
         pictures.heat(pixels, maps[:, :5])
+
+
+def test_figures_of_the_benchmark_are_means_over_seeds_and_images():
+    one, two = torch.tensor([0.6, 0.8, 1.0]), torch.tensor([0.8, 0.8, 0.8])
+    found = figures({"slope": [one, two], "variance": [two, two]})
+    assert found["slope"]["auroc"] == pytest.approx(0.8)
+    assert found["slope"]["seeds"] == pytest.approx([0.8, 0.8])
+    assert found["slope"]["auroc_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert found["slope"]["above_variance"] == pytest.approx(0.0, abs=1e-7)
+    assert found["slope"]["above_variance_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert found["variance"]["above_variance_error"] == 0

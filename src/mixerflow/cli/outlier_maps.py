@@ -73,7 +73,7 @@ class MapFlags:
 def ordering(found: Outliers, scores: Collection[str]) -> str:
     """Return the score that orders images: the first of the `scores` that flags name.
 
-    Where they name none, it is the complexity-corrected score, or else typicality.
+    Where they name none, it is the first of `_ORDER` that there is.
     """
     wanted = (name for name in found.scores if name in scores)
     return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
