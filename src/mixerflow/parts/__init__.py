@@ -23,7 +23,8 @@ from mixerflow.parts.image_nets import (
     ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
-    ActivationPrior, ConvolutionPrior, GlowSteps, InvertibleAttention, LearnedEncoding,
+    ActivationPrior, ConvolutionPrior, GlowSteps, GridEncoding, InvertibleAttention,
+    LearnedEncoding,
     MixerAddition, PatchAttention, PositionalEncoding, Prior, Scales, SinusoidalEncoding, glow_step,
     image_coupling,
 )
@@ -42,12 +43,13 @@ from mixerflow.parts.rows import (
     RowInverseAutoregression, RowMonotone, RowResidual,
 )
 from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
+from mixerflow.parts.standard import ChannelStandard, FeatureStandard, WhiteStandard
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
-    "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
-    "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
-    "GlowSteps", "Head", "ImageMap",
+    "CauchyBase", "ChannelStandard", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
+    "DenseNet", "Dequantizer", "EmergingMap", "FeatureStandard", "GaussiansHead", "GlobalShuffle", "GlowConv",
+    "GlowSteps", "GridEncoding", "Head", "ImageMap",
     "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead",
     "LinearMap",
     "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead",
@@ -59,6 +61,6 @@ __all__ = [
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
-    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "WhiteStandard", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
     "image_coupling",
 ]

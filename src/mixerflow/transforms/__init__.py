@@ -27,6 +27,7 @@ from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.shuffle import ShufflePixels
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.variational import VariationalDequantize
+from mixerflow.transforms.whiten import Standardize, Whiten
 
 __all__ = [
     "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive",
@@ -36,6 +37,6 @@ __all__ = [
     "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture", "Logit",
     "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify",
     "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape", "Residual", "ShufflePixels",
-    "SigmoidAffine", "Split", "Squeeze", "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU",
-    "VariationalDequantize", "Woodbury", "halves",
+    "SigmoidAffine", "Split", "Squeeze", "Standardize", "Stripes", "SwapHalves", "TokenAttention",
+    "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury", "halves",
 ]

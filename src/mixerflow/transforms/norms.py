@@ -13,13 +13,14 @@ from mixerflow.core import (
     Chain,
     Context,
     Mapped,
+    MixesPlaces,
     Noise,
     Shape,
     Transform,
     constant,
 )
 from mixerflow.moments import ALL, Entries, RunningMoments, Saved, require_rows, shared_moments
-from mixerflow.precision import widen
+from mixerflow.precision import wide, widen
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear
@@ -61,6 +62,15 @@ class DiagonalAffine(Transform):
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_det = constant(-self._log_det(z), z)
         return (z - self.shift) * (-self.log_scale).exp(), log_det
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        z, log_scale = self(x)[0], self._place_log_scale()
+        each = log_scale.expand(x.shape[1:]).sum(0, dtype=wide(x.dtype)).flatten()
+        return z, each.expand(x.shape[0], -1)
+
+    def _place_log_scale(self) -> Tensor:
+        """Log-scales, which broadcast against an event."""
+        return self.log_scale
 
     def out_shape(self, shape: Shape) -> Shape:
         k = len(self.shape)
@@ -163,6 +173,11 @@ class BatchNorm(DiagonalAffine):
     def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether `forward` uses the statistics that `inverse` uses: not in training mode."""
         return not self.moments.training
+
+    def _place_log_scale(self) -> Tensor:
+        if self.moments.training:
+            raise MixesPlaces("BatchNorm in training mode reads more than one place at a time")
+        return self._running_coefficients()[0]
 
     def _rows(self, x: Tensor) -> Tensor:
         """``(rows, features)``: the numbers of a column share a mean."""
