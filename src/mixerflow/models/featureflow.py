@@ -25,7 +25,6 @@ from mixerflow.core import Along, Base, Chain, Shape, Transform
 from mixerflow.parts import (
     MLP,
     BaseChoice,
-    FeatureStandard,
     LearnedEncoding,
     LinearMap,
     Model,
@@ -36,11 +35,11 @@ from mixerflow.parts import (
     RowCoupling,
     RowFlow,
     ScaledPixels,
-    WhiteStandard,
+    WhiteMap,
     WoodburyMap,
 )
 from mixerflow.registry import register
-from mixerflow.transforms import ActNorm, Affine, KernelChain
+from mixerflow.transforms import ActNorm, Affine, KernelChain, Standardize
 
 
 @register("feature-flow")
@@ -50,8 +49,8 @@ class FeatureFlow(PositiveCounts, Model):
 
     layers: int = 4
     """Layers: a linear map of the channels and a flow, which changes one half of them."""
-    standard: FeatureStandard = WhiteStandard()
-    """Fixed map that the first batch sets: each channel standardised, or all whitened."""
+    first: LinearMap = WhiteMap()
+    """Linear map behind the standardised channels: whitening, or another."""
     actnorm: Literal["place", "channel"] = "place"
     """One scale and shift for each channel at each place, or for each channel."""
     flow: RowFlow = RowCoupling(Affine(bound=1.0), MLP(64, norm="none"))
@@ -71,7 +70,7 @@ class FeatureFlow(PositiveCounts, Model):
     def compose(self, shape: Shape) -> Transform:
         channels, *spatial = shape
         each = tuple(shape) if self.actnorm == "place" else (channels, *(1 for _ in spatial))
-        first = [Along(0, self.standard.build(channels)), ActNorm(each)]
+        first = [Along(0, Standardize(channels)), ActNorm(each), *self.first.on_image(shape)]
         layers = [self.layer(shape, flip=number % 2 == 1) for number in range(self.layers)]
         return Chain(*self.pixel_steps(shape), *first, *layers)
 

@@ -30,7 +30,7 @@ from mixerflow.parts.images import (
 )
 from mixerflow.parts.linear import (
     ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
-    SameMap, UnpackedPLUMap, WoodburyMap,
+    SameMap, UnpackedPLUMap, WhiteMap, WoodburyMap,
 )
 from mixerflow.parts.mixing import Mixing
 from mixerflow.parts.model import Classes, Model, Vectors
@@ -43,12 +43,11 @@ from mixerflow.parts.rows import (
     RowInverseAutoregression, RowMonotone, RowResidual,
 )
 from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
-from mixerflow.parts.standard import ChannelStandard, FeatureStandard, WhiteStandard
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
-    "CauchyBase", "ChannelStandard", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
-    "DenseNet", "Dequantizer", "EmergingMap", "FeatureStandard", "GaussiansHead", "GlobalShuffle", "GlowConv",
+    "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
+    "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
     "GlowSteps", "GridEncoding", "Head", "ImageMap",
     "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead",
     "LinearMap",
@@ -61,6 +60,6 @@ __all__ = [
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
-    "WhiteStandard", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "WhiteMap", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
     "image_coupling",
 ]

@@ -24,18 +24,15 @@ class _FromData(_DenseMap):
     affine = True
     bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, n: int, *, floor: float = 0.1) -> None:
+    def __init__(self, n: int) -> None:
         super().__init__(n)
-        if not 0 < floor <= 1:
-            raise ValueError(f"{type(self).__name__}: floor must be in (0, 1]; got {floor}")
-        self.floor = floor
         self.register_buffer("bias", torch.zeros(n))
 
     def folded(self) -> Transform:
         return Linear(self, self.n)
 
-    def _fit(self, mean: Tensor, deviation: Tensor, covariance: Tensor) -> None:
-        """Set the buffers: ``(n,)``, ``(n,)`` and ``(n, n)`` in float64."""
+    def _fit(self, rows: Tensor, mean: Tensor) -> None:
+        """Set the buffers by vectors ``(N, n)`` and their mean ``(n,)``, in float64."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -46,15 +43,7 @@ class _FromData(_DenseMap):
         mean = torch.zeros(self.n, dtype=torch.float64, device=x.device)
         for part in rows.split(_ROWS):
             mean += part.double().sum(0) / len(rows)
-        covariance = torch.zeros(self.n, self.n, dtype=torch.float64, device=x.device)
-        for part in rows.split(_ROWS):
-            centred = part.double() - mean
-            covariance += centred.mT @ centred / len(rows)
-        deviation = covariance.diagonal().sqrt()
-        deviation = deviation.where(deviation > _CONSTANT * rows.abs().amax(0), 0.0)
-        least = self.floor * deviation.square().mean().sqrt()
-        deviation = deviation.clamp(min=float(least)) if least > 0 else torch.ones_like(deviation)
-        self._fit(mean, deviation, covariance)
+        self._fit(rows, mean)
         return self(x, context)[0]
 
 
@@ -73,10 +62,20 @@ class Standardize(_FromData):
     log_scale: Tensor
 
     def __init__(self, n: int, *, floor: float = 0.1) -> None:
-        super().__init__(n, floor=floor)
+        super().__init__(n)
+        if not 0 < floor <= 1:
+            raise ValueError(f"Standardize: floor must be in (0, 1]; got {floor}")
+        self.floor = floor
         self.register_buffer("log_scale", torch.zeros(n))
 
-    def _fit(self, mean: Tensor, deviation: Tensor, covariance: Tensor) -> None:
+    def _fit(self, rows: Tensor, mean: Tensor) -> None:
+        variance = torch.zeros_like(mean)
+        for part in rows.split(_ROWS):
+            variance += (part.double() - mean).square().sum(0) / len(rows)
+        deviation = variance.sqrt()
+        deviation = deviation.where(deviation > _CONSTANT * rows.abs().amax(0), 0.0)
+        least = self.floor * float(deviation.square().mean().sqrt())
+        deviation = deviation.clamp(min=least) if least > 0 else torch.ones_like(deviation)
         self.log_scale.copy_(-deviation.log())
         self.bias.copy_(-mean / deviation)
 
@@ -95,52 +94,68 @@ class Standardize(_FromData):
     def _log_det(self) -> Tensor:
         return self.log_scale.sum()
 
+    def extra_repr(self) -> str:
+        return f"{self.n}, floor={self.floor:g}"
+
 
 @register
 class Whiten(_FromData):
-    """``z = L^-1 S^-1 (x - m)`` with ``L L^T = (S^-1 Cov S^-1 + ridge I) / (1 + ridge)``.
+    """``z = P (L + ridge l I)^(-1/2) U^T (x - m)`` with the covariance ``U L U^T`` of a first batch.
 
-    Mean m, covariance Cov and standard deviations S (diagonal, as `Standardize` has them) are those
-    of a first batch, and L is lower triangular: behind it the numbers are uncorrelated, with
-    variances of at most 1. ``log|det dz/dx| = -sum_i log L_ii - sum_i log s_i``.
+    Behind it the numbers are uncorrelated, with variances of at most 1. l is the mean of the
+    eigenvalues L. ``log|det dz/dx| = -1/2 sum_i log(L_i + ridge l)``. The order P puts every second
+    principal component into the first half of the vector, the largest first, so that each half of
+    a coupling has the same share of what varies.
 
     The ridge bounds the map where vectors lie in a subspace, or are fewer than n: along a direction
-    in which the standardised vectors do not vary, it amplifies by ``sqrt((1 + ridge) / ridge)``.
+    in which they do not vary it amplifies by ``(ridge l)^(-1/2)``. Where nothing varies at all, the
+    map is a shift.
 
     Args:
-        ridge: what is added to the correlation matrix's diagonal, more than 0.
-        floor: as in `Standardize`.
+        ridge: what is added to the eigenvalues, relative to their mean, more than 0.
+        bias: whether the mean is taken off.
 
-    Reference: Defard et al., PaDiM (2021), section III.B, for the ridge of 0.01 on covariances of
+    References:
+        Kessy, Lewin, Strimmer, Optimal whitening and decorrelation (2018): PCA whitening,
+        arXiv:1512.00809.
+        Defard et al., PaDiM (2021), section III.B, for the ridge of 0.01 on covariances of
         features, arXiv:2011.08785.
     """
 
-    weight: Tensor
+    basis: Tensor
+    log_scale: Tensor
 
-    def __init__(self, n: int, *, ridge: float = 0.01, floor: float = 0.1) -> None:
-        super().__init__(n, floor=floor)
+    def __init__(self, n: int, *, ridge: float = 0.01, bias: bool = True) -> None:
+        super().__init__(n)
         if not 0 < ridge < math.inf:
             raise ValueError(f"Whiten: ridge must be positive and finite; got {ridge}")
-        self.ridge = ridge
-        self.register_buffer("weight", torch.eye(n))
+        self.ridge, self.centres = ridge, bias
+        self.register_buffer("basis", torch.eye(n))
+        self.register_buffer("log_scale", torch.zeros(n))
 
-    def _fit(self, mean: Tensor, deviation: Tensor, covariance: Tensor) -> None:
-        correlation = covariance / deviation / deviation[:, None]
-        correlation.diagonal().add_(self.ridge)
-        lower = torch.linalg.cholesky(correlation / (1 + self.ridge)) * deviation[:, None]
-        unit = torch.eye(self.n).to(lower)
-        weight = torch.linalg.solve_triangular(lower, unit, upper=False)
-        self.weight.copy_(weight)
-        self.bias.copy_(-(weight @ mean))
+    def _fit(self, rows: Tensor, mean: Tensor) -> None:
+        covariance = mean.new_zeros(self.n, self.n)
+        for part in rows.split(_ROWS):
+            centred = part.double() - mean
+            covariance += centred.mT @ centred / len(rows)
+        level = float(covariance.diagonal().mean())
+        if level > 0:
+            values, vectors = torch.linalg.eigh(covariance)
+            order = torch.arange(self.n - 1, -1, -1, device=rows.device)
+            order = torch.cat([order[0::2], order[1::2]])
+            self.basis.copy_(vectors[:, order].mT)
+            self.log_scale.copy_(-0.5 * (values[order].clamp(min=0) + self.ridge * level).log())
+        if self.centres:
+            self.bias.copy_(-(self._matrix().to(mean) @ mean))
 
     def _matrix(self) -> Float[Tensor, "n n"]:
-        return self.weight
+        return self.log_scale.exp()[:, None] * self.basis
 
     def _solve(self, y: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.weight.mT, y, upper=True, left=False)
+        return (y * (-self.log_scale).exp()) @ self.basis
 
     def _log_det(self) -> Tensor:
-        return self.weight.diagonal().log().sum()
+        return self.log_scale.sum()
 
     def extra_repr(self) -> str:
         return f"{self.n}, ridge={self.ridge:g}"
