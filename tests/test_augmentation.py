@@ -145,3 +145,39 @@ def test_a_shift_beyond_the_image_is_refused_and_leaves_no_folder(tmp_path, shif
     assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(ValueError, match="at least 0"):
         Augmentation(shift=-1)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [(torch.uint8, 256), (torch.int32, 65536)])
+def test_a_share_of_the_values_mutates_to_any_level(dtype, levels):
+    images = torch.full((400, 3, 8, 8), 7, dtype=dtype)
+    noise = Noise(3, torch.arange(400))
+    seen = Augmentation(mutation=0.3).augmented(images, noise, levels)
+    changed = seen != 7
+    assert seen.dtype == dtype
+    share = 0.3 * (1 - 1 / levels)
+    assert changed.double().mean().item() == pytest.approx(
+        share, abs=4 * (0.21 / changed.numel()) ** 0.5
+    )
+    values = seen[changed].double()
+    assert values.mean().item() == pytest.approx((levels - 1) / 2, rel=0.02)
+    assert 0 <= values.min() < 0.01 * levels and 0.99 * levels < values.max() < levels
+    again = Augmentation(mutation=0.3).augmented(images[5:6], Noise(3, torch.tensor([5])), levels)
+    assert torch.equal(again, seen[5:6])  # by the image's key alone
+    assert torch.equal(Augmentation(mutation=0.0).augmented(images, noise), images)
+
+
+def test_mutation_follows_mirroring_and_leaves_its_draws_alone():
+    images = torch.arange(2 * 5 * 4, dtype=torch.uint8).reshape(1, 2, 5, 4).repeat(50, 1, 1, 1)
+    noise = Noise(0, torch.arange(50))
+    moved = BOTH.augmented(images, noise)
+    both = dataclasses.replace(BOTH, mutation=0.25).augmented(images, noise)
+    kept = both == moved
+    assert 0.6 < kept.double().mean() < 0.9
+
+
+def test_impossible_mutations_are_refused():
+    with pytest.raises(ValueError, match="mutation must be 0 to 1"):
+        Augmentation(mutation=1.5)
+    floats = make_images(np.zeros((9, 1, 4, 4), np.float32), None, dataset_id="floats")
+    with pytest.raises(ConfigError, match="float data have no levels to draw from"):
+        batches(floats, augmentation=Augmentation(mutation=0.1))

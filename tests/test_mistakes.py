@@ -27,7 +27,18 @@ def told(capsys, *words):
 @pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
 @pytest.mark.parametrize(
     "command",
-    ["train", "info", "evaluate", "classify", "probe", "sample", "restore", "report", "publish"],
+    [
+        "train",
+        "info",
+        "evaluate",
+        "classify",
+        "outliers",
+        "probe",
+        "sample",
+        "restore",
+        "report",
+        "publish",
+    ],
 )
 def test_a_path_without_a_run_is_code_4_for_every_command(command, there, tmp_path, capsys):
     path = tmp_path / "nothing"

@@ -25,7 +25,17 @@ from mixerflow.runs.files import json_text
 from mixerflow.terminal import any_encoding, console, quoted, say, show, tell
 
 SOURCE = Path(commands.__file__).parents[1]
-ALL = ["train", "evaluate", "classify", "probe", "sample", "restore", "report", "publish"]
+ALL = [
+    "train",
+    "evaluate",
+    "classify",
+    "outliers",
+    "probe",
+    "sample",
+    "restore",
+    "report",
+    "publish",
+]
 ALL += ["reproduce", "info"]
 NASTY = [
     "two\nlines",
@@ -268,7 +278,18 @@ def test_empty_words_are_refused(words, word, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    ["evaluate", "classify", "probe", "sample", "restore", "report", "info", "train", "publish"],
+    [
+        "evaluate",
+        "classify",
+        "outliers",
+        "probe",
+        "sample",
+        "restore",
+        "report",
+        "info",
+        "train",
+        "publish",
+    ],
 )
 def test_paths_that_are_no_run_folder(command, made, capsys):
     to = ["--to", "w"] if command == "publish" else []

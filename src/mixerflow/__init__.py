@@ -21,6 +21,7 @@ from mixerflow.version import __version__
 if TYPE_CHECKING:
     from mixerflow.core import Flow, Noise, Transform
     from mixerflow.data import Images
+    from mixerflow.detection import fit_outliers, outliers
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
@@ -72,7 +73,9 @@ _HOME = {
     "WoodburyGlow": "models",
     "bits": "evaluate",
     "build": "recipes",
+    "fit_outliers": "detection",
     "load": "runs",
+    "outliers": "detection",
     "recipe": "recipes",
     "register": "registry",
     "restore": "restoration",
@@ -106,7 +109,9 @@ __all__ = [
     "__version__",
     "bits",
     "build",
+    "fit_outliers",
     "load",
+    "outliers",
     "recipe",
     "register",
     "restore",
@@ -117,6 +122,7 @@ __all__ = [
 _MODULES = (
     "core",
     "data",
+    "detection",
     "errors",
     "evaluate",
     "export",

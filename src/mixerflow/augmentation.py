@@ -19,7 +19,7 @@ _STREAM = 2
 @register
 @dataclass(frozen=True)
 class Augmentation:
-    """Mirrors and shifts training images at random; a negative shift is a ValueError.
+    """Mirrors, shifts and mutates training images at random; impossible settings are a ValueError.
 
     On each spatial axis the shift is uniform among the whole numbers from -`shift` to `shift`.
 
@@ -33,22 +33,50 @@ class Augmentation:
     """Whether to mirror images left to right, with probability 1/2: along the last axis."""
     shift: int = 0
     """Most pixels of a random shift on each spatial axis, either way; edges fill the gap."""
+    mutation: float = 0.0
+    """Share of the values that a uniform random value replaces: for the background flow of a
+    likelihood ratio (Ren et al. 2019, arXiv:1906.02845)."""
 
     def __post_init__(self) -> None:
         if self.shift < 0:
             raise ValueError(f"Augmentation: shift must be at least 0; got {self.shift}")
+        if not 0 <= self.mutation <= 1:
+            raise ValueError(f"Augmentation: mutation must be 0 to 1; got {self.mutation}")
 
-    def check(self, shape: Shape) -> None:
-        """Raise a ConfigError unless images ``(C, *spatial)`` are larger than the shift."""
+    def check(self, shape: Shape, levels: int | None = 256) -> None:
+        """Raise a ConfigError for images ``(C, *spatial)`` that it cannot change.
+
+        Shifts must be smaller than the images, and only integers mutate.
+        """
+        if self.mutation and levels is None:
+            what, flag = "float data have no levels to draw from", "--train.augmentation.mutation"
+            raise ConfigError(what, flag, "leave it out")
         least = min(shape[1:])
         if self.shift >= least:
             what = f"a shift of {self.shift} pixels, of images with a side of {least}"
             raise ConfigError(what, "--train.augmentation.shift", f"give at most {least - 1}")
 
     def augmented(
-        self, images: Shaped[Tensor, "batch channels *spatial"], noise: Noise
+        self,
+        images: Shaped[Tensor, "batch channels *spatial"],
+        noise: Noise,
+        levels: int | None = 256,
     ) -> Shaped[Tensor, "batch channels *spatial"]:
-        """Return the images, mirrored and shifted as `noise` says, each by its own key."""
+        """Return the images, changed as `noise` says, each by its own key.
+
+        `levels` is the number of values that a mutated one is drawn from.
+        """
+        images = self._mirrored_and_shifted(images, noise)
+        if self.mutation and levels is not None:
+            like = torch.empty(len(images), 2, *images.shape[1:], device=images.device)
+            chance, value = Noise(noise.seed, noise.keys, draw=1).uniform(like, _STREAM).unbind(1)
+            drawn = (value * levels).to(images.dtype)
+            images = torch.where(chance < self.mutation, drawn, images)
+        return images
+
+    def _mirrored_and_shifted(self, images: Tensor, noise: Noise) -> Tensor:
+        if not (self.flip or self.shift):
+            return images
         sides = images.shape[2:]
         like = torch.empty(len(images), 1 + len(sides), dtype=torch.float64, device=images.device)
         mirror, *draws = noise.uniform(like, _STREAM).T[:, :, None]

@@ -105,16 +105,20 @@ def _names(given: str) -> list[str]:
 def _data_of_columns(given: Sequence[str], cells: Sequence[Cell]) -> dict[str, str]:
     """Return the argument of `mixerflow.data.load` for each name of images."""
     chosen = {cell.column.source: cell.column.source for cell in cells}
+    further = cells[0].table.further
+    others = {name: name for name in (further.sets if further is not None else ())}
     for each in given:
         name, equals, spec = each.partition("=")
-        if equals and any(name == column.source for column in cells[0].table.columns):
+        if equals and name in others:
+            others[name] = spec
+        elif equals and any(name == column.source for column in cells[0].table.columns):
             chosen |= {name: spec} if name in chosen else {}  # a column that is not run has no data
         elif len(chosen) == 1:
             chosen = dict.fromkeys(chosen, each)
         else:
             remedy = f"give {' '.join(f'--data {name}=IMAGES' for name in chosen)}"
             raise ConfigError(f"which column is {each} for", "--data", remedy)
-    return chosen
+    return chosen | others
 
 
 def _print_tables() -> None:

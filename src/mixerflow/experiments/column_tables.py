@@ -135,7 +135,9 @@ def distances_text(column: dict[str, Any]) -> list[str]:
 
 def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
     """Yield the tables of a column's results that it has, each below a paragraph."""
-    if figures := column.get("figures"):
+    if own := column.get("tables"):
+        yield from ((text, (head, rows)) for text, (head, rows) in own)
+    elif figures := column.get("figures"):
         yield column["about"], _further_table(column, figures)
     if costs := [row for row in column["rows"] if row.get("cost")]:
         first = costs[0]["cost"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,6 +12,9 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Splits
 from mixerflow.experiments.images import Budget, SeedImages
+
+Rows = tuple[list[str], list[list[str]]]
+"""The head and the rows of a table, as texts."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,21 @@ class Further:
         figures: what a record has.
         about: paragraph above the figures.
         references: name -> label of rows that need no flow, only the images.
+        sets: names of images that it needs beside the columns', given as ``--data NAME=IMAGES``.
     """
 
     name: ClassVar[str]
     figures: ClassVar[tuple[Figure, ...]]
     about: ClassVar[str]
     references: ClassVar[Mapping[str, str]] = {}
+    sets: tuple[str, ...] = ()
 
     def settings(self, budget: Budget) -> dict[str, Any]:
         """Return all settings that a record depends on, for JSON: others are measured anew."""
+        return {}
+
+    def depends(self, folder: Path, images: SeedImages) -> dict[str, Any]:
+        """Return what a run's record depends on besides, for JSON; others are renewed."""
         return {}
 
     def require(self, splits: Splits) -> None:
@@ -64,6 +73,13 @@ class Further:
     ) -> dict[str, Any]:
         """Measure one of `references` on a seed's images; return the record."""
         raise NotImplementedError
+
+    def tables(self, column: Mapping[str, Any]) -> Sequence[tuple[str, Rows]]:
+        """Return tables of a column's results, each with the text above it.
+
+        Without any there is the usual one, of a row for each row and a column for each figure.
+        """
+        return []
 
     def pictures(self, column: dict[str, Any]) -> dict[str, bytes]:
         """Return PNG files by name that show a column's results, with its `references`."""

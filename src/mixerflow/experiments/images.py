@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -34,6 +35,8 @@ class SeedImages:
     split: str
     every_test: Images
     """All test images, of which `test` may be the first."""
+    others: Mapping[str, Images] = field(default_factory=dict)
+    """Images that the table has besides, by name: the test images of a set, or all."""
 
     @staticmethod
     def of(splits: Splits, seed: int, budget: Budget, count: int | None = None) -> SeedImages:

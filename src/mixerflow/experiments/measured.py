@@ -29,11 +29,14 @@ def keep_further(run: Run, images: SeedImages, device: torch.device) -> None:
             lambda name=name: further.measure_reference(name, images, run.seed, run.budget, device),
         )
 
+    depends = json.loads(json.dumps(further.depends(run.path, images)))
+
     def measure() -> dict[str, Any]:
         flow = load(run.path, which=run.cell.column.which, device=device)
-        return further.measure(flow, run.path, images, run.seed, run.budget)
+        record = further.measure(flow, run.path, images, run.seed, run.budget)
+        return record | {"depends": depends}
 
-    _keep(_path(run, further), key, measure)
+    _keep(_path(run, further), key, measure, depends)
 
 
 def further_of(run: Run, training: str, test: str) -> dict[str, Any] | None:
@@ -90,8 +93,14 @@ def _key(further: Further, budget: Budget, training: str, test: str) -> dict[str
     return json.loads(json.dumps(key))  # as it is read again
 
 
-def _keep(path: Path, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-    if _known(path, key) is None:
+def _keep(
+    path: Path,
+    key: dict[str, Any],
+    measure: Callable[[], dict[str, Any]],
+    depends: dict[str, Any] | None = None,
+) -> None:
+    known = _known(path, key)
+    if known is None or known.get("depends", {}) != (depends or {}):
         record = {**measure(), "key": key}
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from mixerflow.data import Splits
-from mixerflow.errors import InUseError, NonFiniteError, ResourceError
+from mixerflow.core import Shape
+from mixerflow.data import Images, Splits
+from mixerflow.errors import DataError, InUseError, NonFiniteError, ResourceError
 from mixerflow.evaluate import Features
 from mixerflow.experiments import outputs
 from mixerflow.experiments.cost import keep_cost
@@ -60,9 +62,11 @@ def reproduce(
     """
     root = runs / table.name / budget
     splits = {name: load(spec) for name, spec in data.items()}
+    others = _others(table, splits, splits[cells[0].column.source].train.shape)
     if table.further is not None:
-        for each in splits.values():
-            table.further.require(each)
+        for name, each in splits.items():
+            if name not in others:
+                table.further.require(each)
     queue = [Run(cell, budget, seed, root) for seed in range(seeds) for cell in cells]
     exit_code, stopped, lost = 0, 0, None
     _write_outputs(table, budget, root, out)
@@ -72,7 +76,7 @@ def reproduce(
         if (column.name, run.seed) not in images:
             images = {key: value for key, value in images.items() if key[1] == run.seed}
             mine = SeedImages.of(splits[column.source], run.seed, budget, column.images)
-            images[column.name, run.seed] = mine
+            images[column.name, run.seed] = replace(mine, others=others)
         name = f"{run.cell.name}, seed {run.seed}"
         tell(f"{name} ({number} of {len(queue)})")
         metadata = {
@@ -104,6 +108,19 @@ def reproduce(
     if lost is not None:
         raise lost
     return stopped or exit_code
+
+
+def _others(table: Table, splits: Mapping[str, Splits], shape: Shape) -> dict[str, Images]:
+    """Return the images that the table's further figures need besides, of the columns' shape."""
+    found = {}
+    for name in table.further.sets if table.further is not None else ():
+        given = splits[name]
+        images = given.test or given.train
+        if images.shape != shape:
+            what = f"the images {name} are {images.shape}, the table's are {shape}"
+            raise DataError(what, images.dataset_id, "give images of that shape")
+        found[name] = images
+    return found
 
 
 def _measure_further(

@@ -91,6 +91,7 @@ def _further_of_column(
         "figures": [asdict(figure) for figure in table.further.figures],
         "about": table.further.about,
         "references": reference_rows(root, table.further, budget, runs),
+        "tables": table.further.tables({"rows": rows}),
     }
 
 

@@ -6,6 +6,7 @@ from mixerflow.runs.fitting import labels_of, numbered, require_context, require
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
 from mixerflow.runs.publish import publish
+from mixerflow.runs.thresholds import InsideFit, keep_fit, kept_fit
 from mixerflow.runs.weights import (
     begin_from,
     device_of,
@@ -19,12 +20,15 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Evaluator",
+    "InsideFit",
     "KeptDraws",
     "RunFolder",
     "begin_from",
     "device_of",
     "existing_run",
     "is_published",
+    "keep_fit",
+    "kept_fit",
     "labels_of",
     "load",
     "numbered",

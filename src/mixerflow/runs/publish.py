@@ -252,6 +252,7 @@ def _training(piece: dict[str, Any]) -> str:
     words = [piece.get("optimizer", "adam"), schedule["type"].lower()]
     words += ["flip"] if changes.get("flip") else []
     words += [f"shift {changes['shift']}"] if changes.get("shift") else []
+    words += [f"mutation {changes['mutation']:g}"] if changes.get("mutation") else []
     return ", ".join(words)
 
 

@@ -54,7 +54,7 @@ class Batches:
         self.images, self.batch, self.seed, self.device = images, batch, seed, device
         self.conditional, self.parts, self.processes = conditional, parts, processes
         self.augmentation = augmentation
-        augmentation.check(images.shape)
+        augmentation.check(images.shape, images.levels)
         if batch % (parts * processes.world):
             what = f"a batch of {batch} in {parts} x {processes.world} equal parts"
             remedy = "make it a multiple of --train.accumulate times the number of processes"
@@ -89,7 +89,8 @@ class Batches:
         chosen = np.concatenate([each.at(step, count) for each, count in self._passes])
         x, labels = self.take(chosen[self._places][self._own()])
         if self.augmentation != _UNCHANGED:
-            x = self.augmentation.augmented(x, Noise(self.seed, self.index(step)))
+            noise = Noise(self.seed, self.index(step))
+            x = self.augmentation.augmented(x, noise, self.images.levels)
         return x, labels
 
     def index(self, step: int) -> Tensor:

@@ -1,0 +1,234 @@
+"""``mixerflow outliers``: the inside images, and the scores that are fitted to them or kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixerflow import runs
+from mixerflow.cli.copies import keeping
+from mixerflow.cli.evaluate import EvaluationArguments
+from mixerflow.cli.reading import load_run_data
+from mixerflow.core import Flow
+from mixerflow.data import Images, hold_out
+from mixerflow.detection import (
+    Detection,
+    Fitted,
+    Measured,
+    compare_sets,
+    compressor_of,
+    detection,
+    fit_scores,
+    measure,
+    scores_for,
+)
+from mixerflow.errors import CheckpointError, ConfigError, DataError
+from mixerflow.progress import ProgressBar
+from mixerflow.runs import InsideFit
+from mixerflow.runs.weights import Weights
+from mixerflow.signals import Interrupt, Stopped
+from mixerflow.terminal import tell
+
+_FALSE_ALARMS, _GROUP = 0.05, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideFlags:
+    """Which images are inside, and what is fitted to them."""
+
+    inside: str | None = None
+    """Images of the inside that training has not seen, as --data; their test part, where there is
+    one. By default those that the run keeps, or else its validation images."""
+    inside_classes: str = ""
+    """Classes of --data that are inside, as in `good,ok`: the others are outliers."""
+    background: Path | None = None
+    """A run of perturbed or of any images, for the likelihood ratio."""
+    false_alarms: float | None = None
+    """Rate of inside images that a threshold flags; 0.05 unless given or kept."""
+    group: int | None = None
+    """Images of a group, for group typicality; 16 unless given or kept."""
+
+    def check_inside(self) -> None:
+        """Refuse impossible numbers with a ConfigError."""
+        if self.false_alarms is not None and not 0 < self.false_alarms < 1:
+            what = f"{self.false_alarms} false alarms"
+            raise ConfigError(what, "--false-alarms", "give a rate between 0 and 1")
+        if self.group is not None and self.group < 1:
+            raise ConfigError(f"groups of {self.group} images", "--group", "give at least 1")
+
+    def load_background(self, device: torch.device) -> tuple[Flow, str] | None:
+        """Return the background flow and the SHA-256 of its weights, if one is named."""
+        if self.background is None:
+            return None
+        held = runs.read_weights(self.background)
+        return held.flow(device), held.sha256
+
+
+class Measurer:
+    """Measures images under a run's flow, with a progress bar; a signal ends it with `Stopped`.
+
+    Args:
+        flow: the flow.
+        weights: its weights, and the run's metadata.
+        given: batch and seed.
+        background: the background flow and the SHA-256 of its weights.
+        quiet: whether there is no bar.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        weights: Weights,
+        given: EvaluationArguments,
+        background: tuple[Flow, str] | None,
+        *,
+        quiet: bool,
+    ) -> None:
+        self.flow, self.metadata, self._quiet = flow, weights.metadata, quiet
+        self._batch, self._seed = given.batch, given.seed
+        self._background, sha256 = background or (None, None)
+        self.lengths = flow.levels is not None
+        self.key = {
+            "weights_sha256": weights.sha256,
+            "background_sha256": sha256,
+            "seed": given.seed,
+        }
+
+    def measure(self, images: Images, split: str) -> Measured:
+        """Measure images, whose labels a conditional flow is given.
+
+        Raises:
+            DataError: images without such labels, or of more levels than the flow knows.
+            Stopped: after a signal.
+        """
+        flow = self.flow
+        runs.require_levels(flow, images)
+        conditional = flow.context_net is not None
+        labels = runs.labels_of(flow, self.metadata, images) if conditional else None
+        with ProgressBar("image", len(images), quiet=self._quiet) as bar, Interrupt() as interrupt:
+
+            def on_batch(count: int) -> None:
+                bar.done += count
+                bar.update(bar.done, f"{split}, {bar.rate:.3g} images/s")
+                if interrupt.requested:
+                    tell(f"stopped after {bar.done:,} of {bar.total:,} images of {split}")
+                    raise Stopped(interrupt.requested)
+
+            return measure(
+                flow,
+                images.pixels,
+                labels=labels,
+                background=self._background,
+                lengths=self.lengths,
+                batch=self._batch,
+                seed=self._seed,
+                on_batch=on_batch,
+            )
+
+    def fit(self, inside: Measured, false_alarms: float, group: int) -> Fitted:
+        """Fit all scores that there are figures for."""
+        scores = scores_for(lengths=self.lengths, background=self._background is not None)
+        settings = {"false_alarms": false_alarms, "group": group, "seed": self._seed}
+        return fit_scores(inside, scores, **settings)
+
+    def compare(
+        self, fit: InsideFit, measured: Measured, rows: np.ndarray | None
+    ) -> dict[str, Detection]:
+        """Return how well each score tells outliers, all images, or those that are not `rows`."""
+        if rows is None:
+            return compare_sets(fit.inside, measured, fit.fitted)
+        found = {}
+        for score in fit.fitted.scores:
+            values = score(measured)
+            found[score.name] = detection(values[rows], values[~rows])
+        return found
+
+
+def fit_of(run: Path, measurer: Measurer, given: Any) -> InsideFit:  # noqa: ANN401
+    """Return the scores that the run keeps, or fit them to the inside images and keep them.
+
+    Raises:
+        ConfigError: no inside images, or too few.
+        DataError: they cannot be read or used.
+        Stopped: after a signal.
+    """
+    kept = _kept(run, measurer, renew=given.inside is not None)
+    if kept is None:
+        images, split = _inside_images(measurer.metadata, given)
+        names: dict[str, Any] = {"dataset_id": images.dataset_id, "split": split}
+        inside = measurer.measure(images, "the inside")
+        names["images_sha256"] = images.fingerprint()
+        names["compressor"] = compressor_of(images.pixels) if measurer.lengths else None
+        alarms, group = _FALSE_ALARMS, _GROUP
+    else:
+        names, inside = kept.images, kept.inside
+        alarms, group = kept.fitted.thresholds[0].false_alarms, kept.fitted.group
+    alarms = alarms if given.false_alarms is None else given.false_alarms
+    fitted = measurer.fit(inside, alarms, given.group or group)
+    fit = InsideFit(fitted, inside, measurer.key, names)
+    if kept is None or kept.fitted != fitted:
+        with keeping("the threshold"):
+            runs.keep_fit(run, fit)
+    return fit
+
+
+def _kept(run: Path, measurer: Measurer, *, renew: bool) -> InsideFit | None:
+    """Return what the run keeps, if it is of these weights and nothing is asked to replace it."""
+    try:
+        kept = None if renew else runs.kept_fit(run)
+    except CheckpointError as error:
+        tell(f"fitted again: {error}")
+        return None
+    if kept is not None and kept.key != measurer.key:
+        tell("fitted again: the kept thresholds are of other weights, background or seed")
+        return None
+    return kept
+
+
+def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]:  # noqa: ANN401
+    """Return images of the inside, and the name of their part of the data."""
+    if given.inside is not None:
+        splits = load_run_data(metadata, given.inside, given)
+        images, split = (splits.train, "all") if splits.test is None else (splits.test, "test")
+        if images.fingerprint() == metadata["data"].get("training_sha256"):
+            what, remedy = "the flow was trained on these images", "give others of the inside"
+            raise DataError(what, f"--inside {given.inside}", remedy)
+        return images, split
+    if not (metadata.get("source") or {}).get("data"):
+        what = "the run names no images of its own"
+        raise ConfigError(what, "--inside", "name images of the inside")
+    splits = load_run_data(metadata, None, given)
+    images = splits.validation
+    if images is None:
+        _, images = hold_out(splits.train, seed=metadata["train"]["seed"])
+    if images.fingerprint() != metadata["data"].get("validation_sha256"):
+        what = "the run's own images are no longer those that it was trained on"
+        raise DataError(what, images.dataset_id, "give --inside")
+    return images, "validation"
+
+
+def inside_rows(images: Images, classes: str) -> np.ndarray | None:
+    """Return which images ``(N,)`` are of the named classes; None where none is named.
+
+    Raises:
+        ConfigError: a class that the images do not have, or no image, or all, of those classes.
+        DataError: images without classes.
+    """
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    if not names:
+        return None
+    if images.labels is None or images.vector_length is not None:
+        raise DataError("images without classes", images.dataset_id, "leave out --inside-classes")
+    known = list(images.classes) or [str(n) for n in range(int(images.labels.max()) + 1)]
+    if unknown := [name for name in names if name not in known]:
+        remedy = f"the images have {', '.join(known[:20])}"
+        raise ConfigError(f"no class {unknown[0]}", "--inside-classes", remedy)
+    rows = np.isin(images.labels, [known.index(name) for name in names])
+    if rows.all() or not rows.any():
+        what = f"{'all' if rows.all() else 'none'} of the {len(rows):,} images are inside"
+        raise ConfigError(what, "--inside-classes", "name some of the classes that they have")
+    return rows

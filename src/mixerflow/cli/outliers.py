@@ -1,0 +1,191 @@
+"""``mixerflow outliers``: which images are abnormal for a run, by which score and threshold."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE
+from rich.table import Column, Table
+
+from mixerflow import runs
+from mixerflow.cli.copies import keeping
+from mixerflow.cli.evaluate import EvaluationArguments, file_name
+from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
+from mixerflow.cli.parse import parse
+from mixerflow.data import Images
+from mixerflow.detection import Detection, Outliers, scores_named
+from mixerflow.detection.groups import SOURCE
+from mixerflow.runs import InsideFit
+from mixerflow.runs.files import json_text, sealed, write_atomically, writing
+from mixerflow.signals import Stopped
+from mixerflow.terminal import say, show
+
+WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/outliers.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OutliersArguments(InsideFlags, EvaluationArguments):
+    """Outlier scores of images, with thresholds from images of the inside."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder, or published weights."""
+    scores: str = ""
+    """Only these scores, as in `bits,complexity`."""
+    json: bool = False
+    """Print JSON rather than a table."""
+
+
+def main(arguments: list[str]) -> int:
+    """Score images, print each score's threshold and figures, and keep them in the run folder.
+
+    The exit code is 0, or 130 / 143 after a signal; what was fitted until then is kept.
+    """
+    given = parse(_OutliersArguments, arguments, prog="mixerflow outliers")
+    given.check()
+    given.check_inside()
+    chosen = {each.name for each in scores_named([n.strip() for n in given.scores.split(",") if n])}
+    held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
+    device = runs.device_of(given.device)
+    flow = held.flow(device)
+    measurer = Measurer(flow, held, given, given.load_background(device), quiet=given.json)
+    images, split = given.load_images(held.metadata)
+    rows = inside_rows(images, given.inside_classes)
+    try:
+        fit = fit_of(given.run, measurer, given)
+        found = Outliers.of(measurer.measure(images, split), fit.fitted)
+    except Stopped as stopped:
+        return stopped.exit_code
+    compared = measurer.compare(fit, found.measured, rows)
+    entry = _entry(given, fit, found, compared, images, split)
+    if given.json:
+        say(*json_text(entry).splitlines())
+    else:
+        _print(fit, found, compared, images, split, chosen or {*found.scores}, rows)
+    folder = given.run / "outliers"
+    with keeping("the result"), writing(folder):
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
+        write_atomically(path, sealed(entry))
+        write_atomically(path.with_suffix(".csv"), _table_of(found))
+        if not given.json:
+            say(f"scores of each image in {path.with_suffix('.csv')}")
+    return 0
+
+
+def _entry(
+    given: _OutliersArguments,
+    fit: InsideFit,
+    found: Outliers,
+    compared: dict[str, Detection],
+    images: Images,
+    split: str,
+) -> dict[str, Any]:
+    """Return the result for JSON."""
+    fitted = fit.fitted
+    return {
+        "dataset_id": images.dataset_id,
+        "split": split,
+        "images": len(images),
+        "images_sha256": images.fingerprint(),
+        "inside": fit.images | {"images": fitted.images},
+        "inside_classes": given.inside_classes,
+        "seed": fitted.seed,
+        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
+        "scores": {
+            score.name: {
+                "equation": score.equation,
+                "source": score.source,
+                "larger": "more outlying",
+                "threshold": threshold.as_dict(),
+                "rate_interval": threshold.interval(),
+                "flagged": float(found.flags(score.name).mean()),
+                "detection": compared[score.name].as_dict() if score.name in compared else None,
+            }
+            for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True)
+        },
+        "groups": {
+            "size": fitted.group,
+            "source": SOURCE,
+            "threshold": None if (t := fitted.group_threshold) is None else t.as_dict(),
+            "detection": compared["groups"].as_dict() if "groups" in compared else None,
+        },
+    }
+
+
+def _print(
+    fit: InsideFit,
+    found: Outliers,
+    compared: dict[str, Detection],
+    images: Images,
+    split: str,
+    chosen: set[str],
+    rows: np.ndarray | None,
+) -> None:
+    fitted = fit.fitted
+    plural = "" if len(images) == 1 else "s"
+    say(f"{images.dataset_id}, {split}: {len(images):,} image{plural}")
+    inside = f"{fit.images['dataset_id']}, {fit.images['split']}"
+    first = fitted.thresholds[0]
+    low, high = first.interval()
+    say(
+        f"inside: {fitted.images:,} images of {inside}; half of them give the thresholds:",
+        f"{100 * first.false_alarms:g} % false alarms, truly {100 * low:.2g} to {100 * high:.2g} "
+        "% with 95 % confidence",
+    )
+    heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
+    table = Table("score", *(Column(h, justify="right") for h in heads), box=SIMPLE)
+    for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
+        if score.name in chosen:
+            share = f"{100 * found.flags(score.name).mean():.1f}"
+            told = _figures(compared.get(score.name))
+            table.add_row(score.name, f"{threshold.value:.4g}", share, *told)
+    if "groups" in compared:
+        limit, scores = fitted.group_threshold, found.groups()
+        words = "" if limit is None else f"{limit.value:.4g}"
+        share = "" if limit is None else f"{100 * limit.flags(scores).mean():.1f}"
+        name = f"groups of {fitted.group}"
+        table.add_row(name, words, share, *_figures(compared["groups"]))
+    show(table)
+    if compared:
+        against = (
+            "the images of other classes, beside those of the inside classes"
+            if rows is not None
+            else "all images given, beside the inside images"
+        )
+        say(f"a larger score is more outlying; as if outliers were {against}")
+    say(WARNING)
+
+
+def _figures(found: Detection | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    pairs = (
+        (found.auroc, found.auroc_error),
+        (found.aupr, found.aupr_error),
+        (found.fpr95, found.fpr95_error),
+    )
+    first, second, third = (f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs)
+    return first, second, third
+
+
+def _table_of(found: Outliers) -> bytes:
+    """Return a CSV file: of each image its number, figures, scores, and whether it is beyond."""
+    measured = found.measured
+    columns: dict[str, np.ndarray] = {"log_prob": measured.log_prob, "log_base": measured.log_base}
+    columns["log_det"] = measured.log_det
+    if measured.complexity is not None:
+        columns["file_bits"] = measured.complexity
+    for name, scores in found.scores.items():
+        columns |= {name: scores, f"{name}_outlier": found.flags(name).astype(int)}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *columns])
+    for number, row in enumerate(zip(*columns.values(), strict=True)):
+        writer.writerow([number, *(f"{value:.8g}" for value in row)])
+    return text.getvalue().encode()
