@@ -182,8 +182,14 @@ def trained(model: FeatureFlow, train: Tensor, given: Arguments, seed: int) -> F
     torch.manual_seed(seed)
     flow = model.build(tuple(train.shape[1:]))
     config = TrainConfig(
-        steps=given.steps, batch=given.batch, lr=given.lr, betas=(0.9, 0.99), warmup=20, ema=0.99,
-        initial=64, seed=seed,
+        steps=given.steps,
+        batch=given.batch,
+        lr=given.lr,
+        betas=(0.9, 0.99),
+        warmup=20,
+        ema=0.99,
+        initial=64,
+        seed=seed,
     )
     mixerflow.train(flow, train, config=config, quiet=True)
     return flow.fused()

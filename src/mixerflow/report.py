@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from mixerflow import page, pictures
 from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
-from mixerflow.evaluate import Bits, bits, draw_pixels, kind_of, to_pixels
-from mixerflow.runs import RunFolder, labels_of, load
+from mixerflow.evaluate import Bits, bits, draw_pixels, has_pictures, kind_of, to_pixels
+from mixerflow.runs import RunFolder, labels_of, load, require_levels
 
 _SCORED, _EXTREMES, _RECONSTRUCTED = 500, 16, 10
 
@@ -50,6 +50,7 @@ def make_report(run: Path, images: Images) -> Report:
     folder = RunFolder(run)
     metadata, records = folder.read_started(), folder.read_metrics()
     flow = load(run)
+    require_levels(flow, images)
     scored = images.first(_SCORED)
     if flow.context_net is not None:
         scored = dataclasses.replace(scored, labels=labels_of(flow, metadata, scored))
@@ -64,13 +65,13 @@ def make_report(run: Path, images: Images) -> Report:
         *(page.picture(each, "plot") for each in (_curves(records), _accuracies(records)) if each),
         page.note(f"Validation uses the moving average of the weights{_validated(records)}."),
     ]
-    for temperature in (0.7, 1.0) if len(flow.shape) == 3 else ():
+    for temperature in (0.7, 1.0) if has_pictures(flow) else ():
         drawn = draw_pixels(flow, 64, seed=1, temperature=temperature, examples=labels)
         heading = page.heading(f"Samples at temperature {temperature:g}")
         body += [heading, _grid(drawn.pixels), page.note(f"{drawn}.")]
     body += _reconstructions(flow, scored)
-    body += _extremes("Fewest bits/dim", scored, figure, order[:_EXTREMES])
-    body += _extremes("Most bits/dim", scored, figure, order[::-1][:_EXTREMES])
+    body += _extremes("Fewest bits/dim", flow, scored, figure, order[:_EXTREMES])
+    body += _extremes("Most bits/dim", flow, scored, figure, order[::-1][:_EXTREMES])
     settings = [[key, _setting(value)] for key, value in metadata.items()]
     body += [page.heading("Settings"), page.table([], settings)]
     return Report(figure, name, body)
@@ -160,25 +161,39 @@ def _reconstructions(flow: Flow, images: Images) -> list[str]:
     z = flow.encode(x, context)
     decoded = flow.decode_samples(z, context)
     shrunk = flow.decode_samples(0.7 * z, context)
-    wrong = int((decoded.images.to(torch.int64) != x.to(torch.int64)).sum())
+    if flow.levels is None:
+        error = float((decoded.images.cpu() - x).abs().max())
+        wrong = f"the largest difference is {error:.2g}"
+    else:
+        count = int((decoded.images.to(torch.int64) != x.to(torch.int64)).sum())
+        wrong = f"{count} of {x.numel():,} values differ"
     parts = [Samples(x, 0, torch.zeros_like(x, dtype=torch.bool)), decoded, shrunk]
     shown = torch.cat([part.images.cpu() for part in parts])
     nonfinite = torch.cat([part.nonfinite.cpu() for part in parts])
     count = int(nonfinite.sum())
     note = (
-        f"From above: images; decoded from their latents ({wrong} of {x.numel():,} values differ); "
+        f"From above: images; decoded from their latents ({wrong}); "
         "decoded from 0.7 times their latents."
         + (f" {count} values are not finite, shown in magenta." if count else "")
     )
+    if not has_pictures(flow):
+        return [page.heading("Reconstructions"), page.note(f"Decoded from their latents: {wrong}.")]
     picture = _grid(to_pixels(flow, Samples(shown, 0, nonfinite)), columns=len(images))
     return [page.heading("Reconstructions"), picture, page.note(note)]
 
 
-def _extremes(title: str, images: Images, figure: Bits, indices: np.ndarray) -> list[str]:
+def _extremes(
+    title: str, flow: Flow, images: Images, figure: Bits, indices: np.ndarray
+) -> list[str]:
     figures = ", ".join(f"{figure.per_image[i]:.2f}" for i in indices)
     of = f"of {len(images)} images of {images.dataset_id}"
     note = f"In order: {figures} bits/dim; {of}: {figure.kind}."
-    picture = _grid(images.take(indices).pixels, columns=_EXTREMES // 2)
+    if not has_pictures(flow):
+        numbers = ", ".join(map(str, indices))
+        return [page.heading(title), page.note(f"Images {numbers}, from 0. {note}")]
+    pixels = images.take(indices).pixels
+    pixels = pixels if flow.levels is not None else to_pixels(flow, torch.from_numpy(pixels))
+    picture = _grid(pixels, columns=_EXTREMES // 2)
     return [page.heading(title), picture, page.note(note)]
 
 

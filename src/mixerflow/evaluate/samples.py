@@ -151,6 +151,11 @@ class DrawnPixels(NamedTuple):
         return f"{text}; {self.nonfinite_values} values in {images} not finite, shown in magenta"
 
 
+def has_pictures(flow: Flow) -> bool:
+    """Whether images ``(C, H, W)`` of a flow can be shown: not floats of many channels."""
+    return len(flow.shape) == 3 and (flow.levels is not None or flow.shape[0] <= 4)
+
+
 def draw_pixels(
     flow: Flow,
     n: int,
@@ -165,11 +170,24 @@ def draw_pixels(
     A class-conditional flow draws its classes in turn, and any other conditional flow is given
     `examples`, the contexts of images, in turn, unless `label` names one context, or one an image.
     """
-    generator = torch.Generator(flow.device).manual_seed(int(seed))
-    context = contexts_in_turn(flow, n, examples) if label is None else label
-    drawn = flow.draw(n, context, temperature=temperature, generator=generator)
+    drawn = draw_values(flow, n, seed=seed, temperature=temperature, label=label, examples=examples)
     nonfinite = drawn.nonfinite.flatten(1).sum(1).cpu().numpy()
     return DrawnPixels(to_pixels(flow, drawn), drawn.clamped, nonfinite, drawn.images.numel())
+
+
+def draw_values(
+    flow: Flow,
+    n: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    label: Tensor | int | None = None,
+    examples: np.ndarray | None = None,
+) -> Samples:
+    """Draw what `draw_pixels` draws, as the flow's own values."""
+    generator = torch.Generator(flow.device).manual_seed(int(seed))
+    context = contexts_in_turn(flow, n, examples) if label is None else label
+    return flow.draw(n, context, temperature=temperature, generator=generator)
 
 
 def contexts_in_turn(

@@ -80,9 +80,7 @@ class FeatureFlow(PositiveCounts, Model):
         encoding = self.positions
         context = self.context + (encoding.width if encoding else 0)
         mix = self.linear.build(channels)
-        flow = self.flow.build(
-            channels, flip=flip, reversed=self.linear.reverses, context=context
-        )
+        flow = self.flow.build(channels, flip=flip, reversed=self.linear.reverses, context=context)
         steps = [step for step in (mix, flow) if step is not None]
         rows = encoding.on_grid(tuple(spatial)) if encoding else None
         return Along(0, KernelChain(*steps), rows=rows)
