@@ -2,9 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from torchmetrics.functional.classification import (
@@ -32,14 +35,17 @@ from mixerflow.detection import (
     least_images,
     measure,
     outliers,
+    rarity,
     scores_for,
     threshold_of,
 )
 from mixerflow.detection.corruptions import BLUR, CONTRAST, CORRUPTIONS, NOISE
 from mixerflow.detection.mixture import fit_mixture
 from mixerflow.errors import ConfigError
+from mixerflow.parts import Classes
 from mixerflow.pictures import codec_bits
-from mixerflow.registry import construct, describe
+from mixerflow.recipes import recipe
+from mixerflow.registry import construct, describe, evolve
 
 RANDOM = np.random.default_rng(0)
 
@@ -139,6 +145,17 @@ def test_the_threshold_itself_is_inside_and_nan_is_not():
         threshold.observed_interval(0)
 
 
+def test_rarity_is_the_share_of_the_inside_and_agrees_with_the_threshold():
+    inside, scores = RANDOM.normal(size=59).round(1), RANDOM.normal(1, 1, 200).round(1)
+    found = rarity(inside, scores)
+    assert found == pytest.approx([(1 + (inside >= each).sum()) / 60 for each in scores])
+    threshold = threshold_of(inside, 0.1)
+    assert (threshold.flags(scores) == (found <= threshold.expected + 1e-12)).all()
+    assert rarity(inside, np.array([math.nan, math.inf, -math.inf])) == pytest.approx(
+        [1 / 60, 1 / 60, 1]
+    )
+
+
 def images(n=64, seed=0):
     """Images from the Gaussian that the flow is, and flat ones, which it finds likelier."""
     random = np.random.default_rng(seed)
@@ -158,6 +175,24 @@ def test_what_is_measured_is_the_flows_own_and_independent_of_the_batch():
     alone = measure(flow, inside[5:6])
     assert alone.log_prob[0] == pytest.approx(found.log_prob[5], rel=1e-12)
     assert len(found.take(np.array([2, 3]))) == 2
+
+
+def test_a_class_conditional_flow_is_the_mixture_of_its_classes():
+    model = evolve(recipe("mixerflow-tiny").model, {"layers": 1, "flow.net.width": 8})
+    flow = replace(model, classes=Classes(3)).build((1, 8, 8)).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    x = RANDOM.integers(0, 256, (4, 1, 8, 8)).astype(np.uint8)
+    each = [measure(flow, x, labels=np.full(4, k), lengths=False) for k in range(3)]
+    logs = np.stack([one.log_prob for one in each])
+    found = measure(flow, x, lengths=False)
+    assert np.ptp(logs, 0).min() > 0.1
+    assert found.log_prob == pytest.approx(
+        scipy.special.logsumexp(logs, 0) - math.log(3), rel=1e-12
+    )
+    bases = np.stack([one.log_base for one in each])[logs.argmax(0), range(4)]
+    assert found.log_base == pytest.approx(bases, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -352,3 +387,13 @@ def test_corruptions_are_what_they_say(dtype):
         both = np.apply_along_axis(np.convolve, 1, rows, weights / weights.sum(), "valid")
         assert blur[0, 0] == pytest.approx(both, abs=0.51 + 0.001 * top / 255)
         assert blur.dtype == noise.astype(dtype).dtype
+
+
+def test_the_pages_snippet():
+    """The first snippet of docs/outliers.md, word for word."""
+    page = (Path(__file__).parents[1] / "docs" / "outliers.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    scope = {}
+    exec(code, scope)
+    assert scope["found"].scores["complexity"].shape == (50,)
+    assert scope["found"].flags("complexity").all()

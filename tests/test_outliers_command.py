@@ -81,6 +81,7 @@ def test_the_failure_and_its_cure_printed_and_kept(fresh, folder, capsys):
     limit = record["scores"]["complexity"]["threshold"]["value"]
     for row in rows:
         assert int(row["complexity_outlier"]) == (float(row["complexity"]) > limit)
+        assert int(row["complexity_outlier"]) == (float(row["complexity_rarity"]) < 1.01 / 21)
 
 
 def test_the_kept_threshold_is_pythons_and_is_used_again(fresh, folder, capsys):

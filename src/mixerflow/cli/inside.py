@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mixerflow import runs
 from mixerflow.cli.copies import keeping
@@ -99,16 +100,16 @@ class Measurer:
         }
 
     def measure(self, images: Images, split: str) -> Measured:
-        """Measure images, whose labels a conditional flow is given.
+        """Measure images; a flow conditional on vectors is given theirs.
 
         Raises:
-            DataError: images without such labels, or of more levels than the flow knows.
+            DataError: images without such vectors, or of more levels than the flow knows.
             Stopped: after a signal.
         """
         flow = self.flow
         runs.require_levels(flow, images)
-        conditional = flow.context_net is not None
-        labels = runs.labels_of(flow, self.metadata, images) if conditional else None
+        given = flow.context_net is not None and not isinstance(flow.context_net, nn.Embedding)
+        labels = runs.labels_of(flow, self.metadata, images) if given else None
         with ProgressBar("image", len(images), quiet=self._quiet) as bar, Interrupt() as interrupt:
 
             def on_batch(count: int) -> None:

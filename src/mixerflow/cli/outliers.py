@@ -19,7 +19,7 @@ from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
-from mixerflow.detection import Detection, Outliers, scores_named
+from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
 from mixerflow.detection.groups import SOURCE
 from mixerflow.runs import InsideFit
 from mixerflow.runs.files import json_text, sealed, write_atomically, writing
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(exist_ok=True)
         path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
         write_atomically(path, sealed(entry))
-        write_atomically(path.with_suffix(".csv"), _table_of(found))
+        write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
     return 0
@@ -174,15 +174,17 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
     return first, second, third
 
 
-def _table_of(found: Outliers) -> bytes:
-    """Return a CSV file: of each image its number, figures, scores, and whether it is beyond."""
+def _table_of(found: Outliers, fit: InsideFit) -> bytes:
+    """Return a CSV file: of each image its number, figures, and scores with their rarity."""
+    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
     measured = found.measured
     columns: dict[str, np.ndarray] = {"log_prob": measured.log_prob, "log_base": measured.log_base}
     columns["log_det"] = measured.log_det
     if measured.complexity is not None:
         columns["file_bits"] = measured.complexity
     for name, scores in found.scores.items():
-        columns |= {name: scores, f"{name}_outlier": found.flags(name).astype(int)}
+        columns |= {name: scores, f"{name}_rarity": rarity(inside.scores[name], scores)}
+        columns[f"{name}_outlier"] = found.flags(name).astype(int)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *columns])

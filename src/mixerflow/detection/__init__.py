@@ -14,7 +14,7 @@ from mixerflow.detection.groups import group_scores
 from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.scores import SCORES, Score, bits_of, scores_for, scores_named
-from mixerflow.detection.threshold import Threshold, least_images, threshold_of
+from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
 
 __all__ = [
     "GROUPS",
@@ -37,6 +37,7 @@ __all__ = [
     "least_images",
     "measure",
     "outliers",
+    "rarity",
     "scores_for",
     "scores_named",
     "threshold_of",

@@ -9,6 +9,7 @@ of neighbours. WebP's method 2 codes some 3,000 images of 32 x 32 pixels a secon
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.errors import ConfigError
@@ -129,7 +130,9 @@ def measure(
     Args:
         flow: the model, whose density counts.
         images: integers as the flow's levels say, or floats.
-        labels: class numbers or vectors, for a conditional flow.
+        labels: class numbers or vectors, for a conditional flow. Without them a class-conditional
+            flow is the mixture of its K classes, ``log p(x) = log 1/K sum_k p(x | k)``, in K
+            passes, and `log_base` is that of the likeliest class.
         background: a second flow of images of the same shape, see `LikelihoodRatio`. It has no
             context.
         lengths: whether images are compressed too.
@@ -154,9 +157,7 @@ def measure(
             part = x[start : start + batch]
             given = None if context is None else context[start : start + batch]
             noise, pixels = Noise.of(seed, part), part.to(flow.device)
-            found = scored(pixels, given, noise)
-            log_prob = found.log_prob.double().cpu().numpy()
-            log_base = log_prob - found.log_det.double().cpu().numpy()
+            log_prob, log_base = _densities(scored, pixels, given, noise)
             second = None if background is None else _log_prob(background, part, noise)
             bits = complexity(part.cpu().numpy()) if lengths else None
             parts.append(Measured(flow.dims, log_prob, log_base, bits, second))
@@ -165,6 +166,23 @@ def measure(
     if not parts:
         raise ValueError("measure: no images")
     return joined(parts)
+
+
+def _densities(
+    flow: Flow, x: Tensor, context: Tensor | None, noise: Noise
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``log p(x)`` and ``log p(z)`` ``(B,)``; without a class, those of all classes."""
+    if context is None and isinstance(flow.context_net, nn.Embedding):
+        count = flow.context_net.num_embeddings
+        every = [flow(x, torch.full((len(x),), k), noise) for k in range(count)]
+    else:
+        every = [flow(x, context, noise)]
+    log_prob = torch.stack([each.log_prob.double() for each in every])
+    log_base = log_prob - torch.stack([each.log_det.double() for each in every])
+    likeliest = log_prob.nan_to_num(nan=-math.inf).argmax(0, keepdim=True)
+    log_base = log_base.gather(0, likeliest)[0]
+    log_prob = log_prob.logsumexp(0) - math.log(len(every))
+    return log_prob.cpu().numpy(), log_base.cpu().numpy()
 
 
 def _log_prob(flow: Flow, x: Tensor, noise: Noise) -> np.ndarray:

@@ -113,6 +113,23 @@ def threshold_of(scores: np.ndarray, false_alarms: float) -> Threshold:
     return Threshold(float(np.sort(scores)[rank - 1]), false_alarms, count, rank)
 
 
+def rarity(inside: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return how rare scores ``(N,)`` are among those of inside images ``(n,)``: ``(N,)``.
+
+    It is ``(1 + number of inside scores at least as large) / (n + 1)``, the conformal p-value: of
+    images that are as the inside ones are, at most the share r has a rarity of r or less. An image
+    lies beyond a `threshold_of` the same scores if its rarity is at most the threshold's `expected`
+    rate. NaN is as rare as can be.
+
+    References:
+        Vovk, Gammerman, Shafer: Algorithmic learning in a random world (2005), section 2.2.
+    """
+    known = np.sort(np.asarray(inside, np.float64))
+    scores = np.where(np.isnan(scores), np.inf, scores)
+    larger = len(known) - np.searchsorted(known, scores, side="left")
+    return (1 + larger) / (len(known) + 1)
+
+
 def _beta(share: float, a: int, b: int) -> float:
     """Return the quantile of Beta(a, b), for whole a and b, by bisection.
 
