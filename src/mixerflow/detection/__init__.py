@@ -11,25 +11,43 @@ from mixerflow.detection.fitted import (
     outliers,
 )
 from mixerflow.detection.groups import group_scores
+from mixerflow.detection.known import SCORES, scores_for, scores_named
 from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
 from mixerflow.detection.metrics import Detection, detection
-from mixerflow.detection.scores import SCORES, Score, bits_of, scores_for, scores_named
+from mixerflow.detection.places import (
+    POOLINGS,
+    MaximumPlace,
+    MeanPlaces,
+    Pooling,
+    TopPlaces,
+    factorises,
+    place_scores,
+)
+from mixerflow.detection.scorer import Scorer, scorer
+from mixerflow.detection.scores import Score, bits_of
 from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
 
 __all__ = [
     "GROUPS",
+    "POOLINGS",
     "SCORES",
     "Detection",
     "Fitted",
+    "MaximumPlace",
+    "MeanPlaces",
     "Measured",
     "Outliers",
+    "Pooling",
     "Score",
+    "Scorer",
     "Threshold",
+    "TopPlaces",
     "bits_of",
     "compare_sets",
     "complexity",
     "compressor_of",
     "detection",
+    "factorises",
     "fit_outliers",
     "fit_scores",
     "group_scores",
@@ -37,7 +55,9 @@ __all__ = [
     "least_images",
     "measure",
     "outliers",
+    "place_scores",
     "rarity",
+    "scorer",
     "scores_for",
     "scores_named",
     "threshold_of",
