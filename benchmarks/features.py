@@ -14,7 +14,8 @@ milliseconds an image of 28 x 28 places: median, least, most. JSON goes to stand
 from __future__ import annotations
 
 import json
-import statistics
+import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ import tyro
 from torch import Tensor
 
 import mixerflow
+from benchmarks.common import spread
 from mixerflow.core import Flow
+from mixerflow.detection import POOLINGS, detection, place_scores
 from mixerflow.models import FeatureFlow
 from mixerflow.parts import LinearMap
 from mixerflow.registry import choices, evolve
@@ -54,7 +57,7 @@ class Arguments:
     noise: float = 0.05
     """Standard deviation of the noise that all channels have; with 0 they are of rank 2 PAIRS."""
     settings: tuple[str, ...] = ("",)
-    """Settings of FeatureFlow, each as PATH=VALUE,PATH=VALUE in JSON; "" for the default."""
+    """Settings of FeatureFlow, each as PATH=VALUE;PATH=VALUE, as in linear=lu;layers=8."""
     speed: bool = False
     """Measure times instead."""
     lengths: tuple[int, ...] = (384, 768, 1024)
@@ -153,28 +156,19 @@ def gaussian_scores(train: Tensor, *, by_place: bool) -> Callable[[Tensor], Tens
     return scores
 
 
-def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Share of the pairs of a good and a broken one in which the broken one has the larger score."""
-    both = torch.cat([inside.flatten(), outside.flatten()]).double()
-    values, inverse, counts = both.unique(return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]
-    n, m = inside.numel(), outside.numel()
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
-
-
 def figures(scores: Callable[[Tensor], Tensor], parts: Parts) -> dict[str, float]:
-    """AUROC of images by three scores of a map, and of places."""
+    """AUROC of images by each score of a map, and of places."""
     good, broken = scores(parts.good), scores(parts.broken)
-    top = max(1, round(0.02 * good[0].numel()))
-    pooled = {
-        "maximum": lambda maps: maps.flatten(1).amax(1),
-        "top 2 %": lambda maps: maps.flatten(1).topk(top).values.mean(1),
-        "mean": lambda maps: maps.flatten(1).mean(1),
+
+    def auroc(inside: Tensor, outside: Tensor) -> float:
+        return round(detection(inside.numpy(), outside.numpy(), resamples=0).auroc, 4)
+
+    result = {
+        name: auroc(*(pooling.pool(maps.flatten(1)) for maps in (good, broken)))
+        for name, pooling in POOLINGS.items()
     }
-    result = {name: auroc(pool(good), pool(broken)) for name, pool in pooled.items()}
     inside = torch.cat([good.flatten(), broken[~parts.masks]])
-    result["places"] = auroc(inside, broken[parts.masks])
-    return {name: round(value, 4) for name, value in result.items()}
+    return result | {"places": auroc(inside, broken[parts.masks])}
 
 
 def trained(model: FeatureFlow, train: Tensor, given: Arguments, seed: int) -> Flow:
@@ -196,14 +190,12 @@ def trained(model: FeatureFlow, train: Tensor, given: Arguments, seed: int) -> F
 
 
 def model_of(settings: str) -> FeatureFlow:
-    """FeatureFlow with settings ``PATH=VALUE,...``; a word stands for a part."""
+    """FeatureFlow with settings ``PATH=VALUE;...`` in JSON; the word of a linear map is the map."""
     changes: dict[str, Any] = {}
     for pair in filter(None, settings.split(";")):
         path, value = pair.split("=", 1)
-        try:
-            changes[path] = json.loads(value)
-        except ValueError:
-            changes[path] = eval(value, vars(mixerflow.parts) | vars(mixerflow.transforms))  # noqa: S307
+        maps = choices(LinearMap) if path in ("linear", "first") else {}
+        changes[path] = maps[value] if value in maps else json.loads(value)
     return evolve(FeatureFlow(), changes)
 
 
@@ -226,19 +218,58 @@ def compare(given: Arguments) -> list[dict[str, Any]]:
                 seconds = time.perf_counter() - begun
 
                 def scores(x: Tensor, flow: Flow = flow) -> Tensor:
-                    with torch.no_grad():
-                        return -flow.log_prob_by_place(x)
+                    return torch.from_numpy(place_scores(flow, x))
 
                 row = about | {"model": f"flow {settings}"} | figures(scores, parts)
                 rows.append(row | {"seconds": round(seconds)})
-                print(rows[-1], flush=True, file=__import__("sys").stderr)
+                print(rows[-1], flush=True, file=sys.stderr)
+    return rows
+
+
+def jobs_of(channels: int, word: str, given: Arguments) -> dict[str, Callable[[], object]]:
+    """A training step, and scoring, of a batch of maps by the default model with a linear map."""
+    torch.manual_seed(0)
+    flow = evolve(FeatureFlow(), {"linear": choices(LinearMap)[word]}).build(
+        (channels, given.places, given.places)
+    )
+    x = torch.randn(given.batch, *flow.shape)
+    flow.initialize(x)
+    fused, optimizer = flow.fused(), torch.optim.Adam(flow.parameters(), 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (-flow.log_prob(x).mean() / flow.dims).backward()
+        optimizer.step()
+
+    return {"step": step, "score": lambda: place_scores(fused, x, batch=given.batch)}
+
+
+def speed(given: Arguments) -> list[dict[str, Any]]:
+    """Milliseconds an image, on the clock and of all threads' processor time, by model and job."""
+    rows = []
+    for channels in given.lengths:
+        for word in given.maps:
+            for job, run in jobs_of(channels, word, given).items():
+                wall, cpu = [], []
+                for number in range(given.rounds + 1):
+                    clock, processor = time.perf_counter(), time.process_time()
+                    run()
+                    if number:  # the first round warms up
+                        wall.append((time.perf_counter() - clock) / given.batch * 1e3)
+                        cpu.append((time.process_time() - processor) / given.batch * 1e3)
+                row = {"channels": channels, "linear": word, "job": job}
+                rows.append(row | {"clock": spread(wall), "processor": spread(cpu)})
+                print(rows[-1], flush=True, file=sys.stderr)
     return rows
 
 
 def main() -> None:
+    """Run what the arguments say, and print JSON."""
     given = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(given.threads)
-    print(json.dumps(compare(given), indent=1))
+    rows = speed(given) if given.speed else compare(given)
+    machine = {"threads": given.threads, "load": os.getloadavg()[0]}
+    print(json.dumps({"machine": machine, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

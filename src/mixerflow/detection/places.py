@@ -32,8 +32,12 @@ def require_places(flow: Flow) -> None:
     """Raise a ConfigError, which names what mixes them, for a flow that has no scores of places."""
     obstacle = _obstacle(flow)
     if obstacle is not None:
-        remedy = "take a flow of each place by itself, such as FeatureFlow"
-        raise ConfigError(f"no score of each place: {obstacle}", "places", remedy)
+        raise _mixed(obstacle)
+
+
+def _mixed(obstacle: str) -> ConfigError:
+    remedy = "take a flow of each place by itself, such as FeatureFlow"
+    return ConfigError(f"no score of each place: {obstacle}", "places", remedy)
 
 
 @torch.no_grad()
@@ -78,7 +82,6 @@ def place_scores(
     """
     if batch < 1:
         raise ConfigError(f"{batch} images at a time", "batch", "give at least 1")
-    require_places(flow)
     x, context = as_tensor(features), None if labels is None else as_tensor(labels)
     if context is not None and len(context) != len(x):
         raise ValueError(f"place_scores: {len(context)} labels for {len(x)} images")
@@ -87,7 +90,11 @@ def place_scores(
         for start in range(0, len(x), batch):
             part = x[start : start + batch]
             given = None if context is None else context[start : start + batch]
-            log_prob = scored.log_prob_by_place(part.to(flow.device), given, Noise.of(seed, part))
+            noise = None if flow.levels is None else Noise.of(seed, part)
+            try:
+                log_prob = scored.log_prob_by_place(part.to(flow.device), given, noise)
+            except MixesPlaces as error:
+                raise _mixed(str(error)) from error
             parts.append(-log_prob.double().cpu().numpy())
             if on_batch is not None:
                 on_batch(len(part))

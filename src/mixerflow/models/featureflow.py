@@ -69,8 +69,9 @@ class FeatureFlow(PositiveCounts, Model):
 
     def compose(self, shape: Shape) -> Transform:
         channels, *spatial = shape
-        each = tuple(shape) if self.actnorm == "place" else (channels, *(1 for _ in spatial))
-        first = [Along(0, Standardize(channels)), ActNorm(each), *self.first.on_image(shape)]
+        channel = (channels, *(1 for _ in spatial))
+        norm = ActNorm(shape if self.actnorm == "place" else channel)
+        first = [Standardize(channel), norm, *self.first.on_image(shape)]
         layers = [self.layer(shape, flip=number % 2 == 1) for number in range(self.layers)]
         return Chain(*self.pixel_steps(shape), *first, *layers)
 

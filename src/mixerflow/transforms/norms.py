@@ -83,8 +83,10 @@ class DiagonalAffine(Transform):
         return shape
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Merge a map of channels ``(C, 1, ...)`` into a linear map of the channels next to it."""
+        """Merge with another such map, or of channels ``(C, 1, ...)`` into a linear map of these."""
         other = after if before is self else before
+        if isinstance(other, DiagonalAffine) and before.affine and after.affine:
+            return _one_map(before, after)
         if not (isinstance(other, Along) and isinstance(other.transform, Linear)):
             return None
         n = other.transform.n
@@ -110,6 +112,20 @@ class DiagonalAffine(Transform):
 
     def extra_repr(self) -> str:
         return f"{self.shape}"
+
+
+def _one_map(before: Transform, after: Transform) -> Transform | None:
+    """Return one elementwise affine map equal to two; None where it would have more numbers."""
+    assert isinstance(before, DiagonalAffine) and isinstance(after, DiagonalAffine)
+    wider = max(before.shape, after.shape, key=math.prod)
+    if len(before.shape) != len(after.shape) or wider != torch.broadcast_shapes(
+        before.shape, after.shape
+    ):
+        return None
+    merged = DiagonalAffine(wider).to(before.log_scale)
+    merged.log_scale.copy_(before.log_scale + after.log_scale)
+    merged.shift.copy_(before.shift * after.log_scale.exp() + after.shift)
+    return merged
 
 
 @register

@@ -1,16 +1,19 @@
-"""Affine maps of vectors that a first batch fixes: nothing here is trained afterwards."""
+"""Affine maps of channels that a first batch fixes: nothing here is trained afterwards."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mixerflow.core import Transform
+from mixerflow.core import Shape, Transform
+from mixerflow.moments import Entries
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear, _DenseMap
+from mixerflow.transforms.norms import DiagonalAffine
 
 _CONSTANT = 1e-6
 """A standard deviation, relative to the largest value, below which a number counts as constant."""
@@ -18,57 +21,50 @@ _ROWS = 2**14
 """Vectors at a time in sums of float64."""
 
 
-class _FromData(_DenseMap):
-    """``z = A (x - m)`` with buffers that `initialize` sets; the identity until then."""
-
-    affine = True
-    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def __init__(self, n: int) -> None:
-        super().__init__(n)
-        self.register_buffer("bias", torch.zeros(n))
-
-    def folded(self) -> Transform:
-        return Linear(self, self.n)
-
-    def _fit(self, rows: Tensor, mean: Tensor) -> None:
-        """Set the buffers by vectors ``(N, n)`` and their mean ``(n,)``, in float64."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        rows = x.movedim(1, -1).reshape(-1, self.n)
-        if len(rows) == 0:
-            raise ValueError(f"{type(self).__name__}: cannot be initialised from an empty batch")
-        mean = torch.zeros(self.n, dtype=torch.float64, device=x.device)
-        for part in rows.split(_ROWS):
-            mean += part.double().sum(0) / len(rows)
-        self._fit(rows, mean)
-        return self(x, context)[0]
+def _mean(rows: Tensor) -> Tensor:
+    """The mean ``(n,)`` of vectors ``(N, n)``, in float64; a ValueError refuses none."""
+    if len(rows) == 0:
+        raise ValueError("no vectors to be initialised from")
+    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in rows.split(_ROWS):
+        mean += part.double().sum(0) / len(rows)
+    return mean
 
 
 @register
-class Standardize(_FromData):
+class Standardize(DiagonalAffine):
     """``z_i = (x_i - m_i) / s_i`` with the mean and the standard deviation of a first batch.
 
-    ``log|det dz/dx| = -sum_i log s_i``. A number that is constant in the batch, or nearly, has
+    ``log|det dz/dx|`` is the sum of ``-log s_i`` over the event. Nothing here is trained; until
+    `initialize` the map is the identity. A channel that is constant in the batch, or nearly, has
     ``s_i = floor * sqrt(mean_j s_j^2)``: it counts as one that varies that little, so that the map
     stays finite and the same in every unit of the data. Where all are constant, ``s_i = 1``.
 
     Args:
+        shape: ``(C, 1, 1)`` for the channels of images ``(C, H, W)``.
         floor: least standard deviation, relative to the root mean square of all of them.
     """
 
-    log_scale: Tensor
+    log_scale: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    shift: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def __init__(self, n: int, *, floor: float = 0.1) -> None:
-        super().__init__(n)
+    def __init__(self, shape: Shape | int, *, floor: float = 0.1) -> None:
+        super().__init__(shape)
         if not 0 < floor <= 1:
             raise ValueError(f"Standardize: floor must be in (0, 1]; got {floor}")
+        if any(n != 1 for n in self.shape[1:]):
+            raise ValueError(f"Standardize: parameters of channels, (C, 1, ...); got {self.shape}")
         self.floor = floor
-        self.register_buffer("log_scale", torch.zeros(n))
+        for name in ("log_scale", "shift"):
+            values = getattr(self, name).detach()
+            delattr(self, name)
+            self.register_buffer(name, values)
 
-    def _fit(self, rows: Tensor, mean: Tensor) -> None:
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        self.out_shape(tuple(x.shape[1:]))
+        rows = x.movedim(1, -1).flatten(0, -2)
+        mean = _mean(rows)
         variance = torch.zeros_like(mean)
         for part in rows.split(_ROWS):
             variance += (part.double() - mean).square().sum(0) / len(rows)
@@ -76,33 +72,19 @@ class Standardize(_FromData):
         deviation = deviation.where(deviation > _CONSTANT * rows.abs().amax(0), 0.0)
         least = self.floor * float(deviation.square().mean().sqrt())
         deviation = deviation.clamp(min=least) if least > 0 else torch.ones_like(deviation)
-        self.log_scale.copy_(-deviation.log())
-        self.bias.copy_(-mean / deviation)
+        self.log_scale.copy_(-deviation.log().view(self.shape))
+        self.shift.copy_((-mean / deviation).view(self.shape))
+        return self(x, context)[0]
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        return x * self.log_scale.exp() + self.bias
-
-    def _solve(self, y: Tensor) -> Tensor:
-        return y * (-self.log_scale).exp()
-
-    def _multiply_columns(self, x: Tensor) -> Tensor:
-        return x * self.log_scale.exp()[:, None] + self.bias[:, None]
-
-    def _solve_columns(self, y: Tensor) -> Tensor:
-        return y * (-self.log_scale).exp()[:, None]
-
-    def _log_det(self) -> Tensor:
-        return self.log_scale.sum()
-
-    def extra_repr(self) -> str:
-        return f"{self.n}, floor={self.floor:g}"
+    def constants(self) -> Iterator[Entries]:
+        return iter(())
 
 
 @register
-class Whiten(_FromData):
-    """``z = P (L + ridge l I)^(-1/2) U^T (x - m)`` with the covariance ``U L U^T`` of a first batch.
+class Whiten(_DenseMap):
+    """``z = P (L + ridge l I)^(-1/2) U^T (x - m)`` with ``U L U^T`` a first batch's covariance.
 
-    Behind it the numbers are uncorrelated, with variances of at most 1. l is the mean of the
+    Nothing here is trained; until `initialize` it is the identity. Behind it the numbers are uncorrelated, with variances of at most 1. l is the mean of the
     eigenvalues L. ``log|det dz/dx| = -1/2 sum_i log(L_i + ridge l)``. The order P puts every second
     principal component into the first half of the vector, the largest first, so that each half of
     a coupling has the same share of what varies.
@@ -122,6 +104,8 @@ class Whiten(_FromData):
         features, arXiv:2011.08785.
     """
 
+    affine = True
+    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
     basis: Tensor
     log_scale: Tensor
 
@@ -130,10 +114,14 @@ class Whiten(_FromData):
         if not 0 < ridge < math.inf:
             raise ValueError(f"Whiten: ridge must be positive and finite; got {ridge}")
         self.ridge, self.centres = ridge, bias
+        self.register_buffer("bias", torch.zeros(n))
         self.register_buffer("basis", torch.eye(n))
         self.register_buffer("log_scale", torch.zeros(n))
 
-    def _fit(self, rows: Tensor, mean: Tensor) -> None:
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        rows = x.movedim(1, -1).reshape(-1, self.n)
+        mean = _mean(rows)
         covariance = mean.new_zeros(self.n, self.n)
         for part in rows.split(_ROWS):
             centred = part.double() - mean
@@ -147,6 +135,10 @@ class Whiten(_FromData):
             self.log_scale.copy_(-0.5 * (values[order].clamp(min=0) + self.ridge * level).log())
         if self.centres:
             self.bias.copy_(-(self._matrix().to(mean) @ mean))
+        return self(x, context)[0]
+
+    def folded(self) -> Transform:
+        return Linear(self, self.n)
 
     def _matrix(self) -> Float[Tensor, "n n"]:
         return self.log_scale.exp()[:, None] * self.basis
