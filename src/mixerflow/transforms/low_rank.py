@@ -92,7 +92,7 @@ class FixedWoodbury(_LinearMap):
         unit = torch.eye(source.rank).to(small)
         self.register_buffer("left", source.left.detach().clone())
         self.register_buffer("right", source.right.detach().clone())
-        self.register_buffer("inner", torch.linalg.solve(small, unit))
+        self.register_buffer("inner", torch.linalg.solve(small, unit).contiguous())
         self.register_buffer("log_det", source._log_det())
         shift = source.left.new_zeros(source.n) if source.bias is None else source.bias.detach()
         self.register_buffer("bias", shift.clone())

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from mixerflow.core import Shape, Transform
+from mixerflow.core import Shape
 from mixerflow.moments import Entries
 from mixerflow.registry import register
-from mixerflow.transforms.linear import Linear, _DenseMap
+from mixerflow.transforms.linear import PLU
 from mixerflow.transforms.norms import DiagonalAffine
 
 _CONSTANT = 1e-6
@@ -81,13 +80,15 @@ class Standardize(DiagonalAffine):
 
 
 @register
-class Whiten(_DenseMap):
-    """``z = P (L + ridge l I)^(-1/2) U^T (x - m)`` with ``U L U^T`` a first batch's covariance.
+class Whiten(PLU):
+    """``z = O (L + ridge l I)^(-1/2) U^T (x - m)``, with ``U L U^T`` a first batch's covariance.
 
-    Nothing here is trained; until `initialize` it is the identity. Behind it the numbers are uncorrelated, with variances of at most 1. l is the mean of the
-    eigenvalues L. ``log|det dz/dx| = -1/2 sum_i log(L_i + ridge l)``. The order P puts every second
-    principal component into the first half of the vector, the largest first, so that each half of
-    a coupling has the same share of what varies.
+    Nothing here is trained; until `initialize` it is the identity. Behind it the numbers are
+    uncorrelated, with variances of at most 1. l is the mean of the eigenvalues L.
+    ``log|det dz/dx| = -1/2 sum_i log(L_i + ridge l)``. The order O puts every second principal
+    component into the first half of the vector, the largest first, so that each half of a coupling
+    has the same share of what varies. The product is stored as triangles, see `PLU`, so that
+    rounding makes no inverse and no log-det inexact.
 
     The ridge bounds the map where vectors lie in a subspace, or are fewer than n: along a direction
     in which they do not vary it amplifies by ``(ridge l)^(-1/2)``. Where nothing varies at all, the
@@ -104,19 +105,16 @@ class Whiten(_DenseMap):
         features, arXiv:2011.08785.
     """
 
-    affine = True
-    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
-    basis: Tensor
-    log_scale: Tensor
-
     def __init__(self, n: int, *, ridge: float = 0.01, bias: bool = True) -> None:
-        super().__init__(n)
+        super().__init__(n, generator=torch.Generator())
         if not 0 < ridge < math.inf:
             raise ValueError(f"Whiten: ridge must be positive and finite; got {ridge}")
         self.ridge, self.centres = ridge, bias
+        del self.packed, self.bias
+        self.register_buffer("packed", torch.zeros(n, n))
         self.register_buffer("bias", torch.zeros(n))
-        self.register_buffer("basis", torch.eye(n))
-        self.register_buffer("log_scale", torch.zeros(n))
+        self.permutation.copy_(torch.arange(n))
+        self.signs.fill_(1.0)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -131,23 +129,18 @@ class Whiten(_DenseMap):
             values, vectors = torch.linalg.eigh(covariance)
             order = torch.arange(self.n - 1, -1, -1, device=rows.device)
             order = torch.cat([order[0::2], order[1::2]])
-            self.basis.copy_(vectors[:, order].mT)
-            self.log_scale.copy_(-0.5 * (values[order].clamp(min=0) + self.ridge * level).log())
+            scale = (values[order].clamp(min=0) + self.ridge * level).rsqrt()
+            self._store(scale[:, None] * vectors[:, order].mT)
         if self.centres:
             self.bias.copy_(-(self._matrix().to(mean) @ mean))
         return self(x, context)[0]
 
-    def folded(self) -> Transform:
-        return Linear(self, self.n)
-
-    def _matrix(self) -> Float[Tensor, "n n"]:
-        return self.log_scale.exp()[:, None] * self.basis
-
-    def _solve(self, y: Tensor) -> Tensor:
-        return (y * (-self.log_scale).exp()) @ self.basis
-
-    def _log_det(self) -> Tensor:
-        return self.log_scale.sum()
+    def _store(self, matrix: Tensor) -> None:
+        p, lower, upper = torch.linalg.lu(matrix)
+        diagonal = upper.diagonal()
+        self.packed.copy_(lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag())
+        self.permutation.copy_(p.argmax(-1))
+        self.signs.copy_(diagonal.sign())
 
     def extra_repr(self) -> str:
         return f"{self.n}, ridge={self.ridge:g}"
