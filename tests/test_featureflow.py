@@ -128,7 +128,7 @@ def test_integers_with_noise_have_scores_of_places_too():
 
 def test_what_mixes_places_is_named():
     mixer = mixerflow.MixerFlow(layers=1, patching=Patching(2, shift=0)).build((3, 4, 4))
-    with pytest.raises(MixesPlaces, match="MixerLayer|Patchify"):
+    with pytest.raises(MixesPlaces, match=r"MixerLayer|Patchify"):
         mixer.eval().log_prob_by_place(torch.zeros(1, 3, 4, 4))
     with pytest.raises(MixesPlaces, match=r"Along, dim=1"):
         Flow(Along(1, LU(3)), (2, 3, 3)).log_prob_by_place(torch.zeros(1, 2, 3, 3))

@@ -134,7 +134,7 @@ def decoder(flow: Flow) -> Decoder:
 
 
 def program(module: Exported) -> torch.export.ExportedProgram:
-    """Export a density, a decoder or a scorer with `torch.export`, for batches of any size from 1 up."""
+    """Export a module with `torch.export`, for batches of any size from 1 up."""
     traced = _traced(module)
     put_in_place(traced.graph_module)
     return traced
@@ -171,9 +171,7 @@ def onnx(module: Exported, path: str | Path) -> None:
         _write(_traced(module), module, path)
 
 
-def _write(
-    traced: torch.export.ExportedProgram, module: Exported, path: str | Path
-) -> None:
+def _write(traced: torch.export.ExportedProgram, module: Exported, path: str | Path) -> None:
     """Convert a program to ONNX, without optimisation: runtimes optimise when they load a model."""
     torch.onnx.export(
         traced,

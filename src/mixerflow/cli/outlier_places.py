@@ -1,4 +1,4 @@
-"""``mixerflow outliers`` on a flow of each place by itself: maps of scores, and masks of defects."""
+"""``mixerflow outliers`` on a flow of each place by itself: maps of scores, masks of defects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 
 from mixerflow.core import Shape
 from mixerflow.data import Images
+from mixerflow.data.formats import unreadable
 from mixerflow.detection import Detection, Measured, detection
-from mixerflow.errors import ConfigError, DataError, first_line
+from mixerflow.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,7 @@ class PlacesFlags:
         try:
             masks = np.load(self.masks, allow_pickle=False)
         except Exception as error:  # headers are texts that numpy evaluates: almost anything
-            words = first_line(error)
-            raise DataError(f"no masks ({words})", self.masks, "give an .npy file") from error
+            raise unreadable(self.masks, error) from error
         wanted = (len(images), *images.shape[1:])
         if not isinstance(masks, np.ndarray) or masks.dtype.kind not in "biu":
             raise DataError("no masks of whole numbers", self.masks, "give 0 and 1")

@@ -30,7 +30,7 @@ _ENDINGS = (".png", ".webp", ".bmp", ".tiff", ".npy")
 
 @dataclass(frozen=True, kw_only=True)
 class _SampleArguments(WeightsArguments):
-    """Draw images from a run: a PNG grid, and single files on request; features as an .npy file."""
+    """Draw images from a run: a PNG grid, and single files on request; features as .npy."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
@@ -141,7 +141,8 @@ def _require_places(
     shown = "" if label is None else f"-label{label if isinstance(label, int) else given.label}"
     shown += "-shuffled" if given.shuffled else ""
     weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
-    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}.{'png' if pictured else 'npy'}"
+    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}"
+    name += ".png" if pictured else ".npy"
     out = given.run / "samples" / name
     if given.files is None:
         require_writable(out, "name a file elsewhere with --out")

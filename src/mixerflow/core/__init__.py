@@ -25,8 +25,8 @@ from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
-    Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer, Runner,
-    Shape, Transform, constant, expect, floating, number_streams, total,
+    Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer,
+    Runner, Shape, Transform, constant, expect, floating, number_streams, total,
 )
 from mixerflow.core.views import evaluating, submodules, uncounted
 

@@ -1,7 +1,7 @@
 """A set of images in memory, and its split into training and validation images.
 
-Pixels are integers, or floats for data without levels, channels first. Every `Images` has been checked, so the code that uses one
-asks about types or shapes no more.
+Pixels are integers, or floats for data without levels, channels first. Every `Images` has been
+checked, so the code that uses one asks about types or shapes no more.
 """
 
 from __future__ import annotations

@@ -56,9 +56,9 @@ def read_npz(path: Path) -> RawSplits:
 
     Keys are `train_images`, `train_labels`, and so on for `test` and `val`, or `images` and
     `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name. Images
-    are integers `(N, H, W)` or `(N, H, W, C)`, or floats `(N, C, H, W)`. Labels are class numbers `(N,)`, or vectors of floats
-    `(N, K)`, also called `vectors`. Of both, the labels are used. The names of those not used are
-    in `skipped`.
+    are integers `(N, H, W)` or `(N, H, W, C)`, or floats `(N, C, H, W)`. Labels are class numbers
+    `(N,)`, or vectors of floats `(N, K)`, also called `vectors`. Of both, the labels are used. The
+    names of those not used are in `skipped`.
     """
     with open_npz(path) as arrays:
         keys, splits, used = _keys(arrays), {}, set()
@@ -192,7 +192,7 @@ def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
 def _require_channels_first(array: np.ndarray, where: str) -> None:
     """Refuse floats `(N, H, W, C)`: pixels, or features that lie the other way."""
     _, height, width, last = array.shape
-    if last in (1, 3, 4) and height not in (1, 3, 4):
+    if last in (3, 4) and width != last and height not in (1, 3, 4):
         raise DataError(f"pixels are {array.dtype}", where, _conversion(array))
     if height == width != last:
         what = f"floats of shape {array.shape} have the channels last"

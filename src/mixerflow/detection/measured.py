@@ -36,8 +36,8 @@ class Measured:
         log_base: ``log p(z)`` of its latent, in nats.
         complexity: bits of a lossless file; None where they were not asked for.
         background: ``log p(x)`` under a background flow; None without one.
-        places: ``-log p`` of each place ``(N, places)``, in nats, of a flow of each place by itself;
-            None where they were not asked for.
+        places: ``-log p`` of each place ``(N, places)``, in nats, of a flow that maps each place by
+            itself; None where they were not asked for.
     """
 
     dims: int

@@ -1,7 +1,6 @@
 """The whole scorer of features as one function of tensors, for `torch.export` and ONNX.
 
-    scorer = mixerflow.detection.scorer(flow, threshold=threshold)
-    mixerflow.export.onnx(scorer, "scorer.onnx")
+An example: ``mixerflow.export.onnx(mixerflow.detection.scorer(flow, threshold=20.0), path)``.
 """
 
 from __future__ import annotations

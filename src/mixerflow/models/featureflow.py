@@ -1,17 +1,17 @@
 """FeatureFlow: a flow of the vector at each place of a feature map, which is told the place.
 
-    features -> standardise the channels -> ActNorm -> layers of (linear map, coupling) -> N(0, I)
+    features -> standardise the channels -> ActNorm -> whiten -> (linear map, coupling) ... -> N(0, I)
 
-No step mixes places. So ``log p(x) = sum_places log p(x_place | place)`` exactly, and each place has
-an exact score of its own: `mixerflow.detection.place_scores`. Weights are shared by the places,
+No step mixes places. So ``log p(x) = sum_places log p(x_place | place)`` exactly, and each place
+has an exact score of its own: `mixerflow.detection.place_scores`. Weights are shared by the places,
 which couplings tell apart by a positional encoding, and the ActNorm by numbers of its own.
 
 Reference: Gudovskiy et al., CFLOW-AD: real-time unsupervised anomaly detection with localization
     via conditional normalizing flows (2022), sections 4.1 to 4.3, arXiv:2107.12571.
 
 Departs from the paper:
-    - channels are standardised, by default whitened, by the first batch; there the couplings read
-      features as they come;
+    - the first batch standardises and whitens the channels, around its mean at each place; there
+      the couplings read features as they come;
     - each layer has a linear map of low rank, where the paper permutes the channels;
     - a flow of several feature maps is one flow for each, or one of maps put on each other.
 """
@@ -53,7 +53,7 @@ class FeatureFlow(PositiveCounts, Model):
     """Linear map behind the standardised channels: whitening, or another."""
     actnorm: Literal["place", "channel"] = "place"
     """One scale and shift for each channel at each place, or for each channel."""
-    flow: RowFlow = RowCoupling(Affine(bound=1.0), MLP(64, norm="none"))
+    flow: RowFlow = RowCoupling(Affine(bound=1.0), MLP(64, norm="none", squash=False))
     """Flow after each linear map."""
     linear: LinearMap = WoodburyMap(16)
     """Linear map of the channels, the same at all places."""

@@ -25,9 +25,9 @@ from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
 
 __all__ = [
     "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
-    "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding", "ImageConditioner", "Kernel",
-    "KernelNet",
-    "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipSwish", "LipschitzDense",
+    "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding", "ImageConditioner",
+    "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier",
+    "LipSwish", "LipschitzDense",
     "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet",
     "PreactivationNet", "ResNet", "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale",
     "ScalesClassifier", "SinusoidalPositionalEncoding",

@@ -83,7 +83,7 @@ class DiagonalAffine(Transform):
         return shape
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Merge with another such map, or of channels ``(C, 1, ...)`` into a linear map of these."""
+        """Merge with another such map; of channels ``(C, 1, ...)``, into a linear map of these."""
         other = after if before is self else before
         if isinstance(other, DiagonalAffine) and before.affine and after.affine:
             return _one_map(before, after)

@@ -105,6 +105,8 @@ class Whiten(PLU):
         features, arXiv:2011.08785.
     """
 
+    bias: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(self, n: int, *, ridge: float = 0.01, bias: bool = True) -> None:
         super().__init__(n, generator=torch.Generator())
         if not 0 < ridge < math.inf:
