@@ -145,7 +145,7 @@ def test_the_onnx_scorer_gives_the_scores_and_its_threshold_can_be_replaced(pool
 
 def test_the_scorer_module_has_the_same_scores_as_a_program():
     flow, x = made().eval(), features(3, 5, broken=True)
-    model = scorer(flow, threshold=12.0)
+    model = scorer(flow, threshold=12.0, pooling=MaximumPlace())
     program = mixerflow.export.program(model).module()
     for made_by in (model, program):
         places, score, outlier = made_by(features=x, threshold=torch.tensor(12.0))

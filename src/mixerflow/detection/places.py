@@ -1,8 +1,8 @@
 """Scores of the places of an image, and of images by them, for flows of each place by itself.
 
 Where no step of a flow mixes places, ``log p(x) = sum_places log p(x_place | place)`` exactly, and
-a place's score is ``-log p(x_place | place)``, in nats: an image's scores add up to ``-log p(x)``. A
-change of one place changes its score alone. A map of H x W scores goes to the size of the image
+a place's score is ``-log p(x_place | place)``, in nats: an image's scores add up to ``-log p(x)``.
+A change of one place changes its score alone. A map of H x W scores goes to the size of the image
 by ``torch.nn.functional.interpolate(maps[:, None], size, mode="bilinear")[:, 0]``.
 """
 

@@ -50,7 +50,7 @@ def scorer(
     flow: Flow,
     *,
     threshold: Threshold | float,
-    pooling: Pooling | str = "maximum",
+    pooling: Pooling | str = "top",
 ) -> Scorer:
     """Return the scorer of a flow of float features, with the flow's inference copy.
 
@@ -59,7 +59,8 @@ def scorer(
     Args:
         flow: a flow that maps each place by itself, of floats.
         threshold: images with a larger score are outliers; of the same `pooling`.
-        pooling: how an image's score is made of those of its places, or its name.
+        pooling: how an image's score is made of those of its places, or its name in `POOLINGS`; by
+            default that of the largest 2 %.
 
     Raises:
         ConfigError: a flow that mixes places or takes integers, or an unknown name.

@@ -1,6 +1,6 @@
 """FeatureFlow: a flow of the vector at each place of a feature map, which is told the place.
 
-    features -> standardise the channels -> ActNorm -> whiten -> (linear map, coupling) ... -> N(0, I)
+    features -> standardise channels -> ActNorm -> whiten -> (linear map, coupling) ... -> N(0, I)
 
 No step mixes places. So ``log p(x) = sum_places log p(x_place | place)`` exactly, and each place
 has an exact score of its own: `mixerflow.detection.place_scores`. Weights are shared by the places,
