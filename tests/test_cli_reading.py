@@ -28,7 +28,7 @@ QUICK = [*TINY, "--threads", 1, "--steps", 2, "--train.batch", 4, "--train.initi
 def short_reports(monkeypatch, request):
     """A report takes a second: only tests that ask for `real_reports` write one."""
 
-    def make(run, images):
+    def make(run, images, *_, **__):
         figure = Bits(1.0, 0.0, 1, "exact", "uniform", 1, images.dataset_id, "", 0, [], ())
         return Report(figure, run.name, [images.dataset_id])
 

@@ -214,9 +214,9 @@ def test_a_signal_during_codecs_keeps_the_figure(cache, tmp_path, capsys, monkey
 
     def signalled(*given, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
-        return codecs.codec_rows(*given, **settings)
+        return codecs.coded_as_seen(*given, **settings)
 
-    monkeypatch.setattr("mixerflow.cli.codecs.codec_rows", signalled)
+    monkeypatch.setattr("mixerflow.cli.codecs.coded_as_seen", signalled)
     assert main(["evaluate", str(run)]) == 143
     assert "stopped after 0 of 26 files: the same command goes on" in capsys.readouterr().err
     (kept,) = (run / "evaluations").glob("*.json")

@@ -99,6 +99,8 @@ def test_the_sign_and_the_ends():
     odd = detection(np.array([1.0, 2.0]), np.array([math.nan, math.inf]))
     assert odd.auroc == 1
     assert isinstance(good, Detection)
+    one = detection(np.arange(5.0), np.array([2.0]))
+    assert math.isnan(one.auroc_error) and one.as_dict()["auroc_error"] is None
     for inside, outside in ((np.zeros(0), np.zeros(3)), (np.zeros(3), np.zeros((3, 1)))):
         with pytest.raises(ValueError, match="detection: takes"):
             detection(inside, outside)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import flow_of, small_run
+from helpers import flow_of, images, small_run
 from mixerflow import pictures, runs
 from mixerflow.cli import main
 from mixerflow.cli.train import _print_result
@@ -176,7 +176,6 @@ def test_a_table_is_printed_where_it_cannot_be_written(tmp_path, monkeypatch, ca
     monkeypatch.setattr("mixerflow.experiments.outputs.write", write)
     monkeypatch.setattr("mixerflow.experiments.results.parameters", lambda *_: 1)  # which takes 4 s
     monkeypatch.setattr(Run, "train_and_score", lambda *_, **__: 0)
-    monkeypatch.setattr("mixerflow.experiments.reproduce.SeedImages.of", lambda *_: None)
     with pytest.raises(files.ResourceError, match="disk full"):
         reproduce(
             chosen,
@@ -187,7 +186,7 @@ def test_a_table_is_printed_where_it_cannot_be_written(tmp_path, monkeypatch, ca
             runs=tmp_path / "runs",
             out=tmp_path / "out",
             device=None,
-            load=lambda spec: spec,
+            load=lambda _: Splits(images(), None),
             command="",
         )
     said = capsys.readouterr()

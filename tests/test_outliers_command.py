@@ -107,6 +107,19 @@ def test_the_kept_threshold_is_pythons_and_is_used_again(fresh, folder, capsys):
     assert "fitted again: the kept thresholds are of other weights" in capsys.readouterr().err
 
 
+def test_a_few_images_have_a_row_each(fresh, folder, capsys):
+    assert judge(fresh, "--images", "2", data=folder / "flat.npz") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if line.split()[:1] == ["1"]]
+    rows = list(
+        csv.DictReader(
+            (fresh / "outliers" / "npz-flat-npz-all--first-2.csv").read_text().splitlines()
+        )
+    )
+    score, rare = float(rows[1]["complexity"]), float(rows[1]["complexity_rarity"])
+    assert f"{score:.4g} ({rare:.2g}) !" in row
+
+
 def test_inside_images_that_are_named(fresh, folder, capsys):
     words = ["--inside", str(folder / "rough.npz"), "--scores", "complexity"]
     assert judge(fresh, *words, data=folder / "flat.npz") == 0

@@ -153,7 +153,7 @@ def test_quoted_figures_are_marked_and_in_no_claim(words):
     assert "| group | model | quoted: bits/dim | quoted: kind |" in said
     assert "| Real NVP | 3.49 (exact density, uniform dequantisation, single-sample) |" in said
     page = outputs.write_page(Path("results")).read_text()
-    assert "<th>quoted: bits/dim</th>" in page
+    assert "<th scope='col'>quoted: bits/dim</th>" in page
     assert "δ-VAE, Razavi et al. (2019)" in page
 
 

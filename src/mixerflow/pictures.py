@@ -49,6 +49,28 @@ def grid(
     return Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
 
 
+def heat(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Lay maps `(N, H, W)` as heat over grey images `(N, C, H, W)`; return `(N, 3, H, W)` uint8.
+
+    All images have one scale, so that an image without anything hot stays grey: from the 80th
+    percentile of all values on, red grows, and becomes yellow at the 99th. Values that are not
+    finite are magenta. Images are as in `grid`; other shapes are a ValueError.
+    """
+    if pixels.ndim != 4 or maps.shape != (len(pixels), *pixels.shape[2:]):
+        raise ValueError(f"expected maps of images {pixels.shape}, got {maps.shape}")
+    wide = pixels if pixels.dtype == np.uint8 else pixels >> 8
+    grey = wide[:, :3].mean(1, keepdims=True) if wide.shape[1] >= 3 else wide[:, :1]
+    finite = np.isfinite(maps)
+    low, high = np.percentile(maps[finite], (80, 99)) if finite.any() else (0.0, 1.0)
+    level = (np.where(finite, maps, low) - low) / max(high - low, np.finfo(np.float64).tiny)
+    level = level.clip(0, 1)[:, None]
+    colour = 255 * np.concatenate([np.ones_like(level), level**2, np.zeros_like(level)], 1)
+    share = 0.75 * np.sqrt(level)
+    shown = (1 - share) * grey + share * colour
+    shown = np.where(finite[:, None], shown, np.array([255.0, 0.0, 255.0])[:, None, None])
+    return shown.round().astype(np.uint8)
+
+
 def save(image: Image.Image, path: Path) -> None:
     """Write an image file, completely or not at all; the ending of `path` names the format.
 
@@ -97,8 +119,8 @@ def encoded(picture: np.ndarray, codec: Codec) -> bytes:
     """Return the file of one picture ``(H, W, C)``; settings and errors as in `codec_bits`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
-    if channels not in (1, 3) or not (dtype == np.uint8 or deep):
-        raise ValueError(f"{codec} has no images of {channels} channels and type {dtype}")
+    if picture.ndim != 3 or channels not in (1, 3) or not (dtype == np.uint8 or deep):
+        raise ValueError(f"{codec} has no images of shape {picture.shape} and type {dtype}")
     image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if channels == 1 else picture))
     if codec == "jxl":
         _require_jpeg_xl()

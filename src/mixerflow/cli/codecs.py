@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from mixerflow.caches import user_cache
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.evaluate.codecs import SAMPLE, CodecBits, codec_rows
+from mixerflow.evaluate.codecs import SAMPLE, CodecBits, coded_as_seen, shuffle_of, without_files
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import read_record
 from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, show, tell
-from mixerflow.transforms import ShufflePixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +39,6 @@ class CodecFlags:
             raise ConfigError(what, "--codec-images", "give at least 1, or 0 for all")
 
 
-def shuffle_of(flow: Flow) -> ShufflePixels | None:
-    """Return the transform that shuffles the flow's images, if it has one."""
-    shuffles = (module for module in flow.modules() if isinstance(module, ShufflePixels))
-    return next(shuffles, None)
-
-
 def code_images(flow: Flow, images: Images, *, count: int | None, quiet: bool) -> list[CodecBits]:
     """Code `count` of the images, by default `SAMPLE`, 0 for all; a bar shows the files done.
 
@@ -58,16 +47,6 @@ def code_images(flow: Flow, images: Images, *, count: int | None, quiet: bool) -
     Raises:
         Stopped: after a signal; the same command goes on.
     """
-    shuffle, order = shuffle_of(flow), ""
-    if shuffle is not None:
-        order = hashlib.sha256(shuffle.order.cpu().numpy().tobytes()).hexdigest()
-
-    def seen(pixels: np.ndarray) -> np.ndarray:
-        if shuffle is None:
-            return pixels
-        places = shuffle.order.cpu().numpy()  # torch indexes no 16-bit pixels
-        return pixels.reshape(*pixels.shape[:2], -1)[..., places].reshape(pixels.shape)
-
     with ProgressBar("file", 1, quiet=quiet) as bar, Interrupt() as interrupt:
 
         def on_file(done: int, total: int) -> None:
@@ -77,15 +56,8 @@ def code_images(flow: Flow, images: Images, *, count: int | None, quiet: bool) -
                 tell(f"stopped after {done:,} of {total:,} files: the same command goes on")
                 raise Stopped(interrupt.requested)
 
-        return codec_rows(
-            images,
-            count=SAMPLE if count is None else count or len(images),
-            seen=seen,
-            order=order,
-            threads=torch.get_num_threads(),
-            cache=user_cache() / "codecs",
-            on_file=on_file,
-        )
+        number = SAMPLE if count is None else count or len(images)
+        return coded_as_seen(flow, images, count=number, on_file=on_file)
 
 
 def as_entries(rows: list[CodecBits], total: int) -> dict[str, Any]:
@@ -114,9 +86,8 @@ def _coded(result: dict[str, Any]) -> int:
 def print_codecs(rows: list[CodecBits], flow: Flow, images: Images) -> None:
     """Print a row for each codec that has such images, and which images are coded."""
     coded = [row for row in rows if row.bits_per_dim is not None]
-    if missing := sorted({row.codec for row in rows if row not in coded}):
-        kind = f"{images.pixels.shape[1]} channels of {images.pixels.dtype}"
-        say(f"{' and '.join(missing)}: no files of images with {kind}")
+    if words := without_files(rows, images):
+        say(words)
     if not coded:
         return
     right = [Column(head, justify="right") for head in ("bits/dim", "± s.e.", "images")]

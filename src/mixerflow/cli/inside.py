@@ -15,7 +15,7 @@ from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments
 from mixerflow.cli.reading import load_run_data
 from mixerflow.core import Flow
-from mixerflow.data import Images, hold_out
+from mixerflow.data import Images
 from mixerflow.detection import (
     Detection,
     Fitted,
@@ -211,12 +211,10 @@ def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]: 
         what = "the run names no images of its own"
         raise ConfigError(what, "--inside", "name images of the inside")
     splits = load_run_data(metadata, None, given)
-    images = splits.validation
+    images = runs.own_parts(metadata, splits).get("validation")
     if images is None:
-        _, images = hold_out(splits.train, seed=metadata["train"]["seed"])
-    if images.fingerprint() != metadata["data"].get("validation_sha256"):
         what = "the run's own images are no longer those that it was trained on"
-        raise DataError(what, images.dataset_id, "give --inside")
+        raise DataError(what, splits.train.dataset_id, "give --inside")
     return images, "validation"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mixerflow.core import Shape
 from mixerflow.data import Images
 from mixerflow.data.formats import unreadable
-from mixerflow.detection import Detection, Measured, detection
+from mixerflow.detection import Measured, detection
 from mixerflow.errors import ConfigError, DataError
 
 
@@ -52,15 +52,15 @@ class PlacesFlags:
         return masks.astype(bool)
 
 
-def compare_places(measured: Measured, masks: np.ndarray) -> Detection:
-    """Return how well scores tell the places of the masks from all others.
+def compare_places(measured: Measured, masks: np.ndarray) -> dict[str, Any]:
+    """Return how well scores tell the places of the masks from all others, for JSON.
 
-    Standard errors would be too small, for neighbouring places depend on each other: there are
-    none.
+    There are no standard errors: neighbouring places depend on each other.
     """
     assert measured.places is not None
     wrong = masks.reshape(len(masks), -1)
-    return detection(measured.places[~wrong], measured.places[wrong], resamples=0)
+    found = detection(measured.places[~wrong], measured.places[wrong], resamples=0).as_dict()
+    return {name: value for name, value in found.items() if not name.endswith("_error")}
 
 
 def places_line(found: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
+from mixerflow.cli.outlier_maps import MapFlags, mapped
 from mixerflow.cli.outlier_places import PlacesFlags, compare_places, maps_of, places_line
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
@@ -27,11 +29,13 @@ from mixerflow.runs.files import json_text, sealed, write_atomically, writing
 from mixerflow.signals import Stopped
 from mixerflow.terminal import say, show
 
+_EACH = 8
+"""Images up to which each has a row of its own."""
 WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/outliers.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OutliersArguments(PlacesFlags, InsideFlags, EvaluationArguments):
+class _OutliersArguments(PlacesFlags, MapFlags, InsideFlags, EvaluationArguments):
     """Outlier scores of images, with thresholds from images of the inside."""
 
     run: tyro.conf.Positional[Path]
@@ -54,6 +58,7 @@ def main(arguments: list[str]) -> int:
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     device = runs.device_of(given.device)
     flow = held.flow(device)
+    given.chosen_maps(flow)  # refuses what cannot be before the long work
     measurer = Measurer(flow, held, given, given.load_background(device), quiet=given.json)
     images, split = given.load_images(held.metadata)
     rows = inside_rows(images, given.inside_classes)
@@ -66,7 +71,7 @@ def main(arguments: list[str]) -> int:
     compared = measurer.compare(fit, found.measured, rows)
     entry = _entry(given, fit, found, compared, images, split)
     if masks is not None:
-        entry["places"] = compare_places(found.measured, masks).as_dict()
+        entry["places"] = compare_places(found.measured, masks)
     if given.json:
         say(*json_text(entry).splitlines())
     else:
@@ -86,7 +91,15 @@ def main(arguments: list[str]) -> int:
             write_atomically(maps, maps_of(found.measured, images.shape))
             if not given.json:
                 say(f"scores of each place in {maps}")
-    return 0
+        from mixerflow.report import make_outliers_page  # matplotlib takes a second
+
+        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
+        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
+        page = path.with_suffix(".html")
+        make_outliers_page(page, flow, images, found, title=title, **told)
+        if not given.json:
+            say(f"see {page}")
+    return mapped(given, flow, held.metadata, images, split, found, chosen)
 
 
 def _entry(
@@ -150,7 +163,8 @@ def _print(
         "% with 95 % confidence",
     )
     heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
-    table = Table("score", *(Column(h, justify="right") for h in heads), box=SIMPLE)
+    score_column = Column("score", no_wrap=True)
+    table = Table(score_column, *(Column(h, justify="right") for h in heads), box=SIMPLE)
     for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
         if score.name in chosen:
             share = f"{100 * found.flags(score.name).mean():.1f}"
@@ -163,14 +177,18 @@ def _print(
         name = f"groups of {fitted.group}"
         table.add_row(name, words, share, *_figures(compared["groups"]))
     show(table)
+    if len(images) <= _EACH:
+        _print_each(found, _rarities(found, fit), chosen)
     if compared:
-        against = (
-            "the images of other classes, beside those of the inside classes"
-            if rows is not None
-            else "all images given, beside the inside images"
-        )
-        say(f"a larger score is more outlying; as if outliers were {against}")
+        say(f"a larger score is more outlying; as if outliers were {_against(rows)}")
     say(WARNING)
+
+
+def _against(rows: np.ndarray | None) -> str:
+    """Return words for the images that figures take as outliers."""
+    if rows is None:
+        return "all images given, beside the inside images"
+    return "the images of other classes, beside those of the inside classes"
 
 
 def _figures(found: Detection | None) -> tuple[str, str, str]:
@@ -181,20 +199,42 @@ def _figures(found: Detection | None) -> tuple[str, str, str]:
         (found.aupr, found.aupr_error),
         (found.fpr95, found.fpr95_error),
     )
-    first, second, third = (f"{100 * value:.1f} ± {100 * error:.1f}" for value, error in pairs)
+    first, second, third = (
+        f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+        for value, error in pairs
+    )
     return first, second, third
+
+
+def _rarities(found: Outliers, fit: InsideFit) -> dict[str, np.ndarray]:
+    """Return how rare each score is among those of the inside images that gave the thresholds."""
+    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
+    return {name: rarity(inside.scores[name], scores) for name, scores in found.scores.items()}
+
+
+def _print_each(found: Outliers, rarities: dict[str, np.ndarray], chosen: set[str]) -> None:
+    names = [name for name in found.scores if name in chosen]
+    table = Table("image", *(Column(name, justify="right") for name in names), box=SIMPLE)
+    for number in range(len(found)):
+        cells = []
+        for name in names:
+            mark = " !" if found.flags(name)[number] else ""
+            cells.append(f"{found.scores[name][number]:.4g} ({rarities[name][number]:.2g}){mark}")
+        table.add_row(str(number), *cells)
+    show(table)
+    say("in brackets: the share of inside images that score at least as high; !: beyond")
 
 
 def _table_of(found: Outliers, fit: InsideFit) -> bytes:
     """Return a CSV file: of each image its number, figures, and scores with their rarity."""
-    inside = Outliers.of(fit.inside.take(halves(len(fit.inside))[1]), fit.fitted)
+    rarities = _rarities(found, fit)
     measured = found.measured
     columns: dict[str, np.ndarray] = {"log_prob": measured.log_prob, "log_base": measured.log_base}
     columns["log_det"] = measured.log_det
     if measured.complexity is not None:
         columns["file_bits"] = measured.complexity
     for name, scores in found.scores.items():
-        columns |= {name: scores, f"{name}_rarity": rarity(inside.scores[name], scores)}
+        columns |= {name: scores, f"{name}_rarity": rarities[name]}
         columns[f"{name}_outlier"] = found.flags(name).astype(int)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

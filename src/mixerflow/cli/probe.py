@@ -317,7 +317,7 @@ def _write(
 
 
 def _plot(rows: list[_Probed], title: str) -> bytes:
-    from mixerflow import page  # matplotlib takes a second
+    from mixerflow import plots  # matplotlib takes a second
 
     points, levels = [], {}
     for row in rows:
@@ -328,4 +328,4 @@ def _plot(rows: list[_Probed], title: str) -> bytes:
             error = summary.accuracy_error
             bar = None if error is None else 100 * error
             points.append((row.layer or 0, 100 * summary.accuracy, bar))
-    return page.points_plot({"flow": points}, levels, title=title, label="accuracy of a probe, %")
+    return plots.points_plot({"flow": points}, levels, title=title, label="accuracy of a probe, %")

@@ -16,7 +16,8 @@ from mixerflow.cli.evaluate import file_name
 from mixerflow.cli.singles import write_singles
 from mixerflow.core import Flow, Samples
 from mixerflow.evaluate import to_pixels
-from mixerflow.restoration import Row, mean_and_error
+from mixerflow.means import mean_and_error
+from mixerflow.restoration import Row
 from mixerflow.runs.files import sealed, write_atomically, writing
 from mixerflow.terminal import say, show
 

@@ -14,7 +14,6 @@ import torch
 import tyro
 
 from mixerflow import pictures, runs
-from mixerflow.cli.codecs import shuffle_of
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
@@ -22,6 +21,7 @@ from mixerflow.cli.singles import require_own, write_singles
 from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.evaluate import class_count, draw_pixels, draw_values, has_pictures
+from mixerflow.evaluate.codecs import shuffle_of
 from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.terminal import say, tell
 

@@ -18,9 +18,11 @@ from mixerflow.cli.fitted import with_data
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.paths import check_run_name, require_run
 from mixerflow.cli.reading import ReadingFlags, announce
+from mixerflow.cli.report import images_of
 from mixerflow.data import Images, Splits
 from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
+from mixerflow.evaluate.codecs import coded_in_seconds
 from mixerflow.models import from_spec
 from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
@@ -200,12 +202,15 @@ def _print_result(
     say(f"{result.step} steps, validation {figures}")
     with keeping("the report"):
         require_writable(out / "report.html")
-        from mixerflow.report import make_report  # matplotlib takes a second that --help need not
+        from mixerflow.report import (  # matplotlib takes a second that --help need not
+            SCORED,
+            make_report,
+        )
 
-        images = splits.train if splits.test is None else splits.test
-        if minutes is not None:  # what the budget did not have time for, the page has not
-            images = images.first(result.validation.images)
-        report = make_report(out, images)
+        images, parts = images_of(RunFolder(out).read_started(), splits)
+        few = result.validation.images if minutes is not None else SCORED
+        few = min(few, SCORED)  # what the budget did not have time for, the page has not
+        report = make_report(out, images, parts, most=few, code=coded_in_seconds)
         say(f"see {report.write(out / 'report.html')}")
 
 

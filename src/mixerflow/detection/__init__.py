@@ -12,8 +12,11 @@ from mixerflow.detection.fitted import (
 )
 from mixerflow.detection.groups import group_scores
 from mixerflow.detection.known import SCORES, scores_for, scores_named
+from mixerflow.detection.maps import GradientMap, OutlierMap, SlopeMap, VarianceMap
 from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
 from mixerflow.detection.metrics import Detection, detection
+from mixerflow.detection.occlusion import OcclusionMap
+from mixerflow.detection.pasted import Pasted, map_auroc, paste
 from mixerflow.detection.places import (
     POOLINGS,
     MaximumPlace,
@@ -33,15 +36,21 @@ __all__ = [
     "SCORES",
     "Detection",
     "Fitted",
+    "GradientMap",
     "MaximumPlace",
     "MeanPlaces",
     "Measured",
+    "OcclusionMap",
+    "OutlierMap",
     "Outliers",
+    "Pasted",
     "Pooling",
     "Score",
     "Scorer",
+    "SlopeMap",
     "Threshold",
     "TopPlaces",
+    "VarianceMap",
     "bits_of",
     "compare_sets",
     "complexity",
@@ -53,8 +62,10 @@ __all__ = [
     "group_scores",
     "halves",
     "least_images",
+    "map_auroc",
     "measure",
     "outliers",
+    "paste",
     "place_scores",
     "rarity",
     "scorer",

@@ -26,7 +26,7 @@ class Detection:
 
     Standard errors are over the images, for fixed weights: of resamples of both sets. They are too
     small for images that depend on each other, such as crops of one photograph, and know nothing
-    of another training.
+    of another training. They are NaN for a set of one image.
 
     Attributes:
         auroc: probability that an outside image scores above an inside one, ties counted half; 0.5
@@ -52,8 +52,8 @@ class Detection:
     outside: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the figures for JSON."""
-        return asdict(self)
+        """Return the figures for JSON; None for NaN."""
+        return {k: None if v != v else v for k, v in asdict(self).items()}
 
 
 def detection(
@@ -85,7 +85,8 @@ def detection(
         _figures(*(random.multinomial(each.sum(), each / each.sum()) for each in counts))
         for _ in range(resamples)
     ]
-    errors = np.std(drawn, axis=0, ddof=1) if resamples > 1 else np.full(3, np.nan)
+    known = resamples > 1 and min(len(inside), len(outside)) > 1
+    errors = np.std(drawn, axis=0, ddof=1) if known else np.full(3, np.nan)
     pairs = (float(value) for pair in zip(figures, errors, strict=True) for value in pair)
     return Detection(*pairs, inside=len(inside), outside=len(outside))
 

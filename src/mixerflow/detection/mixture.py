@@ -16,6 +16,8 @@ from mixerflow.registry import register
 _FLOOR = 1e-3
 """Added to the variances of each Gaussian, as a share of the points' own variances."""
 _ITERATIONS, _GAIN = 500, 1e-7
+_LEAST = 25
+"""Points for each Gaussian: fewer points get fewer Gaussians."""
 
 
 @register
@@ -38,7 +40,7 @@ class PlaneMixture:
 
 
 def fit_mixture(points: np.ndarray, components: int) -> PlaneMixture:
-    """Fit a mixture of at most `components` Gaussians to points ``(N, d)``.
+    """Fit a mixture of at most `components` Gaussians, one for 25 points, to points ``(N, d)``.
 
     It starts from groups of equal size along the points' first principal axis, so it draws nothing,
     and stops where an iteration adds less than 1e-7 to the mean log-likelihood. Variances have a
@@ -57,7 +59,7 @@ def fit_mixture(points: np.ndarray, components: int) -> PlaneMixture:
         np.linalg.eigh(np.cov(unit.T).reshape(unit.shape[1], -1))[1][:, -1] if len(unit) > 1 else 0
     )
     order = np.argsort(unit @ axis, kind="stable") if len(unit) > 1 else np.zeros(1, int)
-    shares = np.zeros((len(unit), min(components, len(unit))))
+    shares = np.zeros((len(unit), max(1, min(components, len(unit) // _LEAST))))
     for number, group in enumerate(np.array_split(order, shares.shape[1])):
         shares[group, number] = 1
     before = -math.inf

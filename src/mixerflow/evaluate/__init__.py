@@ -19,7 +19,6 @@ from mixerflow.evaluate.probe import (
     ProbeFigure,
     ProbeSettings,
     ProbeSummary,
-    mean_and_error,
     probe,
 )
 from mixerflow.evaluate.samples import (
@@ -70,7 +69,6 @@ __all__ = [
     "high_frequency_power",
     "kind_of",
     "load_features",
-    "mean_and_error",
     "passes_of",
     "precision_recall",
     "probe",

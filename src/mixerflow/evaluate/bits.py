@@ -15,6 +15,7 @@ from mixerflow.core import Density, Dequantization, Flow, as_tensor, checked_con
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.draws import MARKS, Draws, advance
+from mixerflow.means import mean_and_error
 from mixerflow.processes import SINGLE, Processes
 from mixerflow.registry import plain
 
@@ -252,5 +253,6 @@ def _curve(draws: Draws, last: int, dims: int) -> tuple[Bound, ...]:
 
 def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
     """Return the mean over images and its standard error, NaN for a single image."""
-    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(values.mean()), float(error)
+    mean, error = mean_and_error(values)
+    assert mean is not None, "there are images"
+    return mean, math.nan if error is None else error

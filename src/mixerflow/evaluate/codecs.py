@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import PIL
+import torch
 from PIL import features
 
-from mixerflow.caches import store, without_digest
+from mixerflow.caches import store, user_cache, without_digest
+from mixerflow.core import Flow
 from mixerflow.data import Images
+from mixerflow.means import mean_and_error
 from mixerflow.pictures import SETTINGS, Codec, encoded, sheets
+from mixerflow.transforms import ShufflePixels
 
 SAMPLE = 250
 """Images by default: WebP codes some 70 of 32 x 32 pixels a second and thread."""
@@ -56,6 +60,62 @@ def sample_of(images: Images, count: int) -> np.ndarray:
     A larger sample holds a smaller one.
     """
     return np.random.default_rng(_SEED).permutation(len(images))[:count]
+
+
+def shuffle_of(flow: Flow) -> ShufflePixels | None:
+    """Return the transform that shuffles the flow's images, if it has one."""
+    shuffles = (module for module in flow.modules() if isinstance(module, ShufflePixels))
+    return next(shuffles, None)
+
+
+def coded_as_seen(
+    flow: Flow,
+    images: Images,
+    *,
+    count: int = SAMPLE,
+    on_file: Callable[[int, int], None] | None = None,
+) -> list[CodecBits]:
+    """Code a sample of images as the flow sees them; lengths of files are in the user's cache.
+
+    Images of a flow that shuffles its pixels are coded shuffled. `count` and `on_file` are those of
+    `codec_rows`.
+    """
+    shuffle, order = shuffle_of(flow), ""
+    if shuffle is not None:
+        order = hashlib.sha256(shuffle.order.cpu().numpy().tobytes()).hexdigest()
+
+    def seen(pixels: np.ndarray) -> np.ndarray:
+        if shuffle is None:
+            return pixels
+        places = shuffle.order.cpu().numpy()  # torch indexes no 16-bit pixels
+        return pixels.reshape(*pixels.shape[:2], -1)[..., places].reshape(pixels.shape)
+
+    return codec_rows(
+        images,
+        count=count,
+        seen=seen,
+        order=order,
+        threads=torch.get_num_threads(),
+        cache=user_cache() / "codecs",
+        on_file=on_file,
+    )
+
+
+def coded_in_seconds(flow: Flow, images: Images) -> list[CodecBits]:
+    """Code images for a few seconds: `SAMPLE` of 32 x 32 pixels, and fewer of larger ones."""
+    count = SAMPLE * 3 * 32**2 // images.pixels[0].size
+    return coded_as_seen(flow, images, count=min(SAMPLE, max(1, count)))
+
+
+def without_files(rows: list[CodecBits], images: Images) -> str:
+    """Return words for the codecs that have no such images; "" where each has some."""
+    missing = sorted({row.codec for row in rows if row.bits_per_dim is None})
+    if not missing:
+        return ""
+    channels, axes = images.shape[0], len(images.shape) - 1
+    kind = f"{channels} channel{'' if channels == 1 else 's'} of {images.pixels.dtype}"
+    kind += "" if axes == 2 else f" and {axes} spatial axes"
+    return f"{' and '.join(missing)}: no files of images with {kind}"
 
 
 def codec_rows(
@@ -125,10 +185,10 @@ def _rows(
     if files is None or sheet is None:
         return [CodecBits(codec, whole, count) for whole in (False, True)]
     bits = 8 * files.lengths[places] / size
-    error = float(bits.std(ddof=1) / np.sqrt(count)) if count > 1 else None
+    mean, error = mean_and_error(bits)
     whole = 8 * int(sheet.lengths[0]) / (size * count)
     return [
-        CodecBits(codec, False, count, float(bits.mean()), error),
+        CodecBits(codec, False, count, mean, error),
         CodecBits(codec, True, count, whole),
     ]
 

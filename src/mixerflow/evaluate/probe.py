@@ -13,7 +13,6 @@ References:
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,6 +21,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mixerflow.means import mean_and_error
 
 DECAYS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Weight decays that are tried unless others are given."""
@@ -128,13 +129,6 @@ class ProbeSummary:
         assert loss is not None and accuracy is not None
         decays = tuple(each.decay for each in figures)
         return cls(loss, loss_error, accuracy, accuracy_error, decays, figures[0].features)
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return the mean and its standard error; None where there are too few values."""
-    mean = statistics.fmean(values) if values else None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return mean, error
 
 
 class Standardised(nn.Module):

@@ -152,8 +152,8 @@ class DrawnPixels(NamedTuple):
 
 
 def has_pictures(flow: Flow) -> bool:
-    """Whether images ``(C, H, W)`` of a flow can be shown: not floats of many channels."""
-    return len(flow.shape) == 3 and (flow.levels is not None or flow.shape[0] <= 4)
+    """Whether images of a flow are pictures: not features, floats of more than four channels."""
+    return flow.levels is not None or flow.shape[0] <= 4
 
 
 def draw_pixels(
@@ -209,13 +209,17 @@ def to_pixels(flow: Flow, images: Samples | Tensor) -> np.ndarray:
     """Turn a flow's images into uint8 or uint16 arrays ``(n, C, *spatial)`` for display.
 
     Float images are scaled from their smallest and largest finite value, integer images from the
-    flow's levels, to 8 or 16 bits. Where a pixel has a value that is not finite, all images are 8
-    bits of at least three channels, and the pixel is magenta.
+    flow's levels, to 8 or 16 bits. Features, floats of more than four channels, are shown by the
+    root mean square of their channels. Where a pixel has a value that is not finite, all images are
+    8 bits of at least three channels, and the pixel is magenta.
     """
     given = images if isinstance(images, Samples) else Samples(images, 0, ~images.isfinite())
     values, wrong = given.images.cpu().numpy(), given.nonfinite.cpu().numpy()
     if flow.levels is None:
         values = values.astype(np.float64)  # the range of float32 values may not be a float32
+        if not has_pictures(flow):
+            wrong = wrong.any(axis=1, keepdims=True)
+            values = np.sqrt(np.square(values).mean(axis=1, keepdims=True))
         values, finite = np.where(wrong, 0.0, values), values[~wrong]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         values, top, bits = (values - low).clip(0, high - low), max(high - low, 1e-12), 8

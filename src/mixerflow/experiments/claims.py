@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mixerflow.evaluate import kind_of, mean_and_error
+from mixerflow.evaluate import kind_of
 from mixerflow.experiments import student
 from mixerflow.experiments.further import Figure
 from mixerflow.experiments.measured import figure_of
 from mixerflow.experiments.table import Claim, Table
+from mixerflow.means import mean_and_error
 
 
 @dataclass(frozen=True)

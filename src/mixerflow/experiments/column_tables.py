@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mixerflow.evaluate import FID, kind_of, mean_and_error
+from mixerflow.evaluate import FID, kind_of
 from mixerflow.evaluate.features import INCEPTION_URL
 from mixerflow.experiments.claims import paper_kind
+from mixerflow.means import mean_and_error
 
 TableText = tuple[list[str], list[list[str]]]
 """The cells of a table's head, and of each row."""

@@ -126,7 +126,7 @@ class Probing(Further):
         return _record(figure, len(test))
 
     def pictures(self, column: dict[str, Any]) -> dict[str, bytes]:
-        from mixerflow import page  # matplotlib takes a second
+        from mixerflow import plots  # matplotlib takes a second
 
         pixels, white = (_first_accuracy(row) for row in column["references"])
         curves = {}
@@ -142,7 +142,7 @@ class Probing(Further):
         levels = {"Raw pixels": pixels, "PCA-whitened pixels": white}
         drawn = {name: value for name, value in levels.items() if value is not None}
         return {
-            "depth.png": page.points_plot(
+            "depth.png": plots.points_plot(
                 curves,
                 drawn,
                 title=f"{column['column']}: accuracy of a linear probe, first seed",

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mixerflow.evaluate import mean_and_error
 from mixerflow.experiments.further import Further
 from mixerflow.experiments.images import Budget, SeedImages
 from mixerflow.experiments.runs import Run
+from mixerflow.means import mean_and_error
 from mixerflow.runs import load
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 

@@ -27,9 +27,9 @@ from mixerflow.detection import (
 from mixerflow.detection.corruptions import CORRUPTIONS
 from mixerflow.detection.scores import bits_of
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import mean_and_error
 from mixerflow.experiments.further import Figure, Further, Rows
 from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.means import mean_and_error
 from mixerflow.runs import RunFolder, load
 
 BACKGROUND = "background"
@@ -189,10 +189,10 @@ class Outlying(Further):
                     curves.setdefault(f"{row['row']}-{kind}", {})[score] = points
         if not curves:
             return {}
-        from mixerflow import page  # matplotlib takes a second
+        from mixerflow import plots  # matplotlib takes a second
 
         return {
-            f"{name}.png": page.points_plot(
+            f"{name}.png": plots.points_plot(
                 {score: points for score, points in each.items() if points},
                 {"chance": 50.0},
                 title=f"{column['column']}: {name}",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixerflow import markdown, page
+from mixerflow import markdown, page, plots
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
 from mixerflow.experiments.column_tables import (
@@ -174,15 +174,18 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
     for column in _quoted_only(results):
         yield page.heading(f"{column['column']}, not run", level=3)
         yield from _page_tables(column)
-    pictures = [(_file_name(budget, "curves.png"), "plot", "")]
+    curves = f"{results['title']}: validation bits/dim against steps"
+    pictures = [(_file_name(budget, "curves.png"), curves, "plot", "")]
     for column in results["columns"]:
-        pictures += [(name, "plot", "") for name in column.get("pictures", ())]
+        alt = f"{results['title']}, {column['column']}: plot of further figures"
+        pictures += [(name, alt, "plot", "") for name in column.get("pictures", ())]
     for _, row in _rows(results):
         if "samples" in row:
-            pictures.append((row["samples"], "pixels", f"Samples: {row['label']}"))
-    for name, kind, caption in pictures:
+            words = f"Samples: {row['label']}"
+            pictures.append((row["samples"], f"Grid of samples of {row['label']}", "pixels", words))
+    for name, alt, kind, caption in pictures:
         if (folder / name).exists():
-            yield page.picture((folder / name).read_bytes(), kind, caption)
+            yield page.picture((folder / name).read_bytes(), alt, kind, caption)
     yield from map(page.paragraph, _not_run(results))
     if results["left_out"]:
         yield page.paragraph(f"Not counted: {'; '.join(results['left_out'])}.")
@@ -274,8 +277,8 @@ def curves(results: dict[str, Any]) -> bytes:
                 mean = np.mean(lines, axis=0)
                 axes.plot(mean[:, 0], mean[:, 1], color=colour, lw=1.8, label=label)
         if ends:
-            page.finish_plot(axes, min(ends), max(ends))
+            plots.finish_plot(axes, min(ends), max(ends))
             axes.legend(fontsize=8)
         axes.set_title(f"{column['column']}, budget {results['budget']}", fontsize=10)
         axes.set_ylabel("validation bits/dim")
-    return page.png_of(figure)
+    return plots.png_of(figure)

@@ -12,7 +12,6 @@ import torch
 
 from mixerflow.core import Shape
 from mixerflow.errors import CheckpointError
-from mixerflow.evaluate import mean_and_error
 from mixerflow.experiments.claims import judge
 from mixerflow.experiments.cost import read_cost
 from mixerflow.experiments.distance import distance_of
@@ -21,6 +20,7 @@ from mixerflow.experiments.measured import further_of, reference_rows, summary
 from mixerflow.experiments.references import read_yardsticks
 from mixerflow.experiments.runs import Run
 from mixerflow.experiments.table import Cell, Column, Quoted, Table
+from mixerflow.means import mean_and_error
 from mixerflow.parts import Model
 from mixerflow.registry import describe, settings_of
 from mixerflow.runs import RunFolder

@@ -12,10 +12,11 @@ import torch
 from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import Classification, classify, mean_and_error
+from mixerflow.evaluate import Classification, classify
 from mixerflow.experiments.classifier import MixerClassifier, Training, train_classifier
 from mixerflow.experiments.further import Figure, Further
 from mixerflow.experiments.images import Budget, SeedImages
+from mixerflow.means import mean_and_error
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class Told(Further):
                 points.append((rows[name]["bits_per_dim"], mean, error))
         if not curves:
             return {}
-        from mixerflow import page  # matplotlib takes a second
+        from mixerflow import plots  # matplotlib takes a second
 
         levels = {}
         for row in column["references"]:
             mean, _ = mean_and_error([r["further"]["figures"]["accuracy"] for r in row["runs"]])
             levels |= {row["label"]: mean} if mean is not None else {}
-        picture = page.points_plot(
+        picture = plots.points_plot(
             {name: sorted(points) for name, points in curves.items()},
             levels,
             title=f"{column['column']}: accuracy against bits/dim, from large lambda to small",

@@ -10,7 +10,7 @@ from mixerflow.restoration.measurements import (
     Measurement,
     Noisy,
 )
-from mixerflow.restoration.scores import Row, compare, mean_and_error, psnr, real_bits
+from mixerflow.restoration.scores import Row, compare, psnr, real_bits
 from mixerflow.restoration.search import (
     ImageSearch,
     LatentSearch,
@@ -41,7 +41,6 @@ __all__ = [
     "compare",
     "harmonic",
     "mask_of",
-    "mean_and_error",
     "means",
     "psnr",
     "real_bits",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixerflow.core import Flow, evaluating
 from mixerflow.errors import ConfigError
+from mixerflow.means import mean_and_error
 from mixerflow.restoration.fillings import best_filter
 from mixerflow.restoration.measurements import Measurement, Noisy
 from mixerflow.restoration.search import MARGIN
@@ -70,13 +71,6 @@ class Row:
                 figures[name], figures[f"{name}_error"] = mean_and_error(values)
                 figures[f"{name}_per_image"] = values.tolist()
         return figures
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float | None]:
-    """Return the mean over images and its standard error, None for a single image."""
-    values = values.double()
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return values.mean().item(), error
 
 
 def compare(

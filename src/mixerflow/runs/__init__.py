@@ -2,7 +2,13 @@
 
 from mixerflow.runs.checkpoint import Checkpoint, Checkpoints
 from mixerflow.runs.evaluations import Evaluator, KeptDraws
-from mixerflow.runs.fitting import labels_of, numbered, require_context, require_levels
+from mixerflow.runs.fitting import (
+    labels_of,
+    numbered,
+    own_parts,
+    require_context,
+    require_levels,
+)
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
 from mixerflow.runs.publish import publish
@@ -32,6 +38,7 @@ __all__ = [
     "labels_of",
     "load",
     "numbered",
+    "own_parts",
     "publish",
     "read_metadata",
     "read_weights",

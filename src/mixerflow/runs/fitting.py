@@ -1,4 +1,4 @@
-"""Images that fit a run: their levels, and labels in the numbering of its classes."""
+"""Images that fit a run: their levels, labels in its classes' numbering, and its own images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from mixerflow.core import Flow, VectorNet
-from mixerflow.data import Images
+from mixerflow.data import Images, Splits, held_out
 from mixerflow.errors import DataError
 
 
@@ -77,3 +77,29 @@ def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
         what = f"classes {list(images.classes)} are not the run's {known}"
         raise DataError(what, images.dataset_id, "name the class folders as in training")
     return np.array([*map(known.index, images.classes), -1])[images.labels]  # -1 stays no label
+
+
+def own_parts(metadata: dict[str, Any], splits: Splits) -> dict[str, Images]:
+    """Return which of the images a run was trained and validated on, known by their SHA-256.
+
+    Args:
+        metadata: the content of ``run.json``.
+        splits: images, of which the run may have held a part out for validation.
+
+    Returns:
+        The parts "training" and "validation"; one that is not among the images is left out.
+    """
+    known, train = metadata.get("data") or {}, splits.train
+    candidates = [train, *(each for each in (splits.validation, splits.test) if each is not None)]
+    count = known.get("training_images"), known.get("validation_images")
+    if sum(number or 0 for number in count) == len(train) > 1:
+        mask = held_out(train, seed=(metadata.get("train") or {}).get("seed", 0))
+        if count == ((~mask).sum(), mask.sum()):
+            candidates = [train.take(np.flatnonzero(each)) for each in (~mask, mask)]
+    found = {}
+    for name, number in zip(("training", "validation"), count, strict=True):
+        for images in candidates:
+            same = len(images) == number and images.fingerprint() == known.get(f"{name}_sha256")
+            if same:
+                found.setdefault(name, images)
+    return found

@@ -118,7 +118,7 @@ class Validation:
                 pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _samples(self, flow: Flow, count: int) -> np.ndarray | None:
-        if not has_pictures(flow):
+        if len(flow.shape) != 3 or not has_pictures(flow):
             return None  # volumes, sequences and features have no grid of pictures
         return draw_pixels(flow, count, seed=0, examples=self.images.labels).pixels
 
