@@ -1,14 +1,17 @@
 """Flows of feature maps: made-up defects beside Gaussians, and what linear maps cost.
 
     python -m benchmarks.features [--kinds gaussian bent] [--seeds N ...] [--steps N]
-        [--channels C] [--side N] [--images N] [--models NAME=WORD ...]
-    python -m benchmarks.features --speed [--lengths 384 768 1024] [--threads N]
+        [--channels C] [--side N] [--images N] [--settings "" "linear=lu;layers=3" ...]
+    python -m benchmarks.features --speed [--lengths 384 768 1024] [--maps lu woodbury] [--threads N]
 
 The first trains flows on made-up feature maps of good parts, and scores good ones and ones with a
-defect, a square of 5 x 5 places: AUROC of images (by the maximum over the places, and others) and
-of places, beside a Gaussian of the channels at each place and one for all places. The second
-measures a training step, and scoring with `fused`, of the default model with each linear map, in
-milliseconds an image of 28 x 28 places: median, least, most. JSON goes to standard output.
+defect, a square of 5 x 5 places: AUROC of images by each pooling of the places' scores, and of
+places. Beside them are Gaussians of the channels: one for each place, one for all places, and one
+covariance with a mean for each place.
+
+The second measures a training step, and scoring with `fused`, of the default model with each linear
+map, in milliseconds an image of 28 x 28 places: on the clock, and of all threads' processor time,
+which other processes do not use up. JSON goes to standard output.
 """
 
 from __future__ import annotations
@@ -156,6 +159,13 @@ def gaussian_scores(train: Tensor, *, by_place: bool) -> Callable[[Tensor], Tens
     return scores
 
 
+def pooled_scores(train: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same with a mean of each place's own and one covariance: the flow before training."""
+    mean = train.mean(0)
+    scores = gaussian_scores(train - mean, by_place=False)
+    return lambda x: scores(x - mean)
+
+
 def figures(scores: Callable[[Tensor], Tensor], parts: Parts) -> dict[str, float]:
     """AUROC of images by each score of a map, and of places."""
     good, broken = scores(parts.good), scores(parts.broken)
@@ -208,10 +218,11 @@ def compare(given: Arguments) -> list[dict[str, Any]]:
                 kind, given.images, given.channels, given.side, noise=given.noise, seed=seed
             )
             about = {"kind": kind, "seed": seed}
-            for by_place in (True, False):
-                name = "a Gaussian for each place" if by_place else "one Gaussian"
+            for name, by_place in (("a Gaussian for each place", True), ("one Gaussian", False)):
                 scores = gaussian_scores(parts.train, by_place=by_place)
                 rows.append(about | {"model": name} | figures(scores, parts))
+            name = "one covariance, a mean for each place"
+            rows.append(about | {"model": name} | figures(pooled_scores(parts.train), parts))
             for settings in given.settings:
                 begun = time.perf_counter()
                 flow = trained(model_of(settings), parts.train, given, seed)
