@@ -2,7 +2,8 @@
 
     python -m benchmarks.features [--kinds gaussian bent] [--seeds N ...] [--steps N]
         [--channels C] [--side N] [--images N] [--settings "" "linear=lu;layers=3" ...]
-    python -m benchmarks.features --speed [--lengths 384 768 1024] [--maps lu woodbury] [--threads N]
+    python -m benchmarks.features --speed [--lengths 384 768 1024] [--maps lu woodbury]
+        [--threads N]
 
 The first trains flows on made-up feature maps of good parts, and scores good ones and ones with a
 defect, a square of 5 x 5 places: AUROC of images by each pooling of the places' scores, and of

@@ -35,8 +35,8 @@ from mixerflow.detection import (
     map_auroc,
     paste,
 )
+from mixerflow.means import mean_and_error
 from mixerflow.registry import describe
-from mixerflow.restoration import mean_and_error
 
 MAPS: dict[str, OutlierMap] = {
     "slope": SlopeMap(),

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from benchmarks.maps import figures
 
 from gaussian_images import Linear
-from helpers import flow_of, images
+from helpers import MODEL, flow_of, images
 from mixerflow import pictures
 from mixerflow.core import Chain, Flow
 from mixerflow.detection import (
@@ -22,7 +23,7 @@ from mixerflow.detection import (
 )
 from mixerflow.detection.windows import Window, filled, windows_of
 from mixerflow.errors import ConfigError
-from mixerflow.parts import LogitPixels, ResidualDense, VariationalDequantizer
+from mixerflow.parts import LogitPixels, ResidualDense, VariationalDequantizer, Vectors
 from mixerflow.registry import describe
 from mixerflow.restoration import blurred, harmonic
 from mixerflow.transforms import Dequantize, Rescale
@@ -286,10 +287,31 @@ def test_a_conditional_flow_has_maps_given_its_class(each):
         assert torch.equal(first, second)
         return
     assert (first - second).abs().max() > 1e-2
-    with pytest.raises(ValueError, match="conditional"):
-        each.map(conditional, x)
     with pytest.raises(ValueError, match=r"labels \(3,\) for 4 images"):
         each.map(conditional, x, np.zeros(3))
+
+
+def test_without_classes_a_map_is_of_their_mixture():
+    conditional = flow_of(mixer(layers=1, flow_layers=2, hidden=8, patch=2, classes=3))
+    perturb(conditional, size=0.3)
+    conditional = conditional.double().eval()
+    x, density = torch.from_numpy(images(3).pixels), conditional.continuous()
+
+    def log_mixture(real):
+        each = [density.log_prob(real, torch.full((3,), k)).exp() for k in range(3)]
+        return (sum(each) / 3).log()
+
+    real = (x.double() + 0.5).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(log_mixture(real).sum(), real)
+    torch.testing.assert_close(GradientMap(0).map(conditional, x), gradient.abs().sum(1))
+    window = Window(0, 0, 3, 3)
+    with torch.no_grad():
+        saved = log_mixture(filled(real, window)) - log_mixture(real)
+    found = OcclusionMap(3, 1).map(conditional, x)[:, 0, 0]  # which no other window covers
+    torch.testing.assert_close(found, saved / (9 * math.log(2)))
+    vectors = flow_of(dataclasses.replace(MODEL, classes=Vectors(3)))
+    with pytest.raises(ValueError, match="conditional"):
+        GradientMap().map(vectors, x)
 
 
 @pytest.mark.parametrize(
@@ -432,3 +454,14 @@ def test_heat_has_one_scale_for_all_images():
     assert np.array_equal(same, np.repeat(pixels, 3, 1))
     with pytest.raises(ValueError, match="maps of images"):
         pictures.heat(pixels, maps[:, :5])
+
+
+def test_figures_of_the_benchmark_are_means_over_seeds_and_images():
+    one, two = torch.tensor([0.6, 0.8, 1.0]), torch.tensor([0.8, 0.8, 0.8])
+    found = figures({"slope": [one, two], "variance": [two, two]})
+    assert found["slope"]["auroc"] == pytest.approx(0.8)
+    assert found["slope"]["seeds"] == pytest.approx([0.8, 0.8])
+    assert found["slope"]["auroc_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert found["slope"]["above_variance"] == pytest.approx(0.0, abs=1e-7)
+    assert found["slope"]["above_variance_error"] == pytest.approx(0.1 / math.sqrt(3))
+    assert found["variance"]["above_variance_error"] == 0

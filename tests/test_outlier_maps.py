@@ -4,15 +4,29 @@ import csv
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import mixerflow
+from helpers import flow_of, images
 from mixerflow.cli.commands import run
+from mixerflow.cli.outlier_maps import MapFlags, mapped
 from mixerflow.data import load as load_data
-from mixerflow.detection import OcclusionMap, OutlierMap, SlopeMap
+from mixerflow.detection import (
+    GradientMap,
+    OcclusionMap,
+    OutlierMap,
+    Outliers,
+    SlopeMap,
+    fit_scores,
+    measure,
+)
+from mixerflow.detection.scores import BitsPerDim
+from mixerflow.transforms.checks.subject import perturb
+from mixers import mixer
 from test_outliers_command import FLAGS, flat, rough
 
 WINDOWS = ["--patch", "4", "--stride", "2"]
@@ -105,3 +119,20 @@ def test_a_stop_leaves_the_scores_and_no_maps(fresh, folder, monkeypatch, capsys
     assert "stopped: no maps are written" in capsys.readouterr().err
     assert list((fresh / "outliers").glob("*.csv"))
     assert not list((fresh / "outliers").glob("*-maps*"))
+
+
+def test_a_flow_of_classes_needs_none(tmp_path):
+    """Its scores are of the mixture of its classes, and so are its maps."""
+    model = mixer(layers=1, flow_layers=2, hidden=8, patch=2, classes=3)
+    flow, x = flow_of(model), images(6)
+    perturb(flow, size=0.3)
+    measured = measure(flow, x.pixels)
+    found = Outliers.of(measured, fit_scores(measured, [BitsPerDim()], false_alarms=0.5))
+    given = MapFlags(maps="gradient", map_images=4)
+    flags = SimpleNamespace(run=tmp_path, batch=8, json=True, map_images=4)
+    flags.chosen_maps = given.chosen_maps
+    (shown,) = mapped(flags, flow, {"data": {"classes": []}}, x, "test", found, "bits")
+    assert shown[1].startswith(b"\x89PNG")
+    maps, _ = written(tmp_path)
+    wanted = GradientMap().map(flow, x.pixels[found.order("bits")[:4]])
+    np.testing.assert_allclose(maps["gradient"], wanted, rtol=1e-4)

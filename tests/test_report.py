@@ -256,7 +256,12 @@ def test_names_are_text_and_no_markup(run, tmp_path):
     flow = load(run)
     fitted = fit_outliers(flow, pixels)
     found = Outliers.of(measure(flow, pixels), fitted)
-    settings = {"title": name, "inside": measure(flow, pixels), "maps": [(name, ONE_PIXEL)]}
+    settings = {
+        "title": name,
+        "by": "bits",
+        "inside": measure(flow, pixels),
+        "maps": [(name, ONE_PIXEL)],
+    }
     out = make_outliers_page(tmp_path / "o.html", flow, given, found, **settings)
     page = Page(out.read_text())
     well_formed(page)
@@ -332,6 +337,7 @@ def test_the_page_of_outliers_has_the_figures(fit, tmp_path):
         given,
         found,
         title="a run",
+        by="complexity",
         inside=inside,
         compared=compared,
         maps=[("where", ONE_PIXEL)],
@@ -376,7 +382,7 @@ def test_scores_of_other_images_are_refused(fit, tmp_path):
     flow, fitted, _ = fit
     found = Outliers.of(measure(flow, strange(3)), fitted)
     with pytest.raises(ValueError, match="3 scores of 40 images"):
-        make_outliers_page(tmp_path / "o.html", flow, TEST, found, title="a")
+        make_outliers_page(tmp_path / "o.html", flow, TEST, found, title="a", by="bits")
     assert not (tmp_path / "o.html").exists()
 
 
@@ -441,7 +447,8 @@ def test_the_command_writes_the_page_beside_its_figures(run, tmp_path, capsys):
     new = np.concatenate([images(n=9, seed=8).pixels, strange(9)])
     np.save(tmp_path / "new.npy", new[:, 0])
     words = ["--data", str(tmp_path / "new.npy"), "--inside", str(tmp_path / "inside.npy")]
-    assert main(["outliers", str(copied), *words]) == 0
+    maps = ["--maps", "slope,variance", "--map-images", "3"]
+    assert main(["outliers", str(copied), *words, *maps]) == 0
     (out,) = (copied / "outliers").glob("*.html")
     assert f"see {out}" in capsys.readouterr().out
     page, record = Page(out.read_text()), json.loads(out.with_suffix(".json").read_text())
@@ -453,9 +460,14 @@ def test_the_command_writes_the_page_beside_its_figures(run, tmp_path, capsys):
         auroc = told["detection"]["auroc"]
         assert any(r[0] == name and r[1].startswith(f"{auroc:.3f} ±") for r in page.rows)
 
+    alts = [each["alt"] for each in page.images]
+    for word in ("slope", "variance"):
+        told = f"Map {word} of the 3 most outlying images by complexity, in their order"
+        assert told in alts and told in page.text
+
     out.unlink()
     out.mkdir()
     assert main(["outliers", str(copied), *words[:2], "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["images"] == 18
-    assert "warning: the result is not kept: cannot write" in said.err
+    assert "warning: the page is not kept: cannot write" in said.err

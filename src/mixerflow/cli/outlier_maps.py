@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
@@ -69,6 +70,15 @@ class MapFlags:
         return made
 
 
+def ordering(found: Outliers, scores: Collection[str]) -> str:
+    """Return the score that orders images: the first of the `scores` that flags name.
+
+    Where they name none, it is the first of `_ORDER` that there is.
+    """
+    wanted = (name for name in found.scores if name in scores)
+    return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
+
+
 def mapped(
     given: Any,  # noqa: ANN401
     flow: Flow,
@@ -76,35 +86,42 @@ def mapped(
     images: Images,
     split: str,
     found: Outliers,
-    scores: Collection[str],
-) -> int:
+    by: str,
+) -> list[tuple[str, bytes]]:
     """Write the maps that flags ask for into the run folder, and say where they are.
 
-    The most outlying images are those of the first of the `scores` that flags name; where they name
-    none, of the complexity-corrected score, or else of typicality.
+    They are of the most outlying images by the score `by`. Returned are a caption and a PNG file
+    for each kind of map, with the images in rows of eight.
 
-    The exit code is 0, or that of a signal, after which no maps are written.
+    Raises:
+        Stopped: after a signal; no maps are written.
     """
     maps = given.chosen_maps(flow)
     if not maps:
-        return 0
-    wanted = (name for name in found.scores if name in scores)
-    name = [*wanted, *(name for name in _ORDER if name in found.scores)][0]
-    chosen = found.order(name)[: given.map_images]
-    labels = None if flow.context_net is None else runs.labels_of(flow, metadata, images)
+        return []
+    chosen = found.order(by)[: given.map_images]
+    mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
+    without = flow.context_net is None or mixture
+    labels = None if without else runs.labels_of(flow, metadata, images)
     folder = given.run / "outliers"
     path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
-    try:
-        with keeping("the maps"), writing(folder):
-            folder.mkdir(exist_ok=True)
-            settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
-            paths = write_maps(flow, images, chosen, maps, path, **settings)
-            if not given.json:
-                say(f"maps of the {len(chosen):,} most outlying images by {name}:")
-                say(*(f"in {each}" for each in paths))
-    except Stopped as stopped:
-        return stopped.exit_code
-    return 0
+    with keeping("the maps"), writing(folder):
+        folder.mkdir(exist_ok=True)
+        settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
+        heats = write_maps(flow, images, chosen, maps, path, **settings)
+        if not given.json:
+            say(f"maps of the {len(chosen):,} most outlying images by {by}:")
+            say(*(f"in {path.with_suffix(end)}" for end in (".npz", ".png")))
+        of = f"of the {len(chosen):,} most outlying images by {by}, in their order"
+        return [(f"Map {word} {of}", _png(each)) for word, each in heats.items()]
+    return []
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    scale = max(1, 64 // pixels.shape[-1])
+    pictures.grid(pixels, columns=8, scale=scale).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def write_maps(
@@ -117,8 +134,8 @@ def write_maps(
     labels: np.ndarray | None = None,
     batch: int = 128,
     quiet: bool = False,
-) -> list[Path]:
-    """Write maps of the `chosen` images ``(n,)``; return their files.
+) -> dict[str, np.ndarray]:
+    """Write maps of the `chosen` images ``(n,)``; return them as heat, ``(n, 3, H, W)``, by word.
 
     ``PATH.npz`` has the images' numbers as `images`, and ``(n, H, W)`` float32 under each map's
     word. ``PATH.png`` shows the images in a row, and below them a row for each map, as heat.
@@ -145,11 +162,12 @@ def write_maps(
     data, arrays = io.BytesIO(), {"images": chosen, **found}
     np.savez_compressed(data, **arrays)  # pyright: ignore[reportArgumentType]
     shown = to_pixels(flow, torch.as_tensor(pixels))
-    rows = [_coloured(shown), *(pictures.heat(shown, each) for each in found.values())]
-    sheet = pictures.grid(np.concatenate(rows), columns=len(chosen), scale=_SCALE)
+    heats = {word: pictures.heat(shown, each) for word, each in found.items()}
+    rows = np.concatenate([_coloured(shown), *heats.values()])
+    sheet = pictures.grid(rows, columns=len(chosen), scale=_SCALE)
     write_atomically(path.with_suffix(".npz"), data.getvalue())
     pictures.save(sheet, path.with_suffix(".png"))
-    return [path.with_suffix(".npz"), path.with_suffix(".png")]
+    return heats
 
 
 def _coloured(pixels: np.ndarray) -> np.ndarray:

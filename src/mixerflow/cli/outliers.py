@@ -18,14 +18,14 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
-from mixerflow.cli.outlier_maps import MapFlags, mapped
+from mixerflow.cli.outlier_maps import MapFlags, mapped, ordering
 from mixerflow.cli.outlier_places import PlacesFlags, compare_places, maps_of, places_line
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
 from mixerflow.detection.groups import SOURCE
 from mixerflow.runs import InsideFit
-from mixerflow.runs.files import json_text, sealed, write_atomically, writing
+from mixerflow.runs.files import json_text, require_writable, sealed, write_atomically, writing
 from mixerflow.signals import Stopped
 from mixerflow.terminal import say, show
 
@@ -79,27 +79,34 @@ def main(arguments: list[str]) -> int:
         if masks is not None:
             say(places_line(entry["places"]))
     folder = given.run / "outliers"
+    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
     with keeping("the result"), writing(folder):
         folder.mkdir(exist_ok=True)
-        path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
         write_atomically(path, sealed(entry))
         write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
         if measurer.places:
-            maps = path.with_name(f"{path.stem}-places.npy")
-            write_atomically(maps, maps_of(found.measured, images.shape))
+            places = path.with_name(f"{path.stem}-places.npy")
+            write_atomically(places, maps_of(found.measured, images.shape))
             if not given.json:
-                say(f"scores of each place in {maps}")
+                say(f"scores of each place in {places}")
+    by, exit_code, maps = ordering(found, chosen), 0, []
+    try:
+        maps = mapped(given, flow, held.metadata, images, split, found, by)
+    except Stopped as stopped:
+        exit_code = stopped.exit_code
+    name = held.metadata.get("recipe") or given.run.resolve().name
+    told = {"title": f"{name}, {split}", "against": _against(rows), "maps": maps}
+    with keeping("the page"):
+        require_writable(path.with_suffix(".html"))
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
-        title = f"{held.metadata.get('recipe') or given.run.resolve().name}, {split}"
-        told = {"inside": fit.inside, "compared": compared, "against": _against(rows)}
-        page = path.with_suffix(".html")
-        make_outliers_page(page, flow, images, found, title=title, **told)
+        told |= {"by": by, "inside": fit.inside, "compared": compared}
+        make_outliers_page(path.with_suffix(".html"), flow, images, found, **told)
         if not given.json:
-            say(f"see {page}")
-    return mapped(given, flow, held.metadata, images, split, found, chosen)
+            say(f"see {path.with_suffix('.html')}")
+    return exit_code
 
 
 def _entry(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mixerflow.core import Context, Flow, Shape, as_tensor, evaluating
@@ -61,7 +61,8 @@ class OutlierMap:
         Args:
             flow: the model, of integer images or of floats, whose density is exact.
             images: pixels as the flow takes them.
-            labels: ``(N, ...)``, the context of a conditional flow.
+            labels: ``(N, ...)``, the context of a conditional flow. Without them a flow of K
+                classes is their mixture, ``log p(x) = log 1/K sum_k p(x | k)``, in K passes.
             batch: images that the flow is given at a time.
             on_batch: called after each batch with the number of images in it; the sum is
                 ``N * evaluations(shape)``.
@@ -206,6 +207,15 @@ class VarianceMap(OutlierMap):
         return _smoothed((squares - means.square()).clamp_min(0).sum(1), self.width)
 
 
+def log_density(density: Flow, x: Tensor, context: Context) -> Tensor:
+    """Return ``log p(x)`` ``(B,)`` in float64; without a class, of the mixture of the classes."""
+    if context is not None or not isinstance(density.context_net, nn.Embedding):
+        return density.log_prob(x, context).double()
+    count = density.context_net.num_embeddings
+    every = [density.log_prob(x, torch.full((len(x),), k)).double() for k in range(count)]
+    return torch.stack(every).logsumexp(0) - math.log(count)
+
+
 def _gradient(density: Flow, x: Tensor, context: Context, batch: int, on_batch: OnBatch) -> Tensor:
     """Return ``d log p / d x`` of images ``(N, C, H, W)``, in nats for each unit of x."""
     gradient = torch.empty_like(x)
@@ -213,7 +223,7 @@ def _gradient(density: Flow, x: Tensor, context: Context, batch: int, on_batch: 
         part = slice(start, start + batch)
         point = x[part].detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            score = density.log_prob(point, None if context is None else context[part]).sum()
+            score = log_density(density, point, None if context is None else context[part]).sum()
             (gradient[part],) = torch.autograd.grad(score, point)
         on_batch(len(point))
     return gradient

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import Context, Flow, Shape
-from mixerflow.detection.maps import OnBatch, OutlierMap
+from mixerflow.detection.maps import OnBatch, OutlierMap, log_density
 from mixerflow.detection.windows import Window, filled, windows_of
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
@@ -89,7 +89,7 @@ class OcclusionMap(OutlierMap):
                     rows = number == which
                     given[rows] = filled(given[rows], windows[which - 1])
             labels = None if context is None else context[image.to(context.device)]
-            flat[row] = density.log_prob(given, labels).to(flat.dtype)
+            flat[row] = log_density(density, given, labels)
             on_batch(len(row))
         nats = [math.log(2) * x.shape[1] * w.height * w.width for w in windows]
         return ((scores[1:] - scores[0]) / scores.new_tensor(nats)[:, None]).T

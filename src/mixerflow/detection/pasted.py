@@ -69,7 +69,7 @@ def map_auroc(maps: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Tensor:
 
     The area under the ROC curve over the pixels of an image: the probability that a pixel of the
     mask has a larger value than one outside, ties counted half (Mann and Whitney's U). 1/2 is
-    chance. The mean over images and its standard error are `restoration.mean_and_error`'s.
+    chance. The mean over images and its standard error are `means.mean_and_error`'s.
 
     Raises:
         ValueError: other shapes, a value that is NaN, or a mask of all pixels or none.

@@ -33,8 +33,6 @@ _CURVES = 6
 """Classes that have a histogram each."""
 _ROWS = 100
 """Classes that have a row each."""
-_FIRST = ("top", "complexity", "ratio", "mixture", "typicality", "bits")
-"""Scores by which images are ordered, the first that there is."""
 WARNING = (
     "A likely image need not come from the inside. Simple images (smooth, dark, or of few colours) "
     "can have fewer bits/dim than the images that a flow was trained on, whatever they show "
@@ -51,7 +49,7 @@ def make_outliers_page(
     found: Outliers,
     *,
     title: str,
-    by: str | None = None,
+    by: str,
     inside: Measured | None = None,
     compared: Mapping[str, Detection] | None = None,
     against: str = "these images",
@@ -65,7 +63,7 @@ def make_outliers_page(
         images: the images ``(N, *shape)`` that were scored, perhaps with classes.
         found: their scores, and what was fitted.
         title: what the page is called, such as the run's name.
-        by: the score that orders the images; by default one that corrects for complexity.
+        by: the score that orders the images, such as "complexity".
         inside: what is known of the inside images that the scores were fitted to; of the half that
             gave the thresholds there are histograms beside.
         compared: score -> how well it tells these images from inside ones.
@@ -78,8 +76,6 @@ def make_outliers_page(
     """
     if len(images) != len(found):
         raise ValueError(f"make_outliers_page: {len(found)} scores of {len(images)} images")
-    names = [*found.scores]
-    by = by or next(name for name in (*_FIRST, *names) if name in names)
     order = found.order(by)
     known = None
     if inside is not None:
