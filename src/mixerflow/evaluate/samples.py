@@ -218,7 +218,7 @@ def to_pixels(flow: Flow, images: Samples | Tensor) -> np.ndarray:
     if flow.levels is None:
         values = values.astype(np.float64)  # the range of float32 values may not be a float32
         if not has_pictures(flow):
-            wrong = wrong.any(axis=1, keepdims=True)
+            wrong = np.asarray(wrong.any(axis=1, keepdims=True))
             values = np.sqrt(np.square(values).mean(axis=1, keepdims=True))
         values, finite = np.where(wrong, 0.0, values), values[~wrong]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
