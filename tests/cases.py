@@ -91,11 +91,13 @@ from mixerflow.transforms import (
     SigmoidAffine,
     Split,
     Squeeze,
+    Standardize,
     Stripes,
     SwapHalves,
     TokenAttention,
     UnpackedPLU,
     VariationalDequantize,
+    Whiten,
     Woodbury,
     halves,
 )
@@ -344,6 +346,14 @@ class Case:
         return replace(self, make=lambda: self.moved().fused(), size=0.0)
 
 
+def started(transform: Transform, shape: Shape) -> Transform:
+    """A transform that a batch has initialised whose last entry is constant."""
+    x = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    x[:, -1] = 2.0
+    transform.initialize(x)
+    return transform
+
+
 def mixerflow_case(*, context: Shape | None = None, **settings) -> Case:
     shape = (2, 6, 4)
     return Case(lambda: mixerflow_layers(shape, **settings), shape, context=context, size=0.15)
@@ -452,6 +462,16 @@ CASES = {
     "diagonal, a channel": Case(lambda: DiagonalAffine((3, 1, 1)), (3, 2, 4)),
     "linear": Case(lambda: PLU(5, bias=True), (5,)).fused(),
     "Woodbury": Case(lambda: Woodbury(7, 3), (7,)),
+    "Woodbury, folded": Case(lambda: Woodbury(7, 3), (7,)).fused(),
+    "Woodbury without bias, folded": Case(lambda: Woodbury(4, 2, bias=False), (4,)).fused(),
+    "standardised": Case(lambda: started(Standardize((3, 1, 1)), (3, 2, 4)), (3, 2, 4), size=0.0),
+    "standardised vectors, one constant": Case(
+        lambda: started(Standardize(4), (4,)), (4,), size=0.0
+    ),
+    "whitened": Case(lambda: started(Whiten(5), (5,)), (5,), size=0.0),
+    "whitened along the channels": Case(
+        lambda: started(Along(0, Whiten(3, ridge=0.1)), (3, 2, 2)), (3, 2, 2), size=0.0
+    ),
     "Woodbury of one": Case(lambda: Woodbury(1, 1), (1,)),
     "Woodbury of more rank than entries": Case(lambda: Woodbury(3, 5), (3,)),
     "autoregressive convolution": Case(lambda: AutoregressiveConvolution(3), (3, 4, 3)),

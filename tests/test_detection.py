@@ -228,14 +228,18 @@ def test_floats_have_no_length():
 def measured(n=400, seed=0):
     random = np.random.default_rng(seed)
     log_prob, log_base = random.normal(-900, 40, (2, n))
-    return Measured(300, log_prob, log_base, random.normal(1200, 90, n), random.normal(-950, 30, n))
+    lengths, background = random.normal(1200, 90, n), random.normal(-950, 30, n)
+    places = random.normal(size=(n, 100))
+    return Measured(300, log_prob, log_base, lengths, background, places)
 
 
 def test_scores_are_their_equations():
     inside, other = measured(), measured(seed=1)
     bits = -other.log_prob / (300 * math.log(2))
     found = {name: score.fitted(inside)(other) for name, score in SCORES.items()}
-    assert list(found) == ["bits", "typicality", "complexity", "ratio", "mixture"]
+    assert list(found) == ["bits", "typicality", "complexity", "ratio", "mixture", "maximum", "top"]
+    assert found["maximum"] == pytest.approx(other.places.max(1))
+    assert found["top"] == pytest.approx(np.sort(other.places, 1)[:, -2:].mean(1))
     assert found["bits"] == pytest.approx(bits)
     mean = (-inside.log_prob / (300 * math.log(2))).mean()
     assert found["typicality"] == pytest.approx(abs(bits - mean))
@@ -317,7 +321,7 @@ def test_a_fit_goes_through_json_and_scores_again():
     again = construct(json.loads(json.dumps(describe(fitted))), values=True)
     assert again == fitted
     found = outliers(flow, flat, again, background=background, batch=5)
-    assert list(found.scores) == [*SCORES]
+    assert [*found.scores, "maximum", "top"] == [*SCORES]  # which need scores of places
     assert found.scores["ratio"] == pytest.approx(np.zeros(len(flat)), abs=1e-12)
     # flat images are likelier than the flow's own, so bits/dim calls them inliers: the failure
     assert found.summary()["bits"] == 0.0

@@ -44,10 +44,23 @@ class _InputNoise(Noise):
         raise ValueError(_OTHER_NOISE)
 
 
-class _Exported(nn.Module):
+class Exported(nn.Module):
+    """A function of tensors that an inference copy of a flow computes."""
+
+    outputs: tuple[str, ...]
+    """Names of what `forward` returns, in an ONNX model."""
+
     def __init__(self, flow: Flow) -> None:
         super().__init__()
         self.flow = flow
+
+    def example(self, batch: int = 2) -> dict[str, Tensor]:
+        """Return inputs by name; all but those of `defaults` have a batch axis."""
+        raise NotImplementedError
+
+    def defaults(self) -> dict[str, Tensor]:
+        """Return inputs that an ONNX model has values of, which a caller may replace."""
+        return {}
 
     def _labels(self, batch: int) -> dict[str, Tensor]:
         net = self.flow.context_net
@@ -60,8 +73,10 @@ class _Exported(nn.Module):
         return {"context": context}
 
 
-class Density(_Exported):
+class Density(Exported):
     """Images to log-probabilities in nats: see `density`."""
+
+    outputs = ("log_prob",)
 
     def forward(
         self, images: Tensor, noise: Tensor | None = None, context: Tensor | None = None
@@ -83,8 +98,10 @@ class Density(_Exported):
         return {"images": integers, "noise": images + 0.5, **self._labels(batch)}
 
 
-class Decoder(_Exported):
+class Decoder(Exported):
     """Latents to images: see `decoder`."""
+
+    outputs = ("images",)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Map latents ``(B, D)`` to images ``(B, *shape)``, as `Flow.decode` does."""
@@ -116,29 +133,31 @@ def decoder(flow: Flow) -> Decoder:
     return Decoder(share(flow.fused()))
 
 
-def program(module: Density | Decoder) -> torch.export.ExportedProgram:
-    """Export a density or decoder with `torch.export`, for batches of any size from 1 up."""
+def program(module: Exported) -> torch.export.ExportedProgram:
+    """Export a module with `torch.export`, for batches of any size from 1 up."""
     traced = _traced(module)
     put_in_place(traced.graph_module)
     return traced
 
 
-def _traced(module: Density | Decoder) -> torch.export.ExportedProgram:
+def _traced(module: Exported) -> torch.export.ExportedProgram:
     """Trace a module; transforms that occur often are calls of functions."""
     steps = len(module.flow.layers())
     if steps > _MANY:
         tell(f"export: tracing a flow of {steps} steps takes a while")
     example = module.example()
     batch = torch.export.Dim("batch", min=1)
-    shapes: dict[str, Any] = {name: {0: batch} for name in example}
+    fixed = module.defaults()
+    shapes: dict[str, Any] = {name: None if name in fixed else {0: batch} for name in example}
     with torch.no_grad():
         return torch.export.export(module, (), kwargs=example, dynamic_shapes=shapes)
 
 
-def onnx(module: Density | Decoder, path: str | Path) -> None:
-    """Write a density or decoder as an ONNX model, for batches of any size from 1 up.
+def onnx(module: Exported, path: str | Path) -> None:
+    """Write a density, a decoder or a scorer as an ONNX model, for batches of any size from 1 up.
 
-    Its inputs have the names that `example` gives; its output is named ``log_prob`` or ``images``.
+    Its inputs have the names that `example` gives, and its outputs those of ``outputs``:
+    ``log_prob``, or ``images``. Inputs of ``defaults`` may be left out.
     Without the extra ``onnx`` it raises a ConfigError.
     """
     try:
@@ -152,21 +171,32 @@ def onnx(module: Density | Decoder, path: str | Path) -> None:
         _write(_traced(module), module, path)
 
 
-def _write(
-    traced: torch.export.ExportedProgram, module: Density | Decoder, path: str | Path
-) -> None:
+def _write(traced: torch.export.ExportedProgram, module: Exported, path: str | Path) -> None:
     """Convert a program to ONNX, without optimisation: runtimes optimise when they load a model."""
     torch.onnx.export(
         traced,
         (),
         path,
         kwargs=module.example(),
-        output_names=["log_prob" if isinstance(module, Density) else "images"],
+        output_names=[*module.outputs],
         dynamo=True,
         external_data=False,
         verbose=False,
         optimize=False,
     )
+    if defaults := module.defaults():
+        _give_defaults(path, defaults)
+
+
+def _give_defaults(path: str | Path, values: dict[str, Tensor]) -> None:
+    """Give inputs of a written model values, which count where a caller gives none."""
+    import onnx as format
+
+    model = format.load(path)
+    model.graph.initializer.extend(
+        format.numpy_helper.from_array(value.numpy(), name) for name, value in values.items()
+    )
+    format.save(model, path)
 
 
 class _NotFunctional(Exception):

@@ -13,6 +13,7 @@ from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
     baseline_recipes,
     denseflow_recipes,
+    featureflow_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
@@ -28,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
     **mixerflow_dense_recipes.RECIPES,
     **glow_recipes.RECIPES,
     **baseline_recipes.RECIPES,
+    **featureflow_recipes.RECIPES,
 }
 
 

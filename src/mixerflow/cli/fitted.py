@@ -22,12 +22,16 @@ def with_data(model: Model, splits: Splits, *, head: bool = False) -> Model:
         DataError: labels that are no numbers of classes.
     """
     images = splits.train
-    assert images.levels is not None, "files hold integers"
     levels = model.pixels.levels
-    if levels == 256 != images.levels:
+    if images.levels is None:
+        if levels is not None:
+            what = f"these are floats, and the model takes pixels of {levels} levels"
+            remedy = "set it to none, or convert pixels to uint8"
+            raise ConfigError(what, "--model.pixels.levels", remedy)
+    elif levels == 256 != images.levels:
         levels = images.levels
         model = evolve(model, {"pixels.levels": levels})
-    if levels is None or levels < images.levels:
+    if images.levels is not None and (levels is None or levels < images.levels):
         what = f"images have {images.levels} levels, the model {levels}"
         raise ConfigError(what, "--model.pixels.levels", f"set it to {images.levels}")
     if head and model.head is None:

@@ -23,6 +23,7 @@ from mixerflow.detection import (
     compare_sets,
     compressor_of,
     detection,
+    factorises,
     fit_scores,
     measure,
     scores_for,
@@ -93,6 +94,8 @@ class Measurer:
         self._batch, self._seed = given.batch, given.seed
         self._background, sha256 = background or (None, None)
         self.lengths = flow.levels is not None
+        mixture = isinstance(flow.context_net, nn.Embedding)  # no product over the places
+        self.places = not mixture and factorises(flow)
         self.key = {
             "weights_sha256": weights.sha256,
             "background_sha256": sha256,
@@ -125,6 +128,7 @@ class Measurer:
                 labels=labels,
                 background=self._background,
                 lengths=self.lengths,
+                places=self.places,
                 batch=self._batch,
                 seed=self._seed,
                 on_batch=on_batch,
@@ -132,7 +136,8 @@ class Measurer:
 
     def fit(self, inside: Measured, false_alarms: float, group: int) -> Fitted:
         """Fit all scores that there are figures for."""
-        scores = scores_for(lengths=self.lengths, background=self._background is not None)
+        given = {"lengths": self.lengths, "background": self._background is not None}
+        scores = scores_for(**given, places=self.places)
         settings = {"false_alarms": false_alarms, "group": group, "seed": self._seed}
         return fit_scores(inside, scores, **settings)
 
@@ -183,6 +188,9 @@ def _kept(run: Path, measurer: Measurer, *, renew: bool) -> InsideFit | None:
         kept = None if renew else runs.kept_fit(run)
     except CheckpointError as error:
         tell(f"fitted again: {error}")
+        return None
+    if kept is not None and measurer.places != (kept.inside.places is not None):
+        tell("fitted again: the kept thresholds are of other scores")
         return None
     if kept is not None and kept.key != measurer.key:
         tell("fitted again: the kept thresholds are of other weights, background or seed")

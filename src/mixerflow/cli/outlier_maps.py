@@ -27,7 +27,7 @@ from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, tell
 
 _SCALE = 2
-_ORDER = ("complexity", "typicality")
+_ORDER = ("top", "complexity", "typicality")
 """Scores that choose the images; the first that there is."""
 
 

@@ -19,6 +19,7 @@ from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments, file_name
 from mixerflow.cli.inside import InsideFlags, Measurer, fit_of, inside_rows
 from mixerflow.cli.outlier_maps import MapFlags, mapped, ordering
+from mixerflow.cli.outlier_places import PlacesFlags, compare_places, maps_of, places_line
 from mixerflow.cli.parse import parse
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity, scores_named
@@ -34,7 +35,7 @@ WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/o
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OutliersArguments(MapFlags, InsideFlags, EvaluationArguments):
+class _OutliersArguments(PlacesFlags, MapFlags, InsideFlags, EvaluationArguments):
     """Outlier scores of images, with thresholds from images of the inside."""
 
     run: tyro.conf.Positional[Path]
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> int:
     measurer = Measurer(flow, held, given, given.load_background(device), quiet=given.json)
     images, split = given.load_images(held.metadata)
     rows = inside_rows(images, given.inside_classes)
+    masks = given.load_masks(images, places=measurer.places)
     try:
         fit = fit_of(given.run, measurer, given)
         found = Outliers.of(measurer.measure(images, split), fit.fitted)
@@ -68,10 +70,14 @@ def main(arguments: list[str]) -> int:
         return stopped.exit_code
     compared = measurer.compare(fit, found.measured, rows)
     entry = _entry(given, fit, found, compared, images, split)
+    if masks is not None:
+        entry["places"] = compare_places(found.measured, masks)
     if given.json:
         say(*json_text(entry).splitlines())
     else:
         _print(fit, found, compared, images, split, chosen or {*found.scores}, rows)
+        if masks is not None:
+            say(places_line(entry["places"]))
     folder = given.run / "outliers"
     path = folder / f"{file_name(f'{images.dataset_id}-{split}')}.json"
     with keeping("the result"), writing(folder):
@@ -80,6 +86,11 @@ def main(arguments: list[str]) -> int:
         write_atomically(path.with_suffix(".csv"), _table_of(found, fit))
         if not given.json:
             say(f"scores of each image in {path.with_suffix('.csv')}")
+        if measurer.places:
+            places = path.with_name(f"{path.stem}-places.npy")
+            write_atomically(places, maps_of(found.measured, images.shape))
+            if not given.json:
+                say(f"scores of each place in {places}")
     by, exit_code, maps = ordering(found, chosen), 0, []
     try:
         maps = mapped(given, flow, held.metadata, images, split, found, by)

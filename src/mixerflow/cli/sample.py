@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 
@@ -18,15 +20,17 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.singles import require_own, write_singles
 from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, ResourceError
-from mixerflow.evaluate import class_count, draw_pixels
+from mixerflow.evaluate import class_count, draw_pixels, draw_values, has_pictures
 from mixerflow.evaluate.codecs import shuffle_of
-from mixerflow.runs.files import require_writable, writing
+from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.terminal import say, tell
+
+_ENDINGS = (".png", ".webp", ".bmp", ".tiff", ".npy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SampleArguments(WeightsArguments):
-    """Draw images from a run: a PNG grid, and single files on request."""
+    """Draw images from a run: a PNG grid, and single files on request; features as .npy."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
@@ -40,7 +44,8 @@ class _SampleArguments(WeightsArguments):
     seed: int = 0
     """Seed of the draws."""
     out: Path | None = None
-    """The grid's file; by default in the run folder's samples."""
+    """The grid's file; by default in the run folder's samples. Of a run of floats it may end in
+    .npy, for the values."""
     files: Path | None = None
     """A folder for the single images, as PNG files 00000.png and so on; it may hold no others."""
     force: bool = False
@@ -63,7 +68,9 @@ def sample(arguments: list[str]) -> int:
     if given.shuffled and shuffle is None:
         raise ConfigError("the run's pixels have their own order", "--shuffled", "leave it out")
     label = _label(flow, held.metadata["data"]["classes"], given.label)
-    out = _require_places(given, label)
+    out = _require_places(given, flow, label)
+    if out is not None and out.suffix == ".npy":
+        return _write_values(flow, given, label, out)
     drawn = draw_pixels(
         flow, given.number, seed=given.seed, temperature=given.temperature, label=label
     )
@@ -92,8 +99,38 @@ def sample(arguments: list[str]) -> int:
     return 0
 
 
-def _require_places(given: _SampleArguments, label: int | torch.Tensor | None) -> Path | None:
+def _write_values(
+    flow: Flow, given: _SampleArguments, label: int | torch.Tensor | None, out: Path
+) -> int:
+    """Draw float images, and write them as one array ``(n, *shape)``, float32."""
+    drawn = draw_values(
+        flow, given.number, seed=given.seed, temperature=given.temperature, label=label
+    )
+    wrong = int(drawn.nonfinite.sum())
+    plural = "" if given.number == 1 else "s"
+    say(f"{given.number} image{plural}; {wrong} of {drawn.nonfinite.numel()} values not finite")
+    buffer = io.BytesIO()
+    np.save(buffer, drawn.images.cpu().numpy())
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, buffer.getvalue())
+    say(f"in {out}")
+    return 0
+
+
+def _require_places(
+    given: _SampleArguments, flow: Flow, label: int | torch.Tensor | None
+) -> Path | None:
     """Return the grid's file after a try of all places; None where nobody asked for a grid."""
+    pictured, values = has_pictures(flow), given.out is not None and given.out.suffix == ".npy"
+    if values and flow.levels is not None:
+        raise ConfigError("the run's images are no floats", f"--out {given.out}", "write .png")
+    if given.files is not None and (values or not pictured):
+        remedy = "leave it out: --out FILE.npy has all values"
+        raise ConfigError("values of floats are one file", "--files", remedy)
+    if given.out is not None and not values and not pictured:
+        what = f"images of shape {flow.shape} have no picture"
+        raise ConfigError(what, f"--out {given.out}", "let it end in .npy")
     if given.files is not None:
         if not given.force:
             require_own(given.files, given.number)
@@ -104,7 +141,8 @@ def _require_places(given: _SampleArguments, label: int | torch.Tensor | None) -
     shown = "" if label is None else f"-label{label if isinstance(label, int) else given.label}"
     shown += "-shuffled" if given.shuffled else ""
     weights = ("" if given.checkpoint == "best" else "-last") + ("-raw" if given.raw else "")
-    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}.png"
+    name = f"n{given.number}-t{given.temperature:g}-seed{given.seed}{shown}{weights}"
+    name += ".png" if pictured else ".npy"
     out = given.run / "samples" / name
     if given.files is None:
         require_writable(out, "name a file elsewhere with --out")
@@ -162,5 +200,5 @@ def _check(given: _SampleArguments) -> None:
         raise ConfigError(f"{given.seed}", "--seed", "give 0 or more, less than 2^63")
     if given.scale < 1:
         raise ConfigError(f"{given.scale}", "--scale", "give at least 1")
-    if given.out is not None and given.out.suffix.lower() not in (".png", ".webp", ".bmp", ".tiff"):
+    if given.out is not None and given.out.suffix.lower() not in _ENDINGS:
         raise ConfigError("not a picture's name", f"--out {given.out}", "let it end in .png")

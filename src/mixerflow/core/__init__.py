@@ -25,8 +25,8 @@ from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
 from mixerflow.core.transform import (
-    Composite, Context, Density, Dequantization, FixedShape, Mapped, PlacedLayer, Runner, Shape,
-    Transform, constant, expect, floating, number_streams, total,
+    Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer,
+    Runner, Shape, Transform, constant, expect, floating, number_streams, total,
 )
 from mixerflow.core.views import evaluating, submodules, uncounted
 
@@ -34,7 +34,7 @@ __all__ = [
     "Along", "Base", "Cauchy", "Centre", "Chain", "ClassGaussians", "Composite", "Context",
     "ConvergenceWarning", "Density", "Dequantization", "Encoded", "FixedShape", "Flow",
     "GaussianMixture", "Inverse", "Inverted",
-    "Layer", "Mapped", "Memory", "MultiScale", "Noise", "NonFiniteWarning",
+    "Layer", "Mapped", "Memory", "MixesPlaces", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",
     "as_tensor", "checked_context", "class_numbers", "constant", "evaluating", "example_context",

@@ -18,7 +18,13 @@ class Base(nn.Module):
 
     A conditional one reads the context that the flow's transforms see, ``(B, K)`` of
     ``context_net``, one row an image; the others ignore it.
+
+    Attributes:
+        alike: whether all latent numbers are independent, of one distribution. Then the density of
+            any of them is `log_prob` of those.
     """
+
+    alike: bool = False
 
     def log_prob(self, z: Tensor, context: Context = None) -> Float[Tensor, " batch"]:
         """Return each row's log-density in nats, ``(B, D)`` to ``(B,)``, in float32 or wider."""
@@ -54,6 +60,8 @@ def _log_sum(logs: Tensor) -> Tensor:
 class StandardNormal(Base):
     """``N(0, I)``."""
 
+    alike = True
+
     def log_prob(self, z: Tensor, context: Context = None) -> Tensor:
         return -0.5 * total(z * z + math.log(2 * math.pi))  # `square` doubles z for its gradient
 
@@ -85,6 +93,8 @@ class StudentT(Base):
         Bailey, Polar generation of random variates with the t-distribution (1994),
         doi:10.2307/2153537.
     """
+
+    alike = True
 
     def __init__(self, dof: float = 5.0, *, learned: bool = True) -> None:
         super().__init__()
@@ -142,6 +152,8 @@ class Cauchy(StudentT):
 
 class _Mixture(Base):
     """A mixture of Gaussians with learned weights, the same for each latent."""
+
+    alike = True
 
     logits: nn.Parameter
     means: Tensor

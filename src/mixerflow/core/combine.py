@@ -14,6 +14,7 @@ from mixerflow.core.transform import (
     Context,
     FixedShape,
     Mapped,
+    MixesPlaces,
     PlacedLayer,
     Runner,
     Shape,
@@ -56,6 +57,13 @@ class Chain(Composite):
             z, step_log_det = step.inverse(z, context, noise)
             log_det = log_det + step_log_det
         return z, log_det
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        log_dets = constant(0.0, x)[:, None]
+        for step in self:
+            x, step_log_dets = step.by_place(x, context, noise)
+            log_dets = log_dets + step_log_dets
+        return x, log_dets
 
     def out_shape(self, shape: Shape) -> Shape:
         for step in self:
@@ -178,13 +186,23 @@ class Along(_Wrapper):
         if self.transform.takes_columns and self.dim == 0 and x.dim() > 2:  # nothing is copied
             z, log_det = run(self.transform, x.flatten(2), None, noise)
             return z.reshape(x.shape), log_det
+        z, log_dets = self._by_row(run, x, context, noise)
+        return z, log_dets.sum(1)
+
+    def _by_row(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        """`forward`, with the log-det of each row, ``(B, rows)``."""
         axis = self.dim + 1 if self.dim >= 0 else self.dim
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
         noise = None if noise is None or self.density == "exact" else noise.rows(n)
         context = self._row_contexts(context, x.shape[0], n)
         z, log_det = run(self.transform, moved.reshape(-1, moved.shape[-1]), context, noise)
-        return z.reshape(moved.shape).movedim(-1, axis), log_det.reshape(-1, n).sum(1)
+        return z.reshape(moved.shape).movedim(-1, axis), log_det.reshape(-1, n)
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        if self.dim % (x.dim() - 1):
+            raise MixesPlaces(f"Along, dim={self.dim}, reads more than one place at a time")
+        return self._by_row(nn.Module.__call__, x, context, noise)
 
     def _row_contexts(self, context: Context, batch: int, n: int) -> Context:
         """Context of each of the `n` rows of `batch` events, ``(batch * n, K)``."""

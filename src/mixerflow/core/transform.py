@@ -84,6 +84,10 @@ def number_streams(module: nn.Module) -> None:
         transform.stream = stream
 
 
+class MixesPlaces(ValueError):
+    """A transform, or a base, that has no density of each place by itself."""
+
+
 class PlacedLayer(NamedTuple):
     """A layer with the event shapes that it takes and gives at its place in a flow."""
 
@@ -173,6 +177,17 @@ class Transform(nn.Module):
         z, log_det = self(x, context, noise)
         see(self, x.flatten(1), z.flatten(1))
         return z, log_det
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        """`forward` of events ``(C, *spatial)``, with the log-det of each place, ``(B, places)``.
+
+        A transform has it if z at a place is a function of x at this place alone. Its log-det is
+        then the sum of those of the places, which lie in row-major order.
+
+        Raises:
+            MixesPlaces: z at a place depends on x at others, or is not known not to.
+        """
+        raise MixesPlaces(f"{type(self).__name__} reads more than one place at a time")
 
     @torch.no_grad()
     def fused(self) -> Transform:

@@ -17,7 +17,7 @@ from mixerflow.core.features import features_after
 from mixerflow.core.inputs import as_tensor, count_of, latents_of, require_wide
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Inverted, Samples, joined, samples_of
-from mixerflow.core.transform import Context, PlacedLayer, Shape, Transform
+from mixerflow.core.transform import Context, MixesPlaces, PlacedLayer, Shape, Transform
 from mixerflow.core.views import evaluating
 
 
@@ -69,6 +69,27 @@ class Uses(nn.Module):
     def log_prob(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Tensor:
         """Return log-probabilities ``(B,)`` in nats, of integer images if the flow has levels."""
         return self(x, context, noise).log_prob
+
+    def log_prob_by_place(
+        self, x: Tensor, context: Context = None, noise: Noise | None = None
+    ) -> Float[Tensor, "batch *spatial"]:
+        """Return the log-probability of each place's vector, ``(B, *spatial)``, in nats.
+
+        In a flow that maps each place of an image ``(C, *spatial)`` by itself, and whose latents
+        are alike, the places are independent: ``log p(x) = sum_places log p(x_place | place)``.
+        Arguments and errors are those of `log_prob`.
+
+        Raises:
+            MixesPlaces: another flow, or one in training mode whose nets normalise by the batch.
+        """
+        if not self.base.alike:
+            raise MixesPlaces(f"{type(self.base).__name__} is no density of each place by itself")
+        x = self._images(x)
+        spatial = x.shape[2:]
+        z, log_dets = self.transform.by_place(x, self._embed(context, x.shape[0]), noise)
+        rows = z.flatten(2).movedim(1, -1)
+        log_prob = self.base.log_prob(rows.flatten(0, 1)).unflatten(0, (-1, spatial.numel()))
+        return (log_prob + log_dets).reshape(-1, *spatial)
 
     @torch.no_grad()
     def bits_per_dim(

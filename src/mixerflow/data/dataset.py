@@ -1,7 +1,7 @@
 """A set of images in memory, and its split into training and validation images.
 
-Pixels are integers, channels first. Every `Images` has been checked, so the code that uses one
-asks about types or shapes no more.
+Pixels are integers, or floats for data without levels, channels first. Every `Images` has been
+checked, so the code that uses one asks about types or shapes no more.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class Images:
         pixels, dtype, where = self.pixels, self.pixels.dtype, self.dataset_id
         if pixels.ndim < 3 or dtype not in _LEVELS:
             what = f"pixels are {dtype} {pixels.shape}"
-            raise DataError(what, where, "give (N, C, H, W) uint8/uint16")
-        if dtype == np.float32 and not np.isfinite(pixels).all():
-            raise DataError("values are not all finite", where, "leave out NaN and infinity")
+            raise DataError(what, where, "give (N, C, H, W) uint8/uint16, or floats")
+        if dtype == np.float32 and (wrong := _first_not_finite(pixels)) is not None:
+            what = f"image {wrong} has a value that is NaN, infinite or beyond float32"
+            raise DataError(what, where, "leave it out, or correct it")
         if pixels.size == 0:
             raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
         if not pixels.flags.c_contiguous:
@@ -143,7 +144,7 @@ def make_images(
     classes: tuple[str, ...] = (),
     skipped: tuple[str, ...] = (),
 ) -> Images:
-    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides.
+    """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides; floats become float32.
 
     Labels `(N,)` are integers, and vectors `(N, K)` integers or floats.
     """
@@ -152,9 +153,10 @@ def make_images(
         what = f"labels are {labels.dtype} {labels.shape}"
         remedy = "number the classes 0, 1, ... as integers, or give vectors (N, K)"
         raise DataError(what, dataset_id, remedy)
-    native = pixels.dtype.newbyteorder("=")
+    native = np.dtype(np.float32) if pixels.dtype.kind == "f" else pixels.dtype.newbyteorder("=")
     if pixels.dtype != native or not pixels.flags.c_contiguous:
-        pixels = np.ascontiguousarray(pixels, dtype=native)
+        with np.errstate(over="ignore"):  # what is infinite as float32 is refused
+            pixels = np.ascontiguousarray(pixels, dtype=native)
     if labels is not None:
         with np.errstate(over="ignore"):  # what is infinite as float32 is refused
             labels = labels.astype(np.float32 if vectors else np.int64)
@@ -187,6 +189,17 @@ def held_out(images: Images, fraction: float = 0.04, seed: int = 0) -> np.ndarra
     size = min(max(1, round(fraction * count)), count - 1)
     mask[np.random.default_rng(seed).permutation(count)[:size]] = True
     return mask
+
+
+def _first_not_finite(pixels: np.ndarray) -> int | None:
+    """Return the first image with a value that is not finite; reads a piece at a time."""
+    step = max(1, _CHUNK_BYTES // max(pixels[:1].nbytes, 1))
+    for start in range(0, len(pixels), step):
+        part = pixels[start : start + step]
+        finite = np.isfinite(part).reshape(len(part), -1).all(1)
+        if not finite.all():
+            return start + int(np.argmin(finite))
+    return None
 
 
 def _check_labels(labels: np.ndarray, count: int, classes: tuple[str, ...], where: str) -> None:

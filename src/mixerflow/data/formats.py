@@ -19,7 +19,7 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
 _KIND_WORDS = {
-    **dict.fromkeys(("images", "image", "imgs", "img", "x", "data"), "images"),
+    **dict.fromkeys(("images", "image", "imgs", "img", "x", "data", "features"), "images"),
     **dict.fromkeys(("labels", "label", "y", "targets", "target"), "labels"),
     **dict.fromkeys(("vectors", "vector", "conditions", "condition"), "vectors"),
 }
@@ -56,9 +56,9 @@ def read_npz(path: Path) -> RawSplits:
 
     Keys are `train_images`, `train_labels`, and so on for `test` and `val`, or `images` and
     `labels`, or other usual words (`x_train`, `y_train`); or there is one array of any name. Images
-    are `(N, H, W)` or `(N, H, W, C)`. Labels are class numbers `(N,)`, or vectors of floats
-    `(N, K)`, also called `vectors`. Of both, the labels are used. The names of those not used are
-    in `skipped`.
+    are integers `(N, H, W)` or `(N, H, W, C)`, or floats `(N, C, H, W)`. Labels are class numbers
+    `(N,)`, or vectors of floats `(N, K)`, also called `vectors`. Of both, the labels are used. The
+    names of those not used are in `skipped`.
     """
     with open_npz(path) as arrays:
         keys, splits, used = _keys(arrays), {}, set()
@@ -167,7 +167,13 @@ def make_split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path:
 
 
 def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
-    """Turn `(N, H, W)` or `(N, H, W, C)` integers into `(N, C, H, W)`, as a view."""
+    """Turn `(N, H, W)` or `(N, H, W, C)` integers into `(N, C, H, W)`, as a view.
+
+    Floats are `(N, C, H, W)` already: maps of features, not pixels.
+    """
+    if array.dtype.kind == "f" and array.ndim == 4 and array.size:
+        _require_channels_first(array, where)
+        return array
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise DataError(f"pixels are {array.dtype}", where, _conversion(array))
     if array.size == 0:
@@ -181,6 +187,16 @@ def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
         what = f"shape {array.shape} has the channels first"
         raise DataError(what, where, "give (N, H, W, C): numpy.moveaxis(images, 1, -1)")
     return np.moveaxis(array, -1, 1)
+
+
+def _require_channels_first(array: np.ndarray, where: str) -> None:
+    """Refuse floats `(N, H, W, C)`: pixels, or features that lie the other way."""
+    _, height, width, last = array.shape
+    if last in (3, 4) and width != last and height not in (1, 3, 4):
+        raise DataError(f"pixels are {array.dtype}", where, _conversion(array))
+    if height == width != last:
+        what = f"floats of shape {array.shape} have the channels last"
+        raise DataError(what, where, "give (N, C, H, W): numpy.moveaxis(features, -1, 1)")
 
 
 def _conversion(array: np.ndarray) -> str:

@@ -94,6 +94,11 @@ class Reading:
 
     def apply_to_all(self, pixels: np.ndarray, where: object) -> np.ndarray:
         """Do as `apply` does to each of `(N, C, H, W)`; the same array where nothing changes."""
+        if pixels.dtype.kind == "f":
+            if self.changes:
+                what = f"floats are taken as they are, and not {self.changes}"
+                raise DataError(what, where, "leave out --crop, --grey and --resize")
+            return pixels
         first = self.apply(pixels[0], where)
         if first.shape == pixels.shape[1:]:  # whatever changes an image changes its shape
             return pixels

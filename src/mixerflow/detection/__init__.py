@@ -11,34 +11,52 @@ from mixerflow.detection.fitted import (
     outliers,
 )
 from mixerflow.detection.groups import group_scores
+from mixerflow.detection.known import SCORES, scores_for, scores_named
 from mixerflow.detection.maps import GradientMap, OutlierMap, SlopeMap, VarianceMap
 from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.occlusion import OcclusionMap
 from mixerflow.detection.pasted import Pasted, map_auroc, paste
-from mixerflow.detection.scores import SCORES, Score, bits_of, scores_for, scores_named
+from mixerflow.detection.places import (
+    POOLINGS,
+    MaximumPlace,
+    MeanPlaces,
+    Pooling,
+    TopPlaces,
+    factorises,
+    place_scores,
+)
+from mixerflow.detection.scorer import Scorer, scorer
+from mixerflow.detection.scores import Score, bits_of
 from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
 
 __all__ = [
     "GROUPS",
+    "POOLINGS",
     "SCORES",
     "Detection",
     "Fitted",
     "GradientMap",
+    "MaximumPlace",
+    "MeanPlaces",
     "Measured",
     "OcclusionMap",
     "OutlierMap",
     "Outliers",
     "Pasted",
+    "Pooling",
     "Score",
+    "Scorer",
     "SlopeMap",
     "Threshold",
+    "TopPlaces",
     "VarianceMap",
     "bits_of",
     "compare_sets",
     "complexity",
     "compressor_of",
     "detection",
+    "factorises",
     "fit_outliers",
     "fit_scores",
     "group_scores",
@@ -48,7 +66,9 @@ __all__ = [
     "measure",
     "outliers",
     "paste",
+    "place_scores",
     "rarity",
+    "scorer",
     "scores_for",
     "scores_named",
     "threshold_of",

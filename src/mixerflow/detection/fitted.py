@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mixerflow.core import Flow, as_tensor
 from mixerflow.detection.groups import group_scores
+from mixerflow.detection.known import scores_for
 from mixerflow.detection.measured import Measured, measure
 from mixerflow.detection.metrics import Detection, detection
-from mixerflow.detection.scores import Score, bits_of, scores_for
+from mixerflow.detection.places import factorises
+from mixerflow.detection.scores import Score, bits_of
 from mixerflow.detection.threshold import Threshold, least_images, threshold_of
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
@@ -135,13 +137,16 @@ def fit_outliers(
     x = as_tensor(inside)
     lengths = not x.is_floating_point()
     if scores is None:
-        scores = scores_for(lengths=lengths, background=background is not None)
+        by_place = (flow.context_net is None or labels is not None) and factorises(flow)
+        given = {"lengths": lengths, "background": background is not None}
+        scores = scores_for(**given, places=by_place)
     measured = measure(
         flow,
         x,
         labels=labels,
         background=background,
         lengths=lengths,
+        places=any("places" in score.needs for score in scores),
         batch=batch,
         seed=seed,
     )
@@ -224,6 +229,7 @@ def outliers(
         labels=labels,
         background=background if "background" in fitted.needs else None,
         lengths="complexity" in fitted.needs,
+        places="places" in fitted.needs,
         batch=batch,
         seed=fitted.seed,
         on_batch=on_batch,

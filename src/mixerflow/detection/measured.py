@@ -36,6 +36,8 @@ class Measured:
         log_base: ``log p(z)`` of its latent, in nats.
         complexity: bits of a lossless file; None where they were not asked for.
         background: ``log p(x)`` under a background flow; None without one.
+        places: ``-log p`` of each place ``(N, places)``, in nats, of a flow that maps each place by
+            itself; None where they were not asked for.
     """
 
     dims: int
@@ -43,6 +45,7 @@ class Measured:
     log_base: np.ndarray
     complexity: np.ndarray | None = None
     background: np.ndarray | None = None
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.log_prob)
@@ -118,6 +121,7 @@ def measure(
     labels: np.ndarray | Tensor | None = None,
     background: Flow | None = None,
     lengths: bool = True,
+    places: bool = False,
     batch: int = 128,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -136,6 +140,7 @@ def measure(
         background: a second flow of images of the same shape, see `LikelihoodRatio`. It has no
             context.
         lengths: whether images are compressed too.
+        places: whether each place is scored too, in a second pass; see `factorises`.
         batch: images at a time.
         seed: seed of the noise.
         on_batch: called with the number of images after each batch; what it raises stops.
@@ -143,6 +148,7 @@ def measure(
     Raises:
         ValueError: images of another shape or range, or not one label for each.
         ConfigError: a batch below 1, a background flow of other images, or lengths of floats.
+        MixesPlaces: scores of places of a flow that mixes them.
     """
     if batch < 1:
         raise ConfigError(f"{batch} images at a time", "batch", "give at least 1")
@@ -160,7 +166,8 @@ def measure(
             log_prob, log_base = _densities(scored, pixels, given, noise)
             second = None if background is None else _log_prob(background, part, noise)
             bits = complexity(part.cpu().numpy()) if lengths else None
-            parts.append(Measured(flow.dims, log_prob, log_base, bits, second))
+            each = _places(scored, pixels, given, noise) if places else None
+            parts.append(Measured(flow.dims, log_prob, log_base, bits, second, each))
             if on_batch is not None:
                 on_batch(len(part))
     if not parts:
@@ -183,6 +190,10 @@ def _densities(
     log_base = log_base.gather(0, likeliest)[0]
     log_prob = log_prob.logsumexp(0) - math.log(len(every))
     return log_prob.cpu().numpy(), log_base.cpu().numpy()
+
+
+def _places(flow: Flow, x: Tensor, context: Tensor | None, noise: Noise) -> np.ndarray:
+    return -flow.log_prob_by_place(x, context, noise).flatten(1).double().cpu().numpy()
 
 
 def _log_prob(flow: Flow, x: Tensor, noise: Noise) -> np.ndarray:

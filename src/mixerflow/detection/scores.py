@@ -15,10 +15,9 @@ import numpy as np
 
 from mixerflow.detection.measured import Measured
 from mixerflow.detection.mixture import PlaneMixture, fit_mixture
-from mixerflow.errors import ConfigError, nearest
 from mixerflow.registry import register
 
-Need = Literal["complexity", "background"]
+Need = Literal["complexity", "background", "places"]
 
 
 @dataclass(frozen=True)
@@ -165,30 +164,3 @@ class LatentMixture(Score):
         assert measured.complexity is not None
         pair = (measured.log_base / math.log(2), measured.complexity)
         return np.stack(pair, 1) / measured.dims
-
-
-SCORES: dict[str, Score] = {
-    score.name: score
-    for score in (
-        BitsPerDim(),
-        Typicality(),
-        ComplexityCorrected(),
-        LikelihoodRatio(),
-        LatentMixture(),
-    )
-}
-"""The scores by name, not fitted."""
-
-
-def scores_named(names: list[str]) -> list[Score]:
-    """Return scores by their names; an unknown name is a ConfigError."""
-    for name in names:
-        if name not in SCORES:
-            raise ConfigError(f"no score {name}", "--scores", nearest(name, SCORES))
-    return [SCORES[name] for name in dict.fromkeys(names)]
-
-
-def scores_for(*, lengths: bool, background: bool) -> list[Score]:
-    """Return all scores that need no more than what there is."""
-    there = {"complexity": lengths, "background": background}
-    return [score for score in SCORES.values() if all(there[need] for need in score.needs)]

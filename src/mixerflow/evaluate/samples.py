@@ -151,6 +151,11 @@ class DrawnPixels(NamedTuple):
         return f"{text}; {self.nonfinite_values} values in {images} not finite, shown in magenta"
 
 
+def has_pictures(flow: Flow) -> bool:
+    """Whether images of a flow are pictures: not features, floats of more than four channels."""
+    return flow.levels is not None or flow.shape[0] <= 4
+
+
 def draw_pixels(
     flow: Flow,
     n: int,
@@ -165,11 +170,24 @@ def draw_pixels(
     A class-conditional flow draws its classes in turn, and any other conditional flow is given
     `examples`, the contexts of images, in turn, unless `label` names one context, or one an image.
     """
-    generator = torch.Generator(flow.device).manual_seed(int(seed))
-    context = contexts_in_turn(flow, n, examples) if label is None else label
-    drawn = flow.draw(n, context, temperature=temperature, generator=generator)
+    drawn = draw_values(flow, n, seed=seed, temperature=temperature, label=label, examples=examples)
     nonfinite = drawn.nonfinite.flatten(1).sum(1).cpu().numpy()
     return DrawnPixels(to_pixels(flow, drawn), drawn.clamped, nonfinite, drawn.images.numel())
+
+
+def draw_values(
+    flow: Flow,
+    n: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    label: Tensor | int | None = None,
+    examples: np.ndarray | None = None,
+) -> Samples:
+    """Draw what `draw_pixels` draws, as the flow's own values."""
+    generator = torch.Generator(flow.device).manual_seed(int(seed))
+    context = contexts_in_turn(flow, n, examples) if label is None else label
+    return flow.draw(n, context, temperature=temperature, generator=generator)
 
 
 def contexts_in_turn(
@@ -191,13 +209,17 @@ def to_pixels(flow: Flow, images: Samples | Tensor) -> np.ndarray:
     """Turn a flow's images into uint8 or uint16 arrays ``(n, C, *spatial)`` for display.
 
     Float images are scaled from their smallest and largest finite value, integer images from the
-    flow's levels, to 8 or 16 bits. Where a pixel has a value that is not finite, all images are 8
-    bits of at least three channels, and the pixel is magenta.
+    flow's levels, to 8 or 16 bits. Features, floats of more than four channels, are shown by the
+    root mean square of their channels. Where a pixel has a value that is not finite, all images are
+    8 bits of at least three channels, and the pixel is magenta.
     """
     given = images if isinstance(images, Samples) else Samples(images, 0, ~images.isfinite())
     values, wrong = given.images.cpu().numpy(), given.nonfinite.cpu().numpy()
     if flow.levels is None:
         values = values.astype(np.float64)  # the range of float32 values may not be a float32
+        if not has_pictures(flow):
+            wrong = np.asarray(wrong.any(axis=1, keepdims=True))
+            values = np.sqrt(np.square(values).mean(axis=1, keepdims=True))
         values, finite = np.where(wrong, 0.0, values), values[~wrong]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
         values, top, bits = (values - low).clip(0, high - low), max(high - low, 1e-12), 8

@@ -18,13 +18,16 @@ from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP, Velocity
 from mixerflow.nets.norm import Norm, Scale, SyncedBatchNorm, norm_of
 from mixerflow.nets.nystrom import NystromAttention
-from mixerflow.nets.positional import LearnedPositionalEncoding, SinusoidalPositionalEncoding
+from mixerflow.nets.positional import (
+    GridPositionalEncoding, LearnedPositionalEncoding, SinusoidalPositionalEncoding,
+)
 from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
 
 __all__ = [
     "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
-    "DenseConvNet", "DenseEncoder", "GlowNet", "ImageConditioner", "Kernel", "KernelNet",
-    "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipSwish", "LipschitzDense",
+    "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding", "ImageConditioner",
+    "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier",
+    "LipSwish", "LipschitzDense",
     "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet",
     "PreactivationNet", "ResNet", "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale",
     "ScalesClassifier", "SinusoidalPositionalEncoding",

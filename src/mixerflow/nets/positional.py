@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -44,8 +45,39 @@ class SinusoidalPositionalEncoding(_Encoding):
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__(rows, width)
-        index = torch.arange(rows, dtype=torch.float64)[:, None]
-        even = torch.arange(0, width, 2, dtype=torch.float64)
-        angle = index * torch.exp(even * (-math.log(10_000) / width))
-        table = torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
-        self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
+        table = _waves(rows, width).to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
+
+
+@register
+class GridPositionalEncoding(_Encoding):
+    """Sines and cosines of each coordinate of a place in a grid; nothing is learned.
+
+    Each of the axes of ``sides`` has an equal share of the width, or one number more for the first
+    axes, and its share is the `SinusoidalPositionalEncoding` of the coordinate. Rows are the places
+    in row-major order.
+
+    Reference: Gudovskiy et al., CFLOW-AD (2022), section 4.2, arXiv:2107.12571.
+    """
+
+    def __init__(self, sides: Sequence[int], width: int) -> None:
+        sides = tuple(sides)
+        if width < len(sides):
+            raise ValueError(f"positions: width must be at least {len(sides)}; got {width}")
+        super().__init__(math.prod(sides), width)
+        parts = []
+        for axis, side in enumerate(sides):
+            share = (width + len(sides) - 1 - axis) // len(sides)
+            shape = [1] * len(sides) + [share]
+            shape[axis] = side
+            parts.append(_waves(side, share).reshape(shape).expand(*sides, share))
+        table = torch.cat(parts, -1).flatten(0, -2).to(torch.get_default_dtype())
+        self.register_buffer("table", table, persistent=False)
+
+
+def _waves(rows: int, width: int) -> Tensor:
+    """Sines and cosines of 0, 1, ..., ``(rows, width)`` in float64."""
+    index = torch.arange(rows, dtype=torch.float64)[:, None]
+    even = torch.arange(0, width, 2, dtype=torch.float64)
+    angle = index * torch.exp(even * (-math.log(10_000) / width))
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]

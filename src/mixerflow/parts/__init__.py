@@ -23,13 +23,14 @@ from mixerflow.parts.image_nets import (
     ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
-    ActivationPrior, ConvolutionPrior, GlowSteps, InvertibleAttention, LearnedEncoding,
+    ActivationPrior, ConvolutionPrior, GlowSteps, GridEncoding, InvertibleAttention,
+    LearnedEncoding,
     MixerAddition, PatchAttention, PositionalEncoding, Prior, Scales, SinusoidalEncoding, glow_step,
     image_coupling,
 )
 from mixerflow.parts.linear import (
     ButterflyMap, ImageMap, LinearMap, LUMap, MatrixMap, NoMap, PLUMap, RLUMap,
-    SameMap, UnpackedPLUMap, WoodburyMap,
+    SameMap, UnpackedPLUMap, WhiteMap, WoodburyMap,
 )
 from mixerflow.parts.mixing import Mixing
 from mixerflow.parts.model import Classes, Model, Vectors
@@ -47,7 +48,7 @@ __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
     "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
     "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
-    "GlowSteps", "Head", "ImageMap",
+    "GlowSteps", "GridEncoding", "Head", "ImageMap",
     "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead",
     "LinearMap",
     "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead",
@@ -59,6 +60,6 @@ __all__ = [
     "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
     "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
     "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
-    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "WhiteMap", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
     "image_coupling",
 ]

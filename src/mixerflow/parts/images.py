@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
 from mixerflow.core import Inverse, Layer, Shape, Transform
-from mixerflow.nets import LearnedPositionalEncoding, SinusoidalPositionalEncoding
+from mixerflow.nets import (
+    GridPositionalEncoding,
+    LearnedPositionalEncoding,
+    SinusoidalPositionalEncoding,
+)
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.parts.conditioners import Attention
 from mixerflow.parts.image_nets import ConvNet, ImageNet, ZeroConvolution
@@ -184,6 +189,10 @@ class PositionalEncoding(PositiveCounts, Part):
         """Return a module without arguments whose output is ``(rows, width)``."""
         return self.make(rows)
 
+    def on_grid(self, sides: Shape) -> nn.Module:
+        """Return the encoding of the places of a grid, in row-major order."""
+        return self.build(math.prod(sides))
+
 
 @register("learned")
 @dataclass(frozen=True)
@@ -199,6 +208,20 @@ class SinusoidalEncoding(PositionalEncoding):
     """Sines and cosines of the row's index."""
 
     makes = SinusoidalPositionalEncoding
+
+
+@register("grid")
+@dataclass(frozen=True)
+class GridEncoding(PositionalEncoding):
+    """Sines and cosines of each coordinate of a place; of plain rows, of the row's index."""
+
+    makes = GridPositionalEncoding
+
+    def build(self, rows: int) -> nn.Module:
+        return self.on_grid((rows,))
+
+    def on_grid(self, sides: Shape) -> nn.Module:
+        return self.makes(sides, self.width)
 
 
 @register

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mixerflow.core import Along, Shape, Transform
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register, word_of
-from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Woodbury
+from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Whiten, Woodbury
 
 
 class ImageMap(Part):
@@ -93,6 +93,18 @@ class WoodburyMap(PositiveCounts, LinearMap):
 
     def build(self, n: int, *, bias: bool = True) -> Transform:
         return self.make(n, rank=min(self.rank, n), bias=bias)
+
+
+@register("white")
+@dataclass(frozen=True)
+class WhiteMap(LinearMap):
+    """Makes the numbers of the first batch uncorrelated, of variances of at most 1; then fixed."""
+
+    makes = Whiten
+
+    ridge: float = 0.01
+    """Added to the eigenvalues of the covariance, relative to their mean; bounds what is
+    amplified."""
 
 
 @register("butterfly")

@@ -33,7 +33,13 @@ def require_context(flow: Flow, images: Images) -> None:
 
 
 def require_levels(flow: Flow, images: Images) -> None:
-    """Raise a DataError for images with more levels than a flow knows."""
+    """Raise a DataError for images with more levels than a flow knows, or floats beside levels."""
+    if (images.levels is None) != (flow.levels is None):
+        words = [
+            f"integers of {n:,} levels" if n else "floats" for n in (images.levels, flow.levels)
+        ]
+        what = f"these are {words[0]}, the run's images are {words[1]}"
+        raise DataError(what, images.dataset_id, f"give {words[1].split(' of ')[0]}")
     if images.levels and flow.levels and images.levels > flow.levels:
         what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
         raise DataError(what, images.dataset_id, "give images of as many levels")

@@ -71,8 +71,6 @@ def as_images(
         numbers = None if labels is None else _plain_array(labels)
     except (TypeError, ValueError) as error:
         raise DataError(f"no array of numbers ({error})", name, "give (N, C, H, W)") from None
-    if np.issubdtype(pixels.dtype, np.floating):
-        pixels = pixels.astype(np.float32)
     return make_images(pixels, numbers, dataset_id="array")
 
 

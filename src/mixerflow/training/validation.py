@@ -12,7 +12,7 @@ import torch
 from mixerflow import pictures
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
 from mixerflow.data import Images
-from mixerflow.evaluate import Bits, bits, draw_pixels
+from mixerflow.evaluate import Bits, bits, draw_pixels, has_pictures
 from mixerflow.objectives import OF_LABELS, Classifying
 from mixerflow.runs import RunFolder
 from mixerflow.runs.files import writing
@@ -118,8 +118,8 @@ class Validation:
                 pictures.save(pictures.grid(pixels, scale=2), path)
 
     def _samples(self, flow: Flow, count: int) -> np.ndarray | None:
-        if len(flow.shape) != 3:
-            return None  # volumes and sequences have no grid of pictures
+        if len(flow.shape) != 3 or not has_pictures(flow):
+            return None  # volumes, sequences and features have no grid of pictures
         return draw_pixels(flow, count, seed=0, examples=self.images.labels).pixels
 
     def trial(self, quick: float, rest: float) -> Costs:

@@ -21,21 +21,22 @@ from mixerflow.transforms.layout import (
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.lines import LineAutoregressive
 from mixerflow.transforms.logistic import LogisticMixture
-from mixerflow.transforms.low_rank import Householder, Woodbury
+from mixerflow.transforms.low_rank import FixedWoodbury, Householder, Woodbury
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.shuffle import ShufflePixels
 from mixerflow.transforms.spline import RationalQuadratic
 from mixerflow.transforms.variational import VariationalDequantize
+from mixerflow.transforms.whiten import Standardize, Whiten
 
 __all__ = [
     "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "Autoregressive",
     "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly", "Checkerboard",
     "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits", "Dequantize",
-    "DiagonalAffine", "Dilated", "Elementwise", "FlooredAffine", "Gaussianize", "Halves",
-    "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture", "Logit",
-    "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify",
+    "DiagonalAffine", "Dilated", "Elementwise", "FixedWoodbury", "FlooredAffine", "Gaussianize",
+    "Halves", "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture",
+    "Logit", "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify",
     "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape", "Residual", "ShufflePixels",
-    "SigmoidAffine", "Split", "Squeeze", "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU",
-    "VariationalDequantize", "Woodbury", "halves",
+    "SigmoidAffine", "Split", "Squeeze", "Standardize", "Stripes", "SwapHalves", "TokenAttention",
+    "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury", "halves",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixerflow.core import Context, Mapped, Noise, Transform, constant, total
+from mixerflow.precision import wide
 from mixerflow.registry import register
 
 
@@ -64,6 +65,10 @@ class Dequantize(Transform):
         u = (u * self.steps).floor() / self.steps
         return values + u, constant(0.0, values)
 
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        z, log_det = self(x, context, noise)
+        return z, log_det[:, None].expand(-1, math.prod(x.shape[2:]))
+
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return z.floor(), constant(0.0, z)
 
@@ -88,6 +93,10 @@ class Rescale(Transform):
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return x * self.scale + self.shift, constant(self._log_det(x), x)
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        each = constant(x.shape[1] * math.log(abs(self.scale)), x)
+        return self(x)[0], each[:, None].expand(-1, math.prod(x.shape[2:]))
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return (z - self.shift) / self.scale, constant(-self._log_det(z), z)
@@ -118,10 +127,19 @@ class Logit(Transform):
             raise ValueError(f"Logit: alpha must lie in [{least}, 1/2); got {alpha}")
         self.alpha = alpha
 
-    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+    def _slopes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits, and ``log dz/dx`` of each number."""
         p = self.alpha + (1 - 2 * self.alpha) * x
         log_p, log_q = p.log(), torch.log1p(-p)
-        return log_p - log_q, total(math.log(1 - 2 * self.alpha) - log_p - log_q)
+        return log_p - log_q, math.log(1 - 2 * self.alpha) - log_p - log_q
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        z, log_slopes = self._slopes(x)
+        return z, total(log_slopes)
+
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        z, log_slopes = self._slopes(x)
+        return z, log_slopes.flatten(2).sum(1, dtype=wide(x.dtype))
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         log_p, log_q = logsigmoid(z), logsigmoid(-z)

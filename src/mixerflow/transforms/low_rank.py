@@ -69,8 +69,42 @@ class Woodbury(_LinearMap):
             inner = torch.linalg.solve(small.mT, y @ self.right.mT, left=False)
             return y - inner @ self.left.mT, constant(-self._log_det(), z)
 
+    def folded(self) -> Transform:
+        return FixedWoodbury(self)
+
     def extra_repr(self) -> str:
         return f"{self.n}, rank={self.rank}, bias={self.bias is not None}"
+
+
+@register
+class FixedWoodbury(_LinearMap):
+    """A `Woodbury` for inference: ``(I + V U)^-1`` and the log-det are stored, all as buffers."""
+
+    left: Tensor
+    right: Tensor
+    inner: Tensor
+    log_det: Tensor
+
+    @torch.no_grad()
+    def __init__(self, source: Woodbury) -> None:
+        super().__init__(source.n)
+        small = source._small()
+        unit = torch.eye(source.rank).to(small)
+        self.register_buffer("left", source.left.detach().clone())
+        self.register_buffer("right", source.right.detach().clone())
+        self.register_buffer("inner", torch.linalg.solve(small, unit).contiguous())
+        self.register_buffer("log_det", source._log_det())
+        shift = source.left.new_zeros(source.n) if source.bias is None else source.bias.detach()
+        self.register_buffer("bias", shift.clone())
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return x + nn.functional.linear(x @ self.right.mT, self.left, self.bias)
+
+    def _solve(self, y: Tensor) -> Tensor:
+        return y - y @ self.right.mT @ self.inner.mT @ self.left.mT
+
+    def _log_det(self) -> Tensor:
+        return self.log_det
 
 
 @register

@@ -13,13 +13,14 @@ from mixerflow.core import (
     Chain,
     Context,
     Mapped,
+    MixesPlaces,
     Noise,
     Shape,
     Transform,
     constant,
 )
 from mixerflow.moments import ALL, Entries, RunningMoments, Saved, require_rows, shared_moments
-from mixerflow.precision import widen
+from mixerflow.precision import wide, widen
 from mixerflow.processes import Processes
 from mixerflow.registry import register
 from mixerflow.transforms.linear import Linear
@@ -62,6 +63,15 @@ class DiagonalAffine(Transform):
         log_det = constant(-self._log_det(z), z)
         return (z - self.shift) * (-self.log_scale).exp(), log_det
 
+    def by_place(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        z, log_scale = self(x)[0], self._place_log_scale()
+        each = log_scale.expand(x.shape[1:]).sum(0, dtype=wide(x.dtype)).flatten()
+        return z, each.expand(x.shape[0], -1)
+
+    def _place_log_scale(self) -> Tensor:
+        """Log-scales, which broadcast against an event."""
+        return self.log_scale
+
     def out_shape(self, shape: Shape) -> Shape:
         k = len(self.shape)
         fits = len(shape) >= k and all(
@@ -73,8 +83,10 @@ class DiagonalAffine(Transform):
         return shape
 
     def merged(self, before: Transform, after: Transform) -> Transform | None:
-        """Merge a map of channels ``(C, 1, ...)`` into a linear map of the channels next to it."""
+        """Merge with another such map; of channels ``(C, 1, ...)``, into a linear map of these."""
         other = after if before is self else before
+        if isinstance(other, DiagonalAffine) and before.affine and after.affine:
+            return _one_map(before, after)
         if not (isinstance(other, Along) and isinstance(other.transform, Linear)):
             return None
         n = other.transform.n
@@ -100,6 +112,20 @@ class DiagonalAffine(Transform):
 
     def extra_repr(self) -> str:
         return f"{self.shape}"
+
+
+def _one_map(before: Transform, after: Transform) -> Transform | None:
+    """Return one elementwise affine map equal to two; None where it would have more numbers."""
+    assert isinstance(before, DiagonalAffine) and isinstance(after, DiagonalAffine)
+    wider = max(before.shape, after.shape, key=math.prod)
+    if len(before.shape) != len(after.shape) or wider != torch.broadcast_shapes(
+        before.shape, after.shape
+    ):
+        return None
+    merged = DiagonalAffine(wider).to(before.log_scale)
+    merged.log_scale.copy_(before.log_scale + after.log_scale)
+    merged.shift.copy_(before.shift * after.log_scale.exp() + after.shift)
+    return merged
 
 
 @register
@@ -163,6 +189,11 @@ class BatchNorm(DiagonalAffine):
     def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether `forward` uses the statistics that `inverse` uses: not in training mode."""
         return not self.moments.training
+
+    def _place_log_scale(self) -> Tensor:
+        if self.moments.training:
+            raise MixesPlaces("BatchNorm in training mode reads more than one place at a time")
+        return self._running_coefficients()[0]
 
     def _rows(self, x: Tensor) -> Tensor:
         """``(rows, features)``: the numbers of a column share a mean."""
