@@ -1,0 +1,170 @@
+"""What ``mixerflow outliers`` says of images: its table, its JSON, and a line for each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.table import Column, Table
+
+from mixerflow.data import Images
+from mixerflow.detection import Detection, Outliers, halves, rarity
+from mixerflow.detection.groups import SOURCE
+from mixerflow.runs import InsideFit
+from mixerflow.terminal import say, show
+
+_EACH = 8
+"""Images up to which each has a row of its own."""
+_WARNING = "bits/dim alone calls simple images likely, whatever they show: docs/outliers.md"
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The scores of images beside those of the inside.
+
+    Attributes:
+        images: the images.
+        split: name of the part of their data.
+        fit: the fitted scores, and the inside images.
+        found: the images' scores.
+        compared: how well each score tells outliers.
+        rows: which images ``(N,)`` are of the inside classes; None where no class is named.
+    """
+
+    images: Images
+    split: str
+    fit: InsideFit
+    found: Outliers
+    compared: dict[str, Detection]
+    rows: np.ndarray | None
+
+    @property
+    def against(self) -> str:
+        """Words for the images that figures take as outliers, and those beside them."""
+        if self.rows is None:
+            return "all images given, beside the inside images"
+        return "the images of other classes, beside those of the inside classes"
+
+    @cached_property
+    def _rarities(self) -> dict[str, np.ndarray]:
+        """How rare each score is among those of the inside images that gave the thresholds."""
+        second = self.fit.inside.take(halves(len(self.fit.inside))[1])
+        inside = Outliers.of(second, self.fit.fitted)
+        scores = self.found.scores.items()
+        return {name: rarity(inside.scores[name], values) for name, values in scores}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the result for JSON."""
+        fitted, compared = self.fit.fitted, self.compared
+        return {
+            "dataset_id": self.images.dataset_id,
+            "split": self.split,
+            "images": len(self.images),
+            "images_sha256": self.images.fingerprint(),
+            "inside": self.fit.images | {"images": fitted.images},
+            "seed": fitted.seed,
+            "scores": {
+                score.name: {
+                    "equation": score.equation,
+                    "source": score.source,
+                    "larger": "more outlying",
+                    "threshold": threshold.as_dict(),
+                    "rate_interval": threshold.interval(),
+                    "flagged": float(self.found.flags(score.name).mean()),
+                    "detection": compared[score.name].as_dict() if score.name in compared else None,
+                }
+                for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True)
+            },
+            "groups": {
+                "size": fitted.group,
+                "source": SOURCE,
+                "threshold": None if (t := fitted.group_threshold) is None else t.as_dict(),
+                "detection": compared["groups"].as_dict() if "groups" in compared else None,
+            },
+        }
+
+    def print(self, chosen: set[str]) -> None:
+        """Print the table of the chosen scores, and of few images each."""
+        images, fitted, compared = self.images, self.fit.fitted, self.compared
+        plural = "" if len(images) == 1 else "s"
+        say(f"{images.dataset_id}, {self.split}: {len(images):,} image{plural}")
+        inside = f"{self.fit.images['dataset_id']}, {self.fit.images['split']}"
+        first = fitted.thresholds[0]
+        low, high = (f"{100 * each:.2g}" for each in first.interval())
+        say(
+            f"inside: {fitted.images:,} images of {inside}; half of them give the thresholds:",
+            f"{100 * first.false_alarms:g} % false alarms, truly {low} to {high} % with 95 % "
+            "confidence",
+        )
+        heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
+        names = Column("score", no_wrap=True)
+        table = Table(names, *(Column(head, justify="right") for head in heads), box=SIMPLE)
+        for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
+            if score.name in chosen:
+                share = f"{100 * self.found.flags(score.name).mean():.1f}"
+                told = _figures(compared.get(score.name))
+                table.add_row(score.name, f"{threshold.value:.4g}", share, *told)
+        if "groups" in compared:
+            limit = fitted.group_threshold
+            words = "" if limit is None else f"{limit.value:.4g}"
+            share = "" if limit is None else f"{100 * limit.flags(self.found.groups()).mean():.1f}"
+            told = _figures(compared["groups"])
+            table.add_row(f"groups of {fitted.group}", words, share, *told)
+        show(table)
+        if len(images) <= _EACH:
+            self._print_each(chosen)
+        if compared:
+            say(f"a larger score is more outlying; as if outliers were {self.against}")
+        say(_WARNING)
+
+    def _print_each(self, chosen: set[str]) -> None:
+        found = self.found
+        names = [name for name in found.scores if name in chosen]
+        table = Table("image", *(Column(name, justify="right") for name in names), box=SIMPLE)
+        for number in range(len(found)):
+            cells = []
+            for name in names:
+                mark = " !" if found.flags(name)[number] else ""
+                rare = self._rarities[name][number]
+                cells.append(f"{found.scores[name][number]:.4g} ({rare:.2g}){mark}")
+            table.add_row(str(number), *cells)
+        show(table)
+        say("in brackets: the share of inside images that score at least as high; !: beyond")
+
+    def csv(self) -> bytes:
+        """Return a CSV file: of each image its number, figures, and scores with their rarity."""
+        found, measured = self.found, self.found.measured
+        columns = {"log_prob": measured.log_prob, "log_base": measured.log_base}
+        columns["log_det"] = measured.log_det
+        if measured.complexity is not None:
+            columns["file_bits"] = measured.complexity
+        for name, scores in found.scores.items():
+            columns |= {name: scores, f"{name}_rarity": self._rarities[name]}
+            columns[f"{name}_outlier"] = found.flags(name).astype(int)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", *columns])
+        for number, row in enumerate(zip(*columns.values(), strict=True)):
+            writer.writerow([number, *(f"{value:.8g}" for value in row)])
+        return text.getvalue().encode()
+
+
+def _figures(found: Detection | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    pairs = (
+        (found.auroc, found.auroc_error),
+        (found.aupr, found.aupr_error),
+        (found.fpr95, found.fpr95_error),
+    )
+    first, second, third = (
+        f"{100 * value:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+        for value, error in pairs
+    )
+    return first, second, third
