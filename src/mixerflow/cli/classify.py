@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from rich.table import Table
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments
+from mixerflow.cli.image_rows import csv_of_images
 from mixerflow.cli.parse import parse
 from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
@@ -74,7 +73,7 @@ def main(arguments: list[str]) -> int:
     if labels is not None:
         _show(log_probs, labels, flow, images, split, names, given)
     if given.predictions is not None:
-        _write_predictions(given.predictions, log_probs, names)
+        _write_predictions(given.predictions, log_probs, names, images.files)
         say(f"in {given.predictions}")
     return 0
 
@@ -178,15 +177,15 @@ def _words(names: tuple[str, ...], count: int) -> list[str]:
     return list(names) if len(names) == count else [str(n) for n in range(count)]
 
 
-def _write_predictions(path: Path, log_probs: np.ndarray, names: tuple[str, ...]) -> None:
-    """Write a line for each image: its number, its likeliest class, and all probabilities."""
+def _write_predictions(
+    path: Path, log_probs: np.ndarray, names: tuple[str, ...], files: tuple[str, ...]
+) -> None:
+    """Write a line for each image: number, file if any, likeliest class, all probabilities."""
     words = _words(names, log_probs.shape[1])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "class", *(f"p({word})" for word in words)])
-    for number, row in enumerate(log_probs):
-        shares = [f"{share:.6g}" for share in np.exp(row)]
-        writer.writerow([number, words[int(row.argmax())], *shares])
+    rows = [
+        [words[int(row.argmax())], *(f"{share:.6g}" for share in np.exp(row))] for row in log_probs
+    ]
+    data = csv_of_images(["class", *(f"p({word})" for word in words)], rows, files)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.getvalue().encode())
+        write_atomically(path, data)

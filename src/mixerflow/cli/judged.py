@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +11,11 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
+from mixerflow.cli.image_rows import csv_of_images
 from mixerflow.data import Images
 from mixerflow.detection import Detection, Outliers, halves, rarity
 from mixerflow.detection.groups import SOURCE
+from mixerflow.errors import printable
 from mixerflow.runs import InsideFit
 from mixerflow.terminal import say, show
 
@@ -124,21 +124,23 @@ class Judged:
         say(_WARNING)
 
     def _print_each(self, chosen: set[str]) -> None:
-        found = self.found
+        found, files = self.found, self.images.files
         names = [name for name in found.scores if name in chosen]
-        table = Table("image", *(Column(name, justify="right") for name in names), box=SIMPLE)
+        columns = (Column(name, justify="right") for name in names)
+        table = Table("image", *(["file"] if files else []), *columns, box=SIMPLE)
         for number in range(len(found)):
             cells = []
             for name in names:
                 mark = " !" if found.flags(name)[number] else ""
                 rare = self._rarities[name][number]
                 cells.append(f"{found.scores[name][number]:.4g} ({rare:.2g}){mark}")
-            table.add_row(str(number), *cells)
+            file = map(printable, files[number : number + 1])  # one line
+            table.add_row(str(number), *file, *cells)
         show(table)
         say("in brackets: the share of inside images that score at least as high; !: beyond")
 
     def csv(self) -> bytes:
-        """Return a CSV file: of each image its number, figures, and scores with their rarity."""
+        """Return a CSV file: of each image its number, file if any, figures, and scores with their rarity."""
         found, measured = self.found, self.found.measured
         columns = {"log_prob": measured.log_prob, "log_base": measured.log_base}
         columns["log_det"] = measured.log_det
@@ -147,12 +149,8 @@ class Judged:
         for name, scores in found.scores.items():
             columns |= {name: scores, f"{name}_rarity": self._rarities[name]}
             columns[f"{name}_outlier"] = found.flags(name).astype(int)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", *columns])
-        for number, row in enumerate(zip(*columns.values(), strict=True)):
-            writer.writerow([number, *(f"{value:.8g}" for value in row)])
-        return text.getvalue().encode()
+        rows = ([f"{value:.8g}" for value in row] for row in zip(*columns.values(), strict=True))
+        return csv_of_images([*columns], rows, self.images.files)
 
 
 def _figures(found: Detection | None) -> tuple[str, str, str]:

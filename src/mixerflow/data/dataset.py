@@ -32,6 +32,8 @@ class Images:
             image; a prefix (`folder:`, `npz:`, `hub:`) marks data that are not known to be one, and
             an end in brackets, `cifar10 (resize 16x16 lanczos)`, says how they were changed.
         skipped: one line "file: reason" for each file that was left out.
+        files: the file of each image, `N` paths within the folder that was read, with `/` on every
+            system; empty where one file holds many images.
     """
 
     pixels: np.ndarray
@@ -39,6 +41,7 @@ class Images:
     classes: tuple[str, ...]
     dataset_id: str
     skipped: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         pixels, dtype, where = self.pixels, self.pixels.dtype, self.dataset_id
@@ -52,6 +55,9 @@ class Images:
             raise DataError(f"no pixels, shape {pixels.shape}", where, "give at least one image")
         if not pixels.flags.c_contiguous:
             raise DataError("pixels are not contiguous", where, "use numpy.ascontiguousarray")
+        if self.files and len(self.files) != len(pixels):
+            what = f"{len(self.files):,} files for {len(pixels):,} images"
+            raise DataError(what, where, "give one for each image, or none")
         if self.labels is not None:
             _check_labels(self.labels, len(pixels), self.classes, where)
 
@@ -80,7 +86,8 @@ class Images:
     def take(self, indices: np.ndarray) -> Images:
         """Copy the images at `indices`, in that order."""
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, pixels=self.pixels[indices], labels=labels)
+        files = self.files and tuple(self.files[i] for i in np.arange(len(self))[indices])
+        return replace(self, pixels=self.pixels[indices], labels=labels, files=files)
 
     def first(self, count: int) -> Images:
         """Copy the first `count` images, or all where there are fewer."""
@@ -143,6 +150,7 @@ def make_images(
     dataset_id: str,
     classes: tuple[str, ...] = (),
     skipped: tuple[str, ...] = (),
+    files: tuple[str, ...] = (),
 ) -> Images:
     """Make `Images` of `(N, C, H, W)` pixels of any byte order or strides; floats become float32.
 
@@ -160,7 +168,7 @@ def make_images(
     if labels is not None:
         with np.errstate(over="ignore"):  # what is infinite as float32 is refused
             labels = labels.astype(np.float32 if vectors else np.int64)
-    return Images(pixels, labels, classes, dataset_id, skipped)
+    return Images(pixels, labels, classes, dataset_id, skipped, files)
 
 
 def hold_out(images: Images, fraction: float = 0.04, seed: int = 0) -> tuple[Images, Images]:

@@ -45,7 +45,7 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
     if not files:
         raise _no_images(root, *others)
     layout = find_layout(root, files)
-    reader = _Reader(reading, cache)
+    reader = _Reader(root, reading, cache)
     train = reader.read(files, layout.train, classes=None)
     notes = (*layout.notes, *_passed_over(foreign), *others)
     train = train._replace(skipped=(*train.skipped, *notes))
@@ -74,6 +74,7 @@ def _passed_over(foreign: Sequence[Path]) -> list[str]:
 class _Reader(NamedTuple):
     """The settings of all splits."""
 
+    root: Path
     reading: Reading
     cache: Path | None
 
@@ -93,7 +94,8 @@ class _Reader(NamedTuple):
         names, labels = _labels([files[i] for i in placed], folder, classes)
         if labels is not None:
             labels = labels[np.searchsorted(placed, kept)]
-        return RawSplit(pixels, labels, names, skipped)
+        within = tuple(files[i].relative_to(self.root).as_posix() for i in kept)
+        return RawSplit(pixels, labels, names, skipped, within)
 
     def _stream(self, files: list[Path]) -> pixel_cache.ImageStream:
         kept, skipped = list(range(len(files))), ()

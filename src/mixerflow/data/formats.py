@@ -26,12 +26,16 @@ _KIND_WORDS = {
 
 
 class RawSplit(NamedTuple):
-    """One split as a reader returns it: pixels `(N, C, H, W)`, labels `(N,)`, `(N, K)` or None."""
+    """One split as a reader returns it: pixels `(N, C, H, W)`, labels `(N,)`, `(N, K)` or None.
+
+    `files` has the file of each image, as `Images` has them.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray | None
     classes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 class RawSplits(NamedTuple):

@@ -43,11 +43,12 @@ def cache_key(folder: Path, files: list[Path], settings: str) -> str:
     """Return a name for the content of `files`: paths, sizes, times of change and `settings`."""
     digest = hashlib.sha256(f"{_VERSION} {settings} ".encode() + os.fsencode(folder.resolve()))
     for path in files:
+        digest.update(b"\0" + os.fsencode(path.relative_to(folder)))  # a name may be any bytes
         try:
             status = path.stat()
-        except OSError:  # a broken link, which decoding reports
+        except OSError:  # a broken link, which decoding reports, and which `kept` counts
+            digest.update(b"\0-")
             continue
-        digest.update(b"\0" + os.fsencode(path.relative_to(folder)))  # a name may be any bytes
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:32]
 

@@ -188,7 +188,7 @@ def _read_file(path: Path, reading: Reading) -> RawSplits:
         return read_idx_set({("train", "images"): path}, path.parent)
     if kind or has_image_ending(path):
         image = read_image(path, parse_transparency(reading.transparency))
-        return RawSplits(RawSplit(image[None], None))
+        return RawSplits(RawSplit(image[None], None, files=(path.name,)))
     remedy = "give an image, an .npz, .npy or idx file, a CIFAR batch, or a folder of images"
     raise DataError("not a file of images that is known here", path, remedy)
 
@@ -215,10 +215,11 @@ def _named(raw: RawSplits, changes: str, dataset_id: str) -> Splits:
         known = SETS.get(dataset_id, known)
 
     def images(split: RawSplit) -> Images:
-        pixels, labels, classes, skipped = split
+        pixels, labels, classes, skipped, files = split
         if labels is not None and labels.ndim == 1 and not classes and known is not None:
             classes = known.classes
-        return make_images(pixels, labels, dataset_id=dataset_id, classes=classes, skipped=skipped)
+        told = {"dataset_id": dataset_id, "classes": classes}
+        return make_images(pixels, labels, **told, skipped=skipped, files=files)
 
     train, test, validation = (each and images(each) for each in raw)
     assert train is not None

@@ -1,0 +1,27 @@
+"""CSV files with a row for each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+
+def csv_of_images(
+    head: Sequence[str], rows: Iterable[Sequence[object]], files: Sequence[str] = ()
+) -> bytes:
+    """Return a CSV file, UTF-8, whose rows begin with the image's number and, if any, its file.
+
+    Bytes of a file's name that are no UTF-8 become escapes.
+
+    Args:
+        head: names of the columns after `image` and `file`.
+        rows: the values of these columns, for each image.
+        files: the file of each image; without any there is no column `file`.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *(["file"] if files else []), *head])
+    for number, row in enumerate(rows):
+        writer.writerow([number, *files[number : number + 1], *row])
+    return text.getvalue().encode("utf-8", "backslashreplace")
