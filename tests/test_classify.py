@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mixerflow
 from mixerflow.cli.commands import run
@@ -73,6 +74,33 @@ def test_predictions_need_no_labels(hybrid, tmp_path, capsys):
     shares = np.array([[float(row[f"p({k})"]) for k in range(3)] for row in rows])
     assert np.allclose(shares.sum(1), 1, atol=1e-4)
     assert [int(row["class"]) for row in rows] == shares.argmax(1).tolist()
+
+
+def test_files_of_a_folder_are_named(tmp_path, capsys):
+    rng, data, out = np.random.default_rng(0), tmp_path / "data", tmp_path / "run"
+    for part, count in (("train", 40), ("test", 12)):
+        for number in range(count):
+            kind = number * 2 // count
+            path = data / part / ("dark", "light")[kind] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 60, (8, 8)) + 120 * kind
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    (data / "test" / "light" / "6.png").write_bytes(b"no image")
+    words = ["--data", str(data), "--on-bad-image", "skip"]
+    train = ["train", "mixerflow-tiny", *words, "--objective", "hybrid", "--lambda", "0.1"]
+    assert run([*train, "--steps", "120", "--out", str(out), *FLAGS]) == 0
+    capsys.readouterr()
+    said = tmp_path / "said.csv"
+    assert run(["classify", str(out), *words, "--predictions", str(said)]) == 0
+    rows = list(csv.DictReader(said.read_text().splitlines()))
+    assert list(rows[0])[:3] == ["image", "file", "class"]
+    numbers = [0, 1, 2, 3, 4, 5, 10, 11, 7, 8, 9]
+    names = [f"test/{'dark' if n < 6 else 'light'}/{n}.png" for n in numbers]
+    assert [row["file"] for row in rows] == names
+    assert [row["class"] for row in rows] == ["dark"] * 6 + ["light"] * 5
+    least = re.findall(r"image (\d+) \((\S+\.png)\) is", capsys.readouterr().out)
+    assert len(least) == 3
+    assert all(rows[int(number)]["file"] == name for number, name in least)
 
 
 def test_some_labels_are_missing(hybrid, tmp_path, capsys):

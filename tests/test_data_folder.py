@@ -1,8 +1,10 @@
 """Folders of images: what is read, in what order, and what is refused in one line."""
 
+import hashlib
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mixerflow.caches import user_cache
-from mixerflow.data import load, pixel_cache
+from mixerflow.data import hold_out, load, pixel_cache
 from mixerflow.data.decode import read_image
 from mixerflow.errors import ConfigError, DataError, ResourceError
 
@@ -49,6 +51,39 @@ def test_pixels_are_those_of_the_files_in_the_order_of_their_names(tmp_path):
     for row, name in enumerate(("a.png", "b.png", "sub/c.BMP")):
         assert np.array_equal(train.pixels[row], np.moveaxis(arrays[name], -1, 0))
     assert train.dataset_id == f"folder:{tmp_path.name}"
+
+
+def test_each_image_has_the_name_of_its_file(tmp_path):
+    sides = {f"{number}.png": put(tmp_path / f"{number}.png")[0, 0] for number in range(12)}
+    (tmp_path / "10.png").write_bytes(b"")
+    train = load(str(tmp_path), on_bad_image="skip").train
+    text_order = ["0.png", "1.png", "11.png", *(f"{number}.png" for number in range(2, 10))]
+    assert list(train.files) == text_order
+    for pixels, name in zip(train.pixels, train.files, strict=True):
+        assert np.array_equal(pixels[:, 0, 0], sides[name]), name
+    some = train.take(np.array([5, 2]))
+    assert some.files == ("4.png", "11.png") and train.first(2).files == ("0.png", "1.png")
+    odd = np.arange(11) % 2 == 1
+    assert train.take(odd).files == train.files[1::2]
+    for part in hold_out(train, 0.3):
+        assert len(part.files) == len(part)
+        for pixels, name in zip(part.pixels, part.files, strict=True):
+            assert np.array_equal(pixels[:, 0, 0], sides[name]), name
+    with pytest.raises(DataError, match="2 files for 11 images"):
+        replace(train, files=("a.png", "b.png"))
+
+
+def test_files_are_named_within_the_folder_that_was_given(tmp_path):
+    for name in ("train/a/1.png", "train/b/1.png", "test/b/1.png", "test/a/2.png"):
+        put(tmp_path / name)
+    splits = load(str(tmp_path))
+    assert splits.train.files == ("train/a/1.png", "train/b/1.png")
+    assert splits.test.files == ("test/a/2.png", "test/b/1.png")
+    renamed = splits.test.with_classes(("b", "a"))
+    assert renamed.files == splits.test.files and renamed.labels.tolist() == [1, 0]
+    assert load(str(tmp_path / "train" / "a" / "1.png")).train.files == ("1.png",)
+    np.save(tmp_path / "many.npy", np.zeros((3, 6, 5), np.uint8))
+    assert load(str(tmp_path / "many.npy")).train.files == ()
 
 
 def test_classes_are_first_level_subfolders(tmp_path):
@@ -350,6 +385,27 @@ def test_large_folders_are_decoded_once_and_mapped(tmp_path, tiny_memory, monkey
     assert again.fingerprint() == first.fingerprint()
     assert again.skipped == first.skipped and len(again.skipped) == 1
     assert again.labels.tolist() == [0, 1] and again.classes == ("a", "b")
+    assert again.files == first.files == ("a/1.png", "b/1.png")
+
+
+def test_a_broken_link_that_comes_later_moves_no_name_in_the_cache(tmp_path, tiny_memory):
+    root, cache = tmp_path / "root", tmp_path / "cache"
+    arrays = {name: put(root / name) for name in ("a/2.png", "b/1.png")}
+    load(str(root), on_bad_image="skip", cache=cache)
+    (root / "a" / "1.png").symlink_to(root / "gone.png")
+    train = load(str(root), on_bad_image="skip", cache=cache).train
+    assert train.files == tuple(arrays) and train.labels.tolist() == [0, 1]
+    for pixels, name in zip(train.pixels, train.files, strict=True):
+        assert np.array_equal(pixels, np.moveaxis(arrays[name], -1, 0))
+
+
+def test_the_cache_s_key_of_whole_folders_stays(tmp_path):
+    put(tmp_path / "a.png")
+    os.utime(tmp_path / "a.png", ns=(0, 12345))
+    size = (tmp_path / "a.png").stat().st_size
+    content = f"3 settings {tmp_path.resolve()}\0a.png\0{size}\x0012345".encode()
+    wanted = hashlib.sha256(content).hexdigest()[:32]
+    assert pixel_cache.cache_key(tmp_path, [tmp_path / "a.png"], "settings") == wanted
 
 
 def test_a_changed_file_is_decoded_anew(tmp_path, tiny_memory):

@@ -1,11 +1,15 @@
 """``mixerflow outliers``, as its users have it."""
 
 import csv
+import io
 import json
+import os
+import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mixerflow
 from mixerflow.cli.commands import run
@@ -120,6 +124,69 @@ def test_a_few_images_have_a_row_each(fresh, folder, capsys):
     assert f"{score:.4g} ({rare:.2g}) !" in row
 
 
+def scores_in(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_images_of_a_folder_have_the_names_of_their_files(fresh, folder, tmp_path, capsys):
+    pixels = {}
+    for number, image in enumerate(np.concatenate([flat(6, 4), rough(6, 5)[0]])):
+        name = f"{'fr'[number // 6]}/{number}.png"
+        pixels[name] = image
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "new" / name)
+    (tmp_path / "new" / "f" / "3.png").write_bytes(b"no image")
+    del pixels["f/3.png"]
+    assert judge(fresh, "--on-bad-image", "skip", data=tmp_path / "new") == 0
+    rows = scores_in(fresh / "outliers" / "folder-new-all.csv")
+    assert list(rows[0])[:2] == ["image", "file"]
+    assert [row["file"] for row in rows] == sorted(pixels)
+    assert rows[6]["file"] == "r/11.png", "the order is that of text"
+    flow = mixerflow.load(fresh)
+    for row in rows:
+        score = flow.bits_per_dim(pixels[row["file"]][None, None]).item()
+        assert float(row["bits"]) == pytest.approx(score, abs=1e-4)
+    page = (fresh / "outliers" / "folder-new-all.html").read_text()
+    for row in rows:
+        cells = f"<td>{row['image']}</td><td>{row['file']}</td><td>{row['file'][0]}</td>"
+        assert page.count(cells) == 2, "among the most and the least outlying"
+    assert judge(fresh, data=folder / "flat.npz") == 0
+    assert "file" not in scores_in(fresh / "outliers" / "npz-flat-npz-all.csv")[0]
+    assert "<th scope='col'>file</th>" not in (
+        (fresh / "outliers" / "npz-flat-npz-all.html").read_text()
+    )
+
+
+def test_names_of_files_may_be_anything(fresh, tmp_path, capsys):
+    names = [b"<b>[red].png", b'a,"b".png', b"line\nend.png", b"not-\xff.png"]
+    (tmp_path / "odd").mkdir()
+    Image.fromarray(flat(1, 6)[0]).save(tmp_path / "one.png")
+    for name in names:
+        shutil.copy(tmp_path / "one.png", os.fsencode(tmp_path / "odd") + b"/" + name)
+    assert judge(fresh, "--scores", "bits", data=tmp_path / "odd") == 0
+    text = (fresh / "outliers" / "folder-odd-all.csv").read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    told = ["<b>[red].png", 'a,"b".png', "line\nend.png", "not-\\xff.png"]
+    assert [row["file"] for row in rows] == told
+    printed = capsys.readouterr().out
+    for number, name in enumerate([*told[:2], "line\\nend.png", told[3]]):
+        assert re.search(rf"^ *{number} +{re.escape(name)} +\d", printed, re.MULTILINE), name
+    page = (fresh / "outliers" / "folder-odd-all.html").read_text()
+    assert "<td>&lt;b&gt;[red].png</td>" in page and "<b>[red]" not in page
+
+
+def test_the_page_says_which_images_are_inside_and_which_weights_judge(fresh, folder):
+    assert judge(fresh, data=folder / "flat.npz") == 0
+    page = (fresh / "outliers" / "npz-flat-npz-all.html").read_text()
+    assert "The inside: 40 images of npz:rough.npz, its validation part." in page
+    assert "Weights of the flow: best checkpoint, averaged." in page
+    words = ["--checkpoint", "last", "--raw", "--inside", str(folder / "mixed.npz")]
+    assert judge(fresh, *words, data=folder / "flat.npz") == 0
+    page = (fresh / "outliers" / "npz-flat-npz-all.html").read_text()
+    assert "The inside: 70 images of npz:mixed.npz.<" in page
+    assert "Weights of the flow: last checkpoint, not averaged." in page
+
+
 def test_inside_images_that_are_named(fresh, folder, capsys):
     words = ["--inside", str(folder / "rough.npz"), "--scores", "complexity"]
     assert judge(fresh, *words, data=folder / "flat.npz") == 0
@@ -203,6 +270,10 @@ def test_damaged_thresholds_are_fitted_again(fresh, folder, capsys):
         assert judge(fresh, data=folder / "flat.npz") == 0
         assert "fitted again:" in capsys.readouterr().err
         assert kept_fit(fresh).fitted == wanted
+    (place / "fitted.json").unlink()
+    assert judge(fresh, data=folder / "flat.npz") == 0
+    assert "fitted again: missing beside its inside images" in capsys.readouterr().err
+    assert kept_fit(fresh).fitted == wanted
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(fresh, folder, capsys):

@@ -261,6 +261,8 @@ def test_names_are_text_and_no_markup(run, tmp_path):
         "by": "bits",
         "inside": measure(flow, pixels),
         "maps": [(name, ONE_PIXEL)],
+        "origin": {"dataset_id": name, "split": name},
+        "weights": name,
     }
     out = make_outliers_page(tmp_path / "o.html", flow, given, found, **settings)
     page = Page(out.read_text())
@@ -421,13 +423,15 @@ def test_thresholds_of_a_conditional_flow_are_of_the_mixture_of_its_classes(tmp_
 def test_the_runs_page_knows_the_thresholds_that_the_run_keeps(run, fit, tmp_path):
     flow, fitted, inside = fit
     key = {"weights_sha256": read_weights(run).sha256, "background_sha256": None, "seed": 0}
-    keep_fit(run, InsideFit(fitted, inside, key, {"dataset_id": "ramps"}))
+    keep_fit(run, InsideFit(fitted, inside, key, {"dataset_id": "<b>ramps", "split": "'test'"}))
     page = page_of(make_report(run, TEST, {"test": TEST}), tmp_path)
     well_formed(page)
     found = Outliers.of(measure(flow, TEST.pixels), fitted)
     for name in found.scores:
         count = int(found.flags(name).sum())
         assert page.row(name)[2].startswith(f"{count} of 40 ")
+    assert "The inside: 80 images of <b>ramps, its 'test' part." in page.text
+    assert "<b>ramps" not in page.html
     limit = fitted.threshold("bits").value
     wanted = int((bits(flow, TEST).per_image > limit).sum())
     told = f"Beyond the threshold of outliers, {limit:.4g}: {wanted} of 40 test images."
@@ -439,6 +443,17 @@ def test_the_runs_page_knows_the_thresholds_that_the_run_keeps(run, fit, tmp_pat
     (run / "outliers" / "inside.safetensors").write_bytes(b"")
     page = page_of(make_report(run, TEST), tmp_path)
     assert re.search("thresholds of outliers cannot be used: .*SHA-256 differs", page.text)
+    for harm, word in (
+        (lambda path: path.write_bytes(path.read_bytes()[:50]), "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.unlink(), "missing beside its inside images"),
+        (lambda path: path.mkdir(), "it is no file"),
+    ):
+        harm(run / "outliers" / "fitted.json")
+        page = page_of(make_report(run, TEST), tmp_path)
+        assert re.search(f"thresholds of outliers cannot be used: .*{word}", page.text)
+    shutil.rmtree(run / "outliers")
+    assert "thresholds of outliers" not in page_of(make_report(run, TEST), tmp_path).text
 
 
 def test_the_command_writes_the_page_beside_its_figures(run, tmp_path, capsys):

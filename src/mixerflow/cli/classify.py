@@ -121,7 +121,7 @@ def _show(
         say(*json_text(entry).splitlines())
     else:
         what = f"{images.dataset_id}, {split}"
-        _print(result, what, names, known, without=len(labels) - len(known))
+        _print(result, what, names, known, images, without=len(labels) - len(known))
     name = "".join(c if c.isalnum() else "-" for c in f"{images.dataset_id}-{split}"[:100])
     name += ("-last" if given.checkpoint == "last" else "") + ("-raw" if given.raw else "")
     folder = given.run / "classifications"
@@ -142,9 +142,15 @@ def _show(
 
 
 def _print(
-    result: Classification, what: str, names: tuple[str, ...], numbers: np.ndarray, *, without: int
+    result: Classification,
+    what: str,
+    names: tuple[str, ...],
+    numbers: np.ndarray,
+    images: Images,
+    *,
+    without: int,
 ) -> None:
-    """Print the figures of the images that have these numbers among all."""
+    """Print the figures of those of the images that have these numbers."""
     left = f"; {without:,} without a label left out" if without else ""
     count = len(result.labels)
     say(f"{what}: {count:,} image{'' if count == 1 else 's'}{left}")
@@ -163,11 +169,12 @@ def _print(
         table.add_row(word, *(str(n) if n else "." for n in row))
     show(table)
     sure, least = result.confidence, result.least_sure(3)
+    files = {n: f" ({images.files[numbers[n]]})" if images.files else "" for n in least}
     say(
         "least sure: "
         + "; ".join(
-            f"image {numbers[n]} is {words[result.labels[n]]}, said {words[result.predicted[n]]} "
-            f"({100 * sure[n]:.0f} %)"
+            f"image {numbers[n]}{files[n]} is {words[result.labels[n]]}, "
+            f"said {words[result.predicted[n]]} ({100 * sure[n]:.0f} %)"
             for n in least
         )
     )

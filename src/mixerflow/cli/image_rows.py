@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 
 
 def csv_of_images(
     head: Sequence[str], rows: Iterable[Sequence[object]], files: Sequence[str] = ()
 ) -> bytes:
-    """Return a CSV file, UTF-8, whose rows begin with the image's number and, if any, its file.
+    r"""Return a CSV file, UTF-8, whose rows begin with the image's number and, if any, its file.
 
-    Bytes of a file's name that are no UTF-8 become escapes.
+    Bytes of a file's name that are no UTF-8 become escapes, as in `\xff`.
 
     Args:
         head: names of the columns after `image` and `file`.
@@ -23,5 +24,8 @@ def csv_of_images(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *(["file"] if files else []), *head])
     for number, row in enumerate(rows):
-        writer.writerow([number, *files[number : number + 1], *row])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        file = (os.fsencode(each) for each in files[number : number + 1])
+        writer.writerow(
+            [number, *(each.decode("utf-8", "backslashreplace") for each in file), *row]
+        )
+    return text.getvalue().encode()

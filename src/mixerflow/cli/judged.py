@@ -127,7 +127,8 @@ class Judged:
         found, files = self.found, self.images.files
         names = [name for name in found.scores if name in chosen]
         columns = (Column(name, justify="right") for name in names)
-        table = Table("image", *(["file"] if files else []), *columns, box=SIMPLE)
+        file = [Column("file", overflow="fold")] if files else []
+        table = Table("image", *file, *columns, box=SIMPLE)
         for number in range(len(found)):
             cells = []
             for name in names:
@@ -140,7 +141,7 @@ class Judged:
         say("in brackets: the share of inside images that score at least as high; !: beyond")
 
     def csv(self) -> bytes:
-        """Return a CSV file: of each image its number, file if any, figures, and scores with their rarity."""
+        """Return a CSV file: each image's number, file if any, figures, scores and rarity."""
         found, measured = self.found, self.found.measured
         columns = {"log_prob": measured.log_prob, "log_base": measured.log_base}
         columns["log_det"] = measured.log_det

@@ -109,6 +109,7 @@ def _picture(
         from mixerflow.report import make_outliers_page  # matplotlib takes a second
 
         told |= {"by": by, "inside": judged.fit.inside, "compared": judged.compared}
+        told |= {"origin": judged.fit.images, "weights": held.kind}
         make_outliers_page(path.with_suffix(".html"), flow, images, found, **told)
         if not given.json:
             say(f"see {path.with_suffix('.html')}")

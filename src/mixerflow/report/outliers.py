@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -24,6 +25,7 @@ from mixerflow.detection import (
 )
 from mixerflow.report.sections import Section, body_of
 from mixerflow.report.shown import grid, visible
+from mixerflow.runs import InsideFit
 
 HEAD = ["score", "threshold", "images beyond", "false alarms asked for (95 % interval)"]
 """Columns of `beyond_rows`."""
@@ -54,6 +56,8 @@ def make_outliers_page(
     compared: Mapping[str, Detection] | None = None,
     against: str = "these images",
     maps: Sequence[tuple[str, bytes]] = (),
+    origin: Mapping[str, Any] | None = None,
+    weights: str = "",
 ) -> Path:
     """Write the page of the outliers among images, and return its path.
 
@@ -69,6 +73,8 @@ def make_outliers_page(
         compared: score -> how well it tells these images from inside ones.
         against: words for the images that `compared` takes as outliers.
         maps: captions and PNG files of pictures that show where in an image the outlier lies.
+        origin: what is known of where the inside images are from: their "dataset_id" and "split".
+        weights: words for the flow's weights, such as "best checkpoint, averaged".
 
     Raises:
         ValueError: not one score for each image.
@@ -93,22 +99,26 @@ def make_outliers_page(
         sections.append(_by_class(labels, found))
     if compared:
         sections.append(_compared(compared, against))
-    sections += [_thresholds(found.fitted), _meanings(found.fitted)]
+    sections += [_thresholds(found.fitted, origin), _meanings(found.fitted)]
     count = f"{len(images):,} image{'' if len(images) == 1 else 's'} of {images.dataset_id}"
     start = [page.heading(f"Outliers: {title}", level=1)]
-    start += [page.paragraph(f"{count}. A larger score is more outlying."), page.paragraph(WARNING)]
+    told = f" Weights of the flow: {weights}." if weights else ""
+    start.append(page.paragraph(f"{count}. A larger score is more outlying.{told}"))
+    start.append(page.paragraph(WARNING))
     return page.write(path, f"Outliers: {title}", [*start, *body_of(sections)])
 
 
-def section_of_run(flow: Flow, images: Images, fitted: Fitted) -> list[Section]:
+def section_of_run(flow: Flow, images: Images, fit: InsideFit) -> list[Section]:
     """Say how many images of a run's page lie beyond the thresholds that were fitted for the run.
 
-    Scores that need a background flow are left out; if all do, there is no section.
+    Scores that need a background flow are left out.
     """
+    fitted = fit.fitted
     pairs = zip(fitted.scores, fitted.thresholds, strict=True)
     kept = [pair for pair in pairs if "background" not in pair[0].needs]
     if not kept:
-        return []
+        words = "All thresholds that the run keeps are of scores that need a background flow."
+        return [Section("Outliers", [page.paragraph(words)])]
     scores, thresholds = zip(*kept, strict=True)
     fewer = replace(fitted, scores=scores, thresholds=thresholds)
     classes = isinstance(flow.context_net, nn.Embedding)  # scores are those of their mixture
@@ -116,7 +126,8 @@ def section_of_run(flow: Flow, images: Images, fitted: Fitted) -> list[Section]:
     found = outliers(flow, images.pixels, fewer, labels=labels)
     table = page.table(HEAD, beyond_rows(found), label="Images beyond each threshold")
     note = f"Of the page's images. A larger score is more outlying. {WARNING}"
-    return [Section("Outliers", [table, page.note(note)])]
+    origin = page.paragraph(_inside_words(fitted, fit.images))
+    return [Section("Outliers", [table, origin, page.note(note)])]
 
 
 def threshold_of_bits(flow: Flow, fitted: Fitted) -> Threshold | None:
@@ -170,8 +181,10 @@ def _ordered(
     for number in order:
         marks = {name: " *" if each[number] else "" for name, each in flags.items()}
         words = [f"{each[number]:.4g}{marks[name]}" for name, each in found.scores.items()]
-        rows.append([f"{number:,}", *_class_of(images, number), *words])
-    head = ["image", *(["class"] if _classes(images) else []), *found.scores]
+        file = images.files[number : number + 1]
+        rows.append([f"{number:,}", *file, *_class_of(images, number), *words])
+    head = ["image", *(["file"] if images.files else [])]
+    head += [*(["class"] if _classes(images) else []), *found.scores]
     alt = f"The {len(order)} {title.lower()} images by the score {by}"
     note = f"In order by {by}; images are counted from 0; * is beyond the score's threshold."
     table = page.table(head, rows, label=f"Scores of the {title.lower()} images")
@@ -254,10 +267,20 @@ def _figure(value: float, error: float) -> str:
     return f"{value:.3f}" if np.isnan(error) else f"{value:.3f} ± {error:.3f}"
 
 
-def _thresholds(fitted: Fitted) -> Section:
-    """Say what the thresholds mean."""
+def _inside_words(fitted: Fitted, origin: Mapping[str, Any]) -> str:
+    """Say how many inside images gave the thresholds, of which set, and of which part of it."""
+    name, split = origin.get("dataset_id"), origin.get("split")
+    told = f"The inside: {fitted.images:,} images of "
+    if name is None:
+        return f"{told}a set whose name is not kept."
+    return f"{told}{name}." if split in (None, "all") else f"{told}{name}, its {split} part."
+
+
+def _thresholds(fitted: Fitted, origin: Mapping[str, Any] | None) -> Section:
+    """Say what the thresholds mean, and which images gave them."""
     pairs = zip(fitted.scores, fitted.thresholds, strict=True)
-    words = [f"{score.name}, {threshold}." for score, threshold in pairs]
+    words = [] if origin is None else [_inside_words(fitted, origin)]
+    words += [f"{score.name}, {threshold}." for score, threshold in pairs]
     if fitted.group_threshold is not None:
         groups = str(fitted.group_threshold).replace(" images", " groups")
         words.append(f"Groups of {fitted.group} images, {groups}.")

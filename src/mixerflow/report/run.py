@@ -13,14 +13,13 @@ import numpy as np
 from mixerflow import page
 from mixerflow.core import Flow
 from mixerflow.data import Images
-from mixerflow.detection import Fitted
 from mixerflow.errors import CheckpointError
 from mixerflow.evaluate import Bits, DrawnPixels, bits, draw_pixels, kind_of
 from mixerflow.evaluate.codecs import CodecBits, sample_of
 from mixerflow.report import sections
 from mixerflow.report.outliers import section_of_run, threshold_of_bits
 from mixerflow.report.sections import Section, body_of
-from mixerflow.runs import RunFolder, device_of, kept_fit, labels_of, read_weights
+from mixerflow.runs import InsideFit, RunFolder, device_of, kept_fit, labels_of, read_weights
 from mixerflow.runs.weights import Weights
 
 SCORED = 500
@@ -115,12 +114,12 @@ def _outliers(
     run: Path, weights: Weights, flow: Flow, images: Images, figures: Mapping[str, Bits]
 ) -> tuple[Section, list[Section]]:
     """Return the histogram of the figures, and what the thresholds say that the run keeps."""
-    fitted, why = _kept(run, weights)
-    if fitted is None:
+    fit, why = _kept(run, weights)
+    if fit is None:
         rest = [Section("Outliers", [page.paragraph(why)])] if why else []
         return sections.distributions(figures), rest
-    limit = threshold_of_bits(flow, fitted)
-    return sections.distributions(figures, limit), section_of_run(flow, images, fitted)
+    limit = threshold_of_bits(flow, fit.fitted)
+    return sections.distributions(figures, limit), section_of_run(flow, images, fit)
 
 
 def _settings(metadata: dict[str, Any], drawn: Mapping[float, DrawnPixels]) -> Section:
@@ -129,7 +128,7 @@ def _settings(metadata: dict[str, Any], drawn: Mapping[float, DrawnPixels]) -> S
     return Section("Settings", [page.table([], rows, label="Settings")])
 
 
-def _kept(run: Path, weights: Weights) -> tuple[Fitted | None, str]:
+def _kept(run: Path, weights: Weights) -> tuple[InsideFit | None, str]:
     """Return the outlier scores that a run keeps for these weights; and why it has none of use."""
     try:
         fit = kept_fit(run)
@@ -139,7 +138,7 @@ def _kept(run: Path, weights: Weights) -> tuple[Fitted | None, str]:
         return None, ""
     if fit.key.get("weights_sha256") != weights.sha256:
         return None, "The thresholds of outliers are of other weights: fit them again."
-    return fit.fitted, ""
+    return fit, ""
 
 
 def _shown(flow: Flow, metadata: dict[str, Any], images: Images, most: int) -> Images:

@@ -74,6 +74,8 @@ def kept_fit(run: Path) -> InsideFit | None:
     path = run / "outliers" / "fitted.json"
     record = read_record(path, _REMEDY)
     if record is None:
+        if path.with_name("inside.safetensors").exists():
+            raise CheckpointError("missing beside its inside images", path, _REMEDY)
         return None
     try:
         data = read_file(path.with_name("inside.safetensors"))

@@ -32,6 +32,7 @@ CARD = "card.json"
 """The file that marks a folder of published weights: it holds the metadata of `MODEL` beside it."""
 _OF_HEADS = ("head", "base")
 """Modules of a flow that hold what a head learns."""
+_KINDS = ("not averaged", "averaged")
 Which = Literal["best", "last"] | int
 """The checkpoint of fewest validation bits/dim, the last one, or that of a step."""
 
@@ -46,6 +47,7 @@ class Weights:
         tensors: the state dict, on the CPU, in the file's dtypes.
         steps: steps that the run took to the weights; for published ones, the steps of all runs.
         published: whether `metadata` is a card.
+        kind: words for which weights they are: "best checkpoint, averaged".
     """
 
     metadata: dict[str, Any]
@@ -53,6 +55,7 @@ class Weights:
     tensors: dict[str, Tensor]
     steps: int
     published: bool = False
+    kind: str = ""
 
     @property
     def sha256(self) -> str:
@@ -181,7 +184,9 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
         which = "last"  # the run stopped before its first validation
     checkpoint = checkpoints.load(which, weights_only=True)
     tensors = checkpoint.ema if average and checkpoint.ema is not None else checkpoint.model
-    return Weights(metadata, checkpoint.path, tensors, checkpoint.step)
+    name = f"{which} checkpoint" if isinstance(which, str) else "checkpoint"
+    kind = f"{name}, {_KINDS[tensors is checkpoint.ema]}"
+    return Weights(metadata, checkpoint.path, tensors, checkpoint.step, kind=kind)
 
 
 def _read_published(path: Path) -> Weights:
@@ -191,7 +196,8 @@ def _read_published(path: Path) -> Weights:
         tensors = parse(path / MODEL, data)
     except Damage as damage:
         raise _damaged(damage) from damage
-    return Weights(card, path, tensors, card["steps"], published=True)
+    kind = f"published, {_KINDS[bool(card['averaged'])]}" if "averaged" in card else "published"
+    return Weights(card, path, tensors, card["steps"], published=True, kind=kind)
 
 
 def _damaged(damage: Damage) -> CheckpointError:
