@@ -139,7 +139,7 @@ def test_the_threshold_itself_is_inside_and_nan_is_not():
     assert threshold.flags(np.array([19.0, 19.1, math.nan, -math.inf])).tolist() == [0, 1, 1, 0]
     with pytest.raises(ValueError, match="give at least 19"):
         threshold_of(np.zeros(18), 0.05)
-    with pytest.raises(ValueError, match="more than 0"):
+    with pytest.raises(ValueError, match="at least 1e-09, less than 1"):
         threshold_of(np.zeros(18), 1.0)
     with pytest.raises(ValueError, match="1 of them NaN"):
         threshold_of(np.array([0.0, math.nan]), 0.5)
@@ -218,6 +218,23 @@ def test_lengths_are_of_files_that_textures_make_longer(shape, dtype, name):
         assert complexity(rough)[0] / rough.size == pytest.approx(
             codec_bits(rough, "png", sheet=False), rel=0.05
         )
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int64, list])
+def test_the_type_of_the_array_changes_no_score(kind):
+    flow, (inside, flat) = gaussian_flow(), images(40)
+    fitted = fit_outliers(flow, inside)
+    wanted = outliers(flow, flat, fitted)
+    given = flat.tolist() if kind is list else flat.astype(kind)
+    found = outliers(flow, np.asarray(given), fitted)
+    for name, scores in wanted.scores.items():
+        assert found.scores[name] == pytest.approx(scores, rel=1e-12)
+
+
+def test_intervals_of_many_images_are_quick_and_right():
+    threshold = threshold_of(np.arange(200_000.0), 0.05)
+    true = scipy.stats.beta(200_001 - threshold.rank, threshold.rank)
+    assert threshold.interval() == pytest.approx(true.ppf([0.025, 0.975]), rel=1e-9)
 
 
 def test_floats_have_no_length():
@@ -347,8 +364,15 @@ def test_bad_input_is_one_line():
     flow, (inside, flat) = gaussian_flow(), images(40)
     with pytest.raises(ConfigError, match="give at least 38, or a higher rate"):
         fit_outliers(flow, inside[:37])
-    with pytest.raises(ConfigError, match="give a rate between 0 and 1"):
-        fit_outliers(flow, inside, false_alarms=0)
+    for rate in (0, 1e-320, 1):
+        with pytest.raises(ConfigError, match="give a rate between 1e-09 and 1"):
+            fit_outliers(flow, inside, false_alarms=rate)
+    with pytest.raises(ConfigError, match="the score ratio needs background"):
+        fit_outliers(flow, inside, scores=["ratio"])
+    with pytest.raises(ValueError, match="no score 'ratio' was fitted: bits"):
+        fit_outliers(flow, inside, scores=["bits"]).threshold("ratio")
+    with pytest.raises(ConfigError, match="float64 has no compressed length"):
+        measure(flow, inside.astype(float))
     with pytest.raises(ConfigError, match="groups of 0 images"):
         fit_outliers(flow, inside, group=0)
     with pytest.raises(ConfigError, match="its images have levels None"):

@@ -108,7 +108,10 @@ def test_the_kept_threshold_is_pythons_and_is_used_again(fresh, folder, capsys):
     assert judge(fresh, data=folder / "flat.npz") == 0  # as kept
     assert kept_fit(fresh).fitted.group == 2
     assert judge(fresh, "--seed", "1", data=folder / "flat.npz") == 0
-    assert "fitted again: the kept thresholds are of other weights" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "kept with the run: thresholds at 20 % false alarms, groups of 2, from 40" in told
+    assert "other weights, background or seed: fitted for this call" in told
+    assert kept_fit(str(fresh)).fitted.group == 2  # as before
 
 
 def test_a_few_images_have_a_row_each(fresh, folder, capsys):
@@ -205,6 +208,29 @@ def test_images_that_trained_the_run_are_no_inside(fresh, folder, tmp_path, caps
     assert "the flow was trained on these images" in capsys.readouterr().err
 
 
+def test_the_whole_file_that_trained_the_run_is_no_inside(folder, tmp_path, capsys):
+    train, _ = rough(1000, 0)
+    np.savez(tmp_path / "whole.npz", train_images=train)
+    words = ["train", "mixerflow-tiny", "--data", str(tmp_path / "whole.npz")]
+    assert run([*words, "--out", str(tmp_path / "run"), *FLAGS[:-4], "--steps", "2"]) == 0
+    inside = ["--inside", str(tmp_path / "whole.npz")]
+    assert judge(tmp_path / "run", *inside, data=folder / "flat.npz") == 3
+    assert "the flow was trained on these images" in capsys.readouterr().err
+
+
+def test_thresholds_of_weights_that_have_trained_further_are_fitted_again(fresh, folder, capsys):
+    assert judge(fresh, data=folder / "flat.npz") == 0
+    record = json.loads((fresh / "outliers" / "fitted.json").read_text())
+    before = record["key"]["weights_sha256"]
+    text = (fresh / "outliers" / "fitted.json").read_text().replace(before, "0" * 64)
+    (fresh / "outliers" / "fitted.json").write_text(re.sub(r',\n  "crc32": \d+', "", text))
+    assert judge(fresh, data=folder / "flat.npz") == 0
+    told = capsys.readouterr().err
+    assert "(inside: npz:rough.npz, validation) are of other weights" in told
+    assert "fitted again" in told
+    assert kept_fit(fresh).key["weights_sha256"] == before
+
+
 def test_classes_that_are_inside(fresh, folder, capsys):
     words = ["--inside-classes", "0", "--json"]
     assert judge(fresh, *words, data=folder / "mixed.npz") == 0
@@ -229,7 +255,12 @@ def test_the_likelihood_ratio_needs_a_background(fresh, folder, capsys):
     assert judge(fresh, "--json", data=folder / "flat.npz") == 0
     captured = capsys.readouterr()
     assert "ratio" not in json.loads(captured.out)["scores"]
-    assert "other weights, background or seed" in captured.err
+    assert "fitted" not in captured.err
+    assert "ratio" in [each.name for each in kept_fit(fresh).fitted.scores]  # they stay
+    assert judge(fresh, "--scores", "ratio", data=folder / "flat.npz") == 2
+    assert (
+        "the score ratio needs background: --scores: give a --background" in capsys.readouterr().err
+    )
     flow = mixerflow.load(fresh)
     background = mixerflow.load(folder / "background")
     x = np.load(folder / "flat.npz")["train_images"][:5, None]

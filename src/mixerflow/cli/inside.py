@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,24 @@ from torch import nn
 from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments
-from mixerflow.cli.reading import load_run_data
+from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.detection import (
+    LEAST_RATE,
     Detection,
     Fitted,
     Measured,
+    Score,
     compare_sets,
     compressor_of,
     detection,
     factorises,
     fit_scores,
     measure,
+    require_needs,
     scores_for,
+    stored,
 )
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.progress import ProgressBar
@@ -56,9 +61,9 @@ class InsideFlags:
 
     def check_inside(self) -> None:
         """Refuse impossible numbers with a ConfigError."""
-        if self.false_alarms is not None and not 0 < self.false_alarms < 1:
+        if self.false_alarms is not None and not LEAST_RATE <= self.false_alarms < 1:
             what = f"{self.false_alarms} false alarms"
-            raise ConfigError(what, "--false-alarms", "give a rate between 0 and 1")
+            raise ConfigError(what, "--false-alarms", f"give a rate between {LEAST_RATE:g} and 1")
         if self.group is not None and self.group < 1:
             raise ConfigError(f"groups of {self.group} images", "--group", "give at least 1")
 
@@ -134,6 +139,16 @@ class Measurer:
                 on_batch=on_batch,
             )
 
+    def require(self, scores: Sequence[Score]) -> None:
+        """Raise a ConfigError for a score that cannot be measured; see `require_needs`."""
+        one = np.zeros(1)
+        there = {
+            "complexity": one if self.lengths else None,
+            "background": None if self._background is None else one,
+            "places": one if self.places else None,
+        }
+        require_needs(scores, Measured(1, one, one, **there))
+
     def fit(self, inside: Measured, false_alarms: float, group: int) -> Fitted:
         """Fit all scores that there are figures for."""
         given = {"lengths": self.lengths, "background": self._background is not None}
@@ -157,18 +172,23 @@ class Measurer:
 def fit_of(run: Path, measurer: Measurer, given: Any) -> InsideFit:  # noqa: ANN401
     """Return the scores that the run keeps, or fit them to the inside images and keep them.
 
+    A kept fit is replaced by one of `--inside`, by another rate or group, and where the run's
+    weights are others by now; not by one of the last checkpoint, raw weights or another seed.
+
     Raises:
         ConfigError: no inside images, or too few.
         DataError: they cannot be read or used.
         Stopped: after a signal.
     """
-    kept = _kept(run, measurer, renew=given.inside is not None)
+    usual = (given.checkpoint, given.raw, given.seed) == ("best", False, 0)
+    there, kept = _kept(run, measurer, renew=given.inside is not None, usual=usual)
     if kept is None:
         images, split = _inside_images(measurer.metadata, given)
         names: dict[str, Any] = {"dataset_id": images.dataset_id, "split": split}
         inside = measurer.measure(images, "the inside")
         names["images_sha256"] = images.fingerprint()
-        names["compressor"] = compressor_of(images.pixels) if measurer.lengths else None
+        one = stored(images.pixels[:1], measurer.flow.levels) if measurer.lengths else None
+        names["compressor"] = None if one is None else compressor_of(one)
         alarms, group = _FALSE_ALARMS, _GROUP
     else:
         names, inside = kept.images, kept.inside
@@ -176,26 +196,48 @@ def fit_of(run: Path, measurer: Measurer, given: Any) -> InsideFit:  # noqa: ANN
     alarms = alarms if given.false_alarms is None else given.false_alarms
     fitted = measurer.fit(inside, alarms, given.group or group)
     fit = InsideFit(fitted, inside, measurer.key, names)
-    if kept is None or kept.fitted != fitted:
+    new = (
+        kept is None
+        or alarms != kept.fitted.thresholds[0].false_alarms
+        or (fitted.group != kept.fitted.group)
+    )
+    if new and (there is None or kept is there or (kept is None and usual)):
         with keeping("the threshold"):
             runs.keep_fit(run, fit)
+            rate = f"{100 * alarms:g} % false alarms, groups of {fitted.group}"
+            tell(f"kept with the run: thresholds at {rate}, from {fitted.images:,} images")
     return fit
 
 
-def _kept(run: Path, measurer: Measurer, *, renew: bool) -> InsideFit | None:
-    """Return what the run keeps, if it is of these weights and nothing is asked to replace it."""
+def _kept(
+    run: Path, measurer: Measurer, *, renew: bool, usual: bool
+) -> tuple[InsideFit | None, InsideFit | None]:
+    """Return what the run keeps, and the same as far as it is of these weights.
+
+    A kept background is left out where none is given now.
+    """
+    if renew:
+        return None, None
     try:
-        kept = None if renew else runs.kept_fit(run)
+        there = runs.kept_fit(run)
     except CheckpointError as error:
         tell(f"fitted again: {error}")
-        return None
-    if kept is not None and measurer.places != (kept.inside.places is not None):
-        tell("fitted again: the kept thresholds are of other scores")
-        return None
-    if kept is not None and kept.key != measurer.key:
-        tell("fitted again: the kept thresholds are of other weights, background or seed")
-        return None
-    return kept
+        return None, None
+    if there is None:
+        return None, None
+    key, mine = dict(there.key), measurer.key
+    if key["background_sha256"] and not mine["background_sha256"]:
+        key["background_sha256"] = None
+        inside = replace(there.inside, background=None)
+        kept = InsideFit(there.fitted, inside, key, there.images)
+    else:
+        kept = there
+    if measurer.places != (kept.inside.places is not None) or key != mine:
+        inside = f"inside: {there.images.get('dataset_id')}, {there.images.get('split')}"
+        again = "fitted again" if usual else "fitted for this call"
+        tell(f"the kept thresholds ({inside}) are of other weights, background or seed: {again}")
+        return there, None
+    return there, kept
 
 
 def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]:  # noqa: ANN401
@@ -203,14 +245,15 @@ def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]: 
     if given.inside is not None:
         splits = load_run_data(metadata, given.inside, given)
         images, split = (splits.train, "all") if splits.test is None else (splits.test, "test")
-        if images.fingerprint() == metadata["data"].get("training_sha256"):
+        own = runs.own_parts(metadata, splits).get("training")
+        if own is not None and split == "all":
             what, remedy = "the flow was trained on these images", "give others of the inside"
             raise DataError(what, f"--inside {given.inside}", remedy)
         return images, split
     if not (metadata.get("source") or {}).get("data"):
         what = "the run names no images of its own"
         raise ConfigError(what, "--inside", "name images of the inside")
-    splits = load_run_data(metadata, None, given)
+    splits = load_run_data(metadata, None, ReadingFlags())  # flags are for --data
     images = runs.own_parts(metadata, splits).get("validation")
     if images is None:
         what = "the run's own images are no longer those that it was trained on"

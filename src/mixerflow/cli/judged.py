@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Column, Table
 
 from mixerflow.cli.image_rows import csv_of_images
 from mixerflow.data import Images
-from mixerflow.detection import Detection, Outliers, halves, rarity
+from mixerflow.detection import Detection, Outliers, halves, percent, rarity
 from mixerflow.detection.groups import SOURCE
 from mixerflow.errors import printable
 from mixerflow.runs import InsideFit
@@ -89,52 +90,65 @@ class Judged:
             },
         }
 
-    def print(self, chosen: set[str]) -> None:
+    def print(self, chosen: Sequence[str]) -> None:
         """Print the table of the chosen scores, and of few images each."""
         images, fitted, compared = self.images, self.fit.fitted, self.compared
         plural = "" if len(images) == 1 else "s"
         say(f"{images.dataset_id}, {self.split}: {len(images):,} image{plural}")
         inside = f"{self.fit.images['dataset_id']}, {self.fit.images['split']}"
         first = fitted.thresholds[0]
-        low, high = (f"{100 * each:.2g}" for each in first.interval())
+        low, high = map(percent, first.interval())
         say(
             f"inside: {fitted.images:,} images of {inside}; half of them give the thresholds:",
             f"{100 * first.false_alarms:g} % false alarms, truly {low} to {high} % with 95 % "
             "confidence",
         )
         heads = ("threshold", "beyond, %", "AUROC, %", "AUPR, %", "FPR95, %")
+        counted = np.ones(len(images), bool) if self.rows is None else ~self.rows
         names = Column("score", no_wrap=True)
-        table = Table(names, *(Column(head, justify="right") for head in heads), box=SIMPLE)
+        right = (Column(head, justify="right", no_wrap=True) for head in heads)
+        table = Table(names, *right, box=SIMPLE, pad_edge=False)
         for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True):
             if score.name in chosen:
-                share = f"{100 * self.found.flags(score.name).mean():.1f}"
+                share = f"{100 * self.found.flags(score.name)[counted].mean():.1f}"
                 told = _figures(compared.get(score.name))
                 table.add_row(score.name, f"{threshold.value:.4g}", share, *told)
+        few = ""
         if "groups" in compared:
             limit = fitted.group_threshold
             words = "" if limit is None else f"{limit.value:.4g}"
             share = "" if limit is None else f"{100 * limit.flags(self.found.groups()).mean():.1f}"
             told = _figures(compared["groups"])
             table.add_row(f"groups of {fitted.group}", words, share, *told)
+            few = "too few inside images for a threshold of groups" if limit is None else ""
         show(table)
+        if few:
+            say(few)
+        if self.rows is not None:
+            inner = {name: self.found.flags(name)[self.rows].mean() for name in chosen}
+            shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in inner.items())
+            say(f"beyond: of the other classes; of the inside classes {shares}")
         if len(images) <= _EACH:
             self._print_each(chosen)
         if compared:
             say(f"a larger score is more outlying; as if outliers were {self.against}")
+        if self.fit.images.get("images_sha256") == images.fingerprint():
+            say("these are the inside images themselves: half of them set the thresholds")
         say(_WARNING)
 
-    def _print_each(self, chosen: set[str]) -> None:
+    def _print_each(self, chosen: Sequence[str]) -> None:
         found, files = self.found, self.images.files
-        names = [name for name in found.scores if name in chosen]
-        columns = (Column(name, justify="right") for name in names)
+        names = [name for name in chosen if name in found.scores]
+        right = (Column(name, justify="right", no_wrap=True) for name in names)
         file = [Column("file", overflow="fold")] if files else []
-        table = Table("image", *file, *columns, box=SIMPLE)
+        table = Table("image", *file, *right, box=SIMPLE, pad_edge=False)
+        gap = "\n" if files else " "  # names need room
         for number in range(len(found)):
             cells = []
             for name in names:
                 mark = " !" if found.flags(name)[number] else ""
                 rare = self._rarities[name][number]
-                cells.append(f"{found.scores[name][number]:.4g} ({rare:.2g}){mark}")
+                cells.append(f"{found.scores[name][number]:.4g}{gap}({rare:.2g}){mark}")
             file = map(printable, files[number : number + 1])  # one line
             table.add_row(str(number), *file, *cells)
         show(table)

@@ -14,7 +14,6 @@ from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
-from mixerflow.cli.evaluate import file_name
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.detection import OutlierMap, Outliers
@@ -60,7 +59,7 @@ class MapFlags:
                 raise ConfigError(f"no map {word}", "--maps", nearest(word, known))
             has = {field.name for field in fields(known[word])}
             made[word] = replace(known[word](), **{k: v for k, v in given.items() if k in has})
-            made[word].check(flow.shape)
+            made[word].check_flow(flow)
         if self.map_images < 1:
             raise ConfigError(f"{self.map_images} images", "--map-images", "give at least 1")
         for name in given:
@@ -75,7 +74,7 @@ def ordering(found: Outliers, scores: Collection[str]) -> str:
 
     Where they name none, it is the first of `_ORDER` that there is.
     """
-    wanted = (name for name in found.scores if name in scores)
+    wanted = (name for name in scores if name in found.scores)
     return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
 
 
@@ -84,11 +83,11 @@ def mapped(
     flow: Flow,
     metadata: dict[str, Any],
     images: Images,
-    split: str,
+    beside: Path,
     found: Outliers,
     by: str,
 ) -> list[tuple[str, bytes]]:
-    """Write the maps that flags ask for into the run folder, and say where they are.
+    """Write the maps that flags ask for beside a file, and say where they are.
 
     They are of the most outlying images by the score `by`. Returned are a caption and a PNG file
     for each kind of map, with the images in rows of eight.
@@ -103,14 +102,14 @@ def mapped(
     mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
     without = flow.context_net is None or mixture
     labels = None if without else runs.labels_of(flow, metadata, images)
-    folder = given.run / "outliers"
-    path = folder / f"{file_name(f'{images.dataset_id}-{split}')}-maps"
-    with keeping("the maps"), writing(folder):
-        folder.mkdir(exist_ok=True)
+    path = beside.with_name(f"{beside.stem}-maps")
+    with keeping("the map"), writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
         settings = {"labels": labels, "batch": given.batch, "quiet": given.json}
         heats = write_maps(flow, images, chosen, maps, path, **settings)
         if not given.json:
-            say(f"maps of the {len(chosen):,} most outlying images by {by}:")
+            plural = "" if len(chosen) == 1 else "s"
+            say(f"maps of the {len(chosen):,} most outlying image{plural} by {by}:")
             say(*(f"in {path.with_suffix(end)}" for end in (".npz", ".png")))
         of = f"of the {len(chosen):,} most outlying images by {by}, in their order"
         return [(f"Map {word} {of}", _png(each)) for word, each in heats.items()]

@@ -17,7 +17,15 @@ from mixerflow.cli.outlier_places import PlacesFlags, compare_places, maps_of, p
 from mixerflow.cli.parse import parse
 from mixerflow.core import Flow
 from mixerflow.detection import Outliers, scores_named
-from mixerflow.runs.files import json_text, require_writable, sealed, write_atomically, writing
+from mixerflow.errors import CheckpointError
+from mixerflow.runs.files import (
+    json_text,
+    read_record,
+    require_writable,
+    sealed,
+    write_atomically,
+    writing,
+)
 from mixerflow.runs.weights import Weights
 from mixerflow.signals import Stopped
 from mixerflow.terminal import say
@@ -30,7 +38,9 @@ class _OutliersArguments(PlacesFlags, MapFlags, InsideFlags, EvaluationArguments
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
     scores: str = ""
-    """Only these scores, as in `bits,complexity`."""
+    """Print only these scores, as in `complexity,bits`; the first orders the images."""
+    out: Path | None = None
+    """Folder of the results, by default `outliers` in the run folder."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -43,7 +53,8 @@ def main(arguments: list[str]) -> int:
     given = parse(_OutliersArguments, arguments, prog="mixerflow outliers")
     given.check()
     given.check_inside()
-    chosen = {each.name for each in scores_named([n.strip() for n in given.scores.split(",") if n])}
+    named = scores_named([n.strip() for n in given.scores.split(",") if n.strip()])
+    chosen = [score.name for score in named]
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     device = runs.device_of(given.device)
     flow = held.flow(device)
@@ -52,6 +63,7 @@ def main(arguments: list[str]) -> int:
     images, split = given.load_images(held.metadata)
     rows = inside_rows(images, given.inside_classes)
     masks = given.load_masks(images, places=measurer.places)
+    measurer.require(named)
     try:
         fit = fit_of(given.run, measurer, given)
         found = Outliers.of(measurer.measure(images, split), fit.fitted)
@@ -68,15 +80,29 @@ def main(arguments: list[str]) -> int:
     if given.json:
         say(*json_text(entry).splitlines())
     else:
-        judged.print(chosen or {*found.scores})
+        judged.print(chosen or [*found.scores])
         if masks is not None:
             say(places_line(entry["places"]))
-    path = given.run / "outliers" / f"{file_name(f'{images.dataset_id}-{split}')}.json"
+    path = _path(given, judged)
     with keeping("the result"), writing(path.parent):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, sealed(entry))
         _write(judged, path, places=measurer.places, quiet=given.json)
     return _picture(judged, flow, held, given, path, by=ordering(found, chosen))
+
+
+def _path(given: _OutliersArguments, judged: Judged) -> Path:
+    """Return the JSON file of a result; other images of the same name have another file."""
+    folder = given.out or given.run / "outliers"
+    name = file_name(f"{judged.images.dataset_id}-{judged.split}")
+    path, sha256 = folder / f"{name}.json", judged.images.fingerprint()
+    try:
+        before = read_record(path, "delete this file") or {}
+    except CheckpointError:
+        before = {}
+    if before.get("images_sha256", sha256) != sha256:
+        return folder / f"{name}-{sha256[:8]}.json"
+    return path
 
 
 def _write(judged: Judged, path: Path, *, places: bool, quiet: bool) -> None:
@@ -99,7 +125,7 @@ def _picture(
     images, split, found = judged.images, judged.split, judged.found
     exit_code, maps = 0, []
     try:
-        maps = mapped(given, flow, held.metadata, images, split, found, by)
+        maps = mapped(given, flow, held.metadata, images, path, found, by)
     except Stopped as stopped:
         exit_code = stopped.exit_code
     name = held.metadata.get("recipe") or given.run.resolve().name

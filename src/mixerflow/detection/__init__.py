@@ -9,11 +9,12 @@ from mixerflow.detection.fitted import (
     fit_scores,
     halves,
     outliers,
+    require_needs,
 )
 from mixerflow.detection.groups import group_scores
 from mixerflow.detection.known import SCORES, scores_for, scores_named
 from mixerflow.detection.maps import GradientMap, OutlierMap, SlopeMap, VarianceMap
-from mixerflow.detection.measured import Measured, complexity, compressor_of, measure
+from mixerflow.detection.measured import Measured, complexity, compressor_of, measure, stored
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.occlusion import OcclusionMap
 from mixerflow.detection.pasted import Pasted, map_auroc, paste
@@ -28,10 +29,18 @@ from mixerflow.detection.places import (
 )
 from mixerflow.detection.scorer import Scorer, scorer
 from mixerflow.detection.scores import Score, bits_of
-from mixerflow.detection.threshold import Threshold, least_images, rarity, threshold_of
+from mixerflow.detection.threshold import (
+    LEAST_RATE,
+    Threshold,
+    least_images,
+    percent,
+    rarity,
+    threshold_of,
+)
 
 __all__ = [
     "GROUPS",
+    "LEAST_RATE",
     "POOLINGS",
     "SCORES",
     "Detection",
@@ -66,10 +75,13 @@ __all__ = [
     "measure",
     "outliers",
     "paste",
+    "percent",
     "place_scores",
     "rarity",
+    "require_needs",
     "scorer",
     "scores_for",
     "scores_named",
+    "stored",
     "threshold_of",
 ]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mixerflow.core import Flow, as_tensor
 from mixerflow.detection.groups import group_scores
-from mixerflow.detection.known import scores_for
+from mixerflow.detection.known import scores_for, scores_named
 from mixerflow.detection.measured import Measured, measure
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.places import factorises
 from mixerflow.detection.scores import Score, bits_of
-from mixerflow.detection.threshold import Threshold, least_images, threshold_of
+from mixerflow.detection.threshold import LEAST_RATE, Threshold, least_images, threshold_of
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 
@@ -59,6 +59,8 @@ class Fitted:
     def threshold(self, name: str) -> Threshold:
         """Return the threshold of a score."""
         names = [score.name for score in self.scores]
+        if name not in names:
+            raise ValueError(f"no score {name!r} was fitted: {', '.join(names)}")
         return self.thresholds[names.index(name)]
 
 
@@ -88,9 +90,10 @@ def fit_scores(
     Raises:
         ConfigError: a rate that is not between 0 and 1, groups of no images, or too few images.
     """
-    if not 0 < false_alarms < 1:
+    if not LEAST_RATE <= false_alarms < 1:
         what = f"{false_alarms} false alarms"
-        raise ConfigError(what, "--false-alarms", "give a rate between 0 and 1")
+        raise ConfigError(what, "--false-alarms", f"give a rate between {LEAST_RATE:g} and 1")
+    require_needs(scores, inside)
     if group < 1:
         raise ConfigError(f"groups of {group} images", "--group", "give at least 1")
     need = 2 * least_images(false_alarms)
@@ -121,7 +124,7 @@ def fit_outliers(
     flow: Flow,
     inside: np.ndarray | Tensor,
     *,
-    scores: Sequence[Score] | None = None,
+    scores: Sequence[Score | str] | None = None,
     labels: np.ndarray | Tensor | None = None,
     background: Flow | None = None,
     false_alarms: float = 0.05,
@@ -131,26 +134,43 @@ def fit_outliers(
 ) -> Fitted:
     """Measure inside images ``(N, *shape)`` that the flow was not trained on, and fit scores.
 
-    Without `scores` it fits all that the images and the `background` allow. The other arguments are
-    those of `fit_scores` and `mixerflow.detection.measure`, which name the errors too.
+    `scores` may be names; without any it fits all that the images and the `background` allow. The
+    other arguments are those of `fit_scores` and `mixerflow.detection.measure`, which name the
+    errors too.
     """
     x = as_tensor(inside)
     lengths = not x.is_floating_point()
     if scores is None:
         by_place = (flow.context_net is None or labels is not None) and factorises(flow)
         given = {"lengths": lengths, "background": background is not None}
-        scores = scores_for(**given, places=by_place)
+        chosen = scores_for(**given, places=by_place)
+    else:
+        chosen = [scores_named([s])[0] if isinstance(s, str) else s for s in scores]
     measured = measure(
         flow,
         x,
         labels=labels,
         background=background,
         lengths=lengths,
-        places=any("places" in score.needs for score in scores),
+        places=any("places" in score.needs for score in chosen),
         batch=batch,
         seed=seed,
     )
-    return fit_scores(measured, scores, false_alarms=false_alarms, group=group, seed=seed)
+    return fit_scores(measured, chosen, false_alarms=false_alarms, group=group, seed=seed)
+
+
+def require_needs(scores: Sequence[Score], measured: Measured) -> None:
+    """Raise a ConfigError for a score that needs more than was measured."""
+    remedies = {
+        "background": "give a --background",
+        "complexity": "float data have no lengths: choose others",
+        "places": "give a flow that maps each place by itself",
+    }
+    for score in scores:
+        for need in score.needs:
+            if getattr(measured, need) is None:
+                what = f"the score {score.name} needs {need}"
+                raise ConfigError(what, "--scores", remedies[need])
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +30,18 @@ class OutlierMap:
     `Flow.continuous`: pixel values k stand at the centres of their bins, ``k + 1/2``, and no noise
     is drawn. A map of an image depends on no other image; a batch changes it by rounding only.
     """
+
+    reads_flow: ClassVar[bool] = True
+    """Whether the map is of the flow's density, which must be exact then."""
+
+    def check_flow(self, flow: Flow) -> None:
+        """Raise a ConfigError unless there are such maps of images of a flow."""
+        self.check(flow.shape)
+        if self.reads_flow and (kind := flow.continuous().density) != "exact":
+            words = "a bound" if kind == "bound" else "an estimate"
+            what = f"log p of this flow is {words}, whose noise a map would show"
+            remedy = "use a flow with an exact density, or the map variance"
+            raise ConfigError(what, "--maps", remedy)
 
     def check(self, shape: Shape) -> None:
         """Raise a ConfigError unless there are such maps of images of that event shape."""
@@ -74,18 +87,13 @@ class OutlierMap:
             ValueError: images of another shape or range, or not finite; as many labels as there
                 are images.
         """
-        self.check(flow.shape)
+        self.check_flow(flow)
         if batch < 1:
             raise ConfigError(f"{batch} images at a time", "--batch", "give at least 1")
         x, context = _checked(flow, images), None if labels is None else as_tensor(labels)
         if context is not None and (context.dim() == 0 or len(context) != len(x)):
             raise ValueError(f"map: labels {tuple(context.shape)} for {len(x)} images")
         density = flow.continuous()
-        if density.density != "exact":
-            kind = "a bound" if density.density == "bound" else "an estimate"
-            what = f"log p of this flow is {kind}, whose noise a map would show"
-            remedy = "use a flow with an exact density"
-            raise ConfigError(what, type(flow).__name__, remedy)
         called = (lambda count: None) if on_batch is None else on_batch
         with evaluating(density) as scored:
             return self.values(scored, x, context, batch, called).double().cpu()
@@ -186,6 +194,7 @@ class VarianceMap(OutlierMap):
     ``sum_c (b(x_c^2) - b(x_c)^2)``, where b is a Gaussian blur, smoothed by another.
     """
 
+    reads_flow: ClassVar[bool] = False
     blur: float = 0.7
     """Standard deviation of b in pixels."""
     width: float = 4.0

@@ -87,6 +87,22 @@ def compressor_of(pixels: np.ndarray) -> Compressor:
     return "png" if flat and pixels.dtype == np.uint16 and pixels.shape[1] == 1 else "zlib"
 
 
+def stored(pixels: np.ndarray, levels: int | None) -> np.ndarray:
+    """Return integers in the type in which images of so many levels are stored.
+
+    The same pixels have one compressed length then, whatever type they come in.
+
+    Raises:
+        ConfigError: floats.
+    """
+    if pixels.dtype.kind not in "ui":
+        what = f"{pixels.dtype} has no compressed length"
+        raise ConfigError(what, "images", "give integers, as the flow's levels say")
+    if levels is None or levels > 2**16:
+        return pixels
+    return pixels.astype(np.uint8 if levels <= 2**8 else np.uint16)
+
+
 def complexity(pixels: np.ndarray) -> np.ndarray:
     """Return the bits of a lossless file of each image ``(N, C, *spatial)``, see the module."""
     lengths = {"webp": _webp, "png": _png, "zlib": _zlib}[compressor_of(pixels)]
@@ -165,7 +181,7 @@ def measure(
             noise, pixels = Noise.of(seed, part), part.to(flow.device)
             log_prob, log_base = _densities(scored, pixels, given, noise)
             second = None if background is None else _log_prob(background, part, noise)
-            bits = complexity(part.cpu().numpy()) if lengths else None
+            bits = complexity(stored(part.cpu().numpy(), flow.levels)) if lengths else None
             each = _places(scored, pixels, given, noise) if places else None
             parts.append(Measured(flow.dims, log_prob, log_base, bits, second, each))
             if on_batch is not None:

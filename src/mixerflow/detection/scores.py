@@ -126,13 +126,14 @@ class LikelihoodRatio(Score):
     needs: ClassVar[tuple[Need, ...]] = ("background",)
 
     def __call__(self, measured: Measured) -> np.ndarray:
+        assert measured.background is not None
         return bits_of(measured) - bits_of(measured, measured.background)
 
 
 @register("mixture")
 @dataclass(frozen=True)
 class LatentMixture(Score):
-    """``-log q(log p(z) / D, L(x) / D)``, q a mixture of Gaussians on the plane, ``(N,)``.
+    """``-log g(log p(z) / D, L(x) / D)``, g a mixture of Gaussians on the plane, ``(N,)``.
 
     Complexity is a variable of its own: an image is an outlier if its latent's density is unusual
     for an image of its complexity, or its complexity is unusual.
@@ -144,9 +145,9 @@ class LatentMixture(Score):
     components: int = 4
     """Gaussians of the mixture."""
     mixture: PlaneMixture | None = None
-    """q, once fitted."""
+    """g, once fitted."""
     name: ClassVar[str] = "mixture"
-    equation: ClassVar[str] = "-log q(log p(z) / D, bits of a lossless file / D)"
+    equation: ClassVar[str] = "-log g(log p(z) / D, bits of a lossless file / D), g the mixture"
     source: ClassVar[str] = "Osada et al. 2024, arXiv:2402.10477"
     needs: ClassVar[tuple[Need, ...]] = ("complexity",)
     learns: ClassVar[bool] = True

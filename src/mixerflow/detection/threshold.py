@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ import numpy as np
 from mixerflow.registry import register
 
 CONFIDENCE = 0.95
+LEAST_RATE = 1e-9
+"""The lowest rate of false alarms that can be asked for."""
 
 
 @register
@@ -79,9 +82,14 @@ class Threshold:
         low, high = self.interval()
         return (
             f"{self.value:.4g}: {100 * self.false_alarms:g} % false alarms, "
-            f"{100 * low:.2g} to {100 * high:.2g} % with {100 * CONFIDENCE:g} % confidence, from "
+            f"{percent(low)} to {percent(high)} % with {100 * CONFIDENCE:g} % confidence, from "
             f"{self.images:,} images"
         )
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, of two digits or more."""
+    return f"{100 * share:.2g}" if share < 0.1 else f"{100 * share:.1f}"
 
 
 def least_images(false_alarms: float) -> int:
@@ -98,8 +106,9 @@ def threshold_of(scores: np.ndarray, false_alarms: float) -> Threshold:
         ValueError: a rate that is not between 0 and 1, scores that are NaN, or too few scores:
             fewer than `least_images`.
     """
-    if not 0 < false_alarms < 1:
-        raise ValueError(f"threshold_of: a rate of {false_alarms}; give more than 0, less than 1")
+    if not LEAST_RATE <= false_alarms < 1:
+        low = f"at least {LEAST_RATE:g}, less than 1"
+        raise ValueError(f"threshold_of: a rate of {false_alarms}; give {low}")
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1 or np.isnan(scores).any():
         raise ValueError(
@@ -130,26 +139,23 @@ def rarity(inside: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return (1 + larger) / (len(known) + 1)
 
 
+@cache
 def _beta(share: float, a: int, b: int) -> float:
     """Return the quantile of Beta(a, b), for whole a and b, by bisection.
 
     ``P(X < x)`` is the probability of at least a successes in a + b - 1 trials of chance x.
     """
+    trials = a + b - 1
+    numbers = np.arange(trials + 1)
+    steps = np.log((trials - numbers[:-1]) / numbers[1:])
+    log_choose = np.concatenate([[0.0], steps.cumsum()])[a:]
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _at_least(a, a + b - 1, middle) < share else (low, middle)
+        chances = (math.log(middle), math.log1p(-middle))
+        logs = log_choose + numbers[a:] * chances[0] + (trials - numbers[a:]) * chances[1]
+        low, high = (middle, high) if np.exp(logs).sum() < share else (low, middle)
     return (low + high) / 2
-
-
-def _at_least(least: int, trials: int, chance: float) -> float:
-    """Return the probability of at least so many successes in `trials`."""
-    numbers = np.arange(least, trials + 1)
-    logs = [
-        math.lgamma(trials + 1) - math.lgamma(j + 1) - math.lgamma(trials - j + 1) for j in numbers
-    ]
-    logs += numbers * math.log(chance) + (trials - numbers) * math.log1p(-chance)
-    return float(np.exp(logs).sum())
 
 
 def _log_beta_binomial(j: int, count: int, a: int, b: int) -> float:

@@ -21,7 +21,7 @@ from mixerflow.registry import construct, describe
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
 from mixerflow.runs.reading import read_file
 
-_REMEDY = "delete the folder outliers, and fit again"
+_REMEDY = "`mixerflow outliers` fits and keeps others"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def keep_fit(run: Path, fit: InsideFit) -> None:
         write_atomically(folder / "fitted.json", sealed(record))
 
 
-def kept_fit(run: Path) -> InsideFit | None:
+def kept_fit(run: Path | str) -> InsideFit | None:
     """Return the fit that a run folder, or published weights, keep; None without one.
 
     Whoever uses it compares its key with the weights at hand.
@@ -71,7 +71,7 @@ def kept_fit(run: Path) -> InsideFit | None:
     Raises:
         CheckpointError: the files are damaged, or of another version.
     """
-    path = run / "outliers" / "fitted.json"
+    path = Path(run) / "outliers" / "fitted.json"
     record = read_record(path, _REMEDY)
     if record is None:
         if path.with_name("inside.safetensors").exists():
