@@ -156,9 +156,10 @@ class Outlying(Further):
             words = f"AUROC in per cent by the strength of the corruption, 1 to 5: {kind}"
             tables.append((words, _strengths_table(column, kind)))
         words = (
-            f"Thresholds at {100 * _FALSE_ALARMS:g} % false alarms (50 % at the budget tiny) on {_SPLITS} fresh splits of "
-            "the test images, half of each for the threshold, half observed: splits whose observed "
-            "rate lies in the stated 95 % interval, over all seeds, and the mean observed rate"
+            f"Thresholds at {100 * _FALSE_ALARMS:g} % false alarms (50 % at the budget tiny) on "
+            f"{_SPLITS} fresh splits of the test images, half of each for the threshold, half "
+            "observed: splits whose observed rate lies in the stated 95 % interval, over all "
+            "seeds, and the mean observed rate"
         )
         return [*tables, (words, _threshold_table(column))]
 
