@@ -18,7 +18,7 @@ from mixerflow import pictures
 from mixerflow.cli import main
 from mixerflow.cli.report import images_of
 from mixerflow.data import Splits, hold_out, make_images
-from mixerflow.detection import Outliers, compare_sets, fit_outliers, measure
+from mixerflow.detection import Outliers, compare_sets, fit_outliers, measure, scores_named
 from mixerflow.evaluate import DrawnPixels, bits
 from mixerflow.evaluate.codecs import coded_as_seen, coded_in_seconds, sample_of
 from mixerflow.parts import Classes
@@ -436,6 +436,12 @@ def test_the_runs_page_knows_the_thresholds_that_the_run_keeps(run, fit, tmp_pat
     wanted = int((bits(flow, TEST).per_image > limit).sum())
     told = f"Beyond the threshold of outliers, {limit:.4g}: {wanted} of 40 test images."
     assert told in page.text
+
+    (ratio,) = scores_named(["ratio"])
+    alone = replace(fitted, scores=(ratio,), thresholds=fitted.thresholds[:1])
+    keep_fit(run, InsideFit(alone, inside, key, {}))
+    page = page_of(make_report(run, TEST), tmp_path)
+    assert "All thresholds that the run keeps are of scores that need a background" in page.text
 
     keep_fit(run, InsideFit(fitted, inside, key | {"weights_sha256": "0"}, {}))
     page = page_of(make_report(run, TEST), tmp_path)
