@@ -131,7 +131,15 @@ def test_a_flow_of_classes_needs_none(tmp_path):
     given = MapFlags(maps="gradient", map_images=4)
     flags = SimpleNamespace(run=tmp_path, batch=8, json=True, map_images=4)
     flags.chosen_maps = given.chosen_maps
-    (shown,) = mapped(flags, flow, {"data": {"classes": []}}, x, tmp_path / "outliers" / "test.json", found, "bits")
+    (shown,) = mapped(
+        flags,
+        flow,
+        {"data": {"classes": []}},
+        x,
+        tmp_path / "outliers" / "test.json",
+        found,
+        "bits",
+    )
     assert shown[1].startswith(b"\x89PNG")
     maps, _ = written(tmp_path)
     wanted = GradientMap().map(flow, x.pixels[found.order("bits")[:4]])
