@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ import tyro
 from torch import Tensor
 
 import mixerflow
-from benchmarks.common import spread
+from benchmarks.common import emit, facts, spread
 from mixerflow.core import Flow
 from mixerflow.detection import POOLINGS, detection, place_scores
 from mixerflow.models import FeatureFlow
@@ -70,6 +71,8 @@ class Arguments:
     """Side of the feature maps that are timed."""
     rounds: int = 7
     threads: int = 2
+    out: Path | None = None
+    """A file for the JSON too."""
 
 
 def smooth(n: int, factors: int, side: int, generator: torch.Generator) -> Tensor:
@@ -279,9 +282,9 @@ def main() -> None:
     """Run what the arguments say, and print JSON."""
     given = tyro.cli(Arguments, description=__doc__)
     torch.set_num_threads(given.threads)
+    load = os.getloadavg()[0]
     rows = speed(given) if given.speed else compare(given)
-    machine = {"threads": given.threads, "load": os.getloadavg()[0]}
-    print(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    emit(facts(0) | {"load": load, "rows": rows}, given.out)
 
 
 if __name__ == "__main__":
