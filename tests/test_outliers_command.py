@@ -205,7 +205,14 @@ def test_images_that_trained_the_run_are_no_inside(fresh, folder, tmp_path, caps
     train, _ = hold_out(splits.train, seed=0)
     np.savez(tmp_path / "seen.npz", train_images=train.pixels[:, 0])
     assert judge(fresh, "--inside", str(tmp_path / "seen.npz"), data=folder / "flat.npz") == 3
-    assert "the flow was trained on these images" in capsys.readouterr().err
+    assert "the flow was trained on 960 of these 960 images" in capsys.readouterr().err
+    part = np.concatenate([train.pixels[:20, 0], rough(80, 7)[0]])  # under another name, in part
+    np.savez(tmp_path / "part.npz", train_images=part)
+    assert judge(fresh, "--inside", str(tmp_path / "part.npz"), data=folder / "flat.npz") == 3
+    assert "the flow was trained on 20 of these 100 images" in capsys.readouterr().err
+    np.savez(tmp_path / "few.npz", train_images=part[18:])
+    assert judge(fresh, "--inside", str(tmp_path / "few.npz"), data=folder / "flat.npz") == 0
+    assert "warning: the flow was trained on 2 of these 82 images" in capsys.readouterr().err
 
 
 def test_the_whole_file_that_trained_the_run_is_no_inside(folder, tmp_path, capsys):
@@ -215,7 +222,7 @@ def test_the_whole_file_that_trained_the_run_is_no_inside(folder, tmp_path, caps
     assert run([*words, "--out", str(tmp_path / "run"), *FLAGS[:-4], "--steps", "2"]) == 0
     inside = ["--inside", str(tmp_path / "whole.npz")]
     assert judge(tmp_path / "run", *inside, data=folder / "flat.npz") == 3
-    assert "the flow was trained on these images" in capsys.readouterr().err
+    assert "the flow was trained on 960 of these 1,000 images" in capsys.readouterr().err
 
 
 def test_thresholds_of_weights_that_have_trained_further_are_fitted_again(fresh, folder, capsys):

@@ -15,8 +15,9 @@ from mixerflow import runs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.evaluate import EvaluationArguments
 from mixerflow.cli.reading import ReadingFlags, load_run_data
-from mixerflow.core import Flow
-from mixerflow.data import Images
+from mixerflow.core import Flow, as_tensor
+from mixerflow.core.noise import digests
+from mixerflow.data import Images, load
 from mixerflow.detection import (
     LEAST_RATE,
     Detection,
@@ -33,7 +34,7 @@ from mixerflow.detection import (
     scores_for,
     stored,
 )
-from mixerflow.errors import CheckpointError, ConfigError, DataError
+from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import InsideFit
 from mixerflow.runs.weights import Weights
@@ -41,6 +42,8 @@ from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import tell
 
 _FALSE_ALARMS, _GROUP = 0.05, 16
+_SEEN = 0.1
+"""Share of inside images that training may not have seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,10 +248,7 @@ def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]: 
     if given.inside is not None:
         splits = load_run_data(metadata, given.inside, given)
         images, split = (splits.train, "all") if splits.test is None else (splits.test, "test")
-        own = runs.own_parts(metadata, splits).get("training")
-        if own is not None and split == "all":
-            what, remedy = "the flow was trained on these images", "give others of the inside"
-            raise DataError(what, f"--inside {given.inside}", remedy)
+        _require_new(metadata, images, given.inside)
         return images, split
     if not (metadata.get("source") or {}).get("data"):
         what = "the run names no images of its own"
@@ -259,6 +259,28 @@ def _inside_images(metadata: dict[str, Any], given: Any) -> tuple[Images, str]: 
         what = "the run's own images are no longer those that it was trained on"
         raise DataError(what, splits.train.dataset_id, "give --inside")
     return images, "validation"
+
+
+def _require_new(metadata: dict[str, Any], images: Images, spec: str) -> None:
+    """Raise a DataError if a tenth of the images or more trained the flow; tell of fewer.
+
+    The run's own images are read for it; where they cannot be, nothing is known.
+    """
+    source = metadata.get("source") or {}
+    try:
+        own = load(source.get("data") or "", reading=ReadingFlags().reading(source))
+    except MixerFlowError:
+        return
+    training = runs.own_parts(metadata, own).get("training")
+    if training is None:
+        return
+    known = digests(as_tensor(training.pixels)).numpy()
+    seen = int(np.isin(digests(as_tensor(images.pixels)).numpy(), known).sum())
+    what = f"the flow was trained on {seen:,} of these {len(images):,} images"
+    if seen >= _SEEN * len(images):
+        raise DataError(what, f"--inside {spec}", "give others of the inside")
+    if seen:
+        tell(f"warning: {what}: they make the thresholds a little too low")
 
 
 def inside_rows(images: Images, classes: str) -> np.ndarray | None:
