@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from zipfile import is_zipfile
 
 import numpy as np
@@ -28,6 +28,7 @@ INCEPTION_URL = (
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
+@runtime_checkable
 class Features(Protocol):
     """A callable with a name, from images ``(n, 3, H, W)``, uint8, to features ``(n, d)``.
 

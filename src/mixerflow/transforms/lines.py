@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from mixerflow.registry import register
 from mixerflow.transforms.elementwise import Elementwise
 
 
+@runtime_checkable
 class LineNet(Protocol):
     """A net of images that reads a few lines of one side for each line, as `LineConvNet` does."""
 
