@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Score:
     needs: ClassVar[tuple[Need, ...]] = ()
     learns: ClassVar[bool] = False
 
-    def fitted(self, inside: Measured) -> Self:
+    def fitted(self, inside: Measured) -> Score:
         """Return the score with what it learns of inside images; by default nothing."""
         return self
 
@@ -81,7 +81,7 @@ class Typicality(Score):
     source: ClassVar[str] = "Nalisnick et al. 2019, arXiv:1906.02994"
     learns: ClassVar[bool] = True
 
-    def fitted(self, inside: Measured) -> Self:
+    def fitted(self, inside: Measured) -> Score:
         return replace(self, entropy=float(bits_of(inside).mean()))
 
     def __call__(self, measured: Measured) -> np.ndarray:
@@ -152,7 +152,7 @@ class LatentMixture(Score):
     needs: ClassVar[tuple[Need, ...]] = ("complexity",)
     learns: ClassVar[bool] = True
 
-    def fitted(self, inside: Measured) -> Self:
+    def fitted(self, inside: Measured) -> Score:
         return replace(self, mixture=fit_mixture(self._points(inside), self.components))
 
     def __call__(self, measured: Measured) -> np.ndarray:
