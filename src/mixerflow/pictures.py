@@ -22,6 +22,8 @@ SETTINGS: dict[Codec, list[dict[str, Any]]] = {
 }
 """Settings of each codec; the shortest of the files that they give counts. Of WebP's methods, 6
 takes five times as long as 2 to 5 together; its files of CIFAR-10's images are longer."""
+_SIDE = 64
+"""Pixels of the screen that an image of a page is wide at least."""
 _LONGEST_SIDE = 16383  # a WebP file's sides are 14-bit numbers
 
 
@@ -40,13 +42,32 @@ def grid(
         raise ValueError(f"expected images (N, C, H, W) uint8/uint16, got {shape} {pixels.dtype}")
     if pad < 0 or scale < 1 or (columns is not None and columns < 1):
         raise ValueError(f"grid with columns={columns}, pad={pad}, scale={scale}")
-    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]
-    cells = np.moveaxis(pixels if pixels.dtype == np.uint8 else pixels >> 8, 1, -1).astype(np.uint8)
+    cells = np.moveaxis(_seen(pixels), 1, -1)
     border = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     cells = np.pad(cells, border, constant_values=255)
     sheet = _tile(cells, columns or _square(cells), fill=255)
     sheet = sheet.repeat(scale, axis=0).repeat(scale, axis=1)
     return Image.fromarray(sheet.squeeze(-1) if sheet.shape[-1] == 1 else sheet)
+
+
+def png_grid(pixels: np.ndarray, *, columns: int | None = None) -> bytes:
+    """Return the `grid` of images as a PNG file, each at least about 64 pixels wide."""
+    buffer = io.BytesIO()
+    scale = max(1, _SIDE // pixels.shape[-1])
+    grid(pixels, columns=columns, scale=scale).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def coloured(pixels: np.ndarray) -> np.ndarray:
+    """Return images `(N, C, H, W)` of 8 or 16 bits as `grid` shows them, `(N, 3, H, W)` uint8."""
+    seen = _seen(pixels)
+    return seen if seen.shape[1] == 3 else seen.repeat(3, axis=1)
+
+
+def _seen(pixels: np.ndarray) -> np.ndarray:
+    """Return the channels that are shown, one or three, in 8 bits."""
+    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]
+    return (pixels if pixels.dtype == np.uint8 else pixels >> 8).astype(np.uint8)
 
 
 def heat(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -58,8 +79,7 @@ def heat(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """
     if pixels.ndim != 4 or maps.shape != (len(pixels), *pixels.shape[2:]):
         raise ValueError(f"expected maps of images {pixels.shape}, got {maps.shape}")
-    wide = pixels if pixels.dtype == np.uint8 else pixels >> 8
-    grey = wide[:, :3].mean(1, keepdims=True) if wide.shape[1] >= 3 else wide[:, :1]
+    grey = _seen(pixels).mean(1, keepdims=True)
     finite = np.isfinite(maps)
     low, high = np.percentile(maps[finite], (80, 99)) if finite.any() else (0.0, 1.0)
     level = (np.where(finite, maps, low) - low) / max(high - low, np.finfo(np.float64).tiny)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mixerflow import runs
 from mixerflow.cli.copies import keeping
@@ -19,7 +18,6 @@ from mixerflow.core import Flow, as_tensor
 from mixerflow.core.noise import digests
 from mixerflow.data import Images, load
 from mixerflow.detection import (
-    LEAST_RATE,
     Detection,
     Fitted,
     Measured,
@@ -29,8 +27,10 @@ from mixerflow.detection import (
     detection,
     factorises,
     fit_scores,
+    is_mixture,
     measure,
     require_needs,
+    require_settings,
     scores_for,
     stored,
 )
@@ -64,11 +64,8 @@ class InsideFlags:
 
     def check_inside(self) -> None:
         """Refuse impossible numbers with a ConfigError."""
-        if self.false_alarms is not None and not LEAST_RATE <= self.false_alarms < 1:
-            what = f"{self.false_alarms} false alarms"
-            raise ConfigError(what, "--false-alarms", f"give a rate between {LEAST_RATE:g} and 1")
-        if self.group is not None and self.group < 1:
-            raise ConfigError(f"groups of {self.group} images", "--group", "give at least 1")
+        alarms = _FALSE_ALARMS if self.false_alarms is None else self.false_alarms
+        require_settings(alarms, _GROUP if self.group is None else self.group)
 
     def load_background(self, device: torch.device) -> tuple[Flow, str] | None:
         """Return the background flow and the SHA-256 of its weights, if one is named."""
@@ -102,8 +99,7 @@ class Measurer:
         self._batch, self._seed = given.batch, given.seed
         self._background, sha256 = background or (None, None)
         self.lengths = flow.levels is not None
-        mixture = isinstance(flow.context_net, nn.Embedding)  # no product over the places
-        self.places = not mixture and factorises(flow)
+        self.places = not is_mixture(flow) and factorises(flow)  # which is no product over them
         self.key = {
             "weights_sha256": weights.sha256,
             "background_sha256": sha256,
@@ -119,8 +115,7 @@ class Measurer:
         """
         flow = self.flow
         runs.require_levels(flow, images)
-        given = flow.context_net is not None and not isinstance(flow.context_net, nn.Embedding)
-        labels = runs.labels_of(flow, self.metadata, images) if given else None
+        labels = runs.vectors_of(flow, self.metadata, images)
         with ProgressBar("image", len(images), quiet=self._quiet) as bar, Interrupt() as interrupt:
 
             def on_batch(count: int) -> None:
@@ -144,13 +139,8 @@ class Measurer:
 
     def require(self, scores: Sequence[Score]) -> None:
         """Raise a ConfigError for a score that cannot be measured; see `require_needs`."""
-        one = np.zeros(1)
-        there = {
-            "complexity": one if self.lengths else None,
-            "background": None if self._background is None else one,
-            "places": one if self.places else None,
-        }
-        require_needs(scores, Measured(1, one, one, **there))
+        given = {"complexity": self.lengths, "background": self._background, "places": self.places}
+        require_needs(scores, [name for name, there in given.items() if there])
 
     def fit(self, inside: Measured, false_alarms: float, group: int) -> Fitted:
         """Fit all scores that there are figures for."""

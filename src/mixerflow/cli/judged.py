@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from mixerflow.cli.image_rows import csv_of_images
 from mixerflow.data import Images
-from mixerflow.detection import Detection, Outliers, halves, percent, rarity
+from mixerflow.detection import GROUPS, Detection, Outliers, percent, rarity, second_half
 from mixerflow.detection.groups import SOURCE
 from mixerflow.errors import printable
 from mixerflow.runs import InsideFit
@@ -53,21 +53,25 @@ class Judged:
         return "the images of other classes, beside those of the inside classes"
 
     @cached_property
+    def sha256(self) -> str:
+        """The images' fingerprint."""
+        return self.images.fingerprint()
+
+    @cached_property
     def _rarities(self) -> dict[str, np.ndarray]:
         """How rare each score is among those of the inside images that gave the thresholds."""
-        second = self.fit.inside.take(halves(len(self.fit.inside))[1])
-        inside = Outliers.of(second, self.fit.fitted)
+        inside = Outliers.of(second_half(self.fit.inside), self.fit.fitted)
         scores = self.found.scores.items()
         return {name: rarity(inside.scores[name], values) for name, values in scores}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
-        fitted, compared = self.fit.fitted, self.compared
+        fitted, compared, flagged = self.fit.fitted, self.compared, self.found.summary()
         return {
             "dataset_id": self.images.dataset_id,
             "split": self.split,
             "images": len(self.images),
-            "images_sha256": self.images.fingerprint(),
+            "images_sha256": self.sha256,
             "inside": self.fit.images | {"images": fitted.images},
             "seed": fitted.seed,
             "scores": {
@@ -77,7 +81,7 @@ class Judged:
                     "larger": "more outlying",
                     "threshold": threshold.as_dict(),
                     "rate_interval": threshold.interval(),
-                    "flagged": float(self.found.flags(score.name).mean()),
+                    "flagged": flagged[score.name],
                     "detection": compared[score.name].as_dict() if score.name in compared else None,
                 }
                 for score, threshold in zip(fitted.scores, fitted.thresholds, strict=True)
@@ -86,7 +90,7 @@ class Judged:
                 "size": fitted.group,
                 "source": SOURCE,
                 "threshold": None if (t := fitted.group_threshold) is None else t.as_dict(),
-                "detection": compared["groups"].as_dict() if "groups" in compared else None,
+                "detection": compared[GROUPS].as_dict() if GROUPS in compared else None,
             },
         }
 
@@ -114,11 +118,11 @@ class Judged:
                 told = _figures(compared.get(score.name))
                 table.add_row(score.name, f"{threshold.value:.4g}", share, *told)
         few = ""
-        if "groups" in compared:
+        if GROUPS in compared:
             limit = fitted.group_threshold
             words = "" if limit is None else f"{limit.value:.4g}"
             share = "" if limit is None else f"{100 * limit.flags(self.found.groups()).mean():.1f}"
-            told = _figures(compared["groups"])
+            told = _figures(compared[GROUPS])
             table.add_row(f"groups of {fitted.group}", words, share, *told)
             few = "too few inside images for a threshold of groups" if limit is None else ""
         show(table)
@@ -132,7 +136,7 @@ class Judged:
             self._print_each(chosen)
         if compared:
             say(f"a larger score is more outlying; as if outliers were {self.against}")
-        if self.fit.images.get("images_sha256") == images.fingerprint():
+        if self.fit.images.get("images_sha256") == self.sha256:
             say("these are the inside images themselves: half of them set the thresholds")
         say(_WARNING)
 

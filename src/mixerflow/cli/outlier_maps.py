@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from mixerflow import pictures, runs
 from mixerflow.cli.copies import keeping
@@ -99,9 +98,7 @@ def mapped(
     if not maps:
         return []
     chosen = found.order(by)[: given.map_images]
-    mixture = isinstance(flow.context_net, nn.Embedding)  # of classes, as the scores are
-    without = flow.context_net is None or mixture
-    labels = None if without else runs.labels_of(flow, metadata, images)
+    labels = runs.vectors_of(flow, metadata, images)
     path = beside.with_name(f"{beside.stem}-maps")
     with keeping("the map"), writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,15 +109,10 @@ def mapped(
             say(f"maps of the {len(chosen):,} most outlying image{plural} by {by}:")
             say(*(f"in {path.with_suffix(end)}" for end in (".npz", ".png")))
         of = f"of the {len(chosen):,} most outlying images by {by}, in their order"
-        return [(f"Map {word} {of}", _png(each)) for word, each in heats.items()]
+        return [
+            (f"Map {word} {of}", pictures.png_grid(each, columns=8)) for word, each in heats.items()
+        ]
     return []
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    scale = max(1, 64 // pixels.shape[-1])
-    pictures.grid(pixels, columns=8, scale=scale).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write_maps(
@@ -162,15 +154,8 @@ def write_maps(
     np.savez_compressed(data, **arrays)  # pyright: ignore[reportArgumentType]
     shown = to_pixels(flow, torch.as_tensor(pixels))
     heats = {word: pictures.heat(shown, each) for word, each in found.items()}
-    rows = np.concatenate([_coloured(shown), *heats.values()])
+    rows = np.concatenate([pictures.coloured(shown), *heats.values()])
     sheet = pictures.grid(rows, columns=len(chosen), scale=_SCALE)
     write_atomically(path.with_suffix(".npz"), data.getvalue())
     pictures.save(sheet, path.with_suffix(".png"))
     return heats
-
-
-def _coloured(pixels: np.ndarray) -> np.ndarray:
-    """Return images of 8 or 16 bits as those of three channels and 8 bits, as a grid shows them."""
-    wide = pixels if pixels.dtype == np.uint8 else pixels >> 8
-    wide = wide[:, :3] if wide.shape[1] >= 3 else wide[:, :1].repeat(3, axis=1)
-    return wide.astype(np.uint8)

@@ -95,7 +95,7 @@ def _path(given: _OutliersArguments, judged: Judged) -> Path:
     """Return the JSON file of a result; other images of the same name have another file."""
     folder = given.out or given.run / "outliers"
     name = file_name(f"{judged.images.dataset_id}-{judged.split}")
-    path, sha256 = folder / f"{name}.json", judged.images.fingerprint()
+    path, sha256 = folder / f"{name}.json", judged.sha256
     try:
         before = read_record(path, "delete this file") or {}
     except CheckpointError:

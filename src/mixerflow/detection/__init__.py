@@ -1,15 +1,19 @@
 """Outliers: scores with their corrections, thresholds, and where in an image they lie."""
 
+from mixerflow.detection.classes import is_mixture
 from mixerflow.detection.fitted import (
     GROUPS,
     Fitted,
     Outliers,
+    compare,
     compare_sets,
     fit_outliers,
     fit_scores,
     halves,
     outliers,
     require_needs,
+    require_settings,
+    second_half,
 )
 from mixerflow.detection.groups import group_scores
 from mixerflow.detection.known import SCORES, scores_for, scores_named
@@ -61,6 +65,7 @@ __all__ = [
     "TopPlaces",
     "VarianceMap",
     "bits_of",
+    "compare",
     "compare_sets",
     "complexity",
     "compressor_of",
@@ -70,6 +75,7 @@ __all__ = [
     "fit_scores",
     "group_scores",
     "halves",
+    "is_mixture",
     "least_images",
     "map_auroc",
     "measure",
@@ -79,9 +85,11 @@ __all__ = [
     "place_scores",
     "rarity",
     "require_needs",
+    "require_settings",
     "scorer",
     "scores_for",
     "scores_named",
+    "second_half",
     "stored",
     "threshold_of",
 ]

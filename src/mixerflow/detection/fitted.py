@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,20 @@ def halves(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: count // 2]), np.sort(order[count // 2 :])
 
 
+def second_half(inside: Measured) -> Measured:
+    """Return those of the inside images that give the thresholds, and taught no score."""
+    return inside.take(halves(len(inside))[1])
+
+
+def require_settings(false_alarms: float, group: int) -> None:
+    """Raise a ConfigError for a rate of false alarms, or a size of groups, that cannot be."""
+    if not LEAST_RATE <= false_alarms < 1:
+        what = f"{false_alarms} false alarms"
+        raise ConfigError(what, "--false-alarms", f"give a rate between {LEAST_RATE:g} and 1")
+    if group < 1:
+        raise ConfigError(f"groups of {group} images", "--group", "give at least 1")
+
+
 def fit_scores(
     inside: Measured,
     scores: Sequence[Score],
@@ -90,12 +104,8 @@ def fit_scores(
     Raises:
         ConfigError: a rate that is not between 0 and 1, groups of no images, or too few images.
     """
-    if not LEAST_RATE <= false_alarms < 1:
-        what = f"{false_alarms} false alarms"
-        raise ConfigError(what, "--false-alarms", f"give a rate between {LEAST_RATE:g} and 1")
-    require_needs(scores, inside)
-    if group < 1:
-        raise ConfigError(f"groups of {group} images", "--group", "give at least 1")
+    require_settings(false_alarms, group)
+    require_needs(scores, inside.arrays())
     need = 2 * least_images(false_alarms)
     if len(inside) < max(need, 2):
         what = f"{len(inside):,} inside images for {100 * false_alarms:g} % false alarms"
@@ -159,8 +169,8 @@ def fit_outliers(
     return fit_scores(measured, chosen, false_alarms=false_alarms, group=group, seed=seed)
 
 
-def require_needs(scores: Sequence[Score], measured: Measured) -> None:
-    """Raise a ConfigError for a score that needs more than was measured."""
+def require_needs(scores: Sequence[Score], there: Collection[str]) -> None:
+    """Raise a ConfigError for a score that needs more of `Measured` than there is, by names."""
     remedies = {
         "background": "give a --background",
         "complexity": "float data have no lengths: choose others",
@@ -168,7 +178,7 @@ def require_needs(scores: Sequence[Score], measured: Measured) -> None:
     }
     for score in scores:
         for need in score.needs:
-            if getattr(measured, need) is None:
+            if need not in there:
                 what = f"the score {score.name} needs {need}"
                 raise ConfigError(what, "--scores", remedies[need])
 
@@ -260,15 +270,21 @@ def outliers(
 def compare_sets(inside: Measured, outside: Measured, fitted: Fitted) -> dict[str, Detection]:
     """Return how well each score tells `outside` images from the `inside` ones that fitted it.
 
-    Inside images that taught the scores are left out. `GROUPS` is of groups drawn at random, and
-    is absent where a set has fewer images than a group.
+    Inside images that taught the scores are left out; `compare` says the rest.
     """
-    second = inside.take(halves(len(inside))[1])
-    found = {score.name: detection(score(second), score(outside)) for score in fitted.scores}
+    return compare(second_half(inside), outside, fitted)
+
+
+def compare(inside: Measured, outside: Measured, fitted: Fitted) -> dict[str, Detection]:
+    """Return how well each score tells `outside` images from `inside` ones that taught it nothing.
+
+    `GROUPS` is of groups drawn at random, and is absent where a set has fewer images than a group.
+    """
+    found = {score.name: detection(score(inside), score(outside)) for score in fitted.scores}
     random = np.random.default_rng(_SEED)
     inner, outer = (
         group_scores(each.take(random.permutation(len(each))), fitted.group, fitted.entropy)
-        for each in (second, outside)
+        for each in (inside, outside)
     )
     if len(inner) and len(outer):
         found[GROUPS] = detection(inner, outer)

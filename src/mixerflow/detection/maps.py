@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from mixerflow.core import Context, Flow, Shape, as_tensor, evaluating
+from mixerflow.detection.classes import contexts, mixed
 from mixerflow.errors import ConfigError
 from mixerflow.registry import register
 from mixerflow.restoration import blurred
@@ -143,9 +144,23 @@ class GradientMap(OutlierMap):
         return _smoothed(gradient.square().sum(1).sqrt(), self.width)
 
 
+@dataclass(frozen=True)
+class _OfABlur(OutlierMap):
+    """A map that a blur b of the image makes, averaged under a wider Gaussian."""
+
+    blur: float = 0.7
+    """Standard deviation of b in pixels."""
+    width: float = 4.0
+    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
+
+    def __post_init__(self) -> None:
+        _require_width(self.blur, least=_LEAST, name="blur")
+        _require_width(self.width, least=0.0)
+
+
 @register("slope")
 @dataclass(frozen=True)
-class SlopeMap(OutlierMap):
+class SlopeMap(_OfABlur):
     """How fast log p rises as the image begins to blur, beside what the flow expects.
 
     With a Gaussian blur b and ``v = b(x) - x``, the rate of ``log p(x + t v)`` at t = 0 is a sum
@@ -163,15 +178,6 @@ class SlopeMap(OutlierMap):
         doi:10.1214/aos/1176345632, for the identity.
     """
 
-    blur: float = 0.7
-    """Standard deviation of b in pixels."""
-    width: float = 4.0
-    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
-
-    def __post_init__(self) -> None:
-        _require_width(self.blur, least=_LEAST, name="blur")
-        _require_width(self.width, least=0.0)
-
     def evaluations(self, shape: Shape) -> int:
         return 1
 
@@ -188,21 +194,13 @@ class SlopeMap(OutlierMap):
 
 @register("variance")
 @dataclass(frozen=True)
-class VarianceMap(OutlierMap):
+class VarianceMap(_OfABlur):
     """The local variance of the pixels' values, summed over channels: a baseline without a flow.
 
     ``sum_c (b(x_c^2) - b(x_c)^2)``, where b is a Gaussian blur, smoothed by another.
     """
 
     reads_flow: ClassVar[bool] = False
-    blur: float = 0.7
-    """Standard deviation of b in pixels."""
-    width: float = 4.0
-    """Standard deviation in pixels of the Gaussian under which the map is averaged; 0 for none."""
-
-    def __post_init__(self) -> None:
-        _require_width(self.blur, least=_LEAST, name="blur")
-        _require_width(self.width, least=0.0)
 
     def evaluations(self, shape: Shape) -> int:
         return 0
@@ -218,11 +216,8 @@ class VarianceMap(OutlierMap):
 
 def log_density(density: Flow, x: Tensor, context: Context) -> Tensor:
     """Return ``log p(x)`` ``(B,)`` in float64; without a class, of the mixture of the classes."""
-    if context is not None or not isinstance(density.context_net, nn.Embedding):
-        return density.log_prob(x, context).double()
-    count = density.context_net.num_embeddings
-    every = [density.log_prob(x, torch.full((len(x),), k)).double() for k in range(count)]
-    return torch.stack(every).logsumexp(0) - math.log(count)
+    every = [density.log_prob(x, each).double() for each in contexts(density, context, len(x))]
+    return mixed(torch.stack(every))
 
 
 def _gradient(density: Flow, x: Tensor, context: Context, batch: int, on_batch: OnBatch) -> Tensor:

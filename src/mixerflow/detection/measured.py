@@ -18,9 +18,10 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
+from mixerflow.detection.classes import contexts, mixed
 from mixerflow.errors import ConfigError
 
 Compressor = Literal["webp", "png", "zlib"]
@@ -195,17 +196,12 @@ def _densities(
     flow: Flow, x: Tensor, context: Tensor | None, noise: Noise
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``log p(x)`` and ``log p(z)`` ``(B,)``; without a class, those of all classes."""
-    if context is None and isinstance(flow.context_net, nn.Embedding):
-        count = flow.context_net.num_embeddings
-        every = [flow(x, torch.full((len(x),), k), noise) for k in range(count)]
-    else:
-        every = [flow(x, context, noise)]
+    every = [flow(x, each, noise) for each in contexts(flow, context, len(x))]
     log_prob = torch.stack([each.log_prob.double() for each in every])
     log_base = log_prob - torch.stack([each.log_det.double() for each in every])
     likeliest = log_prob.nan_to_num(nan=-math.inf).argmax(0, keepdim=True)
     log_base = log_base.gather(0, likeliest)[0]
-    log_prob = log_prob.logsumexp(0) - math.log(len(every))
-    return log_prob.cpu().numpy(), log_base.cpu().numpy()
+    return mixed(log_prob).cpu().numpy(), log_base.cpu().numpy()
 
 
 def _places(flow: Flow, x: Tensor, context: Tensor | None, noise: Noise) -> np.ndarray:

@@ -55,10 +55,8 @@ def fit_mixture(points: np.ndarray, components: int) -> PlaneMixture:
     centre, scale = points.mean(0), points.std(0)
     scale = np.where(scale > 1e-12 * (1 + np.abs(centre)), scale, 1.0)
     unit = (points - centre) / scale
-    axis = (
-        np.linalg.eigh(np.cov(unit.T).reshape(unit.shape[1], -1))[1][:, -1] if len(unit) > 1 else 0
-    )
-    order = np.argsort(unit @ axis, kind="stable") if len(unit) > 1 else np.zeros(1, int)
+    axis = np.linalg.eigh(unit.T @ unit)[1][:, -1]
+    order = np.argsort(unit @ axis, kind="stable")
     shares = np.zeros((len(unit), max(1, min(components, len(unit) // _LEAST))))
     for number, group in enumerate(np.array_split(order, shares.shape[1])):
         shares[group, number] = 1

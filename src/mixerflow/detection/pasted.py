@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.core import as_tensor
+from mixerflow.detection.metrics import detection
 from mixerflow.errors import ConfigError
 
 
@@ -78,17 +79,8 @@ def map_auroc(maps: Tensor | np.ndarray, masks: Tensor | np.ndarray) -> Tensor:
     if values.shape != inside.shape or bool(values.isnan().any()):
         what = "NaN" if values.shape == inside.shape else f"masks {tuple(as_tensor(masks).shape)}"
         raise ValueError(f"map_auroc: maps {tuple(as_tensor(maps).shape)} with {what}")
-    positive = inside.sum(1)
-    negative = inside.shape[1] - positive
-    if bool((positive == 0).any()) or bool((negative == 0).any()):
+    if not bool(inside.any(1).all()) or bool(inside.all(1).any()):
         raise ValueError("map_auroc: a mask has all pixels or none")
-    ranks = torch.stack([_ranks(row) for row in values])
-    above = (ranks * inside).sum(1) - positive * (positive + 1) / 2
-    return above / (positive * negative)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Return ranks from 1, the mean rank of equal values."""
-    _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[which]
+    pairs = zip(values.cpu().numpy(), inside.cpu().numpy(), strict=True)
+    found = [detection(each[~mask], each[mask], resamples=0).auroc for each, mask in pairs]
+    return torch.tensor(found, dtype=torch.float64)

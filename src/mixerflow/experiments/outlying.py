@@ -11,15 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mixerflow.core import Flow
-from mixerflow.data import Images, Splits
+from mixerflow.data import Splits
 from mixerflow.detection import (
     GROUPS,
     SCORES,
     Fitted,
     Measured,
-    detection,
+    compare,
     fit_scores,
-    group_scores,
     measure,
     scores_for,
     threshold_of,
@@ -107,31 +106,18 @@ class Outlying(Further):
         inside = every.take(np.arange(len(images.test)))
         record: dict[str, Any] = {"sets": {}, "corruptions": {}, "bits_per_dim": {}}
         for name, other in images.others.items():
-            outside = measured(_part(other, len(images.test)))
-            record["sets"][name] = self._compare(inside, outside, fitted)
+            outside = measured(other.pixels[: len(images.test)])
+            record["sets"][name] = _told(inside, outside, fitted)
             record["bits_per_dim"][name] = float(bits_of(outside).mean())
         few = images.test.pixels[: self._count(budget)]
         for kind, corrupt in CORRUPTIONS.items():
             record["corruptions"][kind] = [
-                self._compare(inside, measured(corrupt(few, strength, seed)), fitted)
+                _told(inside, measured(corrupt(few, strength, seed)), fitted)
                 for strength in range(_STRENGTHS)
             ]
         record["bits_per_dim"]["inside"] = float(bits_of(inside).mean())
         record["thresholds"] = _check(every, fitted, alarms)
         return record | {"figures": self._figures_of(record)}
-
-    @staticmethod
-    def _compare(inside: Measured, outside: Measured, fitted: Fitted) -> dict[str, Any]:
-        """Return all figures of each score for one set of outliers."""
-        found = {each.name: detection(each(inside), each(outside)) for each in fitted.scores}
-        random = np.random.default_rng(0)
-        both = [
-            group_scores(each.take(random.permutation(len(each))), fitted.group, fitted.entropy)
-            for each in (inside, outside)
-        ]
-        if all(map(len, both)):
-            found[GROUPS] = detection(*both)
-        return {name: each.as_dict() for name, each in found.items()}
 
     def _figures_of(self, record: Mapping[str, Any]) -> dict[str, float | None]:
         bits, figures = record["bits_per_dim"], {}
@@ -217,8 +203,10 @@ def _background_folder(folder: Path) -> Path | None:
     return place if finished else None
 
 
-def _part(images: Images, count: int) -> np.ndarray:
-    return images.pixels[: min(count, len(images))]
+def _told(inside: Measured, outside: Measured, fitted: Fitted) -> dict[str, dict[str, Any]]:
+    """Return all figures of each score for one set of outliers."""
+    found = compare(inside, outside, fitted)
+    return {name: each.as_dict() for name, each in found.items()}
 
 
 def _check(measured: Measured, fitted: Fitted, alarms: float) -> dict[str, dict[str, Any]]:

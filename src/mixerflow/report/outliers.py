@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from mixerflow import page, plots
 from mixerflow.core import Flow
@@ -20,8 +19,10 @@ from mixerflow.detection import (
     Measured,
     Outliers,
     Threshold,
-    halves,
+    is_mixture,
     outliers,
+    percent,
+    second_half,
 )
 from mixerflow.report.sections import Section, body_of
 from mixerflow.report.shown import grid, visible
@@ -85,7 +86,7 @@ def make_outliers_page(
     order = found.order(by)
     known = None
     if inside is not None:
-        known = Outliers.of(inside.take(halves(len(inside))[1]), found.fitted)
+        known = Outliers.of(second_half(inside), found.fitted)
     sections = [
         _beyond(found),
         _ordered("Most outlying", flow, images, found, by, order[:SHOWN]),
@@ -121,8 +122,8 @@ def section_of_run(flow: Flow, images: Images, fit: InsideFit) -> list[Section]:
         return [Section("Outliers", [page.paragraph(words)])]
     scores, thresholds = zip(*kept, strict=True)
     fewer = replace(fitted, scores=scores, thresholds=thresholds)
-    classes = isinstance(flow.context_net, nn.Embedding)  # scores are those of their mixture
-    labels = None if flow.context_net is None or classes else images.labels
+    without = flow.context_net is None or is_mixture(flow)
+    labels = None if without else images.labels
     found = outliers(flow, images.pixels, fewer, labels=labels)
     table = page.table(HEAD, beyond_rows(found), label="Images beyond each threshold")
     note = f"Of the page's images. A larger score is more outlying. {WARNING}"
@@ -135,7 +136,7 @@ def threshold_of_bits(flow: Flow, fitted: Fitted) -> Threshold | None:
 
     There is none for a class-conditional flow, whose thresholds are of the mixture of its classes.
     """
-    if isinstance(flow.context_net, nn.Embedding):
+    if is_mixture(flow):
         return None
     pairs = zip(fitted.scores, fitted.thresholds, strict=True)
     return next((threshold for score, threshold in pairs if score.name == "bits"), None)
@@ -146,8 +147,8 @@ def beyond_rows(found: Outliers) -> list[list[str]]:
     rows = []
     for name in found.scores:
         threshold = found.fitted.threshold(name)
-        low, high = threshold.interval()
-        rate = f"{100 * threshold.false_alarms:g} % ({100 * low:.2g} to {100 * high:.2g} %)"
+        low, high = map(percent, threshold.interval())
+        rate = f"{100 * threshold.false_alarms:g} % ({low} to {high} %)"
         rows.append([name, f"{threshold.value:.4g}", _share(found.flags(name)), rate])
     return rows
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
 from mixerflow import page, pictures
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.evaluate import to_pixels
-
-_SIDE = 64
-"""Pixels of the screen that an image is wide at least."""
 
 
 def grid(pixels: np.ndarray, alt: str, columns: int | None = None) -> str:
@@ -21,11 +16,8 @@ def grid(pixels: np.ndarray, alt: str, columns: int | None = None) -> str:
     Volumes are shown by the middle plane of their first axis, sequences by a bar.
     """
     flat = planes(pixels)
-    buffer = io.BytesIO()
-    scale = max(1, _SIDE // flat.shape[-1])
-    pictures.grid(flat, columns=columns, scale=scale).save(buffer, "PNG")
     words = {5: ": the middle plane of each volume", 3: ": each bar is a sequence"}
-    return page.picture(buffer.getvalue(), alt + words.get(pixels.ndim, ""))
+    return page.picture(pictures.png_grid(flat, columns=columns), alt + words.get(pixels.ndim, ""))
 
 
 def planes(pixels: np.ndarray) -> np.ndarray:

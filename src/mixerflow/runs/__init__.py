@@ -8,6 +8,7 @@ from mixerflow.runs.fitting import (
     own_parts,
     require_context,
     require_levels,
+    vectors_of,
 )
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
@@ -44,4 +45,5 @@ __all__ = [
     "read_weights",
     "require_context",
     "require_levels",
+    "vectors_of",
 ]

@@ -9,6 +9,7 @@ from torch import nn
 
 from mixerflow.core import Flow, VectorNet
 from mixerflow.data import Images, Splits, held_out
+from mixerflow.detection import is_mixture
 from mixerflow.errors import DataError
 
 
@@ -60,6 +61,16 @@ def labels_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarra
         remedy = "give images of these classes, all of them with a label"
         raise DataError(what, images.dataset_id, remedy)
     return labels
+
+
+def vectors_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray | None:
+    """Return the labels of `images` for a flow that is no mixture of its classes without them.
+
+    None for a class-conditional flow, and for one without a context. It raises what `labels_of`
+    does.
+    """
+    without = flow.context_net is None or is_mixture(flow)
+    return None if without else labels_of(flow, metadata, images)
 
 
 def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
