@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from helpers import small_run
+from helpers import OF_RUNS, small_run
 from mixerflow import launch
 from mixerflow.cli import info, main, pages
 from mixerflow.parts import Model
@@ -27,18 +27,7 @@ def told(capsys, *words):
 @pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
 @pytest.mark.parametrize(
     "command",
-    [
-        "train",
-        "info",
-        "evaluate",
-        "classify",
-        "outliers",
-        "probe",
-        "sample",
-        "restore",
-        "report",
-        "publish",
-    ],
+    ["train", "info", *OF_RUNS],
 )
 def test_a_path_without_a_run_is_code_4_for_every_command(command, there, tmp_path, capsys):
     path = tmp_path / "nothing"

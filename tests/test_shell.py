@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import small_run
+from helpers import OF_RUNS, small_run
 from mixerflow import markdown, page
 from mixerflow.cli import commands, known, main
 from mixerflow.cli.train import _new
@@ -25,18 +25,7 @@ from mixerflow.runs.files import json_text
 from mixerflow.terminal import any_encoding, console, quoted, say, show, tell
 
 SOURCE = Path(commands.__file__).parents[1]
-ALL = [
-    "train",
-    "evaluate",
-    "classify",
-    "outliers",
-    "probe",
-    "sample",
-    "restore",
-    "report",
-    "publish",
-]
-ALL += ["reproduce", "info"]
+ALL = ["train", *OF_RUNS, "reproduce", "info"]
 NASTY = [
     "two\nlines",
     "tab\tand\rreturn",
@@ -278,18 +267,7 @@ def test_empty_words_are_refused(words, word, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [
-        "evaluate",
-        "classify",
-        "outliers",
-        "probe",
-        "sample",
-        "restore",
-        "report",
-        "info",
-        "train",
-        "publish",
-    ],
+    [*OF_RUNS, "info", "train"],
 )
 def test_paths_that_are_no_run_folder(command, made, capsys):
     to = ["--to", "w"] if command == "publish" else []
