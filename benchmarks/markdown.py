@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md from the JSON of `benchmarks.speed` and `benchmarks.growth`.
+"""The tables of docs/speed.md from the JSON of `benchmarks.speed`, `growth` and `minutes`.
 
 python -m benchmarks.markdown results/cpu/speed.json results/cpu/growth.json
 """
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import minutes_tables
 from benchmarks.common import JOBS, figure
 from mixerflow.markdown import table
 
@@ -71,6 +72,8 @@ def main() -> None:
             print(f"{preset}\n\n{speed(rows)}\n")
         for axis in dict.fromkeys(row["axis"] for row in result.get("growth", [])):
             print(f"{growth(result['growth'], axis)}\n")
+        if "minutes" in result:
+            print(f"{minutes_tables.tables(result)}\n")
         if "terms" in result:
             print(f"{terms(result['terms'])}\n")
             print(f"passed at {result['takeover']} patches\n")
