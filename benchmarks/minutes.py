@@ -244,12 +244,12 @@ class Benchmark:
             scores = run.learner.score(test if last else test.first(few))
             point = {"seconds": run.used, "steps": run.steps}
             curves[run].append(point | {"bits_per_dim": finite(scores[:few].mean())})
+            where = f"{data}, {run.entrant.name}, seed {seed}, {run.used:.1f} s"
+            _say(f"{where}: {scores.mean():.4f} bits/dim of {len(scores):,} images")
             if last:
-                self.result["minutes"].append(
-                    {"data": data, **_row(run, scores), "curve": curves[run]}
-                )
+                row = {"data": data, **_row(run, scores), "curve": curves[run]}
+                self.result["minutes"].append(row)
                 self.keep()
-                _say(f"{data}, {run.entrant.name}, seed {seed}: {scores.mean():.4f} bits/dim")
 
         race(runs, given.turn, marks, look)
 
