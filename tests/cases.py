@@ -80,6 +80,7 @@ from mixerflow.transforms import (
     Matrix,
     MixerLayer,
     Monotone,
+    NormalScores,
     NoSplit,
     Patchify,
     PeriodicConvolution,
@@ -87,6 +88,7 @@ from mixerflow.transforms import (
     Rescale,
     Reshape,
     Residual,
+    Roll,
     ShufflePixels,
     SigmoidAffine,
     Split,
@@ -351,6 +353,14 @@ def started(transform: Transform, shape: Shape) -> Transform:
     x = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0)) * 3 + 1
     x[:, -1] = 2.0
     transform.initialize(x)
+    return transform
+
+
+def scored(shape: Shape, levels: int) -> NormalScores:
+    """Normal scores that a batch of mostly small values has initialised."""
+    transform = NormalScores(shape, levels)
+    x = torch.rand(50, *shape, generator=torch.Generator().manual_seed(0)) ** 3
+    transform.initialize(x * levels)
     return transform
 
 
@@ -852,6 +862,10 @@ CASES = {
     "rescale": Case(lambda: Rescale(2 / 256, -1.0), (3, 2, 4)),
     "rescale, negative": Case(lambda: Rescale(-3.0), (5,)),
     "logit": Case(Logit, (2, 3), inputs=unit),
+    "normal scores": Case(lambda: scored((2, 3, 2), 5), (2, 3, 2), inputs=unit),
+    "roll": Case(lambda: Roll((2, 4, 5), (1, 3)), (2, 4, 5)),
+    "LU, from whitening": Case(lambda: started(LU(4, start="whitening"), (4,)), (4,)),
+    "RLU, from whitening": Case(lambda: started(RLU(4, start="whitening"), (4,)), (4,)),
     "mixerflow": mixerflow_case(layers=4, shift_every=4),
     "mixerflow, batch norm": mixerflow_case(norm="batch"),
     "mixerflow, layer norm": mixerflow_case(norm="layer"),

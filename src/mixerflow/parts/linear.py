@@ -8,6 +8,7 @@ from mixerflow.core import Along, Shape, Transform
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register, word_of
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Whiten, Woodbury
+from mixerflow.transforms.linear import LinearStart
 
 
 class ImageMap(Part):
@@ -36,9 +37,12 @@ class LinearMap(ImageMap):
 @register("lu")
 @dataclass(frozen=True)
 class LUMap(LinearMap):
-    """``L U x + b``, which starts as the identity: the paper's linear block."""
+    """``L U x + b``: the paper's linear block."""
 
     makes = LU
+
+    start: LinearStart = "identity"
+    """The map before training: the identity, or that which whitens the first images' vectors."""
 
 
 @register("rlu")
@@ -48,6 +52,10 @@ class RLUMap(LinearMap):
 
     makes = RLU
     reverses = True
+
+    start: LinearStart = "identity"
+    """The map before training: the reversal, or that and the map that whitens the first images'
+    vectors."""
 
 
 @register("plu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.parts.base import PositiveCounts
@@ -13,7 +13,17 @@ from mixerflow.parts.linear import LinearMap, LUMap, SameMap
 from mixerflow.parts.patching import Cut, Patching, patchify, window_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
-from mixerflow.transforms import ActNorm, BatchNorm, KernelChain, MixerLayer
+from mixerflow.transforms import ActNorm, BatchNorm, KernelChain, MixerLayer, Roll
+
+
+class _Where(NamedTuple):
+    """Where a flow of vectors goes: its linear map, axis, their length and number, and depth."""
+
+    linear: LinearMap
+    dim: int
+    n: int
+    rows: int
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class MixerLayers(PositiveCounts):
 
     flow_layers: int = 4
     """Number of (linear map, flow, ActNorm) in each channel flow and each patch flow."""
+    patch_flow_layers: int | None = None
+    """Number in each patch flow, if it is another."""
     patching: Patching = Patching()
     """How the layers patchify the image."""
     flow: RowFlow = RowCoupling()
@@ -51,46 +63,50 @@ class MixerLayers(PositiveCounts):
         cut, size, shift = self.patching.of(shape, number, layers)
         window = window_of(shape, cut, size, shift)
         if window is None:
-            return self._mixed(shape, cut, size, context)
-        return Window(*window, self._mixed((shape[0], *window[1]), cut, size, context))
+            return MixerLayer(*self._mixed(shape, cut, size, context))
+        if self.patching.cyclic:
+            roll = Roll(shape, shift)
+            mixed = self._mixed(shape, cut, size, context)
+            return MixerLayer(roll, *mixed, Inverse(roll, shape))
+        return Window(*window, MixerLayer(*self._mixed((shape[0], *window[1]), cut, size, context)))
 
     def require_even_reversals(self, shape: Shape, layers: int) -> None:
         """Raise a ValueError if order reversals shuffle the positions that shift layers rely on."""
         reverses = self.linear.reverses or self._patch_linear.reverses
         several_cuts = len(self.patching.kinds(shape, layers)) > 1
-        if several_cuts and reverses and self.flow_layers % 2:
+        odd = self.flow_layers % 2 or (self.patch_flow_layers or 0) % 2
+        if several_cuts and reverses and odd:
             raise ValueError(
                 "an odd number of order reversals before a shift layer would shuffle the positions "
                 "it relies on: use lu, an even flow_layers, or patching.shift 0"
             )
 
-    def _mixed(self, shape: Shape, cut: Cut, size: Shape, given: int) -> Transform:
-        """Return a layer that cuts, mixes channels, mixes patches and undoes the cut."""
+    def _mixed(self, shape: Shape, cut: Cut, size: Shape, given: int) -> list[Transform]:
+        """Return the steps that cut, mix channels, mix patches and undo the cut."""
         to_patches = patchify(shape, cut, size)
         patches, channels = to_patches.matrix
-        steps: list[Transform] = [
-            to_patches,
-            self._vector_flow(self.linear, dim=-1, n=channels, rows=patches, given=given),
-            self._vector_flow(self._patch_linear, dim=-2, n=patches, rows=channels, given=given),
-        ]
+        channel_flow = _Where(self.linear, -1, channels, patches, self.flow_layers)
+        count = self.flow_layers if self.patch_flow_layers is None else self.patch_flow_layers
+        patch_flow = _Where(self._patch_linear, -2, patches, channels, count)
+        flows = (self._vector_flow(each, given) for each in (channel_flow, patch_flow))
+        steps: list[Transform] = [to_patches, *flows]
         if self.beside is not None:
             steps += self.beside.on_patches(patches, channels, given)
         steps.append(Inverse(to_patches, shape))
         if self.beside is not None:
             steps += self.beside.on_image(shape, given)
-        return MixerLayer(*steps)
+        return steps
 
     @property
     def _patch_linear(self) -> LinearMap:
         return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
-    def _vector_flow(
-        self, linear: LinearMap, *, dim: int, n: int, rows: int, given: int
-    ) -> Transform:
-        """Return a channel flow (``dim=-1``) or patch flow (``dim=-2``) of vectors of length n.
+    def _vector_flow(self, where: _Where, given: int) -> Transform:
+        """Return a channel flow or a patch flow.
 
-        The flows read a context of length `given`, and the positional encoding.
+        Its couplings read a context of length `given`, and the positional encoding.
         """
+        linear, dim, n, rows, depth = where
         encoding = self.positions
         context = given + (encoding.width if encoding else 0)
 
@@ -98,7 +114,7 @@ class MixerLayers(PositiveCounts):
             return Along(dim, KernelChain(*steps), rows=encoding.build(rows) if encoding else None)
 
         layers = []
-        for number in range(self.flow_layers):
+        for number in range(depth):
             mix, flip = linear.build(n), number % 2 == 1
             flow = self.flow.build(n, flip=flip, reversed=linear.reverses, context=context)
             layers.append([step for step in (mix, flow) if step is not None])

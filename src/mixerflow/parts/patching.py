@@ -35,6 +35,9 @@ class Patching:
     layers take them in turn. The paper's is 0 0 0 1: every fourth layer is a shift layer."""
     cut: tuple[Cut, ...] | Cut = ("patches",)
     """Kind of the pieces of an image; several: the layers take them in turn."""
+    cyclic: bool = False
+    """Whether patches that a shift pushes over the border go on at the other side of the image, so
+    that every layer transforms every pixel; the paper's shift layers leave a frame as it is."""
 
     def __post_init__(self) -> None:
         for name in ("size", "shift", "cut"):

@@ -17,6 +17,7 @@ from mixerflow.transforms import (
     DiagonalAffine,
     Logit,
     Matrix,
+    NormalScores,
     Rescale,
     Squeeze,
     VariationalDequantize,
@@ -95,9 +96,9 @@ class Pixels:
         """
         if self.levels is None:
             return []
-        return [self.dequantizer.build(shape, self.levels), *self.scaling(self.levels)]
+        return [self.dequantizer.build(shape, self.levels), *self.scaling(shape, self.levels)]
 
-    def scaling(self, levels: int) -> list[Transform]:
+    def scaling(self, shape: Shape, levels: int) -> list[Transform]:
         """Return the transforms of real numbers in ``[0, levels)``."""
         raise NotImplementedError
 
@@ -116,7 +117,7 @@ class ScaledPixels(Pixels):
     dequantizer: Dequantizer = UniformDequantizer()
     """Noise that makes real numbers of the integers."""
 
-    def scaling(self, levels: int) -> list[Transform]:
+    def scaling(self, shape: Shape, levels: int) -> list[Transform]:
         return [Rescale((self.high - self.low) / levels, self.low)]
 
 
@@ -133,6 +134,26 @@ class LogitPixels(Pixels):
     dequantizer: Dequantizer = UniformDequantizer()
     """Noise that makes real numbers of the integers."""
 
-    def scaling(self, levels: int) -> list[Transform]:
+    def scaling(self, shape: Shape, levels: int) -> list[Transform]:
         inside = {"inside": True} if self.dequantizer.positive else {}
         return [Rescale(1 / levels), Logit(self.alpha, **inside)]
+
+
+@register("normal-scores")
+@dataclass(frozen=True)
+class NormalScorePixels(Pixels):
+    """Integers, dequantised, and made normal by the distribution of the first images' values.
+
+    For images of which much is one value, as a black background: an affine coupling cannot make a
+    narrow spike normal, and this map makes it wide.
+    """
+
+    smoothing: float = 0.01
+    """Part of the probability that all values share."""
+    levels: int | None = 256
+    """Values a pixel can have; None for float data, taken as it is."""
+    dequantizer: Dequantizer = UniformDequantizer()
+    """Noise that makes real numbers of the integers."""
+
+    def scaling(self, shape: Shape, levels: int) -> list[Transform]:
+        return [NormalScores(shape, levels, smoothing=self.smoothing)]

@@ -16,12 +16,13 @@ from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine,
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Squeeze, Stripes, SwapHalves,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Roll, Squeeze, Stripes, SwapHalves,
 )
 from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
 from mixerflow.transforms.lines import LineAutoregressive
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.low_rank import FixedWoodbury, Householder, Woodbury
+from mixerflow.transforms.normal_scores import NormalScores
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.shuffle import ShufflePixels
@@ -35,8 +36,9 @@ __all__ = [
     "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits", "Dequantize",
     "DiagonalAffine", "Dilated", "Elementwise", "FixedWoodbury", "FlooredAffine", "Gaussianize",
     "Halves", "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture",
-    "Logit", "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "Patchify",
-    "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape", "Residual", "ShufflePixels",
-    "SigmoidAffine", "Split", "Squeeze", "Standardize", "Stripes", "SwapHalves", "TokenAttention",
-    "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury", "halves",
+    "Logit", "MapAttention", "Matrix", "MixerLayer", "Monotone", "NoSplit", "NormalScores",
+    "Patchify", "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape", "Residual",
+    "Roll", "ShufflePixels", "SigmoidAffine", "Split", "Squeeze", "Standardize", "Stripes",
+    "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury",
+    "halves",
 ]

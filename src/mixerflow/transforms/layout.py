@@ -152,6 +152,34 @@ class Bands(Patchify):
 
 
 @register
+class Roll(FixedShape):
+    """Move each pixel of ``(C, *spatial)`` back by `shift`, over the border to the other side.
+
+    Pixel i of an axis of n pixels is pixel ``(i + shift) mod n`` of x; log-det 0.
+    """
+
+    rearranges = True
+
+    def __init__(self, shape: Shape, shift: Shape) -> None:
+        super().__init__(shape)
+        if len(shift) != len(shape) - 1:
+            raise ValueError(f"Roll: shift {tuple(shift)} does not fit images {tuple(shape)}")
+        self.shift = tuple(shift)
+        self._axes = tuple(range(-len(self.shift), 0))
+
+    def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_data(x)
+        return x.roll([-pixels for pixels in self.shift], self._axes), constant(0.0, x)
+
+    def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
+        self.check_latent(z)
+        return z.roll(self.shift, self._axes), constant(0.0, z)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, shift={self.shift}"
+
+
+@register
 class Reshape(FixedShape):
     """The same numbers in the same order, the last axis fastest, in another shape; log-det 0."""
 

@@ -6,6 +6,7 @@ Reference: Kingma, Dhariwal, Glow (2018), eq. 9 (matrix) and 11 (PLU), arXiv:180
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,11 @@ from mixerflow.core import Context, FixedShape, Mapped, Noise, Shape, Transform,
 from mixerflow.moments import ALL, Entries
 from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
+from mixerflow.transforms.covariance import covariance_of, inverse_root, mean_of
+
+LinearStart = Literal["identity", "whitening"]
+
+_RIDGE = 1e-3
 
 
 class _LinearMap(FixedShape):
@@ -143,18 +149,32 @@ class Linear(_DenseMap):
 
 @register
 class LU(_DenseMap):
-    """``z = L U x + b`` with L unit lower and U upper triangular; starts as the identity.
+    """``z = L U x + b`` with L unit lower and U upper triangular; `start` says how it starts.
 
     ``log|det dz/dx| = sum_i log U_ii``; U's diagonal is an exponential, so the map is always
     invertible and keeps the orientation. Both triangles are stored in one matrix parameter, as
     LAPACK packs them: L strictly below the diagonal, U above it, ``log U_ii`` on it: n^2 + n
     numbers.
 
-    Reference: English et al., MixerFlow (2023), section 4, arXiv:2310.16777.
+    Args:
+        n: length of the vectors.
+        bias: whether there is a b.
+        start: "identity", or "whitening": `initialize` then sets ``L U = (C + r l I)^(-1/2)`` and
+            ``b = -L U m`` for the mean m and the covariance C of a first batch, where l is the mean
+            eigenvalue of C and r = 1e-3. Of all maps that whiten, this one changes the vectors
+            least. As it is positive definite, it has triangles without a permutation.
+
+    References:
+        English et al., MixerFlow (2023), section 4, arXiv:2310.16777.
+        Kessy, Lewin, Strimmer, Optimal whitening and decorrelation (2018), section 3.1: ZCA
+        whitening, arXiv:1512.00809.
     """
 
-    def __init__(self, n: int, *, bias: bool = True) -> None:
+    def __init__(self, n: int, *, bias: bool = True, start: LinearStart = "identity") -> None:
         super().__init__(n)
+        if start not in get_args(LinearStart):
+            raise ValueError(f"{type(self).__name__}: start must be identity or whitening")
+        self.start = start
         self.packed = nn.Parameter(torch.zeros(n, n))
         self.bias = nn.Parameter(torch.zeros(n)) if bias else None
 
@@ -178,8 +198,27 @@ class LU(_DenseMap):
         y = torch.linalg.solve_triangular(lower.mT, y, upper=True, left=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper.mT, y, upper=False, left=False)
 
+    def _reordered(self, x: Tensor) -> Tensor:
+        """The entries of vectors ``(..., n)`` in the order in which the triangles take them."""
+        return x
+
     def _log_det(self) -> Tensor:
         return self.packed_triangles().diagonal().sum()
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> Tensor:
+        if self.start == "whitening":
+            rows = self._reordered(x.movedim(1, -1).reshape(-1, self.n))
+            mean = mean_of(rows)
+            root = inverse_root(covariance_of(rows, mean), _RIDGE)
+            factor = torch.linalg.cholesky(root)
+            diagonal = factor.diagonal()
+            upper = diagonal[:, None] * factor.mT
+            log_diagonal = 2 * diagonal.log().diag()
+            self.packed.copy_((factor / diagonal).tril(-1) + upper.triu(1) + log_diagonal)
+            if self.bias is not None:
+                self.bias.copy_(-(root @ mean))
+        return self(x, context)[0]
 
     def folded(self) -> Transform:
         return Linear(self, self.n)
@@ -200,6 +239,9 @@ class RLU(LU):
 
     def _solve(self, y: Tensor) -> Tensor:
         return super()._solve(y).flip(-1)
+
+    def _reordered(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
 
 
 @register

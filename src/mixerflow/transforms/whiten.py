@@ -11,23 +11,12 @@ from torch import Tensor
 from mixerflow.core import Shape
 from mixerflow.moments import Entries
 from mixerflow.registry import register
+from mixerflow.transforms.covariance import covariance_of, mean_of
 from mixerflow.transforms.linear import PLU
 from mixerflow.transforms.norms import DiagonalAffine
 
 _CONSTANT = 1e-6
 """A standard deviation, relative to the largest value, below which a number counts as constant."""
-_ROWS = 2**14
-"""Vectors at a time in sums of float64."""
-
-
-def _mean(rows: Tensor) -> Tensor:
-    """The mean ``(n,)`` of vectors ``(N, n)``, in float64; a ValueError refuses none."""
-    if len(rows) == 0:
-        raise ValueError("no vectors to be initialised from")
-    mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    for part in rows.split(_ROWS):
-        mean += part.double().sum(0) / len(rows)
-    return mean
 
 
 @register
@@ -63,11 +52,8 @@ class Standardize(DiagonalAffine):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         self.out_shape(tuple(x.shape[1:]))
         rows = x.movedim(1, -1).flatten(0, -2)
-        mean = _mean(rows)
-        variance = torch.zeros_like(mean)
-        for part in rows.split(_ROWS):
-            variance += (part.double() - mean).square().sum(0) / len(rows)
-        deviation = variance.sqrt()
+        mean = mean_of(rows)
+        deviation = covariance_of(rows, mean).diagonal().sqrt()
         deviation = deviation.where(deviation > _CONSTANT * rows.abs().amax(0), 0.0)
         least = self.floor * float(deviation.square().mean().sqrt())
         deviation = deviation.clamp(min=least) if least > 0 else torch.ones_like(deviation)
@@ -121,11 +107,8 @@ class Whiten(PLU):
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         rows = x.movedim(1, -1).reshape(-1, self.n)
-        mean = _mean(rows)
-        covariance = mean.new_zeros(self.n, self.n)
-        for part in rows.split(_ROWS):
-            centred = part.double() - mean
-            covariance += centred.mT @ centred / len(rows)
+        mean = mean_of(rows)
+        covariance = covariance_of(rows, mean)
         level = float(covariance.diagonal().mean())
         if level > 0:
             values, vectors = torch.linalg.eigh(covariance)
