@@ -11,7 +11,8 @@ import torch
 
 from mixerflow.data import Images
 from mixerflow.evaluate import bits
-from mixerflow.recipes import build, recipe
+from mixerflow.parts.model import Model
+from mixerflow.recipes import recipe
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.budget import Pace
@@ -104,16 +105,17 @@ class Named:
 
     def begin(self, images: Images, seed: int, rate: float, seconds: float) -> Learner:
         """As `mixerflow.train` begins."""
-        return _Ours(self.name, images, seed, rate, seconds)
+        named = recipe(self.name)
+        return Ours(named.model, replace(named.train, lr=rate, seed=seed), images, seconds)
 
 
-class _Ours:
-    """A recipe with its own settings, which only the rate and the clock's schedule change."""
+class Ours:
+    """A model in the package's trainer, whose schedule follows the clock."""
 
-    def __init__(self, name: str, images: Images, seed: int, rate: float, seconds: float) -> None:
-        self.config = config = replace(recipe(name).train, lr=rate, seed=seed)
+    def __init__(self, model: Model, config: TrainConfig, images: Images, seconds: float) -> None:
+        self.config, seed = config, config.seed
         torch.manual_seed(seed)
-        flow = build(name, images.shape)
+        flow = model.build(images.shape)
         self.parameters = sum(p.numel() for p in flow.parameters() if p.requires_grad)
         batches = Batches(
             images,

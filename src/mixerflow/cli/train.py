@@ -102,12 +102,12 @@ def main(arguments: list[str]) -> int:
     if (Path(name) / "run.json").exists():
         recipe, given = _resumed(Path(name), rest)
     else:
-        recipe, given = name, _new(name, rest)
+        recipe, given = name, of_recipe(name, rest)
     with joined() as processes:
         return _train(recipe, given, arguments, processes)
 
 
-def _new(name: str, rest: list[str]) -> Arguments:
+def of_recipe(name: str, rest: list[str]) -> Arguments:
     """Return the arguments of a recipe, with the flags given."""
     if is_published(Path(name)):
         remedy = f"mixerflow train RECIPE --from {quoted(name)}"
