@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
+from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.nets import ResidualMLP
 from mixerflow.optimizers import AdamW, Muon
@@ -230,6 +231,14 @@ def test_impossible_settings_are_refused(name, value):
         Muon(**{name: value})
     with pytest.raises(ValueError, match="AdamW: decay must"):
         AdamW(decay=0.0)
+
+
+def test_a_flag_chooses_an_optimiser_and_its_settings():
+    flags = ["--optimizer", "muon", "--optimizer.lr", "0.01", "--optimizer.matrices", "all"]
+    chosen = parse(TrainConfig, flags, prog="train", default=TrainConfig())
+    assert chosen == TrainConfig(optimizer=Muon(lr=0.01, matrices="all"))
+    with pytest.raises(ConfigError, match=r"no such part .sgd.*adamw, muon"):
+        parse(TrainConfig, ["--optimizer", "sgd"], prog="train", default=TrainConfig())
 
 
 def test_a_word_stands_for_the_defaults():

@@ -20,8 +20,10 @@ first, the last, nor the context's."""
 class Optimizer:
     """How a step turns gradients into changes of the parameters."""
 
-    matrices: Matrices | None = None
-    """Conditioners' matrices that are in groups of their own; None for one kind of group."""
+    @property
+    def apart(self) -> Matrices | None:
+        """The matrices of conditioners that are in groups of their own; None for none."""
+        return None
 
     @property
     def moments(self) -> str:
@@ -62,11 +64,13 @@ class AdamW(Optimizer):
     decay: float = 0.01
     """Decay of the conditioners' matrices, in units of the learning rate."""
 
-    matrices = "all"
-
     def __post_init__(self) -> None:
         if not 0 < self.decay < math.inf:
             raise ValueError(f"AdamW: decay must be positive; got {self.decay}")
+
+    @property
+    def apart(self) -> Matrices | None:
+        return "all"
 
     @property
     def moments(self) -> str:
@@ -101,7 +105,7 @@ class Muon(Optimizer):
     """Decay of the matrices, in units of their learning rate."""
     iterations: int = 5
     """Steps of the iteration that makes a step orthogonal."""
-    matrices: Matrices = "hidden"  # pyright: ignore[reportIncompatibleVariableOverride]
+    matrices: Matrices = "hidden"
     """Matrices of conditioners whose steps are orthogonal: the hidden ones, or all of them."""
 
     def __post_init__(self) -> None:
@@ -115,6 +119,10 @@ class Muon(Optimizer):
             raise ValueError(f"Muon: iterations must be from 1 to 99; got {self.iterations}")
         if self.matrices not in ("hidden", "all"):
             raise ValueError(f"Muon: matrices must be hidden or all; got {self.matrices}")
+
+    @property
+    def apart(self) -> Matrices | None:
+        return self.matrices
 
     @property
     def moments(self) -> str:

@@ -31,7 +31,7 @@ def parameter_groups(flow: Flow, config: TrainConfig) -> tuple[list[dict[str, An
         ConfigError: the optimiser is for matrices, and the flow has none that train.
     """
     layers, factors = _by_layer(flow, config.layer_lr)
-    wanted, share = config.optimizer.matrices, config.optimizer.share(config.lr)
+    wanted, share = config.optimizer.apart, config.optimizer.share(config.lr)
     if wanted is None:
         return [{"params": layer} for layer in layers], factors
     chosen = {id(p) for p in conditioner_matrices(flow, wanted)}
