@@ -41,7 +41,7 @@ def trainer_of(flow, kind=Trainer, steps=100, **changes):
 def test_adamax_trains_as_torchs_with_rates_by_layer():
     trainer = trainer_of(flow_of(), optimizer="adamax", betas=(0.8, 0.9), layer_lr=0.25, clip=1e9)
     flow = copy.deepcopy(trainer.flow)
-    groups, rates = parameter_groups(flow, 0.25)
+    groups, rates = parameter_groups(flow, trainer.config)
     assert len(groups) > 2
     theirs = torch.optim.Adamax(groups, betas=(0.8, 0.9), eps=1e-8, foreach=False)
     for step in range(6):

@@ -25,6 +25,7 @@ from mixerflow.nets import (
     SinusoidalPositionalEncoding,
 )
 from mixerflow.recipes import build
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.optimizer import parameter_groups
 from mixerflow.transforms import (
     LU,
@@ -316,7 +317,7 @@ def test_layers_without_scales_are_the_steps_of_the_outer_chain():
 
 def test_rates_run_from_data_to_latent_through_scales():
     flow = nested()
-    groups, rates = parameter_groups(flow, 1 / 8)
+    groups, rates = parameter_groups(flow, TrainConfig(layer_lr=1 / 8))
     trained = [list(layer.parameters()) for layer in flow.layers()[2:]]
     assert [group["params"] for group in groups] == trained
     assert rates == pytest.approx([1, 1 / 2, 1 / 4, 1 / 8])

@@ -11,10 +11,9 @@ from mixerflow.augmentation import Augmentation
 from mixerflow.core import Memory
 from mixerflow.errors import ConfigError
 from mixerflow.objectives import Likelihood, ObjectiveChoice
+from mixerflow.optimizers import Adam, Optimizer, optimizer_of
 from mixerflow.registry import register
 from mixerflow.schedule import Cosine, Schedule
-
-Optimizer = Literal["adam", "adamax"]
 
 
 @register
@@ -38,8 +37,10 @@ class TrainConfig:
     """Images of a step, over all processes."""
     accumulate: int = 1
     """Parts in which a batch goes through the model, to save memory; gradients are added."""
-    optimizer: Optimizer = "adam"
-    """Optimiser: Adam, or Adamax, which divides by the largest recent gradient."""
+    optimizer: Optimizer = Adam()
+    """Optimiser: Adam; Adamax, which divides by the largest recent gradient; AdamW, Adam with
+    weight decay; or Muon, orthogonal steps of the nets' matrices. Its word stands for its
+    defaults."""
     lr: float = 1e-3
     """Learning rate at the end of the warm-up; `schedule` says what follows."""
     layer_lr: float = 1.0
@@ -101,6 +102,8 @@ class TrainConfig:
     """Whether to write TensorBoard's event files too (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.optimizer, str):
+            object.__setattr__(self, "optimizer", optimizer_of(self.optimizer))
         for name in ("batch", "accumulate", "initial", "keep", "give_up_after"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         least_0 = ("warmup", "schedule_start", "evaluate_every", "save_every", "evaluate_images")
@@ -124,7 +127,6 @@ class TrainConfig:
         _require("schedule_steps", end, later, f"more than --train.schedule-start, {start}")
         for name, known in (
             ("memory", get_args(Memory)),
-            ("optimizer", get_args(Optimizer)),
             ("clock", ("wall", "cpu")),
         ):
             value = getattr(self, name)

@@ -26,6 +26,7 @@ from mixerflow.models.recipe import (
     NEW_IMAGENET64,
     Recipe,
 )
+from mixerflow.optimizers import Adamax
 from mixerflow.parts.image_nets import DenseAttention, ResidualDense
 from mixerflow.parts.pixels import ScaledPixels, VariationalDequantizer
 from mixerflow.schedule import Constant
@@ -56,7 +57,7 @@ _TRAINING = TrainConfig(
     batch=64,
     lr=1e-3,
     warmup=5000,
-    optimizer="adamax",
+    optimizer=Adamax(),
     schedule=Constant(cooldown=20 / 420),
     augmentation=_SHIFT,
 )
@@ -70,7 +71,7 @@ _SHORTER = replace(
 )
 _FACES = replace(_SHORTER, epochs=55, schedule=Constant(cooldown=5 / 55), augmentation=_FLIP)
 _TINY = TrainConfig(
-    minutes=20, batch=32, lr=1e-2, warmup=100, ema=0.99, initial=512, optimizer="adamax"
+    minutes=20, batch=32, lr=1e-2, warmup=100, ema=0.99, initial=512, optimizer=Adamax()
 )
 _TINY_FLIPPED = replace(_TINY, augmentation=_FLIP)
 _WEIGHTED = "lower bound of the density, variational dequantisation, importance-weighted (K = {:,})"

@@ -41,9 +41,8 @@ _PIECE = {
     **dict.fromkeys(("steps", "schedule_start"), int),
     **dict.fromkeys(("of", "schedule_steps", "batch", "seed"), _WHOLE),
     **dict.fromkeys(("lr", "ema", "clip", "seconds"), _NUMBER),
-    **dict.fromkeys(
-        ("from_sha256", "precision", "optimizer", "recipe", "command", "device"), _TEXT
-    ),
+    **dict.fromkeys(("from_sha256", "precision", "recipe", "command", "device"), _TEXT),
+    "optimizer": ({"type": str}, str),  # older pieces have its word
     **{"schedule": {"type": str}, "augmentation": dict, "versions": (dict, None), "moments": bool},
 }
 KINDS: Kind = {

@@ -249,7 +249,9 @@ def _training(piece: dict[str, Any]) -> str:
     """Name the optimiser, the schedule and what changes images; older pieces had no choice."""
     schedule = piece.get("schedule", {"type": "Cosine"})
     changes = piece.get("augmentation", {})
-    words = [piece.get("optimizer", "adam"), schedule["type"].lower()]
+    optimizer = piece.get("optimizer", "adam")
+    words = [optimizer if isinstance(optimizer, str) else optimizer["type"].lower()]
+    words += [schedule["type"].lower()]
     words += ["flip"] if changes.get("flip") else []
     words += [f"shift {changes['shift']}"] if changes.get("shift") else []
     words += [f"mutation {changes['mutation']:g}"] if changes.get("mutation") else []

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from mixerflow.core import Flow, VectorNet
 from mixerflow.errors import ConfigError, first_line
 from mixerflow.objectives import Objective, context_of, likelihood
+from mixerflow.optimizers import Adam, AdamW
+from mixerflow.registry import word_of
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.trainer import Step, Trainer
@@ -273,8 +275,10 @@ def _refuse_ungraphable(
         "an objective other than the likelihood": objective is not likelihood,
         "several processes": batches.processes.together,
         f"--train.memory {config.memory}": config.memory != "store",
-        # torch's Adamax cannot skip a step on the device
-        f"--train.optimizer {config.optimizer}": config.optimizer != "adam",
+        # only Adam and AdamW can skip a step on the device
+        f"--train.optimizer {word_of(type(config.optimizer))}": not isinstance(
+            config.optimizer, (Adam, AdamW)
+        ),
         "parameters other than float32": any(p.dtype != torch.float32 for p in flow.parameters()),
         # dequantisation would read on the host whether these lie within its levels
         "pixels other than uint8 of 256 levels": any(

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from mixerflow.core import Flow, Noise, example_context
 from mixerflow.errors import ConfigError
 from mixerflow.models import flow_from
-from mixerflow.registry import restore
+from mixerflow.optimizers import Optimizer
+from mixerflow.registry import restore, word_of
 from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, is_published, read_metadata
 from mixerflow.runs.manifest import entry, pack_tensors
 from mixerflow.runs.metadata import model_settings
 from mixerflow.runs.weights import origin_of, pieces_of, require_same_model
-from mixerflow.train_config import Optimizer, TrainConfig
+from mixerflow.train_config import TrainConfig
 from mixerflow.training.optimizer import parameter_groups
 
 _FLAG = "--from"
@@ -84,9 +85,10 @@ def grow_from(flow: Flow, path: Path, optimizer: Optimizer) -> Stage | None:
         require_same_model(flow, spec, path)  # names the setting
         raise
     config = restore(TrainConfig, metadata["train"])
-    if config.optimizer != optimizer:
-        what = f"the moments there are those of {config.optimizer}, not {optimizer}"
-        raise ConfigError(what, path, f"use --train.optimizer {config.optimizer}")
+    if config.optimizer.moments != optimizer.moments:
+        theirs, mine = config.optimizer.moments, optimizer.moments
+        what = f"the moments there are those of {theirs}, not {mine}"
+        raise ConfigError(what, path, f"use --train.optimizer {word_of(type(config.optimizer))}")
     checkpoint = Checkpoints(path / "checkpoints").load("last")
     _check_identity(flow, set(pairs.values()))
     place = config.schedule_start + checkpoint.step
@@ -111,7 +113,7 @@ def _moments(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor] | None]:
     """The optimiser's state by the deeper flow's names, and the objective's own weights."""
     names = {id(p): name for name, p in shallow.named_parameters()}
-    groups, _ = parameter_groups(shallow, config.layer_lr)
+    groups, _ = parameter_groups(shallow, config)
     order = [names[id(p)] for group in groups for p in group["params"]]
     state = checkpoint.state["trainer"]
     moments = {

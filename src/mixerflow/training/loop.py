@@ -283,7 +283,8 @@ class Loop:
             remedy = "give the objective that it was saved with"
             raise CheckpointError(what, checkpoint.path, remedy)
         names = _shapes(self.trainer.flow.state_dict())
-        shapes = [tuple(parameter.shape) for parameter in self.trainer.parameters]
+        groups = self.trainer.optimizer.param_groups
+        shapes = [tuple(p.shape) for group in groups for p in group["params"]]
         try:
             for weights in (checkpoint.model, checkpoint.ema or checkpoint.model):
                 if _shapes(weights) != names:

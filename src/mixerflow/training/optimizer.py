@@ -10,20 +10,69 @@ import torch
 from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise
+from mixerflow.errors import ConfigError
+from mixerflow.nets.base import Conditioner
+from mixerflow.optimizers import Adamax, AdamW, Matrices, Muon
+from mixerflow.registry import word_of
 from mixerflow.train_config import TrainConfig
+from mixerflow.training.orthogonal import OrthogonalAdam
 from mixerflow.training.parallel import local
 
 
-def parameter_groups(flow: Flow, last: float) -> tuple[list[dict[str, Any]], list[float]]:
+def parameter_groups(flow: Flow, config: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:
     """Return the optimiser's groups of a flow's parameters, and each group's learning-rate factor.
 
-    Layer i of L, from 0, has the factor ``last^(i / (L - 1))``, counted over the layers that train.
-    Parameters outside of layers have factor 1; parameters that layers share are in the group of the
-    first of them.
+    Layer i of L, from 0, has the factor ``layer_lr^(i / (L - 1))``, counted over the layers that
+    train. Parameters outside of layers have factor 1; parameters that layers share are in the group
+    of the first of them. Where the optimiser treats matrices of conditioners differently, they are
+    in groups with the entry ``"matrices": True``, after the others of their layer.
+
+    Raises:
+        ConfigError: the optimiser is for matrices, and the flow has none that train.
     """
+    layers, factors = _by_layer(flow, config.layer_lr)
+    wanted, share = config.optimizer.apart, config.optimizer.share(config.lr)
+    if wanted is None:
+        return [{"params": layer} for layer in layers], factors
+    chosen = {id(p) for p in conditioner_matrices(flow, wanted)}
+    groups, rates = [], []
+    for layer, factor in zip(layers, factors, strict=True):
+        parts = [[p for p in layer if (id(p) in chosen) == matrices] for matrices in (False, True)]
+        for part, matrices in zip(parts, (False, True), strict=True):
+            if part:
+                groups.append({"params": part, "matrices": matrices})
+                rates.append(factor * (share if matrices else 1.0))
+    if not any(group["matrices"] for group in groups):
+        what = "no matrices of conditioners train, which it is for"
+        flag = f"--train.optimizer {word_of(type(config.optimizer))}"
+        remedy = "use --train.optimizer adam"
+        remedy += ", or --train.optimizer.matrices all" if wanted == "hidden" else ""
+        raise ConfigError(what, flag, remedy)
+    return groups, rates
+
+
+def conditioner_matrices(flow: Flow, which: Matrices) -> list[Tensor]:
+    """Return the weights of linear maps and convolutions in a flow's conditioners.
+
+    "hidden" leaves out a conditioner's `enter`, `leave` and `context`.
+    """
+    found: dict[int, Tensor] = {}
+    for net in flow.modules():
+        if not isinstance(net, Conditioner):
+            continue
+        for name, child in net.named_children():
+            if which == "hidden" and name in ("enter", "leave", "context"):
+                continue
+            for module in child.modules():
+                if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                    found[id(module.weight)] = module.weight
+    return list(found.values())
+
+
+def _by_layer(flow: Flow, last: float) -> tuple[list[list[nn.Parameter]], list[float]]:
     left = {id(p): p for p in flow.parameters() if p.requires_grad}
     if last == 1:
-        return [{"params": list(left.values())}], [1.0]
+        return [list(left.values())], [1.0]
     layers = [
         [p for p in layer.parameters() if left.pop(id(p), None) is not None]
         for layer in flow.layers()
@@ -32,14 +81,21 @@ def parameter_groups(flow: Flow, last: float) -> tuple[list[dict[str, Any]], lis
     factors = [last ** (i / max(1, len(layers) - 1)) for i in range(len(layers))]
     if left:
         layers, factors = [*layers, list(left.values())], [*factors, 1.0]
-    return [{"params": layer} for layer in layers], factors
+    return layers, factors
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """Return the optimiser that `config` names, on groups of parameters."""
-    if config.optimizer == "adamax":
-        return torch.optim.Adamax(groups, lr=config.lr, betas=config.betas, foreach=True)
-    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+    chosen, lr, betas = config.optimizer, config.lr, config.betas
+    if isinstance(chosen, Adamax):
+        return torch.optim.Adamax(groups, lr=lr, betas=betas, foreach=True)
+    if isinstance(chosen, Muon):
+        return OrthogonalAdam(groups, lr=lr, betas=betas, settings=chosen)
+    if isinstance(chosen, AdamW):
+        decays = [chosen.decay if group.get("matrices") else 0.0 for group in groups]
+        groups = [g | {"weight_decay": d} for g, d in zip(groups, decays, strict=True)]
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return torch.optim.Adam(groups, lr=lr, betas=betas, fused=True)
 
 
 class Average:

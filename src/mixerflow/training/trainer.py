@@ -14,6 +14,7 @@ import torch
 from mixerflow.core import Flow, Noise, refuse_sharded
 from mixerflow.errors import ConfigError
 from mixerflow.objectives import Objective, context_of, likelihood
+from mixerflow.optimizers import Muon
 from mixerflow.processes import SINGLE
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
@@ -107,12 +108,15 @@ class Trainer:
             refuse_sharded(flow, config.memory)
         self.sharded = self.processes.together and config.parallel == "fsdp"
         if self.sharded:
+            if isinstance(config.optimizer, Muon):
+                what = "steps of sharded matrices cannot be made orthogonal"
+                raise ConfigError(what, "--train.optimizer muon", "use --train.parallel ddp")
             shard(self.average.flow, self.processes)
         self._share_batch_norms()
         mine = dict(flow.named_parameters())
         self._trained = [(mine[name], sharded_as(mine[name], m)) for name, m in trained.items()]
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
-        groups, self.rates = parameter_groups(flow, config.layer_lr)
+        groups, self.rates = parameter_groups(flow, config)
         own = [] if self.task.own is None else self.task.own.parameters()
         if own := [p for p in own if p.requires_grad]:
             groups, self.rates = [*groups, {"params": own}], [*self.rates, 1.0]
