@@ -36,7 +36,8 @@ from mixerflow.parts.mixing import Mixing
 from mixerflow.parts.model import Classes, Model, Vectors
 from mixerflow.parts.patching import Patching
 from mixerflow.parts.pixels import (
-    Dequantizer, LogitPixels, Pixels, ScaledPixels, UniformDequantizer, VariationalDequantizer,
+    Dequantizer, LogitPixels, NormalScorePixels, Pixels, ScaledPixels, UniformDequantizer,
+    VariationalDequantizer,
 )
 from mixerflow.parts.rows import (
     RowAutoregression, RowContinuous, RowCoupling, RowDenseResidual, RowFlow, RowGaussianization,
@@ -48,18 +49,17 @@ __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
     "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
     "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
-    "GlowSteps", "GridEncoding", "Head", "ImageMap",
-    "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead",
-    "LinearMap",
-    "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead",
-    "MixerAddition",
-    "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase", "PLUMap", "Part", "PatchAttention",
-    "Patching", "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
-    "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
-    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
-    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
-    "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
-    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
-    "WhiteMap", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "GlowSteps", "GridEncoding", "Head", "ImageMap", "ImageNet", "InvertibleAttention",
+    "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead", "LinearMap", "LipschitzNet",
+    "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead", "MixerAddition",
+    "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase", "NormalScorePixels", "PLUMap",
+    "Part", "PatchAttention", "Patching", "PeriodicMap", "Pixels", "PlainConv",
+    "PositionalEncoding", "PositiveCounts", "PreactivationConv", "Prior", "RLUMap",
+    "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling",
+    "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression",
+    "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales", "ScalesHead",
+    "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer",
+    "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet", "WhiteMap",
+    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
     "image_coupling",
 ]
