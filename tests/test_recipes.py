@@ -7,7 +7,8 @@ import torch
 
 from mixerflow.recipes import RECIPES, build
 
-FULL = [name for name in RECIPES if not name.endswith("-tiny")]
+FAST = [name for name in RECIPES if name.startswith("fast-")]
+FULL = [name for name in RECIPES if not name.endswith("-tiny") and name not in FAST]
 
 
 @functools.cache
@@ -31,6 +32,13 @@ def test_a_full_recipe_has_a_twin_of_the_same_data(name):
     assert (twin.data, twin.shape) == (RECIPES[name].data, RECIPES[name].shape)
     assert twin.train.minutes is not None
     assert twin.train.minutes <= 20
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_a_fast_recipe_is_small_and_quick(name):
+    recipe = RECIPES[name]
+    assert count_of(recipe.model, recipe.shape) < 2e6
+    assert recipe.train.minutes <= 10 and recipe.published is None
 
 
 def test_the_earlier_variant_has_about_seven_and_a_half_million_parameters():

@@ -1,7 +1,8 @@
 """Named runs, each a model with settings and data: what ``mixerflow train NAME`` runs.
 
 The recipes are in the files ``models/*_recipes.py``. Full recipes need a GPU; each has a ``-tiny``
-twin that gives a meaningful result on two CPU cores in minutes.
+twin that gives a meaningful result on two CPU cores in minutes. Those named ``fast-`` are for two
+cores: no paper has them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
     baseline_recipes,
     denseflow_recipes,
+    fast_recipes,
     featureflow_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
@@ -29,6 +31,7 @@ RECIPES: dict[str, Recipe] = {
     **mixerflow_dense_recipes.RECIPES,
     **glow_recipes.RECIPES,
     **baseline_recipes.RECIPES,
+    **fast_recipes.RECIPES,
     **featureflow_recipes.RECIPES,
 }
 

@@ -1,0 +1,54 @@
+"""Recipes that two CPU cores train: the most bits/dim for a minute, found by search.
+
+`docs/fast.md` has what was tried, and what each change brought. Beside MixerFlow's other small
+recipes:
+    - linear maps start by whitening, so that training begins near a Gaussian of each patch;
+    - shifts are cyclic and go in four directions, so that every layer transforms every pixel;
+    - latents have Student's t, whose degrees of freedom are learned: what is left has long tails;
+    - nets are narrow, patch flows are half as deep as channel flows, and layers are more;
+    - images of which much is one value, as a black background, come with normal scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mixerflow.models.mixerflow import MixerFlow
+from mixerflow.models.mixerflow_recipes import TINY
+from mixerflow.models.recipe import ANIME64, CIFAR10, GALAXY32, MNIST, Recipe
+from mixerflow.parts import MLP, LUMap, NormalScorePixels, Patching, RowCoupling, StudentTBase
+from mixerflow.transforms import Affine
+
+
+def _four_ways(size: int) -> Patching:
+    half = size // 2
+    return Patching(size, shift=((0, 0), (half, half), (0, half), (half, 0)), cyclic=True)
+
+
+_FAST = MixerFlow(
+    layers=6,
+    patch_flow_layers=2,
+    patching=_four_ways(4),
+    flow=RowCoupling(Affine(bound=2.0), MLP(32)),
+    linear=LUMap(start="whitening"),
+    base=StudentTBase(),
+)
+_SCORED = replace(_FAST, pixels=NormalScorePixels())
+_LARGE = replace(_FAST, patching=_four_ways(8), flow=RowCoupling(Affine(bound=2.0), MLP(64)))
+_TRAINING = replace(TINY, minutes=10, lr=1e-2)
+
+RECIPES: dict[str, Recipe] = {
+    "fast-clothes": Recipe(
+        "the demonstration: 4,000 embedded images of clothes",
+        _SCORED,
+        replace(_TRAINING, minutes=3),
+        "fashion-mini",
+        (1, 28, 28),
+    ),
+    "fast-mnist": Recipe("MNIST in minutes on two CPU cores", _SCORED, _TRAINING, *MNIST),
+    "fast-cifar10": Recipe("CIFAR-10 in minutes on two CPU cores", _FAST, _TRAINING, *CIFAR10),
+    "fast-galaxy32": Recipe("galaxies in minutes on two CPU cores", _FAST, _TRAINING, *GALAXY32),
+    "fast-faces64": Recipe(
+        "anime faces of 64 pixels in minutes on two CPU cores", _LARGE, _TRAINING, *ANIME64
+    ),
+}
