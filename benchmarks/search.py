@@ -29,7 +29,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +55,10 @@ class Candidate:
     name: str
     recipe: str
     words: tuple[str, ...]
+    parent: str = ""
+    """The candidate whose flags come first."""
+    own: str = ""
+    """The flags that are its own."""
 
     def begin(self, images: Images, seed: int, rate: float, seconds: float) -> Learner:
         """Build the model and give it its data-dependent start; `rate` is the candidate's own."""
@@ -87,6 +91,14 @@ class Arguments:
     out: Path | None = None
     """Where to keep the JSON."""
 
+    def __post_init__(self) -> None:
+        for name in ("seeds", "noise", "images", "jobs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} cannot be", f"--{name}", "at least 1")
+        if not self.rungs or min(self.rungs) <= 0 or not 0 < self.keep <= 1:
+            what = f"rungs {self.rungs}, keep {self.keep}"
+            raise ConfigError(what, "--rungs, --keep", "give positive numbers, keep at most 1")
+
 
 def candidates(path: Path, recipe: str) -> list[Candidate]:
     """Read a file of candidates.
@@ -111,7 +123,7 @@ def candidates(path: Path, recipe: str) -> list[Candidate]:
         if parent and parent not in found:
             raise ConfigError(f"no {parent!r} above", where, "name a line before it")
         words = (*(found[parent].words if parent else ()), *shlex.split(flags))
-        found[name] = Candidate(name, recipe, words)
+        found[name] = Candidate(name, recipe, words, parent, flags.strip())
     if not found:
         raise ConfigError("no candidates", path, "give a line `NAME: FLAGS`")
     for each in found.values():
@@ -154,10 +166,24 @@ class Search:
         self.settings = {"recipe": given.recipe, "images": given.images, "keep": given.keep}
         self.result: dict[str, Any] = {**facts(0), "settings": self.settings, "runs": []}
         if given.out is not None and given.out.exists():
-            found = json.loads(given.out.read_text())
-            if found.get("settings") != self.settings:
-                raise ConfigError("made with other settings", given.out, "name another file")
-            self.result["runs"] = found["runs"]
+            self.result["runs"] = self._kept(given.out)
+
+    def _kept(self, path: Path) -> list[dict[str, Any]]:
+        """Return the runs of a file.
+
+        Raises:
+            DataError: it is no such file.
+            ConfigError: it was made with other settings, or on another machine.
+        """
+        try:
+            found = json.loads(path.read_text())
+            alike = {name: found[name] for name in ("settings", "cpu", "torch")}
+            runs = [dict(run) for run in found["runs"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError("no JSON of this search", path, "name another file") from None
+        if alike != {name: self.result[name] for name in alike}:
+            raise ConfigError("made with other settings", path, "name another file with --out")
+        return runs
 
     def row(self, each: Candidate, seed: int, seconds: float) -> dict[str, Any] | None:
         """Return what is kept of a run; None if it is still to do."""
@@ -185,20 +211,24 @@ class Search:
             left = left if first in left else [*left, first]
 
     def _run(self, tasks: list[tuple[Candidate, int]], seconds: float) -> None:
+        data, images = self.given.data, self.given.images
+        words = [(each, data, seed, seconds, images) for each, seed in tasks]
+        if self.given.jobs == 1:
+            for each in words:
+                self._keep(measure(*each))
+            return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.given.jobs, mp_context=context) as pool:
-            waiting = [
-                pool.submit(measure, each, self.given.data, seed, seconds, self.given.images)
-                for each, seed in tasks
-            ]
-            for future in waiting:
-                row = future.result()
-                self.result["runs"].append(row)
-                told = f"{row['bits_per_dim']:.4f} bits/dim, {row['steps']:,} steps"
-                print(f"{row['name']}, {seconds:g} s: {told}", file=sys.stderr, flush=True)
-                if self.given.out is not None:
-                    text = json.dumps(self.result, indent=1) + "\n"
-                    write_atomically(self.given.out, text.encode())
+            for future in as_completed([pool.submit(measure, *each) for each in words]):
+                self._keep(future.result())
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self.result["runs"].append(row)
+        told = f"{row['bits_per_dim']:.4f} bits/dim, {row['steps']:,} steps"
+        print(f"{row['name']}, {row['seconds']:g} s: {told}", file=sys.stderr, flush=True)
+        if self.given.out is not None:
+            text = json.dumps(self.result, indent=1) + "\n"
+            write_atomically(self.given.out, text.encode())
 
     def told(self, seconds: float, ranked: list[Candidate]) -> str:
         """Return a rung's table: each candidate beside the first of the file."""
@@ -209,11 +239,11 @@ class Search:
             mine = self.bits(each, seconds)
             less = "" if each is self.every[0] else f"{first - mine:+.3f}"
             speed, steps = figure(row["images_per_second"]), f"{row['steps']:,}"
-            flags = f"`{row['flags']}`" if row["flags"] else ""
+            flags = f"`{each.own}`" if each.own else ""
             size = f"{row['parameters'] / 1e6:.2f}M"
-            lines.append([each.name, f"{mine:.3f}", less, steps, speed, size, flags])
+            lines.append([each.name, f"{mine:.3f}", less, steps, speed, size, each.parent, flags])
         heads = ["candidate", "bits/dim", f"less than {self.every[0].name}"]
-        return table([*heads, "steps", "images/s", "par.", "flags"], lines)
+        return table([*heads, "steps", "images/s", "par.", "like", "and"], lines)
 
     def noise(self) -> str:
         """Say how far two runs of one candidate differ by their seeds alone."""

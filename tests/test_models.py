@@ -149,12 +149,6 @@ def test_every_recipe_goes_through_json(name):
     assert from_spec(json.loads(json.dumps(spec_of(model, shape)))) == (model, shape)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-tiny")])
-def test_every_recipe_has_a_twin(name):
-    twin = name if name.startswith("mixerflow-tiny") else f"{name}-tiny"
-    assert type(RECIPES[twin].model) is type(RECIPES[name].model)
-
-
 @pytest.mark.parametrize(
     ("model", "shape", "message"),
     [

@@ -29,6 +29,7 @@ def test_it_builds_at_the_size_that_the_paper_gives(name):
 @pytest.mark.parametrize("name", FULL)
 def test_a_full_recipe_has_a_twin_of_the_same_data(name):
     twin = RECIPES[f"{name}-tiny"]
+    assert type(twin.model) is type(RECIPES[name].model)
     assert (twin.data, twin.shape) == (RECIPES[name].data, RECIPES[name].shape)
     assert twin.train.minutes is not None
     assert twin.train.minutes <= 20
