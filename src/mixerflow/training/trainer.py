@@ -124,7 +124,7 @@ class Trainer:
         self.optimizer = make_optimizer(groups, config)
         kind = Update if self.sharded or flow.device.type != "cpu" else KernelUpdate
         self.update = kind(self.parameters, self.optimizer, self.average, config.clip)
-        self._modules = list(self.task.modules())
+        self._parts = list(self.task.modules())
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
@@ -188,7 +188,7 @@ class Trainer:
         self, x: torch.Tensor, labels: torch.Tensor | None, noise: Noise | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute gradients; return the mean loss and the figures' means, over all processes."""
-        if not all(module.training for module in self._modules):
+        if not all(module.training for module in self._parts):
             self.task.train()
         for parameter in self.parameters:
             parameter.grad = None

@@ -116,11 +116,14 @@ class _Table:
             kind in _BY_KERNEL and not (muon and group["matrices"])
             for group in optimizer.param_groups
         ]
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        self.order = {id(p): place for place, p in enumerate(every)}
         group_of = {
             id(p): number
             for number, group in enumerate(optimizer.param_groups)
             for p in group["params"]
         }
+        self.trained = [(p, id(p) in group_of) for p in self.rows]
         self.group = np.array([group_of.get(id(p), -1) for p in self.rows])
         self.adam = np.array([number >= 0 and self.by_kernel[number] for number in self.group])
         self.fits = all(map(_fits, self.rows)) and all(e is None or _fits(e) for e in self.averages)
@@ -138,7 +141,8 @@ class _Table:
         self.fits = self.fits and all(
             m is None or all(map(_fits, (m.first, m.second, m.step))) for m in moments
         )
-        self.fresh = [i for i, m in enumerate(moments) if m is None and self.adam[i]]
+        fresh = [i for i, m in enumerate(moments) if m is None and self.adam[i]]
+        self.fresh = sorted(fresh, key=lambda i: self.order[id(self.rows[i])])  # as torch's are
         self.update = kernels.Update(self.rows, self.averages, moments) if self.fits else None
 
     def holds(self) -> bool:
@@ -148,7 +152,7 @@ class _Table:
 
     def norm(self) -> float | None:
         """Return the norm of all gradients; None where the kernel cannot take them."""
-        grads = [p.grad for p in self.rows]
+        grads = [p.grad if trains else None for p, trains in self.trained]
         whole = (  # torch has seen to it that they are on the CPU, and float32
             g is None or (g.layout is torch.strided and g.is_contiguous()) for g in grads
         )
@@ -203,4 +207,4 @@ class _Table:
 def _fits(tensor: Tensor) -> bool:
     """Whether the kernel can read and write a tensor as it is."""
     kind = tensor.dtype is torch.float32 and tensor.device.type == "cpu"
-    return kind and tensor.layout is torch.strided and tensor.is_contiguous()
+    return kind and tensor.numel() > 0 and tensor.layout is torch.strided and tensor.is_contiguous()
