@@ -84,7 +84,7 @@ def test_it_trains_for_the_seconds_and_scores_held_out_images(given):
         ("today --train.lr 1", "NAME: FLAGS"),
         ("a:\na: --train.lr 1", "each name once"),
         ("a < b:", "no 'b' above"),
-        ("a: --train.rate 1", "--train.rate"),
+        ("a: --train.rate 1", "no such flag"),
     ],
 )
 def test_a_wrong_line_is_one_error(given, lines, message):

@@ -16,9 +16,10 @@ from mixerflow.kernels.switch import (
     unsupported_reason,
     where,
 )
+from mixerflow.kernels.update import Moments, Update, addresses
 
 __all__ = [
-    "BuildError", "Keep", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where", "disabled",
-    "interpreted", "is_low", "release", "rows_forward", "rows_inverse", "unsupported_reason",
-    "where",
+    "BuildError", "Keep", "Moments", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Update",
+    "Where", "addresses", "disabled", "interpreted", "is_low", "release", "rows_forward",
+    "rows_inverse", "unsupported_reason", "where",
 ]  # fmt: skip

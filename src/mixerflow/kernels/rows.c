@@ -8,6 +8,7 @@
 #include "inverse.h"
 #include "gradients.h"
 #include "backward.h"
+#include "update.h"
 
 /* Numbers in a vector: what rows are padded to. */
 int lanes(void) { return VL; }

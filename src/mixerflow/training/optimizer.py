@@ -118,12 +118,15 @@ class Average:
         """Return the weight of the flow in the average after step `step` (from 0)."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
+    def pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Return each parameter of the flow with its average; sharding replaces them."""
+        return list(zip(self._source.parameters(), self.flow.parameters(), strict=True))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the flow's weights after step `step` (from 0)."""
-        # listed at each call, as sharding replaces parameters
-        mine = [local(p) for p in self.flow.parameters()]
-        theirs = [local(p) for p in self._source.parameters()]
+        pairs = self.pairs()
+        mine, theirs = [local(e) for _, e in pairs], [local(p) for p, _ in pairs]
         torch._foreach_lerp_(mine, theirs, self.share(step))  # pyright: ignore[reportPrivateImportUsage]
 
 

@@ -80,11 +80,16 @@ class OrthogonalAdam(torch.optim.Adam):
             super().step()
         finally:
             self.param_groups = groups
-        for group in groups:
-            if group["matrices"]:
-                self._step_matrices(group)
+        self.step_matrices()
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def step_matrices(self) -> None:
+        """Change the matrices alone."""
+        for group in self.param_groups:
+            if group["matrices"]:
+                self._step_group(group)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
         alike: dict[tuple[object, ...], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:

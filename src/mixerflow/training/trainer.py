@@ -40,7 +40,7 @@ from mixerflow.training.parallel import (
     unsharded,
     until_last,
 )
-from mixerflow.waits import one_thread_if_small
+from mixerflow.training.update import KernelUpdate, Update
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ class Trainer:
             groups, self.rates = [*groups, {"params": own}], [*self.rates, 1.0]
             self.parameters = [*self.parameters, *own]
         self.optimizer = make_optimizer(groups, config)
+        kind = Update if self.sharded or flow.device.type != "cpu" else KernelUpdate
+        self.update = kind(self.parameters, self.optimizer, self.average, config.clip)
+        self._parts = list(self.task.modules())
         self.step = 0
         self.skipped = 0
         self.bad_in_a_row = 0
@@ -153,16 +156,11 @@ class Trainer:
         before = self._generators()
         noise = self._noise()
         objective, means = self._backward(x, labels, noise)
-        grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = unsharded(torch.nn.utils.get_total_norm(grads))
+        norm = self.update.norm()
         figures = torch.stack([objective, norm.to(objective), *means.values()]).tolist()
         bad_part = None
         if all(map(math.isfinite, figures[:2])):
-            if figures[1] > self.config.clip:  # most steps need no pass over the gradients
-                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
-            with one_thread_if_small(self.parameters):
-                self.optimizer.step()
-                self.average.update(self.place)
+            self.update.apply(figures[1], self.place)
             self.bad_in_a_row = 0
         else:
             self.skipped += 1
@@ -190,8 +188,10 @@ class Trainer:
         self, x: torch.Tensor, labels: torch.Tensor | None, noise: Noise | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Compute gradients; return the mean loss and the figures' means, over all processes."""
-        self.task.train()
-        self.optimizer.zero_grad()
+        if not all(module.training for module in self._parts):
+            self.task.train()
+        for parameter in self.parameters:
+            parameter.grad = None
         parts = self.config.accumulate
         value, size = torch.zeros((), device=x.device), len(x) // parts
         means: dict[str, torch.Tensor] = {}
