@@ -84,8 +84,8 @@ class Judge(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return the features before the last layer ``(n, 64)`` of values ``(n, C * H * W)``."""
         x = x.unflatten(1, self.shape).float() / 127.5 - 1
-        sides = [min(side, _SIDE) for side in self.shape[1:]]
-        x = x if sides == list(self.shape[1:]) else adaptive_avg_pool2d(x, sides)
+        height, width = (min(side, _SIDE) for side in self.shape[1:])
+        x = x if (height, width) == self.shape[1:] else adaptive_avg_pool2d(x, (height, width))
         return self.last(adaptive_avg_pool2d(self.body(x), _GRID).flatten(1)).relu()
 
     def forward(self, x: Tensor) -> Tensor:
