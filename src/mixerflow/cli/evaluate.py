@@ -15,7 +15,7 @@ from mixerflow import runs
 from mixerflow.cli.codecs import CodecFlags, as_entries, code_images, larger_sample, print_codecs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
-from mixerflow.cli.likeness import LikenessFlags, judge_samples, parts_of, print_likeness
+from mixerflow.cli.likeness import LikenessFlags, judge_samples, print_likeness
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow, Shape
@@ -27,7 +27,6 @@ from mixerflow.evaluate import (
     density_of,
     estimator_of,
     require_comparable,
-    require_likeness,
 )
 from mixerflow.processes import Processes, joined
 from mixerflow.progress import ProgressBar
@@ -139,11 +138,8 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     images, split = given.choose(splits)
     if features:  # before the long work
         require_comparable(flow, images, features, given.fid_samples)
-    judging = None
-    if given.likeness:
-        classes = metadata["data"]["classes"]
-        judging = parts_of(splits, images, given.split, classes)
-        require_likeness(flow, judging[1], given.likeness_samples)
+    classes = metadata["data"]["classes"]
+    judging = given.parts_of(flow, splits, images, given.split, classes)
     evaluator = Evaluator(
         images,
         split,

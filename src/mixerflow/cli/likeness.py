@@ -65,22 +65,25 @@ class LikenessFlags:
             what = f"{processes.world} processes"
             raise ConfigError(what, "--likeness", "samples are judged by one process")
 
+    def parts_of(
+        self, flow: Flow, splits: Splits, images: Images, split: str, classes: Sequence[str]
+    ) -> tuple[Images, Images] | None:
+        """Return the images that train the net, and those beside which samples are judged.
 
-def parts_of(
-    splits: Splits, images: Images, split: str, classes: Sequence[str]
-) -> tuple[Images, Images]:
-    """Return the images that train the net, and those beside which samples are judged.
-
-    Of data without test images a fifth is held out for the second. Labels are numbered as the run's
-    `classes`, where it knows them all.
-    """
-    train, test = splits.train, images
-    if split == "test" and splits.test is None:
-        train, test = hold_out(splits.train, _HELD_OUT)
-        test = test.first(len(images))
-    if set(train.classes) <= set(classes):
-        train, test = (each.with_classes(tuple(classes)) for each in (train, test))
-    return train, test
+        Of data without test images a fifth is held out for the second. Labels are numbered as the
+        run's `classes`, where it knows them all. None without ``--likeness``; raises what
+        `require_likeness` does.
+        """
+        if not self.likeness:
+            return None
+        train, test = splits.train, images
+        if split == "test" and splits.test is None:
+            train, test = hold_out(splits.train, _HELD_OUT)
+            test = test.first(len(images))
+        if set(train.classes) <= set(classes):
+            train, test = (each.with_classes(tuple(classes)) for each in (train, test))
+        require_likeness(flow, test, self.likeness_samples)
+        return train, test
 
 
 def judge_samples(
@@ -98,7 +101,6 @@ def judge_samples(
     Raises:
         Stopped: after a signal; samples are lost, and a net that was not ready.
     """
-    count = require_likeness(flow, test, given.likeness_samples)
     with ProgressBar("image", 1, quiet=quiet) as bar, Interrupt() as interrupt:
 
         def on_progress(done: int, total: int) -> None:
@@ -112,7 +114,7 @@ def judge_samples(
             flow,
             train,
             test,
-            samples=count,
+            samples=given.likeness_samples,
             temperatures=given.temperatures or (1.0,),
             seed=seed,
             split=split,

@@ -59,6 +59,12 @@ class JudgeSettings:
         """Return the passes over `count` images, and the images of each."""
         return max(1, self.images // count), min(count, self.images)
 
+    def seen(self, train: Images) -> int:
+        """Return the images that the training sees, those of several passes more than once."""
+        assert train.labels is not None
+        epochs, own = self.passes(int((train.labels >= 0).sum()))
+        return epochs * own
+
 
 class Judge(nn.Module):
     """Three convolutions, a mean over 4 x 4 fields, and two linear layers.
@@ -136,8 +142,8 @@ def judge_of(
         test: other images, with labels of the same classes.
         settings: how it is trained.
         cache: folder that keeps it. What cannot be written is a warning.
-        on_image: called with a number of images of the training after each step, their sum is
-            `JudgeSettings.images` or a little less or more; an error that it raises stops.
+        on_image: called with the number of images of each step of the training, in all
+            `JudgeSettings.seen`; an error that it raises stops.
 
     Raises:
         DataError: images that `unjudgeable` names, or a judge that tells test images' classes no

@@ -221,8 +221,7 @@ def compare_likeness(
     count = require_likeness(flow, test, samples)
     report, settings = on_progress or (lambda done, total: None), JudgeSettings(seed=seed)
     without = unjudgeable(train) or unjudgeable(test)
-    epochs, own = settings.passes(len(train))
-    training = 0 if without else epochs * own
+    training = 0 if without else settings.seen(train)
     done, total = 0, training + count * len(temperatures)
 
     def advance(number: int) -> None:
