@@ -15,10 +15,11 @@ from mixerflow import runs
 from mixerflow.cli.codecs import CodecFlags, as_entries, code_images, larger_sample, print_codecs
 from mixerflow.cli.copies import keeping
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
+from mixerflow.cli.likeness import LikenessFlags, judge_samples, print_likeness
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow, Shape
-from mixerflow.data import Images
+from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import (
     Bits,
@@ -83,7 +84,10 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
         Raises:
             DataError: the images cannot be found, read or used.
         """
-        splits = load_run_data(metadata, self.data, self, measured=measured)
+        return self.choose(load_run_data(metadata, self.data, self, measured=measured))
+
+    def choose(self, splits: Splits) -> tuple[Images, str]:
+        """Return the images of a run's data that are scored, and the name of their split."""
         if self.split == "validation":
             if splits.validation is None:
                 remedy = "give --split test or train"
@@ -99,7 +103,7 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _EvaluateArguments(FrechetFlags, CodecFlags, EvaluationArguments):
+class _EvaluateArguments(FrechetFlags, LikenessFlags, CodecFlags, EvaluationArguments):
     """Bits/dim of a run on images, beside PNG and lossless WebP for a sample of them."""
 
     run: tyro.conf.Positional[Path]
@@ -126,12 +130,16 @@ def evaluate(arguments: list[str]) -> int:
 
 def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
     device = processes.place(runs.device_of(given.device))
+    given.check_likeness(given.split, processes)
     features = given.load_features(device, processes)
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow, metadata = held.flow(device), held.metadata
-    images, split = given.load_images(metadata)
+    splits = load_run_data(metadata, given.data, given)
+    images, split = given.choose(splits)
     if features:  # before the long work
         require_comparable(flow, images, features, given.fid_samples)
+    classes = metadata["data"]["classes"]
+    judging = given.parts_of(flow, splits, images, given.split, classes)
     evaluator = Evaluator(
         images,
         split,
@@ -147,7 +155,7 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         return stopped.exit_code
 
     exit_code = processes.on_main(
-        lambda: _finish(given, figure, flow, images, split, features, metadata)
+        lambda: _finish(given, figure, flow, images, split, features, judging, metadata)
     )
     if not exit_code:
         kept.finish()
@@ -161,6 +169,7 @@ def _finish(
     images: Images,
     split: str,
     features: FileFeatures | None,
+    judging: tuple[Images, Images] | None,
     metadata: dict[str, Any],
 ) -> int:
     """Print the figure, then compare samples and codecs if they are asked for; keep all of it.
@@ -185,6 +194,11 @@ def _finish(
             result["frechet"] = compared.as_dict()
             if not quiet:
                 print_frechet(compared)
+        if judging:
+            judged = judge_samples(flow, *judging, given, seed=given.seed, split=split, quiet=quiet)
+            result["likeness"] = judged.as_dict()
+            if not quiet:
+                print_likeness(judged)
         if given.codecs:
             rows = code_images(flow, images, count=given.codec_images, quiet=quiet)
             result |= as_entries(rows, len(images))
@@ -255,6 +269,9 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     if compared := result.get("frechet"):
         digest = (compared["features_sha256"] or "")[:8]
         name += f"-{compared['name']}-{digest}-{compared['samples']}-samples"
+    if judged := result.get("likeness"):
+        warmth = "-".join(f"{each:g}" for each in judged["temperatures"])
+        name += f"-likeness-{judged['rows'][0]['images']}-temperature-{warmth}"
     name += f"-seed{result['seed']}" if result["seed"] else ""
     name += "-last" if weights["checkpoint"] == "last" else ""
     name += "" if weights["averaged"] else "-raw"

@@ -13,6 +13,15 @@ from mixerflow.evaluate.draws import Draws
 from mixerflow.evaluate.embeddings import Whitening, embed, passes_of
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
+from mixerflow.evaluate.judge import Judge, Judged, JudgeSettings, judge_of
+from mixerflow.evaluate.likeness import (
+    Likeness,
+    LikenessTable,
+    border_ratio,
+    compare_likeness,
+    likeness,
+    require_likeness,
+)
 from mixerflow.evaluate.posterior import class_count, class_log_probs
 from mixerflow.evaluate.probe import (
     Labelled,
@@ -44,7 +53,12 @@ __all__ = [
     "FileFeatures",
     "FrechetFigure",
     "GridArtefacts",
+    "Judge",
+    "JudgeSettings",
+    "Judged",
     "Labelled",
+    "Likeness",
+    "LikenessTable",
     "ProbeFigure",
     "ProbeSettings",
     "ProbeSummary",
@@ -53,10 +67,12 @@ __all__ = [
     "Statistics",
     "Whitening",
     "bits",
+    "border_ratio",
     "class_count",
     "class_log_probs",
     "classify",
     "compare",
+    "compare_likeness",
     "density_of",
     "draw_pixels",
     "draw_values",
@@ -67,12 +83,15 @@ __all__ = [
     "grid_artefacts",
     "has_pictures",
     "high_frequency_power",
+    "judge_of",
     "kind_of",
+    "likeness",
     "load_features",
     "passes_of",
     "precision_recall",
     "probe",
     "require_comparable",
+    "require_likeness",
     "to_pixels",
     "yardsticks",
 ]

@@ -23,7 +23,7 @@ from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError, DataError
 from mixerflow.evaluate.features import Features, FileFeatures, digest_of, features_of
 from mixerflow.evaluate.frechet import Statistics, precision_recall
-from mixerflow.evaluate.samples import contexts_in_turn, draw_pixels, to_pixels
+from mixerflow.evaluate.samples import draw_in_parts, to_pixels
 
 FID = "FID"
 """Name of the distance by the features of the published Inception net."""
@@ -32,8 +32,8 @@ SAMPLES = 10_000
 one for precision and recall."""
 NEIGHBORS = 3
 _PART = 512
-"""Images whose statistics are merged at once, and samples that one seed draws, whatever the batch:
-a merge of many features takes as long as the net takes for some images."""
+"""Images whose statistics are merged at once, whatever the batch: a merge of many features takes as
+long as the net takes for some images."""
 
 
 @dataclass(frozen=True)
@@ -308,9 +308,5 @@ def _drawn(
     flow: Flow, count: int, seed: int, examples: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yield samples, and how many of them have a value that is not finite."""
-    for start in range(0, count, _PART):
-        n = min(_PART, count - start)
-        own = int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)
-        label = contexts_in_turn(flow, n, examples, start=start)
-        drawn = draw_pixels(flow, n, seed=own, label=label)
-        yield drawn.pixels, drawn.nonfinite_images
+    for drawn, _ in draw_in_parts(flow, count, seed=seed, examples=examples):
+        yield to_pixels(flow, drawn), int(drawn.nonfinite.flatten(1).any(1).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from mixerflow.core import Flow, Samples, Shape, as_tensor
 
 _BATCH = 1024
 """Number of images converted to float64 at a time."""
+
+_PART = 512
+"""Images that one seed draws where they are drawn in parts, whatever the batch."""
 
 _MAGENTA = (255, 0, 255)
 """Colour of a pixel that is not finite."""
@@ -188,6 +192,25 @@ def draw_values(
     generator = torch.Generator(flow.device).manual_seed(int(seed))
     context = contexts_in_turn(flow, n, examples) if label is None else label
     return flow.draw(n, context, temperature=temperature, generator=generator)
+
+
+def draw_in_parts(
+    flow: Flow,
+    count: int,
+    *,
+    seed: int,
+    temperature: float = 1.0,
+    examples: np.ndarray | None = None,
+) -> Iterator[tuple[Samples, Tensor | None]]:
+    """Yield `count` images as `draw_values` draws them, with their contexts, in parts.
+
+    Each part has a seed of its own. `examples` are contexts of images, see `contexts_in_turn`.
+    """
+    for start in range(0, count, _PART):
+        n = min(_PART, count - start)
+        own = int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)
+        label = contexts_in_turn(flow, n, examples, start=start)
+        yield draw_values(flow, n, seed=own, temperature=temperature, label=label), label
 
 
 def contexts_in_turn(

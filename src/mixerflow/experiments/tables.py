@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mixerflow.errors import ConfigError, nearest
-from mixerflow.experiments import dense, embeddings, field, hybrid, outlier_tables, slides
+from mixerflow.experiments import (
+    dense,
+    embeddings,
+    field,
+    hybrid,
+    outlier_tables,
+    profile,
+    slides,
+)
 from mixerflow.experiments.appendix import APPENDIX_D
 from mixerflow.experiments.base import CIFAR10, MNIST, TWIN, changed, column, whole_image_maf
 from mixerflow.experiments.conditional import CONDITIONAL
@@ -207,7 +215,7 @@ NORMS_LONGER = Table(
 )
 
 _ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER, CONDITIONAL)
-_MODULES = (field, embeddings, hybrid, outlier_tables, dense, slides)
+_MODULES = (field, embeddings, hybrid, outlier_tables, dense, slides, profile)
 TABLES = {table.name: table for table in (*(each for m in _MODULES for each in m.TABLES), *_ALL)}
 
 
