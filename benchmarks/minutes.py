@@ -4,8 +4,9 @@
         glow-cifar10-tiny --seconds 60 --seeds 3 --out minutes.json --plot minutes.png
 
 Rivals are Glow in nflows, normflows and FrEIA, as wide as gives them the operations of the first
-recipe (or of `--match`), and a causal transformer flow (`benchmarks/rival_transformer.py`);
-`transformer-4-128-2-2` is one of patches of 4, 128 wide, 2 blocks of 2 layers.
+recipe (or of `--match`), and a causal transformer flow (`benchmarks/rival_transformer.py`). Other
+sizes: `nflows-3-4-64` has 3 levels of 4 steps, 64 wide; `transformer-4-64-8-1` patches of 4, a
+width of 64, 8 blocks of 1 layer.
 
 All see the same images for the same CPU seconds of this process's threads. What counts is the
 building of the model, its data-dependent start, the steps, and the last batch-norm statistics;
@@ -57,7 +58,7 @@ class Arguments:
     data: tuple[str, ...] = ("fashion-mini",)
     """Images, each NAME=IMAGES or what `mixerflow train --data` takes; with test images."""
     recipes: tuple[str, ...] = ("mixerflow-tiny",)
-    """Recipes of the package; the others are compared with the first."""
+    """Recipes of the package; the others are compared with the first. None with `--match`."""
     rivals: tuple[str, ...] = RIVALS
     """Libraries' Glows, and transformer flows, see above; a library that is not installed is left
     out with a note."""
@@ -94,7 +95,7 @@ class Arguments:
             value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
             if value < bound or (bound == 0 and isinstance(value, float) and value == 0):
                 raise ConfigError(f"{value} cannot be", flag, "give a larger number")
-        for name in ("data", "recipes", "rates"):
+        for name in ("data", "rates", *(("recipes",) if self.match is None else ())):
             if not getattr(self, name):
                 raise ConfigError("nothing named", f"--{name}", "name at least one")
         if not all(0 < rate < np.inf for rate in self.rates):

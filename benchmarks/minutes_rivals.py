@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.costs import flop
 from benchmarks.minutes_learners import BATCH, Learner
 from benchmarks.rival_transformer import Transformer
-from benchmarks.rivals import LIBRARIES, Rival, base
+from benchmarks.rivals import LIBRARIES, Glow, Rival, base
 from mixerflow import kernels
 from mixerflow.core import Noise, as_tensor, number_streams
 from mixerflow.data import Images
@@ -30,8 +30,13 @@ from mixerflow.training.batches import Batches
 from mixerflow.transforms import Dequantize
 
 RIVALS = (*LIBRARIES, "transformer")
+_SIZES = 4
+"""Numbers that give a transformer's sizes; a Glow has one less."""
 RIVAL_TRAINING = TrainConfig(betas=(0.9, 0.99), warmup=20, ema=0.99, initial=256)
 """As the small recipes; batch and rate are arguments."""
+_NARROW, _WIDE = (-0.5, 0.5), (-2.0, 2.0)
+"""Intervals of the pixels: FrEIA's ActNorm does not start from data, so that these come to it with
+a variance of about 1; the others' start makes the interval no matter."""
 _DECAY = 1e-4
 """Weight decay of the transformer, whose paper has it, and the second decay rate 0.95."""
 
@@ -45,8 +50,8 @@ class Other:
     package: str
     build: Callable[[], Rival]
     config: TrainConfig
-    low: float = -0.5
-    high: float = 0.5
+    low: float
+    high: float
     decay: float = 0.0
     """Weight decay; Adam becomes AdamW."""
     rates: tuple[float, ...] = field(default=())
@@ -142,21 +147,22 @@ def operations(name: str, shape: tuple[int, ...], batch: int = 32) -> float:
 
 
 def rival(name: str, shape: tuple[int, ...], like: str, batch: int) -> Other:
-    """The rival of that name for images ``(C, H, W)``: RIVALS, or a transformer of stated sizes.
+    """The rival of that name for images ``(C, H, W)``.
 
     Args:
-        name: a library, whose Glow it is; ``transformer``; or
+        name: a library, whose Glow it is, or ``LIBRARY-LEVELS-STEPS-WIDTH``; ``transformer``, or
             ``transformer-PATCH-WIDTH-BLOCKS-LAYERS``.
         shape: of the images.
-        like: the recipe whose operations a Glow's width is chosen for.
+        like: the recipe whose operations a Glow without stated sizes has.
         batch: images of a step.
 
     Raises:
         ConfigError: no such rival, or images that it cannot take.
     """
     kind, *sizes = name.split("-")
-    known = kind in RIVALS and (not sizes or (kind == "transformer" and len(sizes) == 4))
-    if not known or not all(size.isdecimal() for size in sizes):
+    numbers = [int(size) for size in sizes if size.isdecimal()]
+    count = _SIZES if kind == "transformer" else _SIZES - 1
+    if kind not in RIVALS or len(sizes) not in (0, count) or len(numbers) != len(sizes):
         raise ConfigError("no such rival", name, nearest(name, RIVALS))
     if len(shape) != 3 or any(side % 2 for side in shape[1:]):
         what = f"rivals take pictures of even sides, these are {shape}"
@@ -164,10 +170,17 @@ def rival(name: str, shape: tuple[int, ...], like: str, batch: int) -> Other:
     shape = (shape[0], shape[1], shape[2])
     config = replace(RIVAL_TRAINING, batch=batch)
     if kind == "transformer":
-        model = Transformer(shape, *map(int, sizes))
+        model = Transformer(shape, *numbers)
         config = replace(config, betas=(0.9, 0.95))
         made = (name, model.name, model.package, model.build, config)
         return Other(*made, -1.0, 1.0, _DECAY)
     library = next(each for each in LIBRARIES if each == kind)
-    glow = base(library, shape).like(operations(like, shape), by="flop")
-    return Other(name, glow.name, library, glow.build, config)
+    if numbers:
+        glow = Glow(library, shape, *numbers)
+        if min(numbers) < 1 or any(side % 2**glow.levels for side in shape[1:]):
+            what = f"images {shape} have no {glow.levels} levels of {glow.steps} steps"
+            raise ConfigError(what, name, "name other sizes")
+    else:
+        glow = base(library, shape).like(operations(like, shape), by="flop")
+    interval = _WIDE if library == "FrEIA" else _NARROW
+    return Other(name, glow.name, library, glow.build, config, *interval)

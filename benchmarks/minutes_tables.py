@@ -24,7 +24,7 @@ def tables(result: dict[str, Any]) -> str:
     settings, parts = result["settings"], []
     for data, of in result["sets"].items():
         some = f"{of['test']:,} test images of {of['dataset_id']}"
-        head = f"{data}: {settings['seconds']:g} CPU seconds, {result['threads']} threads, {some}"
+        head = f"{data}: {settings['seconds']:g} CPU seconds, {_threads(result)}, {some}"
         parts.append(f"{head}\n\n{_table(result, data)}")
     missing = result.get("not_installed")
     if missing:
@@ -52,8 +52,20 @@ def _table(result: dict[str, Any], data: str) -> str:
         size = f"{mine[0]['parameters'] / 1e6:.2f}M"
         cells = [name, about, size, _rate(trial), _held(trial), _bits(mine)]
         lines.append([*cells, "" if name == first else _beside(rows[first], mine), speed, steps])
-    heads = ["name", "model", "par.", "rate", "trial", "bits/dim", f"more than {first}"]
+    heads = [
+        "name",
+        "model",
+        "par.",
+        "rate",
+        "trial",
+        "bits/dim",
+        f"more than {first or 'the first'}",
+    ]
     return table([*heads, "images/s", "steps"], lines)
+
+
+def _threads(result: dict[str, Any]) -> str:
+    return f"{result['threads']} thread{'' if result['threads'] == 1 else 's'}"
 
 
 def _rate(trial: Row) -> str:
@@ -99,7 +111,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     canvas = Figure(figsize=(6.4 * len(sets), 4.6), layout="constrained")
     for panel, data in zip(canvas.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
         _curves(panel, result, data)
-    canvas.suptitle(f"{result['cpu']}, {result['threads']} threads", fontsize=9)
+    canvas.suptitle(f"{result['cpu']}, {_threads(result)}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=110)
 

@@ -35,6 +35,9 @@ _HEAD = 32
 class Transformer:
     """A causal transformer flow over float images ``(C, H, W)``.
 
+    The default sizes were the best of eight on CIFAR-10 after 15 CPU seconds of one thread: many
+    narrow blocks beat few wide ones, and patches of 4 pixels those of 2.
+
     Raises:
         ConfigError: patches that do not fit the image.
     """
@@ -42,11 +45,11 @@ class Transformer:
     shape: tuple[int, int, int]
     patch: int = 4
     """Side of a patch in pixels."""
-    width: int = 128
+    width: int = 32
     """Width of the transformers."""
-    blocks: int = 2
+    blocks: int = 8
     """Blocks, each an autoregressive map of the sequence."""
-    layers: int = 2
+    layers: int = 1
     """Layers of attention and perceptron in a block."""
     package: str = "torch"
 
