@@ -147,16 +147,15 @@ class Benchmark:
         """
         try:
             found = json.loads(path.read_text())
-            alike = {name: found[name] for name in ("settings", "cpu", "threads", "torch")}
+            alike = {name: found[name] for name in ("cpu", "torch")} | found["settings"]
             kept = {name: found[name] for name in ("sets", "entrants", "trials", "minutes")}
             kept["commands"] = found["commands"]
         except (ValueError, KeyError, TypeError):
             what = "no JSON of this benchmark"
             raise DataError(what, path, "name another file with --out") from None
-        mine = json.loads(json.dumps({name: self.result[name] for name in alike}))
-        if alike != mine:
-            other = next(name for name in alike if alike[name] != mine[name])
-            what = f"it was made with other {other}"
+        mine = {name: self.result[name] for name in ("cpu", "torch")} | self.given.settings
+        if other := [name for name in mine if alike.get(name) != mine[name]]:
+            what = f"it has another {other[0]}: {alike.get(other[0])}, and not {mine[other[0]]}"
             raise ConfigError(what, path, "name another file with --out")
         self.result |= kept
 

@@ -35,8 +35,9 @@ _HEAD = 32
 class Transformer:
     """A causal transformer flow over float images ``(C, H, W)``.
 
-    The default sizes were the best of eight on CIFAR-10 after 15 CPU seconds of one thread: many
-    narrow blocks beat few wide ones, and patches of 4 pixels those of 2.
+    The default sizes were the best of nine on CIFAR-10 after 15 CPU seconds of one thread: many
+    narrow blocks beat few wide ones, and patches of 4 pixels those of 2. After 40 seconds a width
+    of 32 was still better than 64.
 
     Raises:
         ConfigError: patches that do not fit the image.

@@ -287,7 +287,10 @@ def test_a_benchmark_measures_all_and_goes_on_from_its_file(small, tmp_path):
     seeds = [(row["name"], row["seed"]) for row in second.result["minutes"]]
     assert len(set(seeds)) == 4 == len(seeds)
 
-    for other, what in ({"batch": 8}, "settings"), ({"curve_images": 9}, "settings"):
+    for other, what in (
+        ({"batch": 8}, "another batch: 32, and not 8"),
+        ({"rates": (1.0,)}, "another rates"),
+    ):
         with pytest.raises(ConfigError, match=what):
             small(out=out, **other)
     out.write_text("{}")
