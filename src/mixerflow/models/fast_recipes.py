@@ -29,11 +29,11 @@ _FAST = MixerFlow(
     layers=6,
     patch_flow_layers=2,
     patching=_four_ways(4),
-    flow=RowCoupling(Affine(bound=2.0), MLP(32)),
+    flow=RowCoupling(Affine(bound=2.0), MLP(48)),
     linear=LUMap(start="whitening"),
     base=StudentTBase(),
 )
-_SCORED = replace(_FAST, pixels=NormalScorePixels())
+_SCORED = replace(_FAST, flow=RowCoupling(Affine(bound=2.0), MLP(32)), pixels=NormalScorePixels())
 _LARGE = replace(_FAST, patching=_four_ways(8), flow=RowCoupling(Affine(bound=2.0), MLP(64)))
 _TRAINING = replace(TINY, minutes=10, lr=1e-2)
 
