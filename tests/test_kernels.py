@@ -14,20 +14,33 @@ from mixerflow import kernels
 from mixerflow.kernels import library, switch
 from mixerflow.nets import ResidualMLP, SyncedBatchNorm
 from mixerflow.recipes import build
-from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, KernelChain, halves
+from mixerflow.transforms import (
+    LU,
+    RLU,
+    ActNorm,
+    Affine,
+    Coupling,
+    FlooredAffine,
+    KernelChain,
+    SigmoidAffine,
+    halves,
+)
 from mixerflow.transforms.plans import plan_of
 from mixers import mixer
 
+PLAIN = Affine()
 
-def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=True, ends=True):
+
+def rows(n, *, width=12, steps=3, norm="batch", law=PLAIN, linear=LU, squash=True, ends=True):
     """A chain of `steps`, perturbed; batch-norm statistics too."""
     parts = []
     for i in range(steps):
         given, changed = halves(n, flip=i % 2 == 1)
-        net = ResidualMLP(given, 2 * changed, width=width, norm=norm, squash=squash)
+        out = law.params * changed
+        net = ResidualMLP(given, out, width=width, norm=norm, squash=squash)
         parts += [ActNorm(n)] if ends or i else []
         parts += [linear(n)] if linear else []
-        parts += [Coupling(-1, net, Affine(bound), flip=i % 2 == 1)]
+        parts += [Coupling(-1, net, law, flip=i % 2 == 1)]
     chain = KernelChain(*parts, *([ActNorm(n)] if ends else []))
     with torch.no_grad():
         for parameter in chain.parameters():
@@ -62,7 +75,8 @@ SETTINGS = {
     "no norm": {"norm": "none"},
     "layer norm": {"norm": "layer"},
     "rms norm": {"norm": "rms"},
-    "bound": {"bound": 1.5},
+    "bound": {"law": Affine(1.5)},
+    "floored": {"law": FlooredAffine(0.2)},
     "reversed": {"linear": RLU},
     "no linear map": {"linear": None},
     "plain input": {"squash": False},
@@ -210,6 +224,20 @@ def test_it_is_chosen_and_says_why_not():
     assert "alike" in chain.path(x)
 
 
+def test_maps_that_it_does_not_know_go_by_operators():
+    class Shifted(FlooredAffine):
+        pass
+
+    x = torch.randn(10, 8)
+    assert rows(8, law=FlooredAffine()).path(x) == "kernel"
+    assert "does not know the map SigmoidAffine" in rows(8, law=SigmoidAffine()).path(x)
+    assert "does not know the map Shifted" in rows(8, law=Shifted()).path(x)
+    chain = rows(8, law=FlooredAffine())
+    assert "affine couplings only" in plan_of(chain).refused("gpu", differentiated=False)
+    chain.steps[2].elementwise = FlooredAffine(0.3)
+    assert "alike" in chain.path(x)
+
+
 def test_every_mixing_of_the_paper_s_model_takes_it():
     flow = build(mixer(layers=4, hidden=16), (3, 32, 32))
     mixings = [m for m in flow.modules() if isinstance(m, KernelChain)]
@@ -276,8 +304,9 @@ def test_what_is_not_finite_stays_so(bad):
     assert z[torch.arange(70) != 3].isfinite().all()
 
 
-def test_far_values_are_those_of_the_operators():
-    chain = rows(8, bound=2.0).eval()
+@pytest.mark.parametrize("law", [Affine(2.0), FlooredAffine()])
+def test_far_values_are_those_of_the_operators(law):
+    chain = rows(8, law=law).eval()
     x = torch.randn(64, 8) * 10 ** torch.linspace(-6, 6, 64)[:, None]
     with torch.no_grad():
         z, log_det = chain(x)

@@ -6,7 +6,7 @@ operator. `disabled` or ``MIXERFLOW_KERNELS=0`` switches them off.
 
 from mixerflow.kernels.cpu import release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.plan import Keep, Net, Norm, Place, Plan, RowNorm, Step, Where
+from mixerflow.kernels.plan import Keep, Map, Net, Norm, Place, Plan, RowNorm, Step, Where
 from mixerflow.kernels.switch import (
     disabled,
     interpreted,
@@ -18,7 +18,7 @@ from mixerflow.kernels.switch import (
 )
 
 __all__ = [
-    "BuildError", "Keep", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where", "disabled",
-    "interpreted", "is_low", "release", "rows_forward", "rows_inverse", "unsupported_reason",
-    "where",
+    "BuildError", "Keep", "Map", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where",
+    "disabled", "interpreted", "is_low", "release", "rows_forward", "rows_inverse",
+    "unsupported_reason", "where",
 ]  # fmt: skip

@@ -19,11 +19,12 @@ static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
-    int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), cp = q->cp;
-    affine_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * cp, b->g + r, w->draw);
-    add_columns(rows, 2 * cp, w->draw, 2 * cp, w->leave_b);
-    outer(rows, w->draw, 2 * cp, 2 * cp, z->h2 + r * hp, hp, hp, w->leave, hp);
-    times(rows, w->draw, 2 * cp, &q->leave_p, dh2, hp, NULL, 0);
+    int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), wide = q->wide;
+    couple_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * f->kept * q->cp, b->g + r,
+                    w->draw);
+    add_columns(rows, wide, w->draw, wide, w->leave_b);
+    outer(rows, w->draw, wide, wide, z->h2 + r * hp, hp, hp, w->leave, hp);
+    times(rows, w->draw, wide, &q->leave_p, dh2, hp, NULL, 0);
     norm_gelu(f, rows, z->i + r * hp, q->scale2, q->offset2, w->u, w->slope);
     add_columns(rows, hp, dh2, hp, w->linear2_b);
     outer(rows, dh2, hp, H, w->u, hp, hp, w->linear2, hp);
@@ -117,10 +118,10 @@ static void gather_step(const Pass *b, int k, int t, int threads) {
     gather(all, AT(linear1_b), 1, H, hp, p[LINEAR1_B], t, threads);
     gather(all, AT(linear2), H, H, hp, p[LINEAR2], t, threads);
     gather(all, AT(linear2_b), 1, H, hp, p[LINEAR2_B], t, threads);
-    gather(all, AT(leave), c, H, hp, p[LEAVE], t, threads);
-    gather(all, AT(leave) + (long)q->cp * hp, c, H, hp, p[LEAVE] + (long)c * H, t, threads);
-    gather(all, AT(leave_b), 1, c, c, p[LEAVE_B], t, threads);
-    gather(all, AT(leave_b) + q->cp, 1, c, c, p[LEAVE_B] + c, t, threads);
+    for (int j = 0; j < b->f->params; j++) {
+        gather(all, AT(leave) + (long)j * q->cp * hp, c, H, hp, p[LEAVE] + (long)j * c * H, t, threads);
+        gather(all, AT(leave_b) + j * q->cp, 1, c, c, p[LEAVE_B] + j * c, t, threads);
+    }
     /* the map's own gradient goes on: summed into thread 0's */
     for (int i = n * t / threads; i < n * (t + 1) / threads; i++)
         for (int o = 1; o < threads; o++)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mixerflow.kernels.library import library
-from mixerflow.kernels.plan import DENSE, PARAMETERS, STATISTICS, Plan, Step
+from mixerflow.kernels.plan import DENSE, MAPS, PARAMETERS, STATISTICS, Plan, Step
 from mixerflow.moments import Saved
 from mixerflow.processes import Processes
 from mixerflow.waits import adapt_waits
@@ -103,9 +103,9 @@ class _Flow(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in (
             "rows", "n", "hidden", "steps", "norm", "batch", "update", "squash", "reverse",
-            "threads", "tail",
+            "threads", "map", "params", "kept", "count",
         )),
-        *((name, ctypes.c_double) for name in ("eps", "momentum", "bound")),
+        *((name, ctypes.c_double) for name in ("eps", "momentum", "limit")),
         ("share", ctypes.c_void_p),
     ]  # fmt: skip
     sharing: _Sharing | None = None
@@ -137,7 +137,11 @@ def _flow(plan: Plan, count: int) -> _Flow:
         threads=max(1, min(torch.get_num_threads(), -(-count // _TILE))),
         eps=norm.eps if norm else 0.0,
         momentum=momentum or 0.0,
-        bound=plan.bound,
+        map=MAPS.index(plan.elementwise.kind),
+        params=plan.elementwise.params,
+        kept=plan.elementwise.kept,
+        count=plan.elementwise.count,
+        limit=plan.elementwise.limit,
     )
     if plan.batch and plan.norm is not None and plan.norm.processes.together:
         flow.sharing = _Sharing(plan.norm.processes)
@@ -167,7 +171,7 @@ def _kept_sizes(plan: Plan, x: Tensor) -> list[list[int]]:
     sizes = []
     for step in plan.steps[:-1]:
         changed = (plan.n + 1) // 2 if step.flip else plan.n // 2
-        each = [wide, wide, hidden, hidden, hidden, padded(changed)]
+        each = [wide, wide, hidden, hidden, hidden, padded(changed) * plan.elementwise.kept]
         sizes.append([width * len(x) for width in each] + [4 * hidden])
     return [*sizes, [wide * len(x)]]  # and the rows after the last step
 

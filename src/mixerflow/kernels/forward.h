@@ -17,10 +17,12 @@ static void keep_middle(const Flow *f, const Ready *q, const Kept *z, const Tile
 static void keep_leave(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
                        int rows, real *next, real *log_det) {
     long hp = padded(f->hidden), np = padded(f->n);
-    tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, tile->raw);
-    affine(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
-    for (int j = 0; j < rows; j++)
-        memcpy(z->s + (r + j) * q->cp, tile->raw + j * 2 * q->cp, (size_t)q->cp * sizeof(real));
+    long kept = f->kept * q->cp;
+    real *raw = kept == q->wide ? z->s + r * kept : tile->raw;
+    tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, raw);
+    couple(f, q, rows, z->y + r * np, raw, next + r * np, log_det + r);
+    for (int j = 0; kept < q->wide && j < rows; j++)
+        memcpy(z->s + (r + j) * kept, raw + j * q->wide, (size_t)kept * sizeof(real));
 }
 
 /* Where no row sees another, a tile stays in cache through all the steps; here everything is kept. */
@@ -43,7 +45,7 @@ static void plain_tile(const Flow *f, const Ready *ready, real *at, real *log_de
         tile_enter(f, q, rows, tile->y, tile->half, tile->h);
         tile_middle(f, q, rows, tile->h, tile->u, tile->i);
         tile_leave(f, q, rows, tile->h, tile->i, tile->u, tile->h2, tile->raw);
-        affine(f, q, rows, tile->y, tile->raw, at, log_det);
+        couple(f, q, rows, tile->y, tile->raw, at, log_det);
     }
 }
 

@@ -59,7 +59,7 @@ static void inverse_batch(const Flow *f, const Step *steps, Ready *ready, real *
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
             tile_leave(f, q, rows, h + r * hp, i + r * hp, tile->u, tile->h2, tile->raw);
-            invert_affine(f, q, rows, x + r * np, tile->raw, log_det + r);
+            uncouple(f, q, rows, x + r * np, tile->raw, log_det + r);
             unmap(f, q, rows, x + r * np, tile->y);
         }
     }
@@ -116,7 +116,7 @@ int rows_inverse(const Flow *f, const Step *steps, const real *z, real *x, real 
                 tile_enter(f, q, rows, tile.x, tile.half, tile.h);
                 tile_middle(f, q, rows, tile.h, tile.u, tile.i);
                 tile_leave(f, q, rows, tile.h, tile.i, tile.u, tile.h2, tile.raw);
-                invert_affine(f, q, rows, tile.x, tile.raw, log_det + r);
+                uncouple(f, q, rows, tile.x, tile.raw, log_det + r);
                 unmap(f, q, rows, tile.x, tile.y);
             }
             for (int i = 0; i < rows; i++)

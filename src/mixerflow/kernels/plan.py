@@ -50,6 +50,29 @@ class RowNorm(NamedTuple):
     eps: float
 
 
+MAPS = ("affine", "floored")
+"""The elementwise maps that the kernels know, in the order of the numbers that they give them."""
+
+
+class Map(NamedTuple):
+    """The elementwise map of the couplings, the same in all steps.
+
+    Attributes:
+        kind: one of `MAPS`.
+        params: raw numbers of an entry.
+        kept: numbers of an entry that the CPU's forward pass stores for the backward pass.
+        limit: the map's own number: the bound of affine log-scales (0 for none), or the least
+            scale of floored ones.
+        count: number of the map's parts.
+    """
+
+    kind: str
+    params: int
+    kept: int
+    limit: float = 0.0
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class Net:
     """A residual MLP that maps `given` numbers to `out`; other attributes as in `Plan`.
@@ -97,7 +120,7 @@ class Plan:
         counts: numbers of batches in its running values.
         squash: whether the MLPs read sign(x) log(1 + |x|).
         reverse: whether the linear maps reverse the order of the dimensions.
-        bound: of the log-scales; 0 for none.
+        elementwise: the couplings' elementwise map.
         by_row: the MLPs' norm of each row by itself; None without.
     """
 
@@ -108,8 +131,13 @@ class Plan:
     counts: tuple[Tensor, ...]
     squash: bool
     reverse: bool
-    bound: float
+    elementwise: Map
     by_row: RowNorm | None = None
+
+    @property
+    def bound(self) -> float:
+        """Bound of affine log-scales; 0 for none."""
+        return self.elementwise.limit if self.elementwise.kind == "affine" else 0.0
 
     @property
     def batch(self) -> bool:
@@ -141,6 +169,8 @@ class Plan:
             return None
         if self.norm is not None:
             return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
+        if self.elementwise.kind != "affine":
+            return "the GPU's kernels know affine couplings only"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
             widths = ", ".join(map(str, GPU_WIDTHS))
             return f"the GPU's kernels take rows up to {GPU_LONGEST}, nets of width {widths}"
@@ -154,7 +184,7 @@ class Plan:
         n, hidden = self.n, self.hidden
         for step in self.steps[:-1]:
             given = n // 2 if step.flip else (n + 1) // 2
-            out = 2 * (n - given)
+            out = self.elementwise.params * (n - given)
             h, square = (hidden,), (hidden, hidden)
             shapes = ((n,), (n,), (n, n), (n,), (hidden, given), h, h, h, square, h, h, h, square,
                       h, (out, hidden), (out,), h, h, h, h)  # fmt: skip

@@ -10,7 +10,7 @@ from mixerflow import kernels
 from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.coupling import Coupling, halves
-from mixerflow.transforms.elementwise import Affine
+from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
 from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.norms import ActNorm
 
@@ -36,17 +36,17 @@ class _Step(NamedTuple):
     linear: LU | Linear | None
     coupling: Coupling
     net: kernels.Net
+    elementwise: kernels.Map
 
     @property
     def n(self) -> int:
-        return self.net.given + self.net.out // 2
+        return self.net.given + self.net.out // self.elementwise.params
 
     def kind(self) -> tuple[object, ...]:
         """The settings that the kernel needs alike in all steps."""
-        affine, net = self.coupling.elementwise, self.net
-        assert isinstance(affine, Affine)
+        net = self.net
         common = (self.n, net.hidden, net.squash, net.norm, net.by_row)
-        return *common, affine.bound, type(self.linear)
+        return *common, self.elementwise, type(self.linear)
 
     def for_kernel(self) -> kernels.Step:
         norm, linear = self.norm, self.linear
@@ -88,7 +88,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         counts=tuple(count for step in steps for count in step.net.counts),
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
-        bound=first.coupling.elementwise.bound or 0.0,
+        elementwise=first.elementwise,
         by_row=first.net.by_row,
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
@@ -104,10 +104,23 @@ def _take(left: list[Transform]) -> _Step | str:
     if coupling is None:
         return "not a chain of ActNorm, LU and coupling"
     mlp, rows = coupling.net, coupling.dim in (0, -1)
-    if not isinstance(mlp, ResidualMLP) or type(coupling.elementwise) is not Affine or not rows:
-        return "the kernel knows affine couplings with residual MLPs only"
+    if not isinstance(mlp, ResidualMLP) or not rows:
+        return "the kernel knows couplings of rows with residual MLPs only"
+    elementwise = _map(coupling.elementwise)
+    if elementwise is None:
+        return f"the kernel does not know the map {type(coupling.elementwise).__name__}"
     net = _net(mlp)
-    return net if isinstance(net, str) else _Step(norm, linear, coupling, net)
+    return net if isinstance(net, str) else _Step(norm, linear, coupling, net, elementwise)
+
+
+def _map(elementwise: Elementwise) -> kernels.Map | None:
+    """The elementwise map as the kernels know it; None if they do not, as a subclass of one."""
+    params = elementwise.params
+    if type(elementwise) is Affine:
+        return kernels.Map("affine", params, 1, limit=elementwise.bound or 0.0)
+    if type(elementwise) is FlooredAffine:
+        return kernels.Map("floored", params, 1, limit=elementwise.floor)
+    return None
 
 
 def _net(net: ResidualMLP) -> kernels.Net | str:
@@ -184,9 +197,10 @@ def _pop(left: list[Transform], kind: type[_T]) -> _T | None:
 def _fits(step: _Step) -> bool:
     """Whether all lengths agree, and the net reads and changes the coupling's halves."""
     given, changed = halves(step.n, flip=step.coupling.flip)
+    params = step.elementwise.params
     norm_fits = step.norm is None or step.norm.shape == (step.n,)
     linear_fits = step.linear is None or step.linear.n == step.n
-    return (step.net.given, step.net.out) == (given, 2 * changed) and norm_fits and linear_fits
+    return (step.net.given, step.net.out) == (given, params * changed) and norm_fits and linear_fits
 
 
 def hooked(chain: nn.Module) -> bool:
