@@ -24,7 +24,8 @@ from mixerflow.waits import adapt_waits
 _TILE = 64
 _NORMS = ("none", "batch", "layer", "rms")
 """Norms in the order of the numbers that the kernels give them."""
-_POINTERS = len(PARAMETERS) + len(STATISTICS) + len(DENSE)
+_POINTERS = len(PARAMETERS) + len(STATISTICS) + len(DENSE) + 1
+"""Of a step; the last is that of the map of contexts."""
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double), ctypes.c_long, ctypes.c_long)
 _MOMENTS = 0
 """Kind of the numbers that a kernel shares: counts, means and squares; all others are sums."""
@@ -106,7 +107,8 @@ class _Flow(ctypes.Structure):
             "threads", "map", "params", "kept", "count",
         )),
         *((name, ctypes.c_double) for name in ("eps", "momentum", "limit")),
-        ("share", ctypes.c_void_p),
+        *((name, ctypes.c_long) for name in ("context", "within")),
+        *((name, ctypes.c_void_p) for name in ("contexts", "share")),
     ]  # fmt: skip
     sharing: _Sharing | None = None
 
@@ -119,8 +121,11 @@ class _Kept(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("x", "y", "h", "i", "h2", "s", "stats")]
 
 
-def _flow(plan: Plan, count: int) -> _Flow:
-    """Return the flow's settings for a call on `count` rows; batch norm counts a batch."""
+def _flow(plan: Plan, count: int, context: Tensor | None) -> _Flow:
+    """Return the flow's settings for a call on `count` rows; batch norm counts a batch.
+
+    The settings have the address of the contexts, which must outlive them.
+    """
     norm = plan.norm or plan.by_row
     kind = "batch" if plan.norm else plan.by_row.kind if plan.by_row else "none"
     momentum = plan.moved()
@@ -140,8 +145,11 @@ def _flow(plan: Plan, count: int) -> _Flow:
         map=MAPS.index(plan.elementwise.kind),
         params=plan.elementwise.params,
         kept=plan.elementwise.kept,
-        count=plan.elementwise.count,
+        count=plan.elementwise.parts,
         limit=plan.elementwise.limit,
+        context=plan.context,
+        within=1 if context is None else max(1, count // max(1, len(context))),
+        contexts=None if context is None else context.data_ptr(),
     )
     if plan.batch and plan.norm is not None and plan.norm.processes.together:
         flow.sharing = _Sharing(plan.norm.processes)
@@ -156,6 +164,7 @@ def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
         statistics = step.statistics or (None,) * len(STATISTICS)
         for k, tensor in enumerate((*step.parameters, *statistics, *step.dense)):
             structure.p[k] = None if tensor is None else tensor.data_ptr()
+        structure.p[_POINTERS - 1] = None if step.context is None else step.context.data_ptr()
         structure.flip = step.flip
     return structures
 
@@ -187,10 +196,12 @@ def _kept(plan: Plan, x: Tensor, buffer: Tensor) -> tuple[ctypes.Array[_Kept], i
     return kept, at
 
 
-def _forward(plan: Plan, x: Tensor, *, store: bool) -> tuple[Tensor, Tensor, _Flow, Tensor | None]:
+def _forward(
+    plan: Plan, x: Tensor, context: Tensor | None, *, store: bool
+) -> tuple[Tensor, Tensor, _Flow, Tensor | None]:
     """Run the kernel and return its results, and the buffer that it stores activations in."""
     z, log_det = torch.empty_like(x), x.new_empty(len(x))
-    flow = _flow(plan, len(x))
+    flow = _flow(plan, len(x), context)
     buffer = empty_reused(sum(map(sum, _kept_sizes(plan, x))), x.dtype) if store else None
     kept = (None, None) if buffer is None else _kept(plan, x, buffer)
     _call(x, "rows_forward", flow, _steps(plan.steps), x, z, log_det, *kept)
@@ -199,10 +210,12 @@ def _forward(plan: Plan, x: Tensor, *, store: bool) -> tuple[Tensor, Tensor, _Fl
 
 class _Apply(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Saved, plan: Plan, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det, flow, buffer = _forward(plan, x, store=True)
+    def forward(
+        ctx: Saved, plan: Plan, x: Tensor, context: Tensor | None, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        z, log_det, flow, buffer = _forward(plan, x, context, store=True)
         ctx.plan, ctx.flow, ctx.kinds = plan, flow, plan.kinds()
-        ctx.save_for_backward(buffer, *parameters)
+        ctx.save_for_backward(buffer, context, *parameters)
         return z, log_det
 
     @staticmethod
@@ -211,17 +224,25 @@ class _Apply(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         plan.check(ctx.kinds)
-        buffer, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
+        buffer, context, *_ = ctx.saved_tensors  # raises where a parameter was changed in between
         grads = [
-            Step(tuple(None if p is None else torch.empty_like(p) for p in s.parameters), (), False)
+            Step(tuple(map(_empty, s.parameters)), (), False, context=_empty(s.context))
             for s in plan.steps
         ]
+        if context is not None:
+            ctx.flow.contexts = context.data_ptr()  # it may have been stored elsewhere meanwhile
+        dcontext = _empty(context) if ctx.needs_input_grad[2] else None
         dx = torch.empty_like(dz, memory_format=torch.contiguous_format)
         _call(
             dz, "rows_backward", ctx.flow, _steps(plan.steps), *_kept(plan, dz, buffer),
-            dz.contiguous(), dlog_det.contiguous(), dx, _steps(grads),
+            dz.contiguous(), dlog_det.contiguous(), dx, dcontext, _steps(grads),
         )  # fmt: skip
-        return None, dx, *(g for each in grads for g in each.parameters if g is not None)
+        found = (g for each in grads for g in (*each.parameters, each.context))
+        return None, dx, dcontext, *(g for g in found if g is not None)
+
+
+def _empty(like: Tensor | None) -> Tensor | None:
+    return None if like is None else torch.empty_like(like)
 
 
 def _call(like: Tensor, name: str, flow: _Flow, *arguments: Any) -> None:  # noqa: ANN401
@@ -239,20 +260,31 @@ def _call(like: Tensor, name: str, flow: _Flow, *arguments: Any) -> None:  # noq
         raise flow.sharing.error
 
 
-def rows_forward(plan: Plan, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Map rows ``(R, n)``, float32 or float64, to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``."""
-    x = x.contiguous()
+def rows_forward(plan: Plan, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Map rows ``(R, n)``, float32 or float64, to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``.
+
+    Contexts are ``(G, K)``, each of ``R / G`` rows that follow each other, where the plan has any.
+    """
+    x, context = x.contiguous(), _read(plan, context)
     parameters = plan.parameters()
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
-        return _Apply.apply(plan, x, *parameters)  # pyright: ignore[reportReturnType]
-    return _forward(plan, x, store=plan.batch)[:2]  # batch statistics need all rows
+    given = (x, *parameters) if context is None else (x, context, *parameters)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return _Apply.apply(plan, x, context, *parameters)  # pyright: ignore[reportReturnType]
+    return _forward(plan, x, context, store=plan.batch)[:2]  # batch statistics need all rows
+
+
+def _read(plan: Plan, context: Tensor | None) -> Tensor | None:
+    """Return the contexts as the kernels read them; None where the nets read none."""
+    if not plan.context or context is None:
+        return None
+    return context.contiguous()
 
 
 @torch.no_grad()
-def rows_inverse(plan: Plan, z: Tensor) -> tuple[Tensor, Tensor]:
+def rows_inverse(plan: Plan, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Invert `rows_forward`, without gradients; of the same rows in training mode."""
-    z = z.contiguous()
+    z, context = z.contiguous(), _read(plan, context)
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    flow = _flow(plan, len(z))
+    flow = _flow(plan, len(z), context)
     _call(z, "rows_inverse", flow, _steps(plan.steps), z, x, log_det)
     return x, log_det

@@ -5,7 +5,7 @@ static void keep_enter(const Flow *f, const Ready *q, const Kept *z, const Tile 
                        int rows) {
     long hp = padded(f->hidden), np = padded(f->n);
     times(rows, z->x + r * np, np, &q->map_t, z->y + r * np, np, q->offset, 0);
-    tile_enter(f, q, rows, z->y + r * np, tile->half, z->h + r * hp);
+    tile_enter(f, q, r, rows, z->y + r * np, tile, z->h + r * hp);
 }
 
 static void keep_middle(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
@@ -38,11 +38,11 @@ static void forward_tile(const Flow *f, const Ready *ready, const Kept *kept, re
 
 /* Here nothing is. */
 static void plain_tile(const Flow *f, const Ready *ready, real *at, real *log_det, const Tile *tile,
-                       int rows) {
+                       long r, int rows) {
     for (int k = 0; k < f->steps; k++) {
         const Ready *q = ready + k;
         times(rows, at, padded(f->n), &q->map_t, tile->y, padded(f->n), q->offset, 0);
-        tile_enter(f, q, rows, tile->y, tile->half, tile->h);
+        tile_enter(f, q, r, rows, tile->y, tile, tile->h);
         tile_middle(f, q, rows, tile->h, tile->u, tile->i);
         tile_leave(f, q, rows, tile->h, tile->i, tile->u, tile->h2, tile->raw);
         couple(f, q, rows, tile->y, tile->raw, at, log_det);
@@ -170,7 +170,7 @@ int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real 
             real *at = kept ? last + r * np : tile.x;
             begin_rows(rows, n, x + r * n, kept ? kept->x + r * np : at, log_det + r, shared);
             if (kept) forward_tile(f, ready, kept, last, log_det, &tile, r, rows);
-            else plain_tile(f, ready, at, log_det + r, &tile, rows);
+            else plain_tile(f, ready, at, log_det + r, &tile, r, rows);
             store_rows(f, steps + f->steps, rows, at, z + r * n);
         }
     }

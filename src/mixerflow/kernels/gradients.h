@@ -3,13 +3,15 @@
 typedef struct {
     real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
     real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
-        *leave_b, *sums; /* gradients of this thread's rows, padded */
+        *leave_b, *context, *sums; /* gradients of this thread's rows, padded */
+    real *contexts, *dcontexts; /* of a tile */
+    real *carry; /* of the thread's first context, if rows of other threads before it have it too */
     double *norm[2]; /* of each norm, sums of dq and of dq * normalised over this thread's rows */
     long first_sum, count;
 } Work;
 
 static void take_work(Work *w, const Flow *f, Arena *arena) {
-    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H);
+    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H), kp = padded(f->context);
     w->draw = take(arena, TILE * widest(f)), w->half = take(arena, TILE * np);
     w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
     w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
@@ -20,7 +22,10 @@ static void take_work(Work *w, const Flow *f, Arena *arena) {
     w->linear1 = take(arena, H * hp), w->linear1_b = take(arena, hp);
     w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
     w->leave = take(arena, widest(f) * hp), w->leave_b = take(arena, widest(f));
+    w->context = take(arena, H * kp);
     w->count = arena->used - w->first_sum;
+    w->contexts = take(arena, TILE * kp), w->dcontexts = take(arena, TILE * kp);
+    w->carry = take(arena, kp);
     w->norm[0] = (double *)take(arena, 4 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
     w->norm[1] = w->norm[0] + 2 * hp;
 }

@@ -56,6 +56,7 @@ static void fold_norm(int H, double eps, const real *gamma, const real *beta, co
 /* All that needs no rows: shares of the packing, the maps first. Barriers are the caller's. */
 static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int t, int threads) {
     int n = (int)f->n, H = (int)f->hidden, hp = (int)padded(H), c = q->changed, g = q->given;
+    long context = f->context;
     if (t == 0) {
         for (int j = n; j < padded(n); j++) q->offset[j] = 0;
         copy_padded(q->enter_b, s->p[ENTER_B], H, hp);
@@ -75,7 +76,9 @@ static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int 
     pack(&q->linear1_t, s->p[LINEAR1], 1, H, t, threads);
     pack(&q->linear2_t, s->p[LINEAR2], 1, H, t, threads);
     pack(&q->leave_t, q->leave, 1, H, t, threads);
+    if (context) pack(&q->context_t, s->p[CONTEXT], 1, context, t, threads);
     if (!backward) return;
+    if (context) pack(&q->context, s->p[CONTEXT], context, 1, t, threads);
     pack(&q->map, q->scaled, padded(n), 1, t, threads);
     if (s->p[PACKED]) pack(&q->upper_t, q->upper, 1, padded(n), t, threads);
     pack(&q->enter, s->p[ENTER], g, 1, t, threads);

@@ -63,21 +63,22 @@ class Map(NamedTuple):
         kept: numbers of an entry that the CPU's forward pass stores for the backward pass.
         limit: the map's own number: the bound of affine log-scales (0 for none), or the least
             scale of floored ones.
-        count: number of the map's parts.
+        parts: number of bins or components.
     """
 
     kind: str
     params: int
     kept: int
     limit: float = 0.0
-    count: int = 0
+    parts: int = 0
 
 
 @dataclass(frozen=True)
 class Net:
     """A residual MLP that maps `given` numbers to `out`; other attributes as in `Plan`.
 
-    `parameters` begin at "enter" in the order of `PARAMETERS`, `statistics` are as in `Step`.
+    `parameters` begin at "enter" in the order of `PARAMETERS`, `statistics` and `context` are as in
+    `Step`.
     """
 
     given: int
@@ -89,6 +90,7 @@ class Net:
     norm: Norm | None
     counts: tuple[Tensor, ...]
     by_row: RowNorm | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,14 @@ class Step:
         statistics: batch norm's running values, in the order of `STATISTICS`.
         flip: whether the coupling changes the first half of the row.
         dense: the linear map, its inverse and log-det, as in `DENSE`, instead of "packed".
+        context: the net's map C of contexts, ``(hidden, K)``.
     """
 
     parameters: tuple[Tensor | None, ...]
     statistics: tuple[Tensor | None, ...]
     flip: bool
     dense: tuple[Tensor, ...] = ()
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,8 @@ class Plan:
         reverse: whether the linear maps reverse the order of the dimensions.
         elementwise: the couplings' elementwise map.
         by_row: the MLPs' norm of each row by itself; None without.
+        context: length K of the contexts ``(G, K)`` that the MLPs read; 0 for none. Rows are in G
+            parts of equal length, each with one context.
     """
 
     n: int
@@ -133,6 +139,7 @@ class Plan:
     reverse: bool
     elementwise: Map
     by_row: RowNorm | None = None
+    context: int = 0
 
     @property
     def bound(self) -> float:
@@ -160,7 +167,7 @@ class Plan:
         return first.dtype, first.device
 
     def _tensors(self) -> list[Tensor]:
-        steps = (s for step in self.steps for s in (step.parameters, step.statistics, step.dense))
+        steps = ((*s.parameters, *s.statistics, *s.dense, s.context) for s in self.steps)
         return [tensor for some in steps for tensor in some if tensor is not None]
 
     def refused(self, where: Where, *, differentiated: bool) -> str | None:
@@ -169,6 +176,8 @@ class Plan:
             return None
         if self.norm is not None:
             return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
+        if self.context:
+            return "the GPU's kernels take no context"
         if self.elementwise.kind != "affine":
             return "the GPU's kernels know affine couplings only"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
@@ -192,6 +201,8 @@ class Plan:
             for tensor, shape in zip(tensors, shapes, strict=False):
                 if tensor is not None and tensor.shape != shape:
                     return f"a parameter of shape {tuple(tensor.shape)}, not {shape}"
+            if step.context is not None and step.context.shape != (hidden, self.context):
+                return f"a map of contexts of shape {tuple(step.context.shape)}"
         tensors = self._tensors()
         kinds = {(t.dtype, t.device) for t in tensors}
         if len(kinds) > 1:
@@ -200,7 +211,8 @@ class Plan:
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that exist, step by step."""
-        return [p for step in self.steps for p in step.parameters if p is not None]
+        found = (p for step in self.steps for p in (*step.parameters, step.context))
+        return [p for p in found if p is not None]
 
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
         """Return dtype and device of each parameter, for `check` in the backward pass.

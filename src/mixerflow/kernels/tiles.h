@@ -85,9 +85,21 @@ static void take_tile(Tile *tile, const Flow *f, Arena *arena) {
     tile->i = take(arena, TILE * hp), tile->h2 = take(arena, TILE * hp);
 }
 
-static void tile_enter(const Flow *f, const Ready *q, int rows, const real *y, real *half, real *h) {
-    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, half);
-    times(rows, half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, 0);
+/* h = b + C c for rows from r on, which see few contexts; `room` has space for a tile */
+static void tile_contexts(const Flow *f, const Ready *q, long r, int rows, real *room, real *h) {
+    long hp = padded(f->hidden), first = r / f->within, last = (r + rows - 1) / f->within;
+    times((int)(last - first + 1), f->contexts + first * f->context, f->context, &q->context_t, room,
+          hp, q->enter_b, 0);
+    for (int i = 0; i < rows; i++)
+        memcpy(h + i * hp, room + ((r + i) / f->within - first) * hp, (size_t)hp * sizeof(real));
+}
+
+/* Of rows from r on of all. */
+static void tile_enter(const Flow *f, const Ready *q, long r, int rows, const real *y,
+                       const Tile *tile, real *h) {
+    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, tile->half);
+    if (f->context) tile_contexts(f, q, r, rows, tile->u, h);
+    times(rows, tile->half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, f->context > 0);
 }
 
 static void tile_middle(const Flow *f, const Ready *q, int rows, const real *h, real *u, real *i) {

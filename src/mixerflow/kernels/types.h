@@ -4,10 +4,11 @@
 #define TILE 64
 
 /* Parameters of a step, and in the same places their gradients; then what has none: statistics, and
-   of a flow for inference the linear map, its inverse and log-det in place of PACKED. */
+   of a flow for inference the linear map, its inverse and log-det in place of PACKED; then a
+   parameter again, the map of contexts. */
 enum { LOG_SCALE, SHIFT, PACKED, OFFSET, ENTER, ENTER_B, GAMMA1, BETA1, LINEAR1, LINEAR1_B,
        GAMMA2, BETA2, LINEAR2, LINEAR2_B, LEAVE, LEAVE_B, PARAMETERS,
-       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, WEIGHT, INVERSE, LOG_DET, POINTERS };
+       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, WEIGHT, INVERSE, LOG_DET, CONTEXT, POINTERS };
 
 typedef struct {
     real *p[POINTERS]; /* NULL where a step has no such part */
@@ -18,6 +19,8 @@ typedef struct {
     long rows, n, hidden, steps, norm, batch, update, squash, reverse, threads;
     long map, params, kept, count; /* the elementwise map: raw numbers, numbers kept, its parts */
     double eps, momentum, limit;   /* the map's own number: see elementwise.h */
+    long context, within; /* length of a context, 0 for none; rows that follow each other have one */
+    const real *contexts;
     /* where other processes hold more rows: makes count, means and sums of squared deviations (kind
        MOMENTS), or count and sums (kind SUMS), those of all; NULL where there are none */
     void (*share)(double *numbers, long count, long kind);
@@ -44,6 +47,7 @@ typedef struct {
     Packed map_t, enter_t, linear1_t, linear2_t, leave_t; /* forward */
     Packed upper_t, map, enter, linear1, linear2, leave_p;         /* backward */
     Packed back_t;                                        /* the inverse map */
+    Packed context_t, context;                            /* of contexts, forward and backward */
 } Ready;
 
 typedef struct { real *base; long used; } Arena;
@@ -79,6 +83,8 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
     q->upper_t = take_packed(arena, n, n);
     q->map = take_packed(arena, n, n), q->enter = take_packed(arena, H, q->given);
     q->linear1 = take_packed(arena, H, H), q->linear2 = take_packed(arena, H, H);
+    q->context_t = take_packed(arena, (int)f->context, H);
+    q->context = take_packed(arena, H, (int)f->context);
     q->leave_p = take_packed(arena, q->wide, H), q->back_t = take_packed(arena, n, n);
 }
 

@@ -45,7 +45,8 @@ class _Step(NamedTuple):
     def kind(self) -> tuple[object, ...]:
         """The settings that the kernel needs alike in all steps."""
         net = self.net
-        common = (self.n, net.hidden, net.squash, net.norm, net.by_row)
+        context = None if net.context is None else net.context.shape
+        common = (self.n, net.hidden, net.squash, net.norm, net.by_row, context)
         return *common, self.elementwise, type(self.linear)
 
     def for_kernel(self) -> kernels.Step:
@@ -57,7 +58,8 @@ class _Step(NamedTuple):
         elif linear is not None:
             matrix = (linear.packed, linear.bias)
         parameters = (*scale, *matrix, *self.net.parameters)
-        return kernels.Step(parameters, self.net.statistics, self.coupling.flip, dense)
+        net = self.net
+        return kernels.Step(parameters, net.statistics, self.coupling.flip, dense, net.context)
 
 
 def plan_of(chain: Chain) -> kernels.Plan | str:
@@ -90,6 +92,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         reverse=type(first.linear) is RLU,
         elementwise=first.elementwise,
         by_row=first.net.by_row,
+        context=0 if first.net.context is None else first.net.context.shape[-1],
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"
@@ -127,12 +130,15 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
     """The tensors of a net, or in a few words why the kernels cannot take them."""
     if type(net) is not ResidualMLP:
         return "a net of another kind"  # which may compute something else
-    if net.context is not None:
-        return "the kernel takes no context"
     layers = (net.enter, net.norm1, net.linear1, net.norm2, net.linear2, net.leave)
     enter, norm1, linear1, norm2, linear2, leave = layers
     if not type(enter) is type(linear1) is type(linear2) is type(leave) is nn.Linear:
         return "the kernel knows plain linear maps only"
+    of_context = net.context
+    if of_context is not None and (
+        type(of_context) is not nn.Linear or of_context.bias is not None
+    ):
+        return "the kernel knows plain linear maps of contexts only"
     kind = type(norm1)
     if (kind, type(norm2)) not in _NORMS:
         return "the kernels know other norms"
@@ -159,6 +165,7 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
         norm=norm,
         counts=tuple(count for count in counts if count is not None),
         by_row=by_row,
+        context=None if of_context is None else of_context.weight,
     )
 
 
