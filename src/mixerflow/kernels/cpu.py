@@ -7,6 +7,8 @@ here a tile of rows stays in cache.
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -171,29 +173,41 @@ def _steps(steps: Iterable[Step]) -> ctypes.Array[_Step]:
 
 def _kept_sizes(plan: Plan, x: Tensor) -> list[list[int]]:
     """Count the numbers that each step stores, field by field."""
-    lanes = library(x.dtype).lanes()
+    flips = tuple(step.flip for step in plan.steps[:-1])
+    return _sizes(plan.n, plan.hidden, plan.elementwise.kept, flips, len(x), x.dtype)
+
+
+@functools.lru_cache(64)
+def _sizes(
+    n: int, width: int, kept: int, flips: tuple[bool, ...], rows: int, dtype: torch.dtype
+) -> list[list[int]]:
+    lanes = library(dtype).lanes()
 
     def padded(n: int) -> int:
         return (n + lanes - 1) // lanes * lanes
 
-    wide, hidden = padded(plan.n), padded(plan.hidden)
+    wide, hidden = padded(n), padded(width)
     sizes = []
-    for step in plan.steps[:-1]:
-        changed = (plan.n + 1) // 2 if step.flip else plan.n // 2
-        each = [wide, wide, hidden, hidden, hidden, padded(changed) * plan.elementwise.kept]
-        sizes.append([width * len(x) for width in each] + [4 * hidden])
-    return [*sizes, [wide * len(x)]]  # and the rows after the last step
+    for flip in flips:
+        changed = (n + 1) // 2 if flip else n // 2
+        each = [wide, wide, hidden, hidden, hidden, padded(changed) * kept]
+        sizes.append([numbers * rows for numbers in each] + [4 * hidden])
+    return [*sizes, [wide * rows]]  # and the rows after the last step
 
 
 def _kept(plan: Plan, x: Tensor, buffer: Tensor) -> tuple[ctypes.Array[_Kept], int]:
     """Return pointers into `buffer`: a structure for each step, and the rows after the last."""
-    kept = (_Kept * (len(plan.steps) - 1))()
-    at = buffer.data_ptr()
-    for step, sizes in zip(kept, _kept_sizes(plan, x)[:-1], strict=True):
-        for (name, *_), size in zip(_Kept._fields_, sizes, strict=True):
-            setattr(step, name, at)
-            at += size * buffer.element_size()
-    return kept, at
+    *steps, _ = _kept_sizes(plan, x)
+    *starts, last = itertools.accumulate(itertools.chain(*steps), initial=0)
+    at, size = buffer.data_ptr(), buffer.element_size()
+    fields = len(_Kept._fields_)
+    kept = (_Kept * len(steps))(
+        *(
+            _Kept(*(at + size * start for start in starts[k : k + fields]))
+            for k in range(0, len(starts), fields)
+        )
+    )
+    return kept, at + size * last
 
 
 def _forward(

@@ -6,6 +6,7 @@ ActNorm, for vectors ``(rows, n)``.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -163,7 +164,7 @@ class Plan:
     @property
     def kind(self) -> tuple[torch.dtype, torch.device]:
         """Dtype and device of all tensors."""
-        first = self._tensors()[0]
+        first = self._parameters[0] if self._parameters else self._tensors()[0]
         return first.dtype, first.device
 
     def _tensors(self) -> list[Tensor]:
@@ -211,6 +212,10 @@ class Plan:
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that exist, step by step."""
+        return self._parameters
+
+    @functools.cached_property
+    def _parameters(self) -> list[Tensor]:
         found = (p for step in self.steps for p in (*step.parameters, step.context))
         return [p for p in found if p is not None]
 
