@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mixerflow import kernels
-from mixerflow.core import Noise
+from mixerflow.core import ConvergenceWarning, Noise
 from mixerflow.kernels import library, switch
 from mixerflow.nets import ResidualMLP, SyncedBatchNorm
 from mixerflow.parts import LearnedEncoding
@@ -26,6 +26,7 @@ from mixerflow.transforms import (
     Coupling,
     FlooredAffine,
     KernelChain,
+    LogisticMixture,
     SigmoidAffine,
     halves,
 )
@@ -85,6 +86,8 @@ SETTINGS = {
     "rms norm": {"norm": "rms"},
     "bound": {"law": Affine(1.5)},
     "floored": {"law": FlooredAffine(0.2)},
+    "mixture": {"law": LogisticMixture(3)},
+    "one logistic": {"law": LogisticMixture(1, floor=-0.5)},
     "reversed": {"linear": RLU},
     "no linear map": {"linear": None},
     "plain input": {"squash": False},
@@ -335,6 +338,8 @@ def test_maps_that_it_does_not_know_go_by_operators():
 
     x = torch.randn(10, 8)
     assert rows(8, law=FlooredAffine()).path(x) == "kernel"
+    many = rows(8, law=LogisticMixture(65))
+    assert "does not know the map LogisticMixture" in many.path(x)
     assert "does not know the map SigmoidAffine" in rows(8, law=SigmoidAffine()).path(x)
     assert "does not know the map Shifted" in rows(8, law=Shifted()).path(x)
     chain = rows(8, law=FlooredAffine(), norm="none")
@@ -419,6 +424,39 @@ def test_far_values_are_those_of_the_operators(law):
     error = (z - expected).abs().amax(1) / expected.abs().amax(1)
     assert error.max() < 1e-5
     torch.testing.assert_close(log_det.double(), expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_far_tails_of_mixtures_are_those_of_the_operators():
+    """Components far apart and far from the numbers, where float32's sigmoids underflow."""
+    chain = rows(8, law=LogisticMixture(4), steps=1, norm="none")
+    with torch.no_grad():
+        chain.steps[2].net.leave.weight.mul_(30)
+        chain.steps[2].net.leave.bias.mul_(30)
+    x = torch.randn(64, 8) * 10 ** torch.linspace(0, 4, 64)[:, None]
+    with torch.no_grad():
+        z, log_det = chain(x)
+        with kernels.disabled():
+            theirs, their_log_det = chain(x)
+        expected, expected_log_det = chain.double()(x.double())
+    for mine, other, exact in (
+        (z, theirs, expected),
+        (log_det[:, None], their_log_det[:, None], expected_log_det[:, None]),
+    ):
+        size = exact.abs().amax(1) + 1
+        error, allowed = ((each - exact).abs().amax(1) / size for each in (mine, other))
+        assert (error < 3 * allowed + 1e-5).all()
+
+
+def test_a_search_that_fails_is_left_to_the_operators_warning():
+    chain, z = rows(8, law=LogisticMixture(3)).eval(), torch.randn(5, 8)
+    z[2] = float("nan")
+    with torch.no_grad():
+        assert chain.path(z) == "kernel"
+        with pytest.raises(kernels.Unsolved, match="have no inverse to rounding"):
+            kernels.rows_inverse(plan_of(chain), z)
+        with pytest.warns(ConvergenceWarning, match="did not converge"):
+            x, _ = chain.inverse(z)
+    assert x[[0, 1, 3, 4]].isfinite().all()
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])

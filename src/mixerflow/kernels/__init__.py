@@ -4,7 +4,7 @@ They run where they apply and give the same results to rounding; everything else
 operator. `disabled` or ``MIXERFLOW_KERNELS=0`` switches them off.
 """
 
-from mixerflow.kernels.cpu import release
+from mixerflow.kernels.cpu import Unsolved, release
 from mixerflow.kernels.library import BuildError
 from mixerflow.kernels.plan import Keep, Map, Net, Norm, Place, Plan, RowNorm, Step, Where
 from mixerflow.kernels.switch import (
@@ -18,7 +18,23 @@ from mixerflow.kernels.switch import (
 )
 
 __all__ = [
-    "BuildError", "Keep", "Map", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Where",
-    "disabled", "interpreted", "is_low", "release", "rows_forward", "rows_inverse",
-    "unsupported_reason", "where",
+    "BuildError",
+    "Keep",
+    "Map",
+    "Net",
+    "Norm",
+    "Place",
+    "Plan",
+    "RowNorm",
+    "Step",
+    "Unsolved",
+    "Where",
+    "disabled",
+    "interpreted",
+    "is_low",
+    "release",
+    "rows_forward",
+    "rows_inverse",
+    "unsupported_reason",
+    "where",
 ]  # fmt: skip

@@ -66,6 +66,10 @@ def release() -> None:
     _spare.clear()
 
 
+class Unsolved(Exception):
+    """A search inside a kernel has not converged."""
+
+
 class _Sharing:
     """Batch norm's sums over the rows of several processes, for a kernel to call.
 
@@ -110,7 +114,7 @@ class _Flow(ctypes.Structure):
         )),
         *((name, ctypes.c_double) for name in ("eps", "momentum", "limit")),
         *((name, ctypes.c_long) for name in ("context", "within")),
-        *((name, ctypes.c_void_p) for name in ("contexts", "share")),
+        *((name, ctypes.c_void_p) for name in ("contexts", "unsolved", "share")),
     ]  # fmt: skip
     sharing: _Sharing | None = None
 
@@ -296,9 +300,16 @@ def _read(plan: Plan, context: Tensor | None) -> Tensor | None:
 
 @torch.no_grad()
 def rows_inverse(plan: Plan, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Invert `rows_forward`, without gradients; of the same rows in training mode."""
+    """Invert `rows_forward`, without gradients; of the same rows in training mode.
+
+    Raises:
+        Unsolved: an elementwise map whose inverse is a search has not found it to rounding.
+    """
     z, context = z.contiguous(), _read(plan, context)
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    flow = _flow(plan, len(z), context)
+    flow, unsolved = _flow(plan, len(z), context), ctypes.c_long(0)
+    flow.unsolved = ctypes.addressof(unsolved)
     _call(z, "rows_inverse", flow, _steps(plan.steps), z, x, log_det)
+    if unsolved.value:
+        raise Unsolved(f"{unsolved.value} numbers have no inverse to rounding")
     return x, log_det

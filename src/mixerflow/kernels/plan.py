@@ -51,7 +51,7 @@ class RowNorm(NamedTuple):
     eps: float
 
 
-MAPS = ("affine", "floored")
+MAPS = ("affine", "floored", "logistic")
 """The elementwise maps that the kernels know, in the order of the numbers that they give them."""
 
 
@@ -62,8 +62,8 @@ class Map(NamedTuple):
         kind: one of `MAPS`.
         params: raw numbers of an entry.
         kept: numbers of an entry that the CPU's forward pass stores for the backward pass.
-        limit: the map's own number: the bound of affine log-scales (0 for none), or the least
-            scale of floored ones.
+        limit: the map's own number: the bound of affine log-scales (0 for none), the least scale of
+            floored ones, or the least log-scale of a mixture.
         parts: number of bins or components.
     """
 

@@ -21,6 +21,7 @@ typedef struct {
     double eps, momentum, limit;   /* the map's own number: see elementwise.h */
     long context, within; /* length of a context, 0 for none; rows that follow each other have one */
     const real *contexts;
+    long *unsolved; /* counts numbers of which the inverse has not been found to rounding */
     /* where other processes hold more rows: makes count, means and sums of squared deviations (kind
        MOMENTS), or count and sums (kind SUMS), those of all; NULL where there are none */
     void (*share)(double *numbers, long count, long kind);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -107,9 +108,10 @@ class KernelChain(Layer):
         given = () if context is None else (context,)
         live = _differentiated(z, *given, *self.parameters())
         plan = "gradients" if live else self._plan_for_vectors(z, context)
-        if isinstance(plan, str):
-            return super().inverse(z, _for_each(context, z), noise)
-        return kernels.rows_inverse(plan, z, context)
+        if not isinstance(plan, str):
+            with contextlib.suppress(kernels.Unsolved):  # the operators warn of which rows
+                return kernels.rows_inverse(plan, z, context)
+        return super().inverse(z, _for_each(context, z), noise)
 
 
 def _for_each(context: Context, x: Tensor) -> Context:

@@ -12,10 +12,14 @@ from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
 from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.norms import ActNorm
 
 _LONGEST = 512
 """Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""
+
+_MOST_COMPONENTS = 64
+"""Of a mixture, for which the kernels have room."""
 
 _NORMS = {
     (SyncedBatchNorm, SyncedBatchNorm),
@@ -123,6 +127,9 @@ def _map(elementwise: Elementwise) -> kernels.Map | None:
         return kernels.Map("affine", params, 1, limit=elementwise.bound or 0.0)
     if type(elementwise) is FlooredAffine:
         return kernels.Map("floored", params, 1, limit=elementwise.floor)
+    if type(elementwise) is LogisticMixture and elementwise.components <= _MOST_COMPONENTS:
+        k = elementwise.components
+        return kernels.Map("logistic", params, params, limit=elementwise.floor, parts=k)
     return None
 
 
