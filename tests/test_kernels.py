@@ -27,6 +27,7 @@ from mixerflow.transforms import (
     FlooredAffine,
     KernelChain,
     LogisticMixture,
+    RationalQuadratic,
     SigmoidAffine,
     halves,
 )
@@ -86,6 +87,8 @@ SETTINGS = {
     "rms norm": {"norm": "rms"},
     "bound": {"law": Affine(1.5)},
     "floored": {"law": FlooredAffine(0.2)},
+    "spline": {"law": RationalQuadratic(4, tail=2.0)},
+    "two bins": {"law": RationalQuadratic(2)},
     "mixture": {"law": LogisticMixture(3)},
     "one logistic": {"law": LogisticMixture(1, floor=-0.5)},
     "reversed": {"linear": RLU},

@@ -12,7 +12,7 @@
    logistic.py. */
 
 /* In the order of MAPS in plan.py. */
-enum { AFFINE, FLOORED, LOGISTIC };
+enum { AFFINE, FLOORED, LOGISTIC, SPLINE };
 
 /* tanh(v) = 1 - 2 / (exp(2 v) + 1) */
 INLINE real tanh_(real v) { return 1 - 2 / (exp_(2 * v) + 1); }
@@ -98,12 +98,14 @@ static void floored_backward(const Flow *f, int cp, const real *u, const real *x
 /* ---- whichever it is ---- */
 
 #include "mixture.h"
+#include "spline.h"
 
 #define EACH_MAP(direction, ...) \
     switch (f->map) { \
         case AFFINE: affine_##direction(__VA_ARGS__); break; \
         case FLOORED: floored_##direction(__VA_ARGS__); break; \
         case LOGISTIC: logistic_##direction(__VA_ARGS__); break; \
+        case SPLINE: spline_##direction(__VA_ARGS__); break; \
     }
 
 static real counted(int c, const real *slope) {

@@ -51,7 +51,7 @@ class RowNorm(NamedTuple):
     eps: float
 
 
-MAPS = ("affine", "floored", "logistic")
+MAPS = ("affine", "floored", "logistic", "spline")
 """The elementwise maps that the kernels know, in the order of the numbers that they give them."""
 
 
@@ -63,7 +63,7 @@ class Map(NamedTuple):
         params: raw numbers of an entry.
         kept: numbers of an entry that the CPU's forward pass stores for the backward pass.
         limit: the map's own number: the bound of affine log-scales (0 for none), the least scale of
-            floored ones, or the least log-scale of a mixture.
+            floored ones, the least log-scale of a mixture, or half the length of a spline.
         parts: number of bins or components.
     """
 

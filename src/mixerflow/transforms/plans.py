@@ -14,12 +14,13 @@ from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
 from mixerflow.transforms.linear import LU, RLU, Linear
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.norms import ActNorm
+from mixerflow.transforms.spline import RationalQuadratic
 
 _LONGEST = 512
 """Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""
 
-_MOST_COMPONENTS = 64
-"""Of a mixture, for which the kernels have room."""
+_MOST_PARTS = 64
+"""Components of a mixture, or bins of a spline, for which the kernels have room."""
 
 _NORMS = {
     (SyncedBatchNorm, SyncedBatchNorm),
@@ -127,9 +128,12 @@ def _map(elementwise: Elementwise) -> kernels.Map | None:
         return kernels.Map("affine", params, 1, limit=elementwise.bound or 0.0)
     if type(elementwise) is FlooredAffine:
         return kernels.Map("floored", params, 1, limit=elementwise.floor)
-    if type(elementwise) is LogisticMixture and elementwise.components <= _MOST_COMPONENTS:
+    if type(elementwise) is LogisticMixture and elementwise.components <= _MOST_PARTS:
         k = elementwise.components
         return kernels.Map("logistic", params, params, limit=elementwise.floor, parts=k)
+    if type(elementwise) is RationalQuadratic and elementwise.bins <= _MOST_PARTS:
+        k = elementwise.bins
+        return kernels.Map("spline", params, params, limit=elementwise.tail, parts=k)
     return None
 
 
