@@ -21,8 +21,9 @@ static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
     int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), wide = q->wide;
-    couple_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * f->kept * q->cp, b->g + r,
-                    w->draw);
+    if (!f->kept) times(rows, z->h2 + r * hp, hp, &q->leave_t, w->raw, wide, q->leave_b, 0);
+    const real *kept = f->kept ? z->s + r * f->kept * q->cp : w->raw;
+    couple_backward(f, q, rows, b->dz + r * np, z->y + r * np, kept, b->g + r, w->draw);
     add_columns(rows, wide, w->draw, wide, w->leave_b);
     outer(rows, w->draw, wide, wide, z->h2 + r * hp, hp, hp, w->leave, hp);
     times(rows, w->draw, wide, &q->leave_p, dh2, hp, NULL, 0);

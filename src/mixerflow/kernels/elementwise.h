@@ -2,7 +2,8 @@
    zeros to `cp`, so that they compute whole vectors:
 
    NAME_forward   x to z and the log-derivatives `slope`; the first `kept` blocks of raw become what
-                  the backward pass reads
+                  the backward pass reads. Where many raw parameters make `kept` 0, it reads raw
+                  itself, which a product makes again faster than memory could give it
    NAME_inverse   z to x; `slope` is that of the forward map
    NAME_backward  from what was kept and x: d, the gradients of z, becomes that of x; the gradients of
                   raw; g is the gradient of each log-derivative
@@ -148,12 +149,13 @@ static void uncouple(const Flow *f, const Ready *q, int rows, real *z, real *raw
 static void couple_backward(const Flow *f, const Ready *q, int rows, real *dz, const real *y,
                             const real *kept, const real *g, real *draw) {
     int np = (int)padded(f->n), c = q->changed, cp = q->cp;
+    long stride = f->kept ? f->kept * cp : q->wide;
     real x[cp], d[cp];
     for (int r = 0; r < rows; r++) {
         real *at = dz + (long)r * np + q->b, *to = draw + (long)r * q->wide;
         copy_padded(x, y + (long)r * np + q->b, c, cp);
         copy_padded(d, at, c, cp);
-        EACH_MAP(backward, f, cp, kept + (long)r * f->kept * cp, x, d, g[r], to)
+        EACH_MAP(backward, f, cp, kept + (long)r * stride, x, d, g[r], to)
         for (int j = 0; j < c; j++) at[j] = d[j];
         for (int k = 0; k < f->params; k++)
             for (int j = c; j < cp; j++) to[k * cp + j] = 0;

@@ -18,11 +18,10 @@ static void keep_leave(const Flow *f, const Ready *q, const Kept *z, const Tile 
                        int rows, real *next, real *log_det) {
     long hp = padded(f->hidden), np = padded(f->n);
     long kept = f->kept * q->cp;
-    real *raw = kept == q->wide ? z->s + r * kept : tile->raw;
-    tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, raw);
-    couple(f, q, rows, z->y + r * np, raw, next + r * np, log_det + r);
-    for (int j = 0; kept < q->wide && j < rows; j++)
-        memcpy(z->s + (r + j) * kept, raw + j * q->wide, (size_t)kept * sizeof(real));
+    tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, tile->raw);
+    couple(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
+    for (int j = 0; kept && j < rows; j++)
+        memcpy(z->s + (r + j) * kept, tile->raw + j * q->wide, (size_t)kept * sizeof(real));
 }
 
 /* Where no row sees another, a tile stays in cache through all the steps; here everything is kept. */

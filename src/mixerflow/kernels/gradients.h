@@ -1,7 +1,7 @@
 /* One step back over a tile of rows, part by part, and the sums over tiles and threads. */
 
 typedef struct {
-    real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
+    real *draw, *raw, *half, *dhalf, *u, *slope, *du; /* tiles */
     real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
         *leave_b, *context, *sums; /* gradients of this thread's rows, padded */
     real *contexts, *dcontexts; /* of a tile */
@@ -12,7 +12,9 @@ typedef struct {
 
 static void take_work(Work *w, const Flow *f, Arena *arena) {
     long n = f->n, H = f->hidden, np = padded(n), hp = padded(H), kp = padded(f->context);
-    w->draw = take(arena, TILE * widest(f)), w->half = take(arena, TILE * np);
+    w->draw = take(arena, TILE * widest(f));
+    w->raw = take(arena, f->kept ? 0 : TILE * widest(f));
+    w->half = take(arena, TILE * np);
     w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
     w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
     w->sums = take(arena, 2 * hp);

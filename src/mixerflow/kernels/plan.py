@@ -61,7 +61,8 @@ class Map(NamedTuple):
     Attributes:
         kind: one of `MAPS`.
         params: raw numbers of an entry.
-        kept: numbers of an entry that the CPU's forward pass stores for the backward pass.
+        kept: numbers of an entry that the CPU's forward pass stores for the backward pass; 0 where
+            that computes the raw numbers anew.
         limit: the map's own number: the bound of affine log-scales (0 for none), the least scale of
             floored ones, the least log-scale of a mixture, or half the length of a spline.
         parts: number of bins or components.

@@ -130,10 +130,10 @@ def _map(elementwise: Elementwise) -> kernels.Map | None:
         return kernels.Map("floored", params, 1, limit=elementwise.floor)
     if type(elementwise) is LogisticMixture and elementwise.components <= _MOST_PARTS:
         k = elementwise.components
-        return kernels.Map("logistic", params, params, limit=elementwise.floor, parts=k)
+        return kernels.Map("logistic", params, 0, limit=elementwise.floor, parts=k)
     if type(elementwise) is RationalQuadratic and elementwise.bins <= _MOST_PARTS:
         k = elementwise.bins
-        return kernels.Map("spline", params, params, limit=elementwise.tail, parts=k)
+        return kernels.Map("spline", params, 0, limit=elementwise.tail, parts=k)
     return None
 
 
