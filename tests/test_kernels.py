@@ -341,8 +341,12 @@ def test_maps_that_it_does_not_know_go_by_operators():
 
     x = torch.randn(10, 8)
     assert rows(8, law=FlooredAffine()).path(x) == "kernel"
-    many = rows(8, law=LogisticMixture(65))
-    assert "does not know the map LogisticMixture" in many.path(x)
+    for law, name in (
+        (LogisticMixture, "LogisticMixture"),
+        (RationalQuadratic, "RationalQuadratic"),
+    ):
+        assert rows(8, law=law(64)).path(x) == "kernel"
+        assert f"does not know the map {name}" in rows(8, law=law(65)).path(x)
     assert "does not know the map SigmoidAffine" in rows(8, law=SigmoidAffine()).path(x)
     assert "does not know the map Shifted" in rows(8, law=Shifted()).path(x)
     chain = rows(8, law=FlooredAffine(), norm="none")
@@ -460,6 +464,29 @@ def test_a_search_that_fails_is_left_to_the_operators_warning():
         with pytest.warns(ConvergenceWarning, match="did not converge"):
             x, _ = chain.inverse(z)
     assert x[[0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("law", [FlooredAffine(), LogisticMixture(3), RationalQuadratic()])
+def test_maps_repeat_to_the_last_bit_with_two_threads(law):
+    chain, x = rows(33, law=law, width=20), torch.randn(300, 33)
+    torch.set_num_threads(2)
+    try:
+        first, again = (both(chain, x, training=True)[0] for _ in range(2))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@pytest.mark.parametrize("law", [LogisticMixture(3), RationalQuadratic()])
+def test_maps_in_float32_are_as_good_as_the_operators(law):
+    chain, x = rows(24, law=law, width=20, norm="none"), torch.randn(200, 24)
+    exact = both(chain.double(), x.double(), training=True)[1]
+    kernel, operators = both(chain.float(), x, training=True)
+    for key, value in exact.items():
+        size = value.norm() + 1e-3
+        error = (kernel[key].double() - value).norm() / size
+        theirs = (operators[key].double() - value).norm() / size
+        assert error < max(3 * theirs, 5e-6), (key, error, theirs)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
