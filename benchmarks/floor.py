@@ -22,7 +22,7 @@ from mixerflow.models import MixerFlow
 from mixerflow.parts import MLP, LUMap, NoMap, RLUMap, RowCoupling, SameMap
 from mixerflow.parts.patching import CUTS, window_of
 from mixerflow.registry import word_of
-from mixerflow.transforms import Affine, halves
+from mixerflow.transforms import halves
 
 
 class Product(NamedTuple):
@@ -44,7 +44,7 @@ def products(model: MixerFlow, shape: Shape) -> list[Product]:
     """Of a forward pass, in order.
 
     Raises:
-        ValueError: a linear block that is not a product with one matrix, or other flows than affine
+        ValueError: a linear block that is not a product with one matrix, or other flows than
             couplings with MLPs.
     """
     same = isinstance(model.patch_linear, SameMap)
@@ -54,10 +54,10 @@ def products(model: MixerFlow, shape: Shape) -> list[Product]:
             word = word_of(type(linear))
             raise ValueError(f"floor: a {word} block is not a product with one matrix")
     match model.flow:
-        case RowCoupling(elementwise=Affine(), net=MLP(width=width)):
-            pass
+        case RowCoupling(elementwise=elementwise, net=MLP(width=width)):
+            params = elementwise.params
         case _:
-            raise ValueError("floor: counts affine couplings with MLPs only")
+            raise ValueError("floor: counts couplings with MLPs only")
     pixels = math.prod(shape[1:])
     found = [Product(pixels, shape[0], shape[0], "linear")] if model.colour else []
     for number in range(1, model.layers + 1):
@@ -70,15 +70,15 @@ def products(model: MixerFlow, shape: Shape) -> list[Product]:
             for i in range(model.flow_layers):
                 if not isinstance(linear, NoMap):
                     found.append(Product(rows, n, n, "linear"))
-                found += _conditioner(width, n, rows, flip=i % 2 == 1)
+                found += _conditioner(width, params, n, rows, flip=i % 2 == 1)
     return found
 
 
-def _conditioner(width: int, n: int, rows: int, *, flip: bool) -> list[Product]:
+def _conditioner(width: int, params: int, n: int, rows: int, *, flip: bool) -> list[Product]:
     if n < 2:
         return []
     given, changed = halves(n, flip=flip)
-    inner = [Product(rows, width, out, "inner") for out in (width, width, 2 * changed)]
+    inner = [Product(rows, width, out, "inner") for out in (width, width, params * changed)]
     return [Product(rows, given, width, "enter"), *inner]
 
 

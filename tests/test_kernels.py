@@ -1,5 +1,6 @@
 """The kernels give what the operators give: values, log-dets, every gradient, every statistic."""
 
+import contextlib
 import copy
 import os
 import threading
@@ -11,23 +12,43 @@ import torch
 from torch import nn
 
 from mixerflow import kernels
+from mixerflow.core import ConvergenceWarning, Noise
 from mixerflow.kernels import library, switch
 from mixerflow.nets import ResidualMLP, SyncedBatchNorm
+from mixerflow.parts import LearnedEncoding
 from mixerflow.recipes import build
-from mixerflow.transforms import LU, RLU, ActNorm, Affine, Coupling, KernelChain, halves
+from mixerflow.registry import evolve
+from mixerflow.transforms import (
+    LU,
+    RLU,
+    ActNorm,
+    Affine,
+    Coupling,
+    FlooredAffine,
+    KernelChain,
+    LogisticMixture,
+    RationalQuadratic,
+    SigmoidAffine,
+    halves,
+)
 from mixerflow.transforms.plans import plan_of
 from mixers import mixer
 
+PLAIN = Affine()
 
-def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=True, ends=True):
+
+def rows(
+    n, *, width=12, steps=3, norm="batch", law=PLAIN, linear=LU, squash=True, ends=True, context=0
+):
     """A chain of `steps`, perturbed; batch-norm statistics too."""
     parts = []
     for i in range(steps):
         given, changed = halves(n, flip=i % 2 == 1)
-        net = ResidualMLP(given, 2 * changed, width=width, norm=norm, squash=squash)
+        out = law.params * changed
+        net = ResidualMLP(given, out, width=width, norm=norm, squash=squash, context=context)
         parts += [ActNorm(n)] if ends or i else []
         parts += [linear(n)] if linear else []
-        parts += [Coupling(-1, net, Affine(bound), flip=i % 2 == 1)]
+        parts += [Coupling(-1, net, law, flip=i % 2 == 1)]
     chain = KernelChain(*parts, *([ActNorm(n)] if ends else []))
     with torch.no_grad():
         for parameter in chain.parameters():
@@ -38,20 +59,22 @@ def rows(n, *, width=12, steps=3, norm="batch", bound=None, linear=LU, squash=Tr
     return chain
 
 
-def both(chain, x, *, training):
+def both(chain, x, context=None, *, training):
     """Outputs and gradients by the kernel and by operators, each on a copy."""
     results = []
     for kernel in (True, False):
         mine = copy.deepcopy(chain).train(training)
         given = x.clone().requires_grad_()
+        seen = None if context is None else context.clone().requires_grad_()
         if kernel:
-            z, log_det = kernels.rows_forward(plan_of(mine), given)
+            z, log_det = kernels.rows_forward(plan_of(mine), given, seen)
         else:
             with kernels.disabled():
-                z, log_det = mine(given)
+                z, log_det = mine(given, seen)
         weights = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).cos()
         ((z * weights).sum() + (log_det * weights[:, 0]).sum()).backward()
-        gradients = {"x": given.grad} | {k: p.grad for k, p in mine.named_parameters()}
+        gradients = {"x": given.grad} | ({} if seen is None else {"context": seen.grad})
+        gradients |= {k: p.grad for k, p in mine.named_parameters()}
         buffers = {k: b for k, b in mine.named_buffers() if "tracked" not in k}
         results.append({"z": z, "log_det": log_det} | gradients | buffers)
     return results
@@ -62,7 +85,12 @@ SETTINGS = {
     "no norm": {"norm": "none"},
     "layer norm": {"norm": "layer"},
     "rms norm": {"norm": "rms"},
-    "bound": {"bound": 1.5},
+    "bound": {"law": Affine(1.5)},
+    "floored": {"law": FlooredAffine(0.2)},
+    "spline": {"law": RationalQuadratic(4, tail=2.0)},
+    "two bins": {"law": RationalQuadratic(2)},
+    "mixture": {"law": LogisticMixture(3)},
+    "one logistic": {"law": LogisticMixture(1, floor=-0.5)},
     "reversed": {"linear": RLU},
     "no linear map": {"linear": None},
     "plain input": {"squash": False},
@@ -84,6 +112,103 @@ def test_kernel_equals_operators_in_float64(name, n, width, count, training):
         assert kernel[key] is not None, key
         # batch norm cancels the bias before it: its gradient is rounding, in both
         torch.testing.assert_close(kernel[key], value, rtol=1e-9, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize(("count", "parts"), [(6, 2), (150, 3), (195, 13), (140, 140), (130, 1)])
+def test_contexts_in_float64(count, parts, norm, threads, training):
+    """Of one row each, of few or many, across tiles and threads."""
+    chain = rows(9, norm=norm, context=5).double()
+    x, context = torch.randn(count, 9).double(), torch.randn(parts, 5).double()
+    torch.set_num_threads(threads)
+    try:
+        kernel, operators = both(chain, x, context, training=training)
+    finally:
+        torch.set_num_threads(1)
+    for key, value in operators.items():
+        torch.testing.assert_close(kernel[key], value, rtol=1e-9, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("parts", [1, 10, 130])
+def test_contexts_are_undone(parts, threads):
+    chain, x = rows(9, context=4).double().eval(), torch.randn(130, 9).double()
+    context = torch.randn(parts, 4).double()
+    fused = chain.fused()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            expected, expected_log_det = chain(x, context)
+            for each in (chain, fused):
+                z, log_det = kernels.rows_forward(plan_of(each), x, context)
+                back, inverse_log_det = kernels.rows_inverse(plan_of(each), z, context)
+                torch.testing.assert_close(z, expected, rtol=1e-10, atol=1e-10)
+                torch.testing.assert_close(log_det, expected_log_det, rtol=1e-10, atol=1e-10)
+                torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-9, atol=1e-9)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_contexts_that_only_differentiate_the_context():
+    chain, x = rows(9, context=4, norm="none").requires_grad_(False), torch.randn(20, 9)
+    context = torch.randn(5, 4, requires_grad=True)
+    mine = torch.autograd.grad(chain(x, context)[0].square().sum(), context)[0]
+    with kernels.disabled():
+        theirs = torch.autograd.grad(chain(x, context)[0].square().sum(), context)[0]
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert mine.abs().max() > 0.01
+
+
+def test_which_contexts_it_takes():
+    x, context = torch.randn(20, 8), torch.randn(4, 5)
+    chain = rows(8, context=5, norm="none")
+    assert chain.path(x, context) == chain.path(x, context.repeat(5, 1)) == "kernel"
+    assert "read a context" in chain.path(x)
+    assert "of 5 numbers" in chain.path(x, torch.randn(4, 6))
+    assert "rows' dtype" in chain.path(x, context.double())
+    assert "equal length" in chain.path(x, torch.randn(3, 5))
+    assert "take no context" in plan_of(chain).refused("gpu", differentiated=False)
+    assert rows(8).path(x, context) == "kernel"  # no net reads it
+    with pytest.raises(ValueError, match="built for a context"):
+        chain(x)
+    with kernels.disabled():
+        expected = chain(x, context.repeat_interleave(5, 0))[0]
+        torch.testing.assert_close(chain(x, context)[0], expected)
+    chain.steps[2].net.context = nn.Linear(5, 12)
+    assert "plain linear maps of contexts" in chain.path(x, context)
+
+
+@pytest.mark.parametrize("positions", [None, LearnedEncoding()])
+def test_a_mixer_of_classes_goes_through(positions):
+    """Contexts of an image, which all of its rows share, and positions of rows."""
+    model = mixer(layers=2, hidden=16, classes=3)
+    flow = evolve(model, {"positions": positions}).build((3, 8, 8)).train()
+    for parameter in flow.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    x, labels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(6) % 3
+    results, calls = [], []
+    forward = kernels.cpu._forward
+
+    def counted(*given, **settings):
+        calls.append(given)
+        return forward(*given, **settings)
+
+    for kernel in (True, False):
+        mine = copy.deepcopy(flow)
+        with contextlib.ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(kernels.cpu, "_forward", counted)
+            if not kernel:
+                stack.enter_context(kernels.disabled())
+            log_prob = mine.log_prob(x, labels, noise=Noise.of(0, x))
+            (-log_prob.sum() / 1e3).backward()
+        assert len(calls) == 4  # two mixer layers of two row flows, and none without kernels
+        results.append({k: p.grad for k, p in mine.named_parameters()} | {"log_prob": log_prob})
+    for key, value in results[1].items():
+        torch.testing.assert_close(results[0][key], value, rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "rms", "none"])
@@ -210,6 +335,26 @@ def test_it_is_chosen_and_says_why_not():
     assert "alike" in chain.path(x)
 
 
+def test_maps_that_it_does_not_know_go_by_operators():
+    class Shifted(FlooredAffine):
+        pass
+
+    x = torch.randn(10, 8)
+    assert rows(8, law=FlooredAffine()).path(x) == "kernel"
+    for law, name in (
+        (LogisticMixture, "LogisticMixture"),
+        (RationalQuadratic, "RationalQuadratic"),
+    ):
+        assert rows(8, law=law(64)).path(x) == "kernel"
+        assert f"does not know the map {name}" in rows(8, law=law(65)).path(x)
+    assert "does not know the map SigmoidAffine" in rows(8, law=SigmoidAffine()).path(x)
+    assert "does not know the map Shifted" in rows(8, law=Shifted()).path(x)
+    chain = rows(8, law=FlooredAffine(), norm="none")
+    assert "affine couplings only" in plan_of(chain).refused("gpu", differentiated=False)
+    chain.steps[2].elementwise = FlooredAffine(0.3)
+    assert "alike" in chain.path(x)
+
+
 def test_every_mixing_of_the_paper_s_model_takes_it():
     flow = build(mixer(layers=4, hidden=16), (3, 32, 32))
     mixings = [m for m in flow.modules() if isinstance(m, KernelChain)]
@@ -276,8 +421,9 @@ def test_what_is_not_finite_stays_so(bad):
     assert z[torch.arange(70) != 3].isfinite().all()
 
 
-def test_far_values_are_those_of_the_operators():
-    chain = rows(8, bound=2.0).eval()
+@pytest.mark.parametrize("law", [Affine(2.0), FlooredAffine()])
+def test_far_values_are_those_of_the_operators(law):
+    chain = rows(8, law=law).eval()
     x = torch.randn(64, 8) * 10 ** torch.linspace(-6, 6, 64)[:, None]
     with torch.no_grad():
         z, log_det = chain(x)
@@ -285,6 +431,62 @@ def test_far_values_are_those_of_the_operators():
     error = (z - expected).abs().amax(1) / expected.abs().amax(1)
     assert error.max() < 1e-5
     torch.testing.assert_close(log_det.double(), expected_log_det, rtol=1e-5, atol=1e-5)
+
+
+def test_far_tails_of_mixtures_are_those_of_the_operators():
+    """Components far apart and far from the numbers, where float32's sigmoids underflow."""
+    chain = rows(8, law=LogisticMixture(4), steps=1, norm="none")
+    with torch.no_grad():
+        chain.steps[2].net.leave.weight.mul_(30)
+        chain.steps[2].net.leave.bias.mul_(30)
+    x = torch.randn(64, 8) * 10 ** torch.linspace(0, 4, 64)[:, None]
+    with torch.no_grad():
+        z, log_det = chain(x)
+        with kernels.disabled():
+            theirs, their_log_det = chain(x)
+        expected, expected_log_det = chain.double()(x.double())
+    for mine, other, exact in (
+        (z, theirs, expected),
+        (log_det[:, None], their_log_det[:, None], expected_log_det[:, None]),
+    ):
+        size = exact.abs().amax(1) + 1
+        error, allowed = ((each - exact).abs().amax(1) / size for each in (mine, other))
+        assert (error < 3 * allowed + 1e-5).all()
+
+
+def test_a_search_that_fails_is_left_to_the_operators_warning():
+    chain, z = rows(8, law=LogisticMixture(3)).eval(), torch.randn(5, 8)
+    z[2] = float("nan")
+    with torch.no_grad():
+        assert chain.path(z) == "kernel"
+        with pytest.raises(kernels.Unsolved, match="have no inverse to rounding"):
+            kernels.rows_inverse(plan_of(chain), z)
+        with pytest.warns(ConvergenceWarning, match="did not converge"):
+            x, _ = chain.inverse(z)
+    assert x[[0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("law", [FlooredAffine(), LogisticMixture(3), RationalQuadratic()])
+def test_maps_repeat_to_the_last_bit_with_two_threads(law):
+    chain, x = rows(33, law=law, width=20), torch.randn(300, 33)
+    torch.set_num_threads(2)
+    try:
+        first, again = (both(chain, x, training=True)[0] for _ in range(2))
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@pytest.mark.parametrize("law", [LogisticMixture(3), RationalQuadratic()])
+def test_maps_in_float32_are_as_good_as_the_operators(law):
+    chain, x = rows(24, law=law, width=20, norm="none"), torch.randn(200, 24)
+    exact = both(chain.double(), x.double(), training=True)[1]
+    kernel, operators = both(chain.float(), x, training=True)
+    for key, value in exact.items():
+        size = value.norm() + 1e-3
+        error = (kernel[key].double() - value).norm() / size
+        theirs = (operators[key].double() - value).norm() / size
+        assert error < max(3 * theirs, 5e-6), (key, error, theirs)
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])

@@ -205,14 +205,16 @@ class Along(_Wrapper):
         return self._by_row(nn.Module.__call__, x, context, noise)
 
     def _row_contexts(self, context: Context, batch: int, n: int) -> Context:
-        """Context of each of the `n` rows of `batch` events, ``(batch * n, K)``."""
+        """Context of each of the `n` rows of `batch` events, or of each event, ``(.., K)``."""
         if context is not None and context.dim() > 2:  # a map has a row for each pixel
             if self.dim != 0 or context.shape[2:].numel() != n or self.rows is not None:
                 what = f"a context (B, K), or a map with {n} pixels along axis 0"
                 raise ValueError(f"Along: takes {what}; got shape {tuple(context.shape)}")
             return context.movedim(1, -1).flatten(0, -2)
         if self.rows is None:
-            return None if context is None else context.repeat_interleave(n, 0)
+            if context is None or self.transform.shares_contexts:
+                return context
+            return context.repeat_interleave(n, 0)
         encoding: Tensor = self.rows()
         if encoding.shape[0] != n:
             raise ValueError(f"Along: {n} rows in an event; got vectors for {encoding.shape[0]}")

@@ -120,6 +120,8 @@ class Transform(nn.Module):
             then absorb it, see `fused`.
         takes_columns: whether a transform of vectors ``(n,)`` also takes matrices ``(B, n, m)``,
             whose m columns it transforms one by one; log-dets are of all columns together.
+        shares_contexts: whether a transform of vectors also takes contexts ``(G, K)``, each of
+            ``B / G`` vectors that follow each other.
         rearranges: whether z has the values of x, integers or real numbers, in another order.
     """
 
@@ -130,6 +132,7 @@ class Transform(nn.Module):
     invertible: bool = True
     affine: bool = False
     takes_columns: bool = False
+    shares_contexts: bool = False
     rearranges: bool = False
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:

@@ -4,9 +4,9 @@ They run where they apply and give the same results to rounding; everything else
 operator. `disabled` or ``MIXERFLOW_KERNELS=0`` switches them off.
 """
 
-from mixerflow.kernels.cpu import release
+from mixerflow.kernels.cpu import Unsolved, release
 from mixerflow.kernels.library import BuildError
-from mixerflow.kernels.plan import Keep, Net, Norm, Place, Plan, RowNorm, Step, Where
+from mixerflow.kernels.plan import Keep, Map, Net, Norm, Place, Plan, RowNorm, Step, Where
 from mixerflow.kernels.switch import (
     disabled,
     interpreted,
@@ -19,7 +19,7 @@ from mixerflow.kernels.switch import (
 from mixerflow.kernels.update import Moments, Update, addresses
 
 __all__ = [
-    "BuildError", "Keep", "Moments", "Net", "Norm", "Place", "Plan", "RowNorm", "Step", "Update",
-    "Where", "addresses", "disabled", "interpreted", "is_low", "release", "rows_forward",
-    "rows_inverse", "unsupported_reason", "where",
+    "BuildError", "Keep", "Map", "Moments", "Net", "Norm", "Place", "Plan", "RowNorm", "Step",
+    "Unsolved", "Update", "Where", "addresses", "disabled", "interpreted", "is_low", "release",
+    "rows_forward", "rows_inverse", "unsupported_reason", "where",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ typedef struct {
     Ready *ready;
     Work *all;
     real *dz, *dh2, *dq, *means, *plain;
+    real *dcontexts; /* NULL: not wanted */
     const real *g;
     double total;
 } Pass;
@@ -19,11 +20,13 @@ static void back_leave(const Pass *b, int k, Work *w, long r, int rows, real *dh
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
-    int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), cp = q->cp;
-    affine_backward(f, q, rows, b->dz + r * np, z->y + r * np, z->s + r * cp, b->g + r, w->draw);
-    add_columns(rows, 2 * cp, w->draw, 2 * cp, w->leave_b);
-    outer(rows, w->draw, 2 * cp, 2 * cp, z->h2 + r * hp, hp, hp, w->leave, hp);
-    times(rows, w->draw, 2 * cp, &q->leave_p, dh2, hp, NULL, 0);
+    int H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(f->n), wide = q->wide;
+    if (!f->kept) times(rows, z->h2 + r * hp, hp, &q->leave_t, w->raw, wide, q->leave_b, 0);
+    const real *kept = f->kept ? z->s + r * f->kept * q->cp : w->raw;
+    couple_backward(f, q, rows, b->dz + r * np, z->y + r * np, kept, b->g + r, w->draw);
+    add_columns(rows, wide, w->draw, wide, w->leave_b);
+    outer(rows, w->draw, wide, wide, z->h2 + r * hp, hp, hp, w->leave, hp);
+    times(rows, w->draw, wide, &q->leave_p, dh2, hp, NULL, 0);
     norm_gelu(f, rows, z->i + r * hp, q->scale2, q->offset2, w->u, w->slope);
     add_columns(rows, hp, dh2, hp, w->linear2_b);
     outer(rows, dh2, hp, H, w->u, hp, hp, w->linear2, hp);
@@ -47,8 +50,52 @@ static void back_middle(const Pass *b, int k, Work *w, long r, int rows, real *d
                   b->grads[k].p[GAMMA1] ? w->norm[0] : NULL, dq);
 }
 
-/* First norm, what the net reads, the linear map. */
-static void back_enter(const Pass *b, int k, Work *w, long r, int rows, const real *dh2, real *dq) {
+/* From dh of rows from r on, of a thread whose first row is `first`: gradients of contexts and of
+   their map. */
+static void back_contexts(const Pass *b, const Ready *q, Work *w, long first, long r, int rows,
+                          const real *dh) {
+    const Flow *f = b->f;
+    long H = f->hidden, hp = padded(H), K = f->context, kp = padded(K), from = r / f->within;
+    int count = (int)((r + rows - 1) / f->within - from + 1);
+    real *sums = w->u;
+    memset(sums, 0, (size_t)(count * hp) * sizeof(real));
+    for (int i = 0; i < rows; i++)
+        add_columns(1, (int)hp, dh + i * hp, hp, sums + ((r + i) / f->within - from) * hp);
+    for (int i = 0; i < count; i++)
+        copy_padded(w->contexts + i * kp, f->contexts + (from + i) * K, (int)K, (int)kp);
+    outer(count, sums, hp, (int)H, w->contexts, kp, (int)kp, w->context, kp);
+    if (!b->dcontexts) return;
+    times(count, sums, hp, &q->context, w->dcontexts, kp, NULL, 0);
+    for (int i = 0; i < count; i++) {
+        real *to = (from + i) * f->within < first ? w->carry : b->dcontexts + (from + i) * K;
+        add_columns(1, (int)K, w->dcontexts + i * kp, kp, to);
+    }
+}
+
+/* A thread's contexts begin at 0: those that begin among its rows. */
+static void begin_contexts(const Pass *b, Work *w, long first, long end) {
+    const Flow *f = b->f;
+    if (!b->dcontexts) return;
+    memset(w->carry, 0, (size_t)padded(f->context) * sizeof(real));
+    for (long g = (first + f->within - 1) / f->within; g * f->within < end; g++)
+        memset(b->dcontexts + g * f->context, 0, (size_t)f->context * sizeof(real));
+}
+
+/* Contexts that rows of several threads have, in the threads' order. Run by one thread. */
+static void finish_contexts(const Pass *b, int threads) {
+    const Flow *f = b->f;
+    for (int t = 1; b->dcontexts && t < threads; t++) {
+        long first, end;
+        share(f, t, threads, &first, &end);
+        if (first < end && first % f->within)
+            add_columns(1, (int)f->context, b->all[t].carry, 0,
+                        b->dcontexts + first / f->within * f->context);
+    }
+}
+
+/* First norm, what the net reads, the linear map; of a thread whose first row is `first`. */
+static void back_enter(const Pass *b, int k, Work *w, long first, long r, int rows, const real *dh2,
+                       real *dq) {
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
@@ -56,6 +103,7 @@ static void back_enter(const Pass *b, int k, Work *w, long r, int rows, const re
     real *dy = b->dz + r * np;
     norm_backward(f, rows, dq, z->h + r * hp, z->stats, q->scale1, b->means, dh2, dq);
     add_columns(rows, hp, dq, hp, w->enter_b);
+    if (f->context) back_contexts(b, q, w, first, r, rows, dq);
     squash_half(rows, z->y + r * np, np, q->a, q->given, gp, (int)f->squash, w->half);
     outer(rows, dq, hp, H, w->half, gp, gp, w->enter, gp);
     times(rows, dq, hp, &q->enter, w->dhalf, gp, NULL, 0);
@@ -83,7 +131,7 @@ static void back_step(const Pass *b, int k, Work *w, long first, long end, int t
             int rows = (int)smaller(TILE, end - r);
             back_leave(b, k, w, r, rows, dh2, dq);
             back_middle(b, k, w, r, rows, dq);
-            back_enter(b, k, w, r, rows, dh2, dq);
+            back_enter(b, k, w, first, r, rows, dh2, dq);
         }
 #pragma omp barrier
         if (t == 0) back_norm(b, k, 0, threads), back_norm(b, k, 1, threads);
@@ -101,7 +149,7 @@ static void back_step(const Pass *b, int k, Work *w, long first, long end, int t
     if (t == 0) back_norm(b, k, 0, threads);
 #pragma omp barrier
     for (long r = first; r < end; r += TILE)
-        back_enter(b, k, w, r, (int)smaller(TILE, end - r), b->dh2 + r * hp, b->dq + r * hp);
+        back_enter(b, k, w, first, r, (int)smaller(TILE, end - r), b->dh2 + r * hp, b->dq + r * hp);
 #pragma omp barrier
 }
 
@@ -113,14 +161,15 @@ static void gather_step(const Pass *b, int k, int t, int threads) {
 #define AT(part) (all[0].part - all[0].draw)
     gather(all, AT(enter), H, q->given, q->gp, p[ENTER], t, threads);
     gather(all, AT(enter_b), 1, H, hp, p[ENTER_B], t, threads);
+    gather(all, AT(context), H, (int)b->f->context, (int)padded(b->f->context), p[CONTEXT], t, threads);
     gather(all, AT(linear1), H, H, hp, p[LINEAR1], t, threads);
     gather(all, AT(linear1_b), 1, H, hp, p[LINEAR1_B], t, threads);
     gather(all, AT(linear2), H, H, hp, p[LINEAR2], t, threads);
     gather(all, AT(linear2_b), 1, H, hp, p[LINEAR2_B], t, threads);
-    gather(all, AT(leave), c, H, hp, p[LEAVE], t, threads);
-    gather(all, AT(leave) + (long)q->cp * hp, c, H, hp, p[LEAVE] + (long)c * H, t, threads);
-    gather(all, AT(leave_b), 1, c, c, p[LEAVE_B], t, threads);
-    gather(all, AT(leave_b) + q->cp, 1, c, c, p[LEAVE_B] + c, t, threads);
+    for (int j = 0; j < b->f->params; j++) {
+        gather(all, AT(leave) + (long)j * q->cp * hp, c, H, hp, p[LEAVE] + (long)j * c * H, t, threads);
+        gather(all, AT(leave_b) + j * q->cp, 1, c, c, p[LEAVE_B] + j * c, t, threads);
+    }
     /* the map's own gradient goes on: summed into thread 0's */
     for (int i = n * t / threads; i < n * (t + 1) / threads; i++)
         for (int o = 1; o < threads; o++)
@@ -151,14 +200,14 @@ static void back_tail(const Pass *b, const real *dz, const real *last, Work *w, 
     }
 }
 
-/* dz (rows, n) and g (rows), the gradients of z and log_det, to dx (rows, n) and those of the
-   parameters in `grads`, which has the layout of `steps`. */
+/* dz (rows, n) and g (rows), the gradients of z and log_det, to dx (rows, n), dcontexts, NULL if not
+   wanted, and those of the parameters in `grads`, which has the layout of `steps`. */
 int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real *last,
-                  const real *dz, const real *g, real *dx, const Step *grads) {
+                  const real *dz, const real *g, real *dx, real *dcontexts, const Step *grads) {
     long R = f->rows, n = f->n, H = f->hidden, np = padded(n), hp = padded(H);
     Arena arena = {NULL, 0};
     Work first_work;
-    Pass b = {.f = f, .steps = steps, .grads = grads, .kept = kept, .g = g};
+    Pass b = {.f = f, .steps = steps, .grads = grads, .kept = kept, .g = g, .dcontexts = dcontexts};
     take_work(&first_work, f, &arena);
     size_t heads = (size_t)f->threads * sizeof(Work) / 64 * 64 + 64;
     size_t each = (size_t)(arena.used + 15) / 16 * 16;
@@ -181,6 +230,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
         share(f, t, crew, &first, &end);
         memset(w->map, 0, (size_t)w->count * sizeof(real));
         prepare(b.ready, f, steps, 1, t, crew);
+        begin_contexts(&b, w, first, end);
         back_tail(&b, dz, last, w, first, end);
 #pragma omp barrier
         if (t == 0 && steps[f->steps].p[LOG_SCALE])
@@ -207,6 +257,7 @@ int rows_backward(const Flow *f, const Step *steps, const Kept *kept, const real
             back_step(&b, k, w, first, end, t, crew);
             gather_step(&b, k, t, crew);
         }
+        if (t == 0) finish_contexts(&b, crew);
         for (long r = first; r < end; r++) memcpy(dx + r * n, b.dz + r * np, (size_t)n * sizeof(real));
     }
     return 0;

@@ -5,7 +5,7 @@ static void keep_enter(const Flow *f, const Ready *q, const Kept *z, const Tile 
                        int rows) {
     long hp = padded(f->hidden), np = padded(f->n);
     times(rows, z->x + r * np, np, &q->map_t, z->y + r * np, np, q->offset, 0);
-    tile_enter(f, q, rows, z->y + r * np, tile->half, z->h + r * hp);
+    tile_enter(f, q, r, rows, z->y + r * np, tile, z->h + r * hp);
 }
 
 static void keep_middle(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
@@ -17,10 +17,11 @@ static void keep_middle(const Flow *f, const Ready *q, const Kept *z, const Tile
 static void keep_leave(const Flow *f, const Ready *q, const Kept *z, const Tile *tile, long r,
                        int rows, real *next, real *log_det) {
     long hp = padded(f->hidden), np = padded(f->n);
+    long kept = f->kept * q->cp;
     tile_leave(f, q, rows, z->h + r * hp, z->i + r * hp, tile->u, z->h2 + r * hp, tile->raw);
-    affine(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
-    for (int j = 0; j < rows; j++)
-        memcpy(z->s + (r + j) * q->cp, tile->raw + j * 2 * q->cp, (size_t)q->cp * sizeof(real));
+    couple(f, q, rows, z->y + r * np, tile->raw, next + r * np, log_det + r);
+    for (int j = 0; kept && j < rows; j++)
+        memcpy(z->s + (r + j) * kept, tile->raw + j * q->wide, (size_t)kept * sizeof(real));
 }
 
 /* Where no row sees another, a tile stays in cache through all the steps; here everything is kept. */
@@ -36,14 +37,14 @@ static void forward_tile(const Flow *f, const Ready *ready, const Kept *kept, re
 
 /* Here nothing is. */
 static void plain_tile(const Flow *f, const Ready *ready, real *at, real *log_det, const Tile *tile,
-                       int rows) {
+                       long r, int rows) {
     for (int k = 0; k < f->steps; k++) {
         const Ready *q = ready + k;
         times(rows, at, padded(f->n), &q->map_t, tile->y, padded(f->n), q->offset, 0);
-        tile_enter(f, q, rows, tile->y, tile->half, tile->h);
+        tile_enter(f, q, r, rows, tile->y, tile, tile->h);
         tile_middle(f, q, rows, tile->h, tile->u, tile->i);
         tile_leave(f, q, rows, tile->h, tile->i, tile->u, tile->h2, tile->raw);
-        affine(f, q, rows, tile->y, tile->raw, at, log_det);
+        couple(f, q, rows, tile->y, tile->raw, at, log_det);
     }
 }
 
@@ -168,7 +169,7 @@ int rows_forward(const Flow *f, const Step *steps, const real *x, real *z, real 
             real *at = kept ? last + r * np : tile.x;
             begin_rows(rows, n, x + r * n, kept ? kept->x + r * np : at, log_det + r, shared);
             if (kept) forward_tile(f, ready, kept, last, log_det, &tile, r, rows);
-            else plain_tile(f, ready, at, log_det + r, &tile, rows);
+            else plain_tile(f, ready, at, log_det + r, &tile, r, rows);
             store_rows(f, steps + f->steps, rows, at, z + r * n);
         }
     }

@@ -1,16 +1,20 @@
 /* One step back over a tile of rows, part by part, and the sums over tiles and threads. */
 
 typedef struct {
-    real *draw, *half, *dhalf, *u, *slope, *du; /* tiles */
+    real *draw, *raw, *half, *dhalf, *u, *slope, *du; /* tiles */
     real *map, *offset, *enter, *enter_b, *linear1, *linear1_b, *linear2, *linear2_b, *leave,
-        *leave_b, *sums; /* gradients of this thread's rows, padded */
+        *leave_b, *context, *sums; /* gradients of this thread's rows, padded */
+    real *contexts, *dcontexts; /* of a tile */
+    real *carry; /* of the thread's first context, if rows of other threads before it have it too */
     double *norm[2]; /* of each norm, sums of dq and of dq * normalised over this thread's rows */
     long first_sum, count;
 } Work;
 
 static void take_work(Work *w, const Flow *f, Arena *arena) {
-    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H);
-    w->draw = take(arena, TILE * 2 * np), w->half = take(arena, TILE * np);
+    long n = f->n, H = f->hidden, np = padded(n), hp = padded(H), kp = padded(f->context);
+    w->draw = take(arena, TILE * widest(f));
+    w->raw = take(arena, f->kept ? 0 : TILE * widest(f));
+    w->half = take(arena, TILE * np);
     w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
     w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
     w->sums = take(arena, 2 * hp);
@@ -19,8 +23,11 @@ static void take_work(Work *w, const Flow *f, Arena *arena) {
     w->enter = take(arena, H * np), w->enter_b = take(arena, hp);
     w->linear1 = take(arena, H * hp), w->linear1_b = take(arena, hp);
     w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
-    w->leave = take(arena, 2 * np * hp), w->leave_b = take(arena, 2 * np);
+    w->leave = take(arena, widest(f) * hp), w->leave_b = take(arena, widest(f));
+    w->context = take(arena, H * kp);
     w->count = arena->used - w->first_sum;
+    w->contexts = take(arena, TILE * kp), w->dcontexts = take(arena, TILE * kp);
+    w->carry = take(arena, kp);
     w->norm[0] = (double *)take(arena, 4 * hp * (long)(sizeof(double) / sizeof(real)) + 16);
     w->norm[1] = w->norm[0] + 2 * hp;
 }
@@ -112,27 +119,6 @@ static void finish_sums(const Flow *f, const Work *all, int which, int threads, 
     for (int j = 0; j < H && gamma; j++) beta[j] = (real)sums[j], gamma[j] = (real)sums[hp + j];
     if (f->share && f->batch) f->share(numbers, 1 + 2 * hp, SUMS);
     for (int j = 0; j < 2 * hp; j++) means[j] = (real)(sums[j] / numbers[0]);
-}
-
-/* Back through the affine law: draw from dz (which becomes dy), for a tile. */
-static void affine_backward(const Flow *f, const Ready *q, int rows, real *dz, const real *y,
-                            const real *s, const real *g, real *draw) {
-    int np = (int)padded(f->n), c = q->changed, cp = q->cp;
-    real bound = (real)f->bound;
-    for (int r = 0; r < rows; r++) {
-        real *d = dz + (long)r * np + q->b, *ds = draw + (long)r * 2 * cp, *dt = ds + cp;
-        const real *from = y + (long)r * np + q->b, *scale = s + (long)r * cp;
-        real each = g[r];
-#pragma omp simd
-        for (int j = 0; j < c; j++) {
-            real e = exp_(scale[j]), slope = 1;
-            if (bound > 0) slope = 1 - scale[j] * scale[j] / (bound * bound);
-            ds[j] = (d[j] * from[j] * e + each) * slope;
-            dt[j] = d[j];
-            d[j] *= e;
-        }
-        for (int j = c; j < cp; j++) ds[j] = dt[j] = 0;
-    }
 }
 
 static void half_backward(const Flow *f, const Ready *q, int rows, const real *y, const real *dhalf,

@@ -37,7 +37,7 @@ static void inverse_batch(const Flow *f, const Step *steps, Ready *ready, real *
         clear_moments(all + t, H);
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
-            tile_enter(f, q, rows, x + r * np, tile->half, h + r * hp);
+            tile_enter(f, q, r, rows, x + r * np, tile, h + r * hp);
             add_tile(all + t, H, hp, rows, h + r * hp, own->sums, scratch);
         }
 #pragma omp barrier
@@ -59,7 +59,7 @@ static void inverse_batch(const Flow *f, const Step *steps, Ready *ready, real *
         for (long r = first; r < end; r += TILE) {
             int rows = (int)smaller(TILE, end - r);
             tile_leave(f, q, rows, h + r * hp, i + r * hp, tile->u, tile->h2, tile->raw);
-            invert_affine(f, q, rows, x + r * np, tile->raw, log_det + r);
+            uncouple(f, q, rows, x + r * np, tile->raw, log_det + r);
             unmap(f, q, rows, x + r * np, tile->y);
         }
     }
@@ -113,10 +113,10 @@ int rows_inverse(const Flow *f, const Step *steps, const real *z, real *x, real 
             begin_back(f, steps, rows, z + r * n, tile.x, log_det + r, shared);
             for (int k = (int)f->steps - 1; k >= 0; k--) {
                 const Ready *q = ready + k;
-                tile_enter(f, q, rows, tile.x, tile.half, tile.h);
+                tile_enter(f, q, r, rows, tile.x, &tile, tile.h);
                 tile_middle(f, q, rows, tile.h, tile.u, tile.i);
                 tile_leave(f, q, rows, tile.h, tile.i, tile.u, tile.h2, tile.raw);
-                invert_affine(f, q, rows, tile.x, tile.raw, log_det + r);
+                uncouple(f, q, rows, tile.x, tile.raw, log_det + r);
                 unmap(f, q, rows, tile.x, tile.y);
             }
             for (int i = 0; i < rows; i++)

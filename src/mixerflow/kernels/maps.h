@@ -56,13 +56,14 @@ static void fold_norm(int H, double eps, const real *gamma, const real *beta, co
 /* All that needs no rows: shares of the packing, the maps first. Barriers are the caller's. */
 static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int t, int threads) {
     int n = (int)f->n, H = (int)f->hidden, hp = (int)padded(H), c = q->changed, g = q->given;
+    long context = f->context;
     if (t == 0) {
         for (int j = n; j < padded(n); j++) q->offset[j] = 0;
         copy_padded(q->enter_b, s->p[ENTER_B], H, hp);
         copy_padded(q->linear1_b, s->p[LINEAR1_B], H, hp);
         copy_padded(q->linear2_b, s->p[LINEAR2_B], H, hp);
-        copy_padded(q->leave_b, s->p[LEAVE_B], c, q->cp);
-        copy_padded(q->leave_b + q->cp, s->p[LEAVE_B] + c, c, q->cp);
+        for (int k = 0; k < f->params; k++)
+            copy_padded(q->leave_b + k * q->cp, s->p[LEAVE_B] + k * c, c, q->cp);
         if (!f->batch) {
             fold_norm(H, f->eps, s->p[GAMMA1], s->p[BETA1], s->p[MEAN1], s->p[VAR1], q->scale1,
                       q->offset1);
@@ -75,7 +76,9 @@ static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int 
     pack(&q->linear1_t, s->p[LINEAR1], 1, H, t, threads);
     pack(&q->linear2_t, s->p[LINEAR2], 1, H, t, threads);
     pack(&q->leave_t, q->leave, 1, H, t, threads);
+    if (context) pack(&q->context_t, s->p[CONTEXT], 1, context, t, threads);
     if (!backward) return;
+    if (context) pack(&q->context, s->p[CONTEXT], context, 1, t, threads);
     pack(&q->map, q->scaled, padded(n), 1, t, threads);
     if (s->p[PACKED]) pack(&q->upper_t, q->upper, 1, padded(n), t, threads);
     pack(&q->enter, s->p[ENTER], g, 1, t, threads);
@@ -84,10 +87,10 @@ static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int 
     pack(&q->leave_p, q->leave, H, 1, t, threads);
 }
 
-/* The last linear map with its shifts and its log-scales in blocks of whole vectors. */
+/* The last linear map with the raw parameters in blocks of whole vectors. */
 static void pad_leave(Ready *q, const Flow *f, const Step *s, int t, int threads) {
     int H = (int)f->hidden, c = q->changed;
-    for (int k = 2 * q->cp * t / threads; k < 2 * q->cp * (t + 1) / threads; k++) {
+    for (int k = q->wide * t / threads; k < q->wide * (t + 1) / threads; k++) {
         int part = k / q->cp, j = k % q->cp;
         real *row = q->leave + (long)k * H;
         if (j < c) memcpy(row, s->p[LEAVE] + (long)(part * c + j) * H, (size_t)H * sizeof(real));

@@ -60,13 +60,10 @@ INLINE real exp_(real x) {
     return (real)(p * a.f * b.f);
 }
 
-/* sign(x) log(1 + |x|), accurate near 0 by Kahan's quotient */
-INLINE real squash_(real x) {
-    if (!IS_FLOAT) return (real)copysign(log1p(fabs((double)x)), (double)x);
-    float a = __builtin_fabsf((float)x);
-    float one = 1.0f + a, left = one - 1.0f;
+/* log(v) of positive normal v */
+INLINE float log_normal(float v) {
     union { float f; int i; } u;
-    u.f = one;
+    u.f = v;
     int e = ((u.i >> 23) & 255) - 126;
     u.i = (u.i & 0x007fffff) | 0x3f000000; /* mantissa in [0.5, 1) */
     float m = u.f;
@@ -83,7 +80,23 @@ INLINE real squash_(real x) {
     p = p * m + 2.0000714765e-1f;
     p = p * m - 2.4999993993e-1f;
     p = p * m + 3.3333331174e-1f;
-    float y = p * m * q - 2.12194440e-4f * k - 0.5f * q + m + 0.693359375f * k;
+    return p * m * q - 2.12194440e-4f * k - 0.5f * q + m + 0.693359375f * k;
+}
+
+/* log(1 + x) of x in (-1, 1e30), accurate near 0 by Kahan's quotient */
+INLINE real log1p_(real x) {
+    if (!IS_FLOAT) return (real)log1p((double)x);
+    float one = 1.0f + (float)x, left = one - 1.0f;
+    float y = log_normal(one) * ((float)x / left);
+    return (real)(left != 0.0f ? y : (float)x);
+}
+
+/* sign(x) log(1 + |x|) */
+INLINE real squash_(real x) {
+    if (!IS_FLOAT) return (real)copysign(log1p(fabs((double)x)), (double)x);
+    float a = __builtin_fabsf((float)x);
+    float one = 1.0f + a, left = one - 1.0f;
+    float y = log_normal(one);
     float quotient = left > 0.0f ? a / left : 1.0f;
     y = left > 0.0f ? y * quotient : a;
     y = a == a && a <= 3.402823466e38f ? y : a; /* NaN and infinity stay what they are */

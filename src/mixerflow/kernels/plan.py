@@ -6,6 +6,7 @@ ActNorm, for vectors ``(rows, n)``.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -50,11 +51,36 @@ class RowNorm(NamedTuple):
     eps: float
 
 
+MAPS = ("affine", "floored", "logistic", "spline")
+"""The elementwise maps that the kernels know, in the order of the numbers that they give them."""
+
+
+class Map(NamedTuple):
+    """The elementwise map of the couplings, the same in all steps.
+
+    Attributes:
+        kind: one of `MAPS`.
+        params: raw numbers of an entry.
+        kept: numbers of an entry that the CPU's forward pass stores for the backward pass; 0 where
+            that computes the raw numbers anew.
+        limit: the map's own number: the bound of affine log-scales (0 for none), the least scale of
+            floored ones, the least log-scale of a mixture, or half the length of a spline.
+        parts: number of bins or components.
+    """
+
+    kind: str
+    params: int
+    kept: int
+    limit: float = 0.0
+    parts: int = 0
+
+
 @dataclass(frozen=True)
 class Net:
     """A residual MLP that maps `given` numbers to `out`; other attributes as in `Plan`.
 
-    `parameters` begin at "enter" in the order of `PARAMETERS`, `statistics` are as in `Step`.
+    `parameters` begin at "enter" in the order of `PARAMETERS`, `statistics` and `context` are as in
+    `Step`.
     """
 
     given: int
@@ -66,6 +92,7 @@ class Net:
     norm: Norm | None
     counts: tuple[Tensor, ...]
     by_row: RowNorm | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +104,14 @@ class Step:
         statistics: batch norm's running values, in the order of `STATISTICS`.
         flip: whether the coupling changes the first half of the row.
         dense: the linear map, its inverse and log-det, as in `DENSE`, instead of "packed".
+        context: the net's map C of contexts, ``(hidden, K)``.
     """
 
     parameters: tuple[Tensor | None, ...]
     statistics: tuple[Tensor | None, ...]
     flip: bool
     dense: tuple[Tensor, ...] = ()
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,8 +126,10 @@ class Plan:
         counts: numbers of batches in its running values.
         squash: whether the MLPs read sign(x) log(1 + |x|).
         reverse: whether the linear maps reverse the order of the dimensions.
-        bound: of the log-scales; 0 for none.
+        elementwise: the couplings' elementwise map.
         by_row: the MLPs' norm of each row by itself; None without.
+        context: length K of the contexts ``(G, K)`` that the MLPs read; 0 for none. Rows are in G
+            parts of equal length, each with one context.
     """
 
     n: int
@@ -108,8 +139,14 @@ class Plan:
     counts: tuple[Tensor, ...]
     squash: bool
     reverse: bool
-    bound: float
+    elementwise: Map
     by_row: RowNorm | None = None
+    context: int = 0
+
+    @property
+    def bound(self) -> float:
+        """Bound of affine log-scales; 0 for none."""
+        return self.elementwise.limit if self.elementwise.kind == "affine" else 0.0
 
     @property
     def batch(self) -> bool:
@@ -128,11 +165,11 @@ class Plan:
     @property
     def kind(self) -> tuple[torch.dtype, torch.device]:
         """Dtype and device of all tensors."""
-        first = self._tensors()[0]
+        first = self._parameters[0] if self._parameters else self._tensors()[0]
         return first.dtype, first.device
 
     def _tensors(self) -> list[Tensor]:
-        steps = (s for step in self.steps for s in (step.parameters, step.statistics, step.dense))
+        steps = ((*s.parameters, *s.statistics, *s.dense, s.context) for s in self.steps)
         return [tensor for some in steps for tensor in some if tensor is not None]
 
     def refused(self, where: Where, *, differentiated: bool) -> str | None:
@@ -141,6 +178,10 @@ class Plan:
             return None
         if self.norm is not None:
             return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
+        if self.context:
+            return "the GPU's kernels take no context"
+        if self.elementwise.kind != "affine":
+            return "the GPU's kernels know affine couplings only"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
             widths = ", ".join(map(str, GPU_WIDTHS))
             return f"the GPU's kernels take rows up to {GPU_LONGEST}, nets of width {widths}"
@@ -154,7 +195,7 @@ class Plan:
         n, hidden = self.n, self.hidden
         for step in self.steps[:-1]:
             given = n // 2 if step.flip else (n + 1) // 2
-            out = 2 * (n - given)
+            out = self.elementwise.params * (n - given)
             h, square = (hidden,), (hidden, hidden)
             shapes = ((n,), (n,), (n, n), (n,), (hidden, given), h, h, h, square, h, h, h, square,
                       h, (out, hidden), (out,), h, h, h, h)  # fmt: skip
@@ -162,6 +203,8 @@ class Plan:
             for tensor, shape in zip(tensors, shapes, strict=False):
                 if tensor is not None and tensor.shape != shape:
                     return f"a parameter of shape {tuple(tensor.shape)}, not {shape}"
+            if step.context is not None and step.context.shape != (hidden, self.context):
+                return f"a map of contexts of shape {tuple(step.context.shape)}"
         tensors = self._tensors()
         kinds = {(t.dtype, t.device) for t in tensors}
         if len(kinds) > 1:
@@ -170,7 +213,12 @@ class Plan:
 
     def parameters(self) -> list[Tensor]:
         """Return the parameters that exist, step by step."""
-        return [p for step in self.steps for p in step.parameters if p is not None]
+        return self._parameters
+
+    @functools.cached_property
+    def _parameters(self) -> list[Tensor]:
+        found = (p for step in self.steps for p in (*step.parameters, step.context))
+        return [p for p in found if p is not None]
 
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
         """Return dtype and device of each parameter, for `check` in the backward pass.

@@ -2,6 +2,7 @@
 #include "numeric.h"
 #include "types.h"
 #include "maps.h"
+#include "elementwise.h"
 #include "tiles.h"
 #include "moments.h"
 #include "forward.h"

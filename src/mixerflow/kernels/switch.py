@@ -113,26 +113,34 @@ def unsupported_reason(x: Tensor) -> str | None:
 
 
 def rows_forward(
-    plan: Plan, x: Tensor, *, keep: Keep = "inputs", place: Place | None = None
+    plan: Plan,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    keep: Keep = "inputs",
+    place: Place | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Map rows ``(R, n)`` to z ``(R, n)`` and ``log|det dz/dx|`` ``(R,)``, differentiable once.
 
     x is float32 (or float64, on the CPU); on a GPU the nets compute in bfloat16 under autocast.
     `keep` is stored for the GPU's backward pass; the CPU stores hidden activations too. `place` is
     the position of the rows in x, of any shape, and then in z; on a GPU only, and log-dets are then
-    those of images.
+    those of images. `context` ``(G, K)``, on the CPU only, has one for each ``R / G`` rows that
+    follow each other.
     """
     if where(x) == "cpu":
-        return cpu.rows_forward(plan, x)
+        return cpu.rows_forward(plan, x, context)
     from mixerflow.kernels.gpu import flow  # imported late, because Triton may be missing
 
     return flow.rows_forward(plan, x, low=is_low(x), keep=keep, place=place)
 
 
-def rows_inverse(plan: Plan, z: Tensor, *, place: Place | None = None) -> tuple[Tensor, Tensor]:
+def rows_inverse(
+    plan: Plan, z: Tensor, context: Tensor | None = None, *, place: Place | None = None
+) -> tuple[Tensor, Tensor]:
     """Invert `rows_forward`, without gradients; of the same rows in training mode."""
     if where(z) == "cpu":
-        return cpu.rows_inverse(plan, z)
+        return cpu.rows_inverse(plan, z, context)
     from mixerflow.kernels.gpu import flow
 
     return flow.rows_inverse(plan, z, low=is_low(z), place=place)

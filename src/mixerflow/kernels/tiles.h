@@ -57,20 +57,6 @@ static void residual(int rows, int hp, const real *h, const real *bias, const re
     times(rows, u, hp, w, h2, hp, NULL, 1);
 }
 
-/* log-scales, bounded, in the first block of raw */
-static void bound_scales(int rows, int cp, real *raw, double bound) {
-    if (bound <= 0) return;
-    real b = (real)bound;
-    for (int r = 0; r < rows; r++) {
-        real *s = raw + (long)r * 2 * cp;
-#pragma omp simd
-        for (int j = 0; j < cp; j++) {
-            real e = exp_(2 * s[j] / b); /* tanh(v) = 1 - 2 / (exp(2 v) + 1) */
-            s[j] = b * (1 - 2 / (e + 1));
-        }
-    }
-}
-
 /* The tiles of thread t: [first row, end row) */
 static void share(const Flow *f, int t, int threads, long *first, long *end) {
     long tiles = (f->rows + TILE - 1) / TILE;
@@ -94,14 +80,26 @@ typedef struct {
 static void take_tile(Tile *tile, const Flow *f, Arena *arena) {
     long np = padded(f->n), hp = padded(f->hidden);
     tile->x = take(arena, TILE * np), tile->y = take(arena, TILE * np);
-    tile->half = take(arena, TILE * np), tile->raw = take(arena, TILE * 2 * np);
+    tile->half = take(arena, TILE * np), tile->raw = take(arena, TILE * widest(f));
     tile->h = take(arena, TILE * hp), tile->u = take(arena, TILE * hp);
     tile->i = take(arena, TILE * hp), tile->h2 = take(arena, TILE * hp);
 }
 
-static void tile_enter(const Flow *f, const Ready *q, int rows, const real *y, real *half, real *h) {
-    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, half);
-    times(rows, half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, 0);
+/* h = b + C c for rows from r on, which see few contexts; `room` has space for a tile */
+static void tile_contexts(const Flow *f, const Ready *q, long r, int rows, real *room, real *h) {
+    long hp = padded(f->hidden), first = r / f->within, last = (r + rows - 1) / f->within;
+    times((int)(last - first + 1), f->contexts + first * f->context, f->context, &q->context_t, room,
+          hp, q->enter_b, 0);
+    for (int i = 0; i < rows; i++)
+        memcpy(h + i * hp, room + ((r + i) / f->within - first) * hp, (size_t)hp * sizeof(real));
+}
+
+/* Of rows from r on of all. */
+static void tile_enter(const Flow *f, const Ready *q, long r, int rows, const real *y,
+                       const Tile *tile, real *h) {
+    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, tile->half);
+    if (f->context) tile_contexts(f, q, r, rows, tile->u, h);
+    times(rows, tile->half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, f->context > 0);
 }
 
 static void tile_middle(const Flow *f, const Ready *q, int rows, const real *h, real *u, real *i) {
@@ -115,43 +113,7 @@ static void tile_leave(const Flow *f, const Ready *q, int rows, const real *h, c
     int hp = (int)padded(f->hidden);
     norm_gelu(f, rows, i, q->scale2, q->offset2, u, NULL);
     residual(rows, hp, h, q->linear2_b, u, &q->linear2_t, h2);
-    times(rows, h2, hp, &q->leave_t, raw, 2 * q->cp, q->leave_b, 0);
-    bound_scales(rows, q->cp, raw, f->bound);
-}
-
-/* z = (y_a, y_b exp(s) + t), log_det += sum s */
-static void affine(const Flow *f, const Ready *q, int rows, const real *y, const real *raw, real *z,
-                   real *log_det) {
-    int np = (int)padded(f->n);
-    for (int r = 0; r < rows; r++) {
-        const real *from = y + (long)r * np, *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
-        real *to = z + (long)r * np, scale[q->cp], sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < q->cp; j++) { /* whole vectors: what pads s is 0 */
-            scale[j] = exp_(s[j]);
-            sum += s[j];
-        }
-        for (int j = 0; j < q->given; j++) to[q->a + j] = from[q->a + j];
-        for (int j = 0; j < q->changed; j++)
-            to[q->b + j] = from[q->b + j] * scale[j] + t[j];
-        log_det[r] += sum;
-    }
-}
-
-static void invert_affine(const Flow *f, const Ready *q, int rows, real *z, const real *raw,
-                          real *log_det) {
-    int np = (int)padded(f->n);
-    for (int r = 0; r < rows; r++) {
-        const real *s = raw + (long)r * 2 * q->cp, *t = s + q->cp;
-        real *at = z + (long)r * np + q->b, scale[q->cp], sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int j = 0; j < q->cp; j++) {
-            scale[j] = exp_(-s[j]);
-            sum += s[j];
-        }
-        for (int j = 0; j < q->changed; j++) at[j] = (at[j] - t[j]) * scale[j];
-        log_det[r] -= sum;
-    }
+    times(rows, h2, hp, &q->leave_t, raw, q->wide, q->leave_b, 0);
 }
 
 static void load_rows(int rows, int n, const real *from, real *to) {

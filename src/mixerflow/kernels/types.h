@@ -1,13 +1,14 @@
 /* What the passes of a row flow share: its description, a step made ready, memory.
-   A row flow: (ActNorm, linear map, affine coupling with a residual MLP) several times, then ActNorm.
+   A row flow: (ActNorm, linear map, coupling with a residual MLP) several times, then ActNorm.
    Rows are cut into tiles that stay in cache; a thread owns a contiguous run of tiles. */
 #define TILE 64
 
 /* Parameters of a step, and in the same places their gradients; then what has none: statistics, and
-   of a flow for inference the linear map, its inverse and log-det in place of PACKED. */
+   of a flow for inference the linear map, its inverse and log-det in place of PACKED; then a
+   parameter again, the map of contexts. */
 enum { LOG_SCALE, SHIFT, PACKED, OFFSET, ENTER, ENTER_B, GAMMA1, BETA1, LINEAR1, LINEAR1_B,
        GAMMA2, BETA2, LINEAR2, LINEAR2_B, LEAVE, LEAVE_B, PARAMETERS,
-       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, WEIGHT, INVERSE, LOG_DET, POINTERS };
+       MEAN1 = PARAMETERS, VAR1, MEAN2, VAR2, WEIGHT, INVERSE, LOG_DET, CONTEXT, POINTERS };
 
 typedef struct {
     real *p[POINTERS]; /* NULL where a step has no such part */
@@ -15,8 +16,12 @@ typedef struct {
 } Step;
 
 typedef struct {
-    long rows, n, hidden, steps, norm, batch, update, squash, reverse, threads, tail;
-    double eps, momentum, bound; /* bound 0: none */
+    long rows, n, hidden, steps, norm, batch, update, squash, reverse, threads;
+    long map, params, kept, count; /* the elementwise map: raw numbers, numbers kept, its parts */
+    double eps, momentum, limit;   /* the map's own number: see elementwise.h */
+    long context, within; /* length of a context, 0 for none; rows that follow each other have one */
+    const real *contexts;
+    long *unsolved; /* counts numbers of which the inverse has not been found to rounding */
     /* where other processes hold more rows: makes count, means and sums of squared deviations (kind
        MOMENTS), or count and sums (kind SUMS), those of all; NULL where there are none */
     void (*share)(double *numbers, long count, long kind);
@@ -37,11 +42,13 @@ typedef struct {
 /* A step made ready: one dense map, packed matrices, padded biases. */
 typedef struct {
     int given, changed, gp, cp, a, b; /* sizes, padded sizes, first columns of both halves */
+    int wide;                         /* raw parameters of a row: blocks of cp */
     real *lower, *upper, *matrix, *scaled, *offset, *enter_b, *linear1_b, *linear2_b, *leave_b, *leave;
     real *scale1, *offset1, *scale2, *offset2; /* batch norm as one affine map; after others, theirs */
     Packed map_t, enter_t, linear1_t, linear2_t, leave_t; /* forward */
     Packed upper_t, map, enter, linear1, linear2, leave_p;         /* backward */
     Packed back_t;                                        /* the inverse map */
+    Packed context_t, context;                            /* of contexts, forward and backward */
 } Ready;
 
 typedef struct { real *base; long used; } Arena;
@@ -62,21 +69,24 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
     q->given = s->flip ? n / 2 : (n + 1) / 2;
     q->changed = n - q->given;
     q->gp = (int)padded(q->given), q->cp = (int)padded(q->changed);
+    q->wide = (int)f->params * q->cp;
     q->a = s->flip ? q->changed : 0, q->b = s->flip ? 0 : q->given;
     q->lower = take(arena, (long)n * np), q->upper = take(arena, (long)n * np);
     q->matrix = take(arena, (long)n * np), q->scaled = take(arena, (long)n * np);
     q->offset = take(arena, np);
     q->enter_b = take(arena, hp), q->linear1_b = take(arena, hp), q->linear2_b = take(arena, hp);
-    q->leave_b = take(arena, 2 * q->cp), q->leave = take(arena, 2L * q->cp * H);
+    q->leave_b = take(arena, q->wide), q->leave = take(arena, (long)q->wide * H);
     q->scale1 = take(arena, hp), q->offset1 = take(arena, hp);
     q->scale2 = take(arena, hp), q->offset2 = take(arena, hp);
     q->map_t = take_packed(arena, n, n), q->enter_t = take_packed(arena, q->given, H);
     q->linear1_t = take_packed(arena, H, H), q->linear2_t = take_packed(arena, H, H);
-    q->leave_t = take_packed(arena, H, 2 * q->cp);
+    q->leave_t = take_packed(arena, H, q->wide);
     q->upper_t = take_packed(arena, n, n);
     q->map = take_packed(arena, n, n), q->enter = take_packed(arena, H, q->given);
     q->linear1 = take_packed(arena, H, H), q->linear2 = take_packed(arena, H, H);
-    q->leave_p = take_packed(arena, 2 * q->cp, H), q->back_t = take_packed(arena, n, n);
+    q->context_t = take_packed(arena, (int)f->context, H);
+    q->context = take_packed(arena, H, (int)f->context);
+    q->leave_p = take_packed(arena, q->wide, H), q->back_t = take_packed(arena, n, n);
 }
 
 /* Memory of this thread that is there again at the next call, and gone with the thread: fresh pages
@@ -119,6 +129,9 @@ static Ready *make_ready(const Flow *f, const Step *steps) {
     for (int k = 0; k < f->steps; k++) lay_out(ready + k, f, steps + k, &arena);
     return ready;
 }
+
+/* The most raw parameters of a row. */
+static long widest(const Flow *f) { return f->params * padded((f->n + 1) / 2); }
 
 static void copy_padded(real *to, const real *from, int n, int np) {
     for (int j = 0; j < n; j++) to[j] = from ? from[j] : 0;

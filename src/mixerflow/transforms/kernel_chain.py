@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerflow import kernels
 from mixerflow.core import (
@@ -18,6 +19,7 @@ from mixerflow.core import (
     Layer,
     Mapped,
     Noise,
+    Runner,
     Shape,
     Transform,
     constant,
@@ -37,8 +39,11 @@ class KernelChain(Layer):
     form of this pattern. The kernel gives the chain's results, to rounding, in a third of the time;
     `path` says whether it runs. On a GPU, ``keep`` names the vectors kept for the backward pass:
     each step's inputs, or with ``"output"`` the last step's, from which the others are rebuilt.
+
+    Contexts are ``(B, K)``, or ``(G, K)``, each of ``B / G`` vectors that follow each other.
     """
 
+    shares_contexts = True
     _is_folded: bool = False
     _folded_plan: kernels.Plan | None = None
     """The plan of a folded chain, which can be kept because its tensors stay the same."""
@@ -54,17 +59,19 @@ class KernelChain(Layer):
         self._folded_plan = None  # another dtype or device: other tensors
         return super()._apply(fn, recurse)
 
-    def path(self, x: Tensor) -> str:
+    def path(self, x: Tensor, context: Context = None) -> str:
         """``"kernel"``, or why vectors like `x` are transformed operator by operator."""
-        plan = self._plan_for_vectors(x.detach())
+        plan = self._plan_for_vectors(x.detach(), context)
         return plan if isinstance(plan, str) else "kernel"
 
-    def _plan_for_vectors(self, x: Tensor) -> kernels.Plan | str:
+    def _plan_for_vectors(self, x: Tensor, context: Context) -> kernels.Plan | str:
         """The plan for a batch ``(B, n)`` with vectors one after another in memory, or why none."""
         plan = kernels.unsupported_reason(x) or self.plan(x)
-        if not isinstance(plan, str) and (x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch):
+        if isinstance(plan, str):
+            return plan
+        if x.shape[1:] != (plan.n,) or len(x) < 1 + plan.batch:
             return "rows of another length, or too few of them"
-        return plan
+        return _misfit(plan.context, context, x) or plan
 
     def plan(self, x: Tensor, place: kernels.Place | None = None) -> kernels.Plan | str:
         """The kernels' plan for tensors of x's dtype and device, or why they cannot run the chain.
@@ -88,18 +95,42 @@ class KernelChain(Layer):
         )
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
-        plan = "context" if context is not None else self._plan_for_vectors(x)
+        plan = self._plan_for_vectors(x, context)
         if isinstance(plan, str):
             return super().forward(x, context, noise)
-        return kernels.rows_forward(plan, x, keep=self.keep)
+        return kernels.rows_forward(plan, x, context, keep=self.keep)
+
+    def compose(self, run: Runner, x: Tensor, context: Context, noise: Noise | None) -> Mapped:
+        return super().compose(run, x, _for_each(context, x), noise)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         # the kernel's inverse has no gradients
-        live = _differentiated(z, *self.parameters())
-        plan = "context" if context is not None or live else self._plan_for_vectors(z)
-        if isinstance(plan, str):
-            return super().inverse(z, context, noise)
-        return kernels.rows_inverse(plan, z)
+        given = () if context is None else (context,)
+        live = _differentiated(z, *given, *self.parameters())
+        plan = "gradients" if live else self._plan_for_vectors(z, context)
+        if not isinstance(plan, str):
+            with contextlib.suppress(kernels.Unsolved):  # the operators warn of which rows
+                return kernels.rows_inverse(plan, z, context)
+        return super().inverse(z, _for_each(context, z), noise)
+
+
+def _for_each(context: Context, x: Tensor) -> Context:
+    """The context of each vector, of contexts ``(G, K)`` of ``B / G`` vectors each."""
+    if context is None or len(context) == len(x) or not len(context):
+        return context
+    return context.repeat_interleave(len(x) // len(context), 0)
+
+
+def _misfit(length: int, context: Context, x: Tensor) -> str | None:
+    """Why the kernels cannot read the contexts of vectors `x`; None if they can, or need not."""
+    if not length:
+        return None
+    if context is None:
+        return "its nets read a context"
+    plain = type(context) in (Tensor, nn.Parameter) and context.dtype == x.dtype
+    if not plain or context.dim() != 2 or context.shape[1] != length or not len(context):
+        return f"contexts are plain vectors of {length} numbers of the rows' dtype"
+    return "the rows are not in parts of equal length" if len(x) % len(context) else None
 
 
 def _differentiated(*tensors: Tensor) -> bool:

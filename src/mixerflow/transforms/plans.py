@@ -10,12 +10,17 @@ from mixerflow import kernels
 from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.coupling import Coupling, halves
-from mixerflow.transforms.elementwise import Affine
+from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
 from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.norms import ActNorm
+from mixerflow.transforms.spline import RationalQuadratic
 
 _LONGEST = 512
 """Length of the longest rows that a kernel takes; at 1024 it is slower than the operators."""
+
+_MOST_PARTS = 64
+"""Components of a mixture, or bins of a spline, for which the kernels have room."""
 
 _NORMS = {
     (SyncedBatchNorm, SyncedBatchNorm),
@@ -36,17 +41,18 @@ class _Step(NamedTuple):
     linear: LU | Linear | None
     coupling: Coupling
     net: kernels.Net
+    elementwise: kernels.Map
 
     @property
     def n(self) -> int:
-        return self.net.given + self.net.out // 2
+        return self.net.given + self.net.out // self.elementwise.params
 
     def kind(self) -> tuple[object, ...]:
         """The settings that the kernel needs alike in all steps."""
-        affine, net = self.coupling.elementwise, self.net
-        assert isinstance(affine, Affine)
-        common = (self.n, net.hidden, net.squash, net.norm, net.by_row)
-        return *common, affine.bound, type(self.linear)
+        net = self.net
+        context = None if net.context is None else net.context.shape
+        common = (self.n, net.hidden, net.squash, net.norm, net.by_row, context)
+        return *common, self.elementwise, type(self.linear)
 
     def for_kernel(self) -> kernels.Step:
         norm, linear = self.norm, self.linear
@@ -57,7 +63,8 @@ class _Step(NamedTuple):
         elif linear is not None:
             matrix = (linear.packed, linear.bias)
         parameters = (*scale, *matrix, *self.net.parameters)
-        return kernels.Step(parameters, self.net.statistics, self.coupling.flip, dense)
+        net = self.net
+        return kernels.Step(parameters, net.statistics, self.coupling.flip, dense, net.context)
 
 
 def plan_of(chain: Chain) -> kernels.Plan | str:
@@ -88,8 +95,9 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         counts=tuple(count for step in steps for count in step.net.counts),
         squash=first.net.squash,
         reverse=type(first.linear) is RLU,
-        bound=first.coupling.elementwise.bound or 0.0,
+        elementwise=first.elementwise,
         by_row=first.net.by_row,
+        context=0 if first.net.context is None else first.net.context.shape[-1],
     )
     if any(type(p) not in (Tensor, nn.Parameter) for p in plan.parameters()):
         return "its parameters are not plain tensors"
@@ -104,22 +112,44 @@ def _take(left: list[Transform]) -> _Step | str:
     if coupling is None:
         return "not a chain of ActNorm, LU and coupling"
     mlp, rows = coupling.net, coupling.dim in (0, -1)
-    if not isinstance(mlp, ResidualMLP) or type(coupling.elementwise) is not Affine or not rows:
-        return "the kernel knows affine couplings with residual MLPs only"
+    if not isinstance(mlp, ResidualMLP) or not rows:
+        return "the kernel knows couplings of rows with residual MLPs only"
+    elementwise = _map(coupling.elementwise)
+    if elementwise is None:
+        return f"the kernel does not know the map {type(coupling.elementwise).__name__}"
     net = _net(mlp)
-    return net if isinstance(net, str) else _Step(norm, linear, coupling, net)
+    return net if isinstance(net, str) else _Step(norm, linear, coupling, net, elementwise)
+
+
+def _map(elementwise: Elementwise) -> kernels.Map | None:
+    """The elementwise map as the kernels know it; None if they do not, as a subclass of one."""
+    params = elementwise.params
+    if type(elementwise) is Affine:
+        return kernels.Map("affine", params, 1, limit=elementwise.bound or 0.0)
+    if type(elementwise) is FlooredAffine:
+        return kernels.Map("floored", params, 1, limit=elementwise.floor)
+    if type(elementwise) is LogisticMixture and elementwise.components <= _MOST_PARTS:
+        k = elementwise.components
+        return kernels.Map("logistic", params, 0, limit=elementwise.floor, parts=k)
+    if type(elementwise) is RationalQuadratic and elementwise.bins <= _MOST_PARTS:
+        k = elementwise.bins
+        return kernels.Map("spline", params, 0, limit=elementwise.tail, parts=k)
+    return None
 
 
 def _net(net: ResidualMLP) -> kernels.Net | str:
     """The tensors of a net, or in a few words why the kernels cannot take them."""
     if type(net) is not ResidualMLP:
         return "a net of another kind"  # which may compute something else
-    if net.context is not None:
-        return "the kernel takes no context"
     layers = (net.enter, net.norm1, net.linear1, net.norm2, net.linear2, net.leave)
     enter, norm1, linear1, norm2, linear2, leave = layers
     if not type(enter) is type(linear1) is type(linear2) is type(leave) is nn.Linear:
         return "the kernel knows plain linear maps only"
+    of_context = net.context
+    if of_context is not None and (
+        type(of_context) is not nn.Linear or of_context.bias is not None
+    ):
+        return "the kernel knows plain linear maps of contexts only"
     kind = type(norm1)
     if (kind, type(norm2)) not in _NORMS:
         return "the kernels know other norms"
@@ -146,6 +176,7 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
         norm=norm,
         counts=tuple(count for count in counts if count is not None),
         by_row=by_row,
+        context=None if of_context is None else of_context.weight,
     )
 
 
@@ -184,9 +215,10 @@ def _pop(left: list[Transform], kind: type[_T]) -> _T | None:
 def _fits(step: _Step) -> bool:
     """Whether all lengths agree, and the net reads and changes the coupling's halves."""
     given, changed = halves(step.n, flip=step.coupling.flip)
+    params = step.elementwise.params
     norm_fits = step.norm is None or step.norm.shape == (step.n,)
     linear_fits = step.linear is None or step.linear.n == step.n
-    return (step.net.given, step.net.out) == (given, 2 * changed) and norm_fits and linear_fits
+    return (step.net.given, step.net.out) == (given, params * changed) and norm_fits and linear_fits
 
 
 def hooked(chain: nn.Module) -> bool:
