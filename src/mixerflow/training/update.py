@@ -165,6 +165,8 @@ class _Table:
         if fresh:
             for number in fresh:
                 p = self.rows[number]
+                if self.state.get(p):  # a step by operators has made them
+                    continue
                 self.state[p] = {
                     "step": torch.zeros((), dtype=torch.float32),
                     "exp_avg": torch.zeros_like(p, requires_grad=False),
