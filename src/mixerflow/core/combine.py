@@ -212,7 +212,8 @@ class Along(_Wrapper):
                 raise ValueError(f"Along: takes {what}; got shape {tuple(context.shape)}")
             return context.movedim(1, -1).flatten(0, -2)
         if self.rows is None:
-            if context is None or self.transform.shares_contexts:
+            shares = self.transform.shares_contexts and not torch.compiler.is_compiling()
+            if context is None or shares:
                 return context
             return context.repeat_interleave(n, 0)
         encoding: Tensor = self.rows()

@@ -116,9 +116,9 @@ class KernelChain(Layer):
 
 def _for_each(context: Context, x: Tensor) -> Context:
     """The context of each vector, of contexts ``(G, K)`` of ``B / G`` vectors each."""
-    if context is None or len(context) == len(x) or not len(context):
-        return context
-    return context.repeat_interleave(len(x) // len(context), 0)
+    if context is None or context.shape[0] == x.shape[0] or context.shape[0] == 0:
+        return context  # not by len(), which would fix an exported batch
+    return context.repeat_interleave(x.shape[0] // context.shape[0], 0)
 
 
 def _misfit(length: int, context: Context, x: Tensor) -> str | None:
