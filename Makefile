@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 demo: $(INSTALLED)
 	rm -rf runs/demo
-	$(BIN)/mixerflow train mixerflow-tiny --out runs/demo
+	$(BIN)/mixerflow train fast-clothes --out runs/demo
 	$(BIN)/mixerflow sample runs/demo -n 64 --temperature 0.8
 	$(BIN)/mixerflow evaluate runs/demo
 
