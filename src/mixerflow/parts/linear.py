@@ -8,7 +8,7 @@ from mixerflow.core import Along, Shape, Transform
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.registry import register, word_of
 from mixerflow.transforms import LU, PLU, RLU, Butterfly, Matrix, UnpackedPLU, Whiten, Woodbury
-from mixerflow.transforms.linear import LinearStart
+from mixerflow.transforms.lu import LinearStart
 
 
 class ImageMap(Part):

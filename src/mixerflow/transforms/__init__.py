@@ -18,10 +18,11 @@ from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
     Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Roll, Squeeze, Stripes, SwapHalves,
 )
-from mixerflow.transforms.linear import LU, PLU, RLU, Linear, Matrix, UnpackedPLU
+from mixerflow.transforms.linear import Linear, Matrix
 from mixerflow.transforms.lines import LineAutoregressive
 from mixerflow.transforms.logistic import LogisticMixture
 from mixerflow.transforms.low_rank import FixedWoodbury, Householder, Woodbury
+from mixerflow.transforms.lu import LU, PLU, RLU, UnpackedPLU
 from mixerflow.transforms.normal_scores import NormalScores
 from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual

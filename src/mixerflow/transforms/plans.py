@@ -11,8 +11,9 @@ from mixerflow.core import Chain, Transform, submodules
 from mixerflow.nets import ResidualMLP, Scale, SyncedBatchNorm
 from mixerflow.transforms.coupling import Coupling, halves
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine
-from mixerflow.transforms.linear import LU, RLU, Linear
+from mixerflow.transforms.linear import Linear
 from mixerflow.transforms.logistic import LogisticMixture
+from mixerflow.transforms.lu import LU, RLU
 from mixerflow.transforms.norms import ActNorm
 from mixerflow.transforms.spline import RationalQuadratic
 

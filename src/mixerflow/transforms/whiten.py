@@ -12,7 +12,7 @@ from mixerflow.core import Shape
 from mixerflow.moments import Entries
 from mixerflow.registry import register
 from mixerflow.transforms.covariance import covariance_of, mean_of
-from mixerflow.transforms.linear import PLU
+from mixerflow.transforms.lu import PLU
 from mixerflow.transforms.norms import DiagonalAffine
 
 _CONSTANT = 1e-6
