@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -57,20 +57,27 @@ class Contender(Protocol):
         ...
 
 
-def interleaved(jobs: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
+Clock = Literal["wall", "cpu"]
+"""Seconds that pass, or processor seconds of this process, which other programs do not use up."""
+
+
+def interleaved(
+    jobs: Mapping[Key, Callable[[], object]], rounds: int, clock: Clock = "wall"
+) -> dict[Key, list[float]]:
     """Seconds of each job in each round; a round runs every job once, so noise hits all alike.
 
     A round before the first is not counted: it warms up.
     """
+    now = time.process_time if clock == "cpu" else time.perf_counter
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1; got {rounds}")
     seconds: dict[Key, list[float]] = {key: [] for key in jobs}
     for number in range(rounds + 1):
         for key, run in jobs.items():
-            begun = time.perf_counter()
+            begun = now()
             run()
             if number:
-                seconds[key].append(time.perf_counter() - begun)
+                seconds[key].append(now() - begun)
     return seconds
 
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.common import Contender, emit, facts, interleaved, keep, pin, spread
+from benchmarks.common import Clock, Contender, emit, facts, interleaved, keep, pin, spread
 from benchmarks.costs import flop, peak_memory
 from benchmarks.floor import terms
 from benchmarks.growth_plot import draw
@@ -65,6 +65,8 @@ class Arguments:
     rounds: int = 3
     threads: int = 0
     """0: one for each core."""
+    clock: Clock = "wall"
+    """What seconds are: with one thread, "cpu" does not count the time of other programs."""
     rival: Library = "nflows"
     """Whose Glow."""
     terms: bool = False
@@ -115,7 +117,7 @@ def points(axis: Axis, rival: Library) -> list[Point]:
     return [point for point in found if installed(point.contender.package)]
 
 
-def measure(axis: Axis, rounds: int, rival: Library) -> list[dict[str, Any]]:
+def measure(axis: Axis, rounds: int, rival: Library, clock: Clock = "wall") -> list[dict[str, Any]]:
     """Seconds an image and peak MiB of a training step at every point of an axis."""
     todo = points(axis, rival)
 
@@ -128,7 +130,7 @@ def measure(axis: Axis, rounds: int, rival: Library) -> list[dict[str, Any]]:
 
         return run
 
-    seconds = interleaved({point: step(point) for point in todo}, rounds)
+    seconds = interleaved({point: step(point) for point in todo}, rounds, clock)
     rows = []
     for point in todo:
         each = [s / point.batch for s in seconds[point]]
@@ -223,6 +225,7 @@ def main() -> None:
     result: dict[str, Any] = {
         **facts(given.seed, LIBRARIES),
         "kernels": kernels_here(),
+        "clock": given.clock,
         "start": START,
         "patch": 4,
     }
@@ -231,7 +234,7 @@ def main() -> None:
     result |= {"terms": counted, "takeover": takeover(counted), "growth": []}
     console.print(f"linear blocks pass the conditioners at so many patches: {result['takeover']}")
     for axis in () if given.terms else given.axes:
-        result["growth"] += measure(axis, given.rounds, given.rival)
+        result["growth"] += measure(axis, given.rounds, given.rival, given.clock)
         console.print(table(result["growth"], axis))
         keep(result, given.out)
     if not installed(given.rival):
