@@ -67,7 +67,6 @@ def test_the_floor_of_a_step_has_the_steps_own_convolutions_and_products():
     [
         ("flow", "maf"),
         ("net", "kan"),
-        ("law", "spline"),
         ("linear", "Woodbury"),
         ("patch_linear", "Butterfly"),
     ],

@@ -353,7 +353,7 @@ def trainer_of(config, steps):
 def test_pieces_have_the_rates_the_averaging_and_the_images_of_the_whole(monkeypatch):
     def taken(trainer):
         seen = []
-        monkeypatch.setattr(trainer.average, "update", lambda n: seen.append(n))
+        monkeypatch.setattr(trainer.average, "share", lambda n: seen.append(n) or 0.5)
         at = trainer.batches.at
         monkeypatch.setattr(trainer.batches, "at", lambda n: seen.append(at(n)[0].sum()) or at(n))
         rates = [trainer.advance().lr for _ in range(trainer.steps)]

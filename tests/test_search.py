@@ -98,7 +98,7 @@ def test_what_cannot_be_is_refused(given, tmp_path):
         candidates(tmp_path / "none.txt", given.recipe)
     with pytest.raises(ConfigError, match="rungs"):
         Arguments(given.candidates, rungs=())
-    with pytest.raises(ConfigError, match="--jobs"):
+    with pytest.raises(ConfigError, match="jobs"):
         Arguments(given.candidates, jobs=0)
     given.out.write_text("[]")
     with pytest.raises(DataError, match="no JSON of this search"):

@@ -18,7 +18,7 @@ import pytest
 from helpers import OF_RUNS, small_run
 from mixerflow import markdown, page
 from mixerflow.cli import commands, known, main
-from mixerflow.cli.train import _new
+from mixerflow.cli.train import of_recipe
 from mixerflow.errors import ConfigError, DataError, MixerFlowError, printable
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import json_text
@@ -165,12 +165,9 @@ def test_json_has_null_and_the_reason(value):
 def flags_of(command):
     """The flags of a command, from its help."""
     told = io.StringIO()
+    parts = ["mixerflow-tiny", "--model.classes.count", 2, "--train.optimizer", "muon"]
     with redirect_stdout(told), suppress(SystemExit):
-        run(
-            command,
-            *(["mixerflow-tiny", "--model.classes.count", 2] if command == "train" else []),
-            "--help",
-        )
+        run(command, *(parts if command == "train" else []), "--help")
     return set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*", told.getvalue()))
 
 
@@ -324,6 +321,6 @@ def test_a_setting_of_another_choice_names_the_choice(capsys):
 def test_none_is_a_value_of_every_optional_setting(form):
     optional = ["--steps", "--from", "--cache", "--train.minutes", "--train.schedule-steps"]
     words = [form.format(flag) for flag in [*optional, "--model.pixels.levels"]]
-    given = _new("mixerflow-tiny", " ".join(words).split())
+    given = of_recipe("mixerflow-tiny", " ".join(words).split())
     assert given.train.minutes is None and given.train.schedule_steps is None
     assert (given.steps, given.weights, given.cache, given.model.pixels.levels) == (None,) * 4

@@ -182,7 +182,8 @@ def test_a_gradient_that_lies_otherwise_in_memory_goes_through_the_operators():
         assert not weight.grad.is_contiguous()
     assert float(trainer.update.norm()) == pytest.approx(float(usual.update.norm()))
     assert not trainer.update._runs
-    trainer.update.apply(1.0, 0), usual.update.apply(1.0, 0)
+    for each in (trainer, usual):
+        each.update.apply(torch.tensor(1.0), 0)
     same(trainer.weights(), usual.weights(), rtol=0, atol=0)
 
 

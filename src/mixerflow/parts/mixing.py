@@ -36,8 +36,6 @@ class MixerLayers(PositiveCounts):
 
     flow_layers: int = 4
     """Number of (linear map, flow, ActNorm) in each channel flow and each patch flow."""
-    patch_flow_layers: int | None = None
-    """Number in each patch flow, if it is another."""
     patching: Patching = Patching()
     """How the layers patchify the image."""
     flow: RowFlow = RowCoupling()
@@ -53,6 +51,9 @@ class MixerLayers(PositiveCounts):
     """Positional encoding of patches and channels, which the flows read; None for none."""
     beside: MixerAddition | None = None
     """Transforms that each mixer layer has besides its mixing; None for none."""
+    patch_flow_layers: int | None = None
+    """Number of (linear map, flow, ActNorm) in each patch flow, if it is another than that of the
+    channel flows."""
 
     def mixer_layer(self, shape: Shape, number: int, *, layers: int, context: int = 0) -> Transform:
         """Return layer `number`, from 1, of a model of so many layers, for images `shape`.

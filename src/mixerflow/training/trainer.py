@@ -160,7 +160,7 @@ class Trainer:
         figures = torch.stack([objective, norm.to(objective), *means.values()]).tolist()
         bad_part = None
         if all(map(math.isfinite, figures[:2])):
-            self.update.apply(figures[1], self.place)
+            self.update.apply(norm, self.place)
             self.bad_in_a_row = 0
         else:
             self.skipped += 1

@@ -45,14 +45,13 @@ class Update:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         return unsharded(torch.nn.utils.get_total_norm(grads))
 
-    def apply(self, norm: float, step: int) -> None:
+    def apply(self, norm: Tensor, step: int) -> None:
         """Change the parameters, and their average after step `step` (from 0).
 
         `norm` is that of `norm`, and is finite.
         """
         if norm > self.clip:  # most steps need no pass over the gradients
-            total = torch.tensor(norm)
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, total)
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         with one_thread_if_small(self.parameters):
             self.optimizer.step()
             self.average.update(step)
@@ -89,10 +88,11 @@ class KernelUpdate(Update):
         self._runs = True
         return torch.tensor(norm)
 
-    def apply(self, norm: float, step: int) -> None:
+    def apply(self, norm: Tensor, step: int) -> None:
         if not self._runs or self._table is None:
             return super().apply(norm, step)
-        scale = self.clip / (norm + _CLIP_EPS) if norm > self.clip else 1.0
+        length = norm.item()
+        scale = self.clip / (length + _CLIP_EPS) if length > self.clip else 1.0
         self._table.step(scale, self.average.share(step))
         return None
 
