@@ -43,15 +43,21 @@ def test_alone_they_give_each_value_the_bits_of_its_share(flow):
     assert torch.allclose(flow.log_prob(x), sum(nats).float(), atol=2e-4)  # for any noise
 
 
-def test_the_density_integrates_to_one_but_for_the_margins():
+def test_the_density_integrates_to_one():
     transform = NormalScores((1, 1, 1), 4).double()
     transform.initialize(pixels(shape=(1, 1, 1), levels=4).double())
-    points = (torch.arange(4000, dtype=torch.float64) + 0.5) / 1000
-    z, log_det = transform(points.view(-1, 1, 1, 1))
-    assert (z.flatten().diff() > 0).all()
     normal = torch.distributions.Normal(0.0, 1.0)
-    density = (normal.log_prob(z.flatten()) + log_det).exp()
-    assert density.sum().item() / 1000 == pytest.approx(1 - 2 * MARGIN, abs=1e-9)
+
+    def mass(start, end, count):
+        points = start + (end - start) * (torch.arange(count).double() + 0.5) / count
+        z, log_det = transform(points.view(-1, 1, 1, 1))
+        assert (z.flatten().diff() > 0).all()
+        density = (normal.log_prob(z.flatten()) + log_det).exp()
+        return density.sum().item() * (end - start) / count
+
+    assert mass(0, 4, 4000) == pytest.approx(1 - 2 * MARGIN, abs=1e-9)
+    assert mass(-3, 0, 400_000) == pytest.approx(MARGIN, rel=1e-3)  # beyond the levels
+    assert mass(4, 7, 400_000) == pytest.approx(MARGIN, rel=1e-3)
 
 
 @pytest.mark.parametrize("levels", [2, 256, 2**16])
@@ -66,14 +72,37 @@ def test_the_inverse_finds_the_value_of_every_level(levels):
         assert (back - x - inside).abs().max() < (0.02 if levels < 2**16 else 0.6)
 
 
-def test_scores_stay_finite_and_latents_beyond_them_leave_the_levels():
-    transform = NormalScores((1, 1), 16)
-    transform.initialize(torch.zeros(10, 1, 1))
-    ends, log_det = transform(torch.tensor([[[0.0]], [[16 - 1e-3]]]))
-    assert ends.isfinite().all() and log_det.isfinite().all() and ends.abs().max() < 3.9
-    outside, log_det = transform.inverse(torch.tensor([[[-4.5]], [[4.5]], [[-30.0]], [[30.0]]]))
-    assert log_det.isfinite().all()
+def test_beyond_the_levels_both_directions_are_one_line():
+    transform = NormalScores((1, 1), 16).double()
+    transform.initialize(torch.zeros(10_000, 1, 1))
+    x = (
+        torch.tensor([-1000.0, -1.0, 0.0, 7.5, 16 - 1e-3, 16.0, 17.0, 300.0])
+        .double()
+        .view(-1, 1, 1)
+    )
+    z, log_det = transform(x)
+    assert z.isfinite().all() and (z.flatten().diff() > 0).all()
+    assert z[2:6].abs().max() < 3.9 and z[[1, 6]].abs().min() > 3.84
+    back, other = transform.inverse(z)
+    assert torch.allclose(back, x, rtol=1e-9, atol=1e-9) and torch.allclose(other, -log_det)
+    outside, _ = transform.inverse(torch.tensor([-4.5, 4.5, -30.0, 30.0]).double().view(-1, 1, 1))
     assert (outside.flatten()[[0, 2]] < 0).all() and (outside.flatten()[[1, 3]] > 16).all()
+
+
+def test_what_is_no_number_stays_none():
+    transform = NormalScores((1, 2), 4)
+    for way in (transform, transform.inverse):
+        y, _ = way(torch.tensor([[[math.nan, 1.5]]]))
+        assert y[0, 0, 0].isnan() and y[0, 0, 1].isfinite()
+
+
+def test_a_few_values_are_little_evidence():
+    transform = NormalScores((1, 2), 2**16)
+    transform.initialize(torch.full((5, 1, 2), 7.0))
+    assert transform.shares.sum().item() == pytest.approx(1)
+    assert transform.shares[0, 7].item() == pytest.approx(10 / (2**16 + 10), rel=0.01)
+    transform.initialize(torch.full((10_000, 1, 2), 7.0))
+    assert transform.shares[0, 7] < 0.3
 
 
 def test_they_are_saved_with_the_weights_and_do_not_train(flow):

@@ -37,6 +37,15 @@ def test_whitening_of_what_does_not_vary_is_the_identity_about_the_mean():
     assert torch.equal(transform._matrix(), torch.eye(3)) and z.abs().max() < 1e-6
 
 
+def test_of_few_vectors_the_covariance_is_shrunk():
+    transform = LU(20, start="whitening")
+    x = torch.randn(10, 20, generator=torch.Generator().manual_seed(0))
+    transform.initialize(x)
+    values = torch.linalg.eigvalsh(transform._matrix().double())
+    spread = x.var(0, correction=0).mean()
+    assert values.max() < 1.01 / (2 * spread).sqrt()  # the ridge is n over the vectors, 2
+
+
 def test_along_columns_the_vectors_are_the_columns():
     x = correlated(600, 4).view(200, 3, 4).mT.contiguous()
     transform = LU(4, start="whitening").double()
@@ -71,6 +80,12 @@ def test_a_cyclic_shift_transforms_the_frame_too(cyclic):
     moved = (shifted(x)[0] - x)[0, 0].abs() > 1e-6
     assert moved[2:-2, 2:-2].all()
     assert moved.all() == cyclic and moved[0].any() == cyclic
+
+
+def test_a_cyclic_shift_needs_no_second_patch():
+    flow = MixerFlow(layers=2, patching=Patching(4, shift=(0, 2), cyclic=True)).build((1, 4, 4))
+    x = torch.randint(0, 256, (2, 1, 4, 4))
+    assert flow.bits_per_dim(x).isfinite().all()
 
 
 def test_its_patches_go_on_at_the_other_side():

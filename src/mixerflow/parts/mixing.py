@@ -62,13 +62,13 @@ class MixerLayers(PositiveCounts):
         length of the context that conditioners read.
         """
         cut, size, shift = self.patching.of(shape, number, layers)
-        window = window_of(shape, cut, size, shift)
-        if window is None:
-            return MixerLayer(*self._mixed(shape, cut, size, context))
-        if self.patching.cyclic:
+        if self.patching.cyclic and any(shift):
             roll = Roll(shape, shift)
             mixed = self._mixed(shape, cut, size, context)
             return MixerLayer(roll, *mixed, Inverse(roll, shape))
+        window = window_of(shape, cut, size, shift)
+        if window is None:
+            return MixerLayer(*self._mixed(shape, cut, size, context))
         return Window(*window, MixerLayer(*self._mixed((shape[0], *window[1]), cut, size, context)))
 
     def require_even_reversals(self, shape: Shape, layers: int) -> None:

@@ -149,7 +149,7 @@ class NormalScorePixels(Pixels):
     """
 
     smoothing: float = 0.01
-    """Part of the probability that all values share."""
+    """Least part of the probability that all values share; with few pixels it is more."""
     levels: int | None = 256
     """Values a pixel can have; None for float data, taken as it is."""
     dequantizer: Dequantizer = UniformDequantizer()

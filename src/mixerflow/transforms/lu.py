@@ -19,7 +19,7 @@ from mixerflow.transforms.linear import Linear, _DenseMap, _rotation
 LinearStart = Literal["identity", "whitening"]
 
 _RIDGE = 1e-3
-"""What a whitening start adds to the eigenvalues, relative to their mean."""
+"""The least that a whitening start adds to the eigenvalues, relative to their mean."""
 
 
 @register
@@ -36,7 +36,7 @@ class LU(_DenseMap):
         bias: whether there is a b.
         start: "identity", or "whitening": `initialize` then sets ``L U = (C + r l I)^(-1/2)`` and
             ``b = -L U m`` for the mean m and the covariance C of a first batch, where l is the mean
-            eigenvalue of C and r = 1e-3. Of all maps that whiten, this one changes the vectors
+            eigenvalue of C and r the larger of 1e-3 and n over the number of vectors. Of all maps that whiten, this one changes the vectors
             least. As it is positive definite, it has triangles without a permutation.
 
     References:
@@ -85,7 +85,8 @@ class LU(_DenseMap):
         if self.start == "whitening":
             rows = self._reordered(x.movedim(1, -1).reshape(-1, self.n))
             mean = mean_of(rows)
-            root = inverse_root(covariance_of(rows, mean), _RIDGE)
+            ridge = max(_RIDGE, self.n / len(rows))
+            root = inverse_root(covariance_of(rows, mean), ridge)
             factor = torch.linalg.cholesky(root)
             diagonal = factor.diagonal()
             upper = diagonal[:, None] * factor.mT
