@@ -36,8 +36,9 @@ class LU(_DenseMap):
         bias: whether there is a b.
         start: "identity", or "whitening": `initialize` then sets ``L U = (C + r l I)^(-1/2)`` and
             ``b = -L U m`` for the mean m and the covariance C of a first batch, where l is the mean
-            eigenvalue of C and r the larger of 1e-3 and n over the number of vectors. Of all maps that whiten, this one changes the vectors
-            least. As it is positive definite, it has triangles without a permutation.
+            eigenvalue of C, and r the larger of 1e-3 and n over the number of vectors. Of all maps
+            that whiten, this one changes the vectors least. As it is positive definite, it has
+            triangles without a permutation.
 
     References:
         English et al., MixerFlow (2023), section 4, arXiv:2310.16777.
