@@ -11,7 +11,7 @@ from mixerflow.core import Centre, Chain, Flow, shared
 from mixerflow.core.shared import put_in_place
 from mixerflow.errors import ConfigError
 from mixerflow.recipes import build
-from mixerflow.transforms import Dequantize
+from mixerflow.transforms import Dequantize, NormalScores
 from mixerflow.transforms.checks import perturb
 from mixers import mixer
 
@@ -127,6 +127,27 @@ def test_a_flow_that_draws_twice_is_refused():
     x = torch.zeros(1, *SHAPE, dtype=torch.uint8)
     with pytest.raises(ValueError, match="one uniform number a pixel"):
         export.density(flow)(x, torch.zeros(1, *SHAPE))
+
+
+def scored() -> Flow:
+    flow = Flow(Chain(Dequantize(8), NormalScores(SHAPE, 8)), SHAPE, levels=8)
+    flow.initialize(torch.randint(0, 3, (50, *SHAPE)))
+    return flow.eval()
+
+
+@pytest.mark.parametrize("kind", ["density", "decoder"])
+def test_normal_scores_are_exported_for_every_batch(kind):
+    flow = scored()
+    program = export.program(getattr(export, kind)(flow)).module()
+    for batch in (1, 5):
+        given, expected = inputs(flow, kind, batch)
+        assert torch.allclose(program(**given), expected, atol=1e-4)
+
+
+def test_what_onnx_has_not_is_one_line(tmp_path):
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ConfigError, match="is not in ONNX: .*: use export.program instead"):
+        export.onnx(export.density(scored()), tmp_path / "a.onnx")
 
 
 def test_without_onnx_it_says_what_to_install(monkeypatch, tmp_path):

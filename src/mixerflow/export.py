@@ -158,7 +158,8 @@ def onnx(module: Exported, path: str | Path) -> None:
 
     Its inputs have the names that `example` gives, and its outputs those of ``outputs``:
     ``log_prob``, or ``images``. Inputs of ``defaults`` may be left out.
-    Without the extra ``onnx`` it raises a ConfigError.
+    Without the extra ``onnx`` it raises a ConfigError, and for a model with an operator that ONNX
+    has not, such as the normal quantile of `NormalScores`.
     """
     try:
         import onnxscript  # noqa: F401
@@ -168,7 +169,11 @@ def onnx(module: Exported, path: str | Path) -> None:
     try:
         _write(_without_decompositions(_traced(module)), module, path)
     except (_NotFunctional, torch.onnx.errors.OnnxExporterError):
-        _write(_traced(module), module, path)
+        try:
+            _write(_traced(module), module, path)
+        except torch.onnx.errors.OnnxExporterError as error:
+            what, remedy = "an operator of this model is not in ONNX", "use export.program instead"
+            raise ConfigError(what, "export.onnx", remedy) from error
 
 
 def _write(traced: torch.export.ExportedProgram, module: Exported, path: str | Path) -> None:

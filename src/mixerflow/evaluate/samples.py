@@ -148,7 +148,7 @@ class DrawnPixels(NamedTuple):
 
     def __str__(self) -> str:
         share = 100 * self.clamped / max(self.values, 1)
-        text = f"{self.clamped} of {self.values} values clamped ({share:.2g} %)"
+        text = f"{self.clamped} of {self.values} values clamped ({share:.3g} %)"
         if not self.nonfinite_values:
             return text
         images = f"{self.nonfinite_images} of {len(self.nonfinite)} images"
