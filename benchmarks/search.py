@@ -1,4 +1,4 @@
-"""A search for the settings that give most bits/dim for a minute of CPU: successive halving.
+"""A search for the settings of fewest bits/dim after a minute of CPU: successive halving.
 
     python -m benchmarks.search cifar10.txt --recipe mixerflow-cifar10-tiny --data cifar10.npz
         --rungs 60 180 600 --out search.json

@@ -1,4 +1,4 @@
-"""Recipes that two CPU cores train: the most bits/dim for a minute, found by search.
+"""Recipes that two CPU cores train: the fewest bits/dim after a minute, found by search.
 
 `docs/fast.md` has what was tried, and what each change brought. Beside MixerFlow's other small
 recipes:
