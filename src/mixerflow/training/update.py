@@ -65,16 +65,8 @@ class KernelUpdate(Update):
     that are switched off, leave it operator by operator. The optimiser's state is torch's.
     """
 
-    def __init__(
-        self,
-        parameters: Sequence[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        average: Average,
-        clip: float,
-    ) -> None:
-        super().__init__(parameters, optimizer, average, clip)
-        self._table: _Table | None = None
-        self._runs = False
+    _table: _Table | None = None
+    _runs: bool = False
 
     def norm(self) -> Tensor:
         self._runs = False
