@@ -19,6 +19,8 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
+from mixerflow.runs.files import write_atomically
+
 JOBS = ("train", "log_prob", "sample")
 """A training step with Adam; log-probabilities in eval mode; images drawn."""
 
@@ -149,7 +151,7 @@ def keep(result: dict[str, object], out: Path | None) -> None:
     """Write JSON to a file where one is named: what there is so far, should the rest be cut off."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def emit(result: dict[str, object], out: Path | None) -> None:

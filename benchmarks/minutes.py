@@ -27,27 +27,26 @@ it. Tables go to standard error; `python -m benchmarks.markdown minutes.json` pr
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
 
-from benchmarks.common import emit, facts, pin
+from benchmarks.common import emit, facts, keep, pin
+from benchmarks.kept import taken_over, told_in_a_line
 from benchmarks.minutes_learners import Entrant, Named
 from benchmarks.minutes_race import Run, race
 from benchmarks.minutes_rivals import RIVALS, rival
 from benchmarks.minutes_tables import draw, tables
 from benchmarks.rivals import LIBRARIES, installed
 from mixerflow.data import Images, Splits, hold_out, load
-from mixerflow.errors import ConfigError, DataError, MixerFlowError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.means import mean_and_error
 from mixerflow.recipes import build, recipe
-from mixerflow.runs.files import write_atomically
 from mixerflow.training.given import check_fit
 
 
@@ -133,37 +132,11 @@ class Benchmark:
             "entrants": {}, "trials": {}, "not_installed": [], "minutes": [],
         }  # fmt: skip
         if given.out is not None and given.out.exists():
-            self._go_on(given.out)
+            names = ("sets", "entrants", "trials", "minutes", "commands")
+            self.result |= taken_over(given.out, self.result, names, "benchmark")
         self.result["commands"] = list(
             dict.fromkeys([*self.result["commands"], self.result["command"]])
         )
-
-    def _go_on(self, path: Path) -> None:
-        """Take over what a file has.
-
-        Raises:
-            DataError: it is no such file.
-            ConfigError: it was made with other settings, or on another machine.
-        """
-        try:
-            found = json.loads(path.read_text())
-            alike = {name: found[name] for name in ("cpu", "torch")} | found["settings"]
-            kept = {name: found[name] for name in ("sets", "entrants", "trials", "minutes")}
-            kept["commands"] = found["commands"]
-        except (ValueError, KeyError, TypeError):
-            what = "no JSON of this benchmark"
-            raise DataError(what, path, "name another file with --out") from None
-        mine = {name: self.result[name] for name in ("cpu", "torch")} | self.given.settings
-        if other := [name for name in mine if alike.get(name) != mine[name]]:
-            what = f"it has another {other[0]}: {alike.get(other[0])}, and not {mine[other[0]]}"
-            raise ConfigError(what, path, "name another file with --out")
-        self.result |= kept
-
-    def keep(self) -> None:
-        """Write what there is so far."""
-        if self.given.out is not None:
-            self.given.out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.given.out, (json.dumps(self.result, indent=1) + "\n").encode())
 
     def run(self) -> None:
         """Everything that is not there yet; mistakes are found before the first run."""
@@ -226,7 +199,7 @@ class Benchmark:
             best = min(rates, key=lambda rate: float("inf") if tried[rate] is None else tried[rate])
             told = [{"rate": rate, "bits_per_dim": tried[rate]} for rate in rates]
             trials[entrant.name] = {"tried": told, "chosen": best, "images": len(some)}
-            self.keep()
+            keep(self.result, self.given.out)
             _say(f"{data}, {entrant.name}: rate {best:g} of {told}")
         return trials[entrant.name]["chosen"]
 
@@ -249,7 +222,7 @@ class Benchmark:
             if last:
                 row = {"data": data, **_row(run, scores), "curve": curves[run]}
                 self.result["minutes"].append(row)
-                self.keep()
+                keep(self.result, self.given.out)
 
         race(runs, given.turn, marks, look)
 
@@ -280,7 +253,7 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Train all, print the tables, draw the curves."""
-    try:
+    with told_in_a_line(Arguments):
         given = tyro.cli(Arguments, description=__doc__)
         pin(given.threads, 0)
         benchmark = Benchmark(given)
@@ -288,12 +261,8 @@ def main() -> None:
         result = benchmark.result
         if given.plot is not None and result["minutes"]:
             draw(result, given.plot)
-    except MixerFlowError as error:
-        flags = [f"--{each.name}".replace("_", "-") for each in fields(Arguments)]
-        print(f"error: {error.for_command(flags)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    print(tables(result), file=sys.stderr)
-    emit(result, None)
+        print(tables(result), file=sys.stderr)
+        emit(result, None)
 
 
 if __name__ == "__main__":

@@ -23,29 +23,30 @@ JSON grows as runs end; the same command goes on from it, and new lines of the f
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
 import shlex
 import statistics
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from benchmarks.common import facts, figure, pin
+from benchmarks.common import facts, figure, keep, pin
+from benchmarks.kept import taken_over, told_in_a_line
 from benchmarks.minutes_learners import Learner, Ours
 from benchmarks.minutes_race import Run
 from mixerflow.cli.train import of_recipe
 from mixerflow.data import Images, hold_out, load
-from mixerflow.errors import ConfigError, DataError, MixerFlowError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.experiments.student import quantile
 from mixerflow.markdown import table
 from mixerflow.means import mean_and_error
-from mixerflow.runs.files import write_atomically
+from mixerflow.parts import Model
+from mixerflow.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class Candidate:
     """A recipe with flags."""
 
     name: str
-    recipe: str
     words: tuple[str, ...]
-    parent: str = ""
+    model: Model
+    train: TrainConfig
+    parent: str
     """The candidate whose flags come first."""
-    own: str = ""
+    own: str
     """The flags that are its own."""
 
     def begin(self, images: Images, seed: int, rate: float, seconds: float) -> Learner:
         """Build the model and give it its data-dependent start; `rate` is the candidate's own."""
-        given = of_recipe(self.recipe, [*self.words])
-        return Ours(given.model, replace(given.train, seed=seed), images, seconds)
+        return Ours(self.model, replace(self.train, seed=seed), images, seconds)
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,10 @@ def candidates(path: Path, recipe: str) -> list[Candidate]:
         if parent and parent not in found:
             raise ConfigError(f"no {parent!r} above", where, "name a line before it")
         words = (*(found[parent].words if parent else ()), *shlex.split(flags))
-        found[name] = Candidate(name, recipe, words, parent, flags.strip())
+        given = of_recipe(recipe, [*words])
+        found[name] = Candidate(name, words, given.model, given.train, parent, flags.strip())
     if not found:
         raise ConfigError("no candidates", path, "give a line `NAME: FLAGS`")
-    for each in found.values():
-        of_recipe(recipe, [*each.words])  # refuses wrong flags before the first run
     return [*found.values()]
 
 
@@ -166,24 +166,7 @@ class Search:
         self.settings = {"recipe": given.recipe, "images": given.images, "keep": given.keep}
         self.result: dict[str, Any] = {**facts(0), "settings": self.settings, "runs": []}
         if given.out is not None and given.out.exists():
-            self.result["runs"] = self._kept(given.out)
-
-    def _kept(self, path: Path) -> list[dict[str, Any]]:
-        """Return the runs of a file.
-
-        Raises:
-            DataError: it is no such file.
-            ConfigError: it was made with other settings, or on another machine.
-        """
-        try:
-            found = json.loads(path.read_text())
-            alike = {name: found[name] for name in ("settings", "cpu", "torch")}
-            runs = [dict(run) for run in found["runs"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise DataError("no JSON of this search", path, "name another file") from None
-        if alike != {name: self.result[name] for name in alike}:
-            raise ConfigError("made with other settings", path, "name another file with --out")
-        return runs
+            self.result |= taken_over(given.out, self.result, ("runs",), "search")
 
     def row(self, each: Candidate, seed: int, seconds: float) -> dict[str, Any] | None:
         """Return what is kept of a run; None if it is still to do."""
@@ -226,9 +209,7 @@ class Search:
         self.result["runs"].append(row)
         told = f"{row['bits_per_dim']:.4f} bits/dim, {row['steps']:,} steps"
         print(f"{row['name']}, {row['seconds']:g} s: {told}", file=sys.stderr, flush=True)
-        if self.given.out is not None:
-            text = json.dumps(self.result, indent=1) + "\n"
-            write_atomically(self.given.out, text.encode())
+        keep(self.result, self.given.out)
 
     def told(self, seconds: float, ranked: list[Candidate]) -> str:
         """Return a rung's table: each candidate beside the first of the file."""
@@ -263,18 +244,14 @@ class Search:
 
 def main() -> None:
     """Run all rungs and print their tables."""
-    try:
+    with told_in_a_line(Arguments):
         given = tyro.cli(Arguments, description=__doc__)
         search = Search(given)
         parts = [
             f"{seconds:g} CPU seconds\n\n{search.told(seconds, ranked)}"
             for seconds, ranked in search.rungs()
         ]
-    except MixerFlowError as error:
-        flags = [f"--{each.name}".replace("_", "-") for each in fields(Arguments)]
-        print(f"error: {error.for_command(flags)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    print("\n\n".join([*parts, search.noise()]))
+        print("\n\n".join([*parts, search.noise()]))
 
 
 if __name__ == "__main__":
