@@ -18,7 +18,7 @@ from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.processes import joined
 from mixerflow.recipes import build
 from mixerflow.runs import Checkpoints, RunFolder
-from mixerflow.training import TrainConfig, Trainer
+from mixerflow.training import TrainConfig, Trainer, train
 from mixers import mixer
 
 SHAPE = (1, 4, 4)
@@ -65,6 +65,16 @@ def timeless(folder):
         {k: v for k, v in record.items() if k not in clocks}
         for record in RunFolder(folder).read_metrics()
     ]
+
+
+def whole_and_resumed(folder, monkeypatch, config, stop):
+    """All the numbers of a run, and of the same that a signal stopped after a step, resumed."""
+    train(flow_of(), images(), out=folder / "whole", config=config, quiet=True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        train(flow_of(), images(), out=folder / "run", config=config, quiet=True)
+    train(flow_of(), images(), out=folder / "run", config=config, quiet=True)
+    return everything(folder / "whole"), everything(folder / "run")
 
 
 def stop_after(monkeypatch, step, number=signal.SIGTERM):

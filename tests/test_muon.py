@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
+from helpers import MODEL, flow_of, images, settings, timeless, whole_and_resumed
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.nets import ResidualMLP
@@ -137,12 +137,7 @@ def test_only_matrices_decay_in_adamw():
 @pytest.mark.parametrize("stop", [4, 7])
 def test_they_resume_bit_for_bit(tmp_path, monkeypatch, optimizer, stop):
     config = settings(optimizer=optimizer, layer_lr=0.5)
-    train(flow_of(), images(), out=tmp_path / "whole", config=config, quiet=True)
-    with monkeypatch.context() as patch:
-        stop_after(patch, stop)
-        train(flow_of(), images(), out=tmp_path / "run", config=config, quiet=True)
-    train(flow_of(), images(), out=tmp_path / "run", config=config, quiet=True)
-    whole, resumed = everything(tmp_path / "whole"), everything(tmp_path / "run")
+    whole, resumed = whole_and_resumed(tmp_path, monkeypatch, config, stop)
     kept = {name.rpartition(".")[2] for name in whole if name.startswith("adam.")}
     assert kept >= {"exp_avg", "exp_avg_sq", "step"}
     assert ("momentum_buffer" in kept) == isinstance(optimizer, Muon)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import MODEL, everything, flow_of, images, settings, stop_after, timeless
+from helpers import MODEL, flow_of, images, settings, timeless, whole_and_resumed
 from mixerflow.augmentation import Augmentation
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError
@@ -78,12 +78,7 @@ def test_adamax_has_no_graph():
 @pytest.mark.parametrize("stop", [4, 7])
 def test_adamax_a_constant_rate_and_augmentation_resume_bit_for_bit(tmp_path, monkeypatch, stop):
     config = settings(**ALL, layer_lr=0.5)
-    train(flow_of(), images(), out=tmp_path / "whole", config=config, quiet=True)
-    with monkeypatch.context() as patch:
-        stop_after(patch, stop)
-        train(flow_of(), images(), out=tmp_path / "run", config=config, quiet=True)
-    train(flow_of(), images(), out=tmp_path / "run", config=config, quiet=True)
-    whole, resumed = everything(tmp_path / "whole"), everything(tmp_path / "run")
+    whole, resumed = whole_and_resumed(tmp_path, monkeypatch, config, stop)
     assert resumed.keys() == whole.keys() and "adam.0.exp_inf" in whole
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
