@@ -47,15 +47,11 @@ class LUMap(LinearMap):
 
 @register("rlu")
 @dataclass(frozen=True)
-class RLUMap(LinearMap):
+class RLUMap(LUMap):
     """The same after a reversal of the order; the paper's block where no layer shifts."""
 
     makes = RLU
     reverses = True
-
-    start: LinearStart = "identity"
-    """The map before training: the reversal, or that and the map that whitens the first images'
-    vectors."""
 
 
 @register("plu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from mixerflow.core import Along, Chain, Inverse, Shape, Transform, Window
 from mixerflow.parts.base import PositiveCounts
@@ -14,16 +14,6 @@ from mixerflow.parts.patching import Cut, Patching, patchify, window_of
 from mixerflow.parts.rows import RowCoupling, RowFlow
 from mixerflow.registry import register
 from mixerflow.transforms import ActNorm, BatchNorm, KernelChain, MixerLayer, Roll
-
-
-class _Where(NamedTuple):
-    """Where a flow of vectors goes: its linear map, axis, their length and number, and depth."""
-
-    linear: LinearMap
-    dim: int
-    n: int
-    rows: int
-    layers: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class MixerLayers(PositiveCounts):
         """Raise a ValueError if order reversals shuffle the positions that shift layers rely on."""
         reverses = self.linear.reverses or self._patch_linear.reverses
         several_cuts = len(self.patching.kinds(shape, layers)) > 1
-        odd = self.flow_layers % 2 or (self.patch_flow_layers or 0) % 2
+        odd = self.flow_layers % 2 or self._patch_depth % 2
         if several_cuts and reverses and odd:
             raise ValueError(
                 "an odd number of order reversals before a shift layer would shuffle the positions "
@@ -86,11 +76,15 @@ class MixerLayers(PositiveCounts):
         """Return the steps that cut, mix channels, mix patches and undo the cut."""
         to_patches = patchify(shape, cut, size)
         patches, channels = to_patches.matrix
-        channel_flow = _Where(self.linear, -1, channels, patches, self.flow_layers)
-        count = self.flow_layers if self.patch_flow_layers is None else self.patch_flow_layers
-        patch_flow = _Where(self._patch_linear, -2, patches, channels, count)
-        flows = (self._vector_flow(each, given) for each in (channel_flow, patch_flow))
-        steps: list[Transform] = [to_patches, *flows]
+        steps: list[Transform] = [
+            to_patches,
+            self._vector_flow(
+                self.linear, self.flow_layers, dim=-1, n=channels, rows=patches, given=given
+            ),
+            self._vector_flow(
+                self._patch_linear, self._patch_depth, dim=-2, n=patches, rows=channels, given=given
+            ),
+        ]
         if self.beside is not None:
             steps += self.beside.on_patches(patches, channels, given)
         steps.append(Inverse(to_patches, shape))
@@ -102,12 +96,17 @@ class MixerLayers(PositiveCounts):
     def _patch_linear(self) -> LinearMap:
         return self.linear if isinstance(self.patch_linear, SameMap) else self.patch_linear
 
-    def _vector_flow(self, where: _Where, given: int) -> Transform:
-        """Return a channel flow or a patch flow.
+    @property
+    def _patch_depth(self) -> int:
+        return self.flow_layers if self.patch_flow_layers is None else self.patch_flow_layers
 
-        Its couplings read a context of length `given`, and the positional encoding.
+    def _vector_flow(
+        self, linear: LinearMap, depth: int, *, dim: int, n: int, rows: int, given: int
+    ) -> Transform:
+        """Return a channel flow (``dim=-1``) or patch flow (``dim=-2``) of vectors of length n.
+
+        The flows read a context of length `given`, and the positional encoding.
         """
-        linear, dim, n, rows, depth = where
         encoding = self.positions
         context = given + (encoding.width if encoding else 0)
 

@@ -22,6 +22,11 @@ _RIDGE = 1e-3
 """The least that a whitening start adds to the eigenvalues, relative to their mean."""
 
 
+def packed(lower: Tensor, upper: Tensor) -> Float[Tensor, "n n"]:
+    """Return triangles in one matrix, as `LU` stores them: L, U, and ``log |U_ii|``."""
+    return lower.tril(-1) + upper.triu(1) + upper.diagonal().abs().log().diag()
+
+
 @register
 class LU(_DenseMap):
     """``z = L U x + b`` with L unit lower and U upper triangular; `start` says how it starts.
@@ -90,9 +95,7 @@ class LU(_DenseMap):
             root = inverse_root(covariance_of(rows, mean), ridge)
             factor = torch.linalg.cholesky(root)
             diagonal = factor.diagonal()
-            upper = diagonal[:, None] * factor.mT
-            log_diagonal = 2 * diagonal.log().diag()
-            self.packed.copy_((factor / diagonal).tril(-1) + upper.triu(1) + log_diagonal)
+            self.packed.copy_(packed(factor / diagonal, diagonal[:, None] * factor.mT))
             if self.bias is not None:
                 self.bias.copy_(-(root @ mean))
         return self(x, context)[0]
@@ -136,11 +139,9 @@ class PLU(LU):
     ) -> None:
         super().__init__(n, bias=bias)
         p, lower, upper = torch.linalg.lu(_rotation(n, generator))
-        diagonal = upper.diagonal()
-        packed = lower.tril(-1) + upper.triu(1) + torch.diag_embed(diagonal.abs().log())
-        self.packed = nn.Parameter(packed.to(self.packed.dtype))
+        self.packed = nn.Parameter(packed(lower, upper).to(self.packed.dtype))
         self.register_buffer("permutation", p.argmax(-1))  # row i of P picks element permutation[i]
-        self.register_buffer("signs", diagonal.sign().to(self.packed.dtype))
+        self.register_buffer("signs", upper.diagonal().sign().to(self.packed.dtype))
 
     def triangles(self) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:
         lower, upper = super().triangles()

@@ -12,7 +12,7 @@ from mixerflow.core import Shape
 from mixerflow.moments import Entries
 from mixerflow.registry import register
 from mixerflow.transforms.covariance import covariance_of, mean_of
-from mixerflow.transforms.lu import PLU
+from mixerflow.transforms.lu import PLU, packed
 from mixerflow.transforms.norms import DiagonalAffine
 
 _CONSTANT = 1e-6
@@ -122,10 +122,9 @@ class Whiten(PLU):
 
     def _store(self, matrix: Tensor) -> None:
         p, lower, upper = torch.linalg.lu(matrix)
-        diagonal = upper.diagonal()
-        self.packed.copy_(lower.tril(-1) + upper.triu(1) + diagonal.abs().log().diag())
+        self.packed.copy_(packed(lower, upper))
         self.permutation.copy_(p.argmax(-1))
-        self.signs.copy_(diagonal.sign())
+        self.signs.copy_(upper.diagonal().sign())
 
     def extra_repr(self) -> str:
         return f"{self.n}, ridge={self.ridge:g}"
