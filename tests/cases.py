@@ -107,9 +107,9 @@ from mixerflow.transforms.checks import KindName, check, normal, perturb, unit
 from mixers import mixer
 
 
-def coupling(n: int, *, bound=None, flip=False, norm="none", context=0, squash=True) -> Coupling:
+def coupling(n: int, *, bound=None, flip=False, norm="none", **read) -> Coupling:
     given, changed = halves(n, flip=flip)
-    net = ResidualMLP(given, 2 * changed, width=8, norm=norm, context=context, squash=squash)
+    net = ResidualMLP(given, 2 * changed, width=8, norm=norm, **read)
     return Coupling(-1, net, Affine(bound), flip=flip)
 
 
@@ -530,6 +530,7 @@ CASES = {
     "coupling of two": Case(lambda: coupling(2), (2,)),
     "coupling, bounded": Case(lambda: coupling(5, bound=1.5), (5,)),
     "coupling, unsquashed": Case(lambda: coupling(5, squash=False), (5,)),
+    "coupling, squares": Case(lambda: coupling(5, squares=True), (5,)),
     "coupling, batch norm": Case(lambda: coupling(5, norm="batch"), (5,)),
     "coupling, layer norm": Case(lambda: coupling(5, norm="layer"), (5,)),
     "coupling, conditional": Case(lambda: coupling(5, context=3), (5,), context=(3,)),

@@ -37,15 +37,13 @@ from mixers import mixer
 PLAIN = Affine()
 
 
-def rows(
-    n, *, width=12, steps=3, norm="batch", law=PLAIN, linear=LU, squash=True, ends=True, context=0
-):
+def rows(n, *, width=12, steps=3, norm="batch", law=PLAIN, linear=LU, ends=True, **read):
     """A chain of `steps`, perturbed; batch-norm statistics too."""
     parts = []
     for i in range(steps):
         given, changed = halves(n, flip=i % 2 == 1)
         out = law.params * changed
-        net = ResidualMLP(given, out, width=width, norm=norm, squash=squash, context=context)
+        net = ResidualMLP(given, out, width=width, norm=norm, **read)
         parts += [ActNorm(n)] if ends or i else []
         parts += [linear(n)] if linear else []
         parts += [Coupling(-1, net, law, flip=i % 2 == 1)]
@@ -94,6 +92,8 @@ SETTINGS = {
     "reversed": {"linear": RLU},
     "no linear map": {"linear": None},
     "plain input": {"squash": False},
+    "squares": {"squares": True},
+    "squares, no norm": {"squares": True, "norm": "none"},
     "no actnorm at the ends": {"ends": False},
     "one step": {"steps": 1},
 }
@@ -171,6 +171,8 @@ def test_which_contexts_it_takes():
     assert "rows' dtype" in chain.path(x, context.double())
     assert "equal length" in chain.path(x, torch.randn(3, 5))
     assert "take no context" in plan_of(chain).refused("gpu", differentiated=False)
+    squares = plan_of(rows(8, squares=True, norm="none"))
+    assert "read no squares" in squares.refused("gpu", differentiated=False)
     assert rows(8).path(x, context) == "kernel"  # no net reads it
     with pytest.raises(ValueError, match="built for a context"):
         chain(x)

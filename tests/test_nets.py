@@ -111,6 +111,17 @@ def test_squash_is_of_the_input(name, squash):
     assert torch.allclose(net(x), plain(read), rtol=0, atol=1e-12)
 
 
+def test_squares_are_of_the_squashed_input():
+    net = moved(ResidualMLP(3, 4, width=5, squares=True))
+    x = torch.randn(6, 3, dtype=torch.float64)
+    read = x.sign() * (1 + x.abs()).log()
+    plain = moved(ResidualMLP(6, 4, width=5, squash=False))
+    plain.load_state_dict(net.state_dict())
+    assert torch.allclose(net(x), plain(torch.cat([read, read**2], 1)), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="squares are of squashed numbers"):
+        ResidualMLP(3, 4, width=5, squash=False, squares=True)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_batch_norm_folds(name):
     make, shape, _ = NETS[name]

@@ -99,15 +99,15 @@ static void back_enter(const Pass *b, int k, Work *w, long first, long r, int ro
     const Flow *f = b->f;
     const Ready *q = b->ready + k;
     const Kept *z = b->kept + k;
-    int H = (int)f->hidden, hp = (int)padded(H), n = (int)f->n, np = (int)padded(n), gp = q->gp;
+    int H = (int)f->hidden, hp = (int)padded(H), n = (int)f->n, np = (int)padded(n), rp = q->rp;
     real *dy = b->dz + r * np;
     norm_backward(f, rows, dq, z->h + r * hp, z->stats, q->scale1, b->means, dh2, dq);
     add_columns(rows, hp, dq, hp, w->enter_b);
     if (f->context) back_contexts(b, q, w, first, r, rows, dq);
-    squash_half(rows, z->y + r * np, np, q->a, q->given, gp, (int)f->squash, w->half);
-    outer(rows, dq, hp, H, w->half, gp, gp, w->enter, gp);
-    times(rows, dq, hp, &q->enter, w->dhalf, gp, NULL, 0);
-    half_backward(f, q, rows, z->y + r * np, w->dhalf, dy);
+    read_half(f, q, rows, z->y + r * np, w->half);
+    outer(rows, dq, hp, H, w->half, rp, rp, w->enter, rp);
+    times(rows, dq, hp, &q->enter, w->dhalf, rp, NULL, 0);
+    half_backward(f, q, rows, z->y + r * np, w->half, w->dhalf, dy);
     add_columns(rows, np, dy, np, w->offset);
     outer(rows, dy, np, n, z->x + r * np, np, np, w->map, np);
     times(rows, dy, np, &q->map, w->half, np, NULL, 0);
@@ -159,7 +159,7 @@ static void gather_step(const Pass *b, int k, int t, int threads) {
     Work *all = b->all, *w = all;
     int n = (int)b->f->n, H = (int)b->f->hidden, hp = (int)padded(H), np = (int)padded(n), c = q->changed;
 #define AT(part) (all[0].part - all[0].draw)
-    gather(all, AT(enter), H, q->given, q->gp, p[ENTER], t, threads);
+    gather(all, AT(enter), H, q->read, q->rp, p[ENTER], t, threads);
     gather(all, AT(enter_b), 1, H, hp, p[ENTER_B], t, threads);
     gather(all, AT(context), H, (int)b->f->context, (int)padded(b->f->context), p[CONTEXT], t, threads);
     gather(all, AT(linear1), H, H, hp, p[LINEAR1], t, threads);

@@ -109,7 +109,8 @@ def _pooled_moments(parts: Tensor) -> Tensor:
 class _Flow(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_long) for name in (
-            "rows", "n", "hidden", "steps", "norm", "batch", "update", "squash", "reverse",
+            "rows", "n", "hidden", "steps", "norm", "batch", "update", "squash", "squares",
+            "reverse",
             "threads", "map", "params", "kept", "count",
         )),
         *((name, ctypes.c_double) for name in ("eps", "momentum", "limit")),
@@ -144,6 +145,7 @@ def _flow(plan: Plan, count: int, context: Tensor | None) -> _Flow:
         batch=plan.batch,
         update=momentum is not None,
         squash=plan.squash,
+        squares=plan.squares,
         reverse=plan.reverse,
         threads=max(1, min(torch.get_num_threads(), -(-count // _TILE))),
         eps=norm.eps if norm else 0.0,

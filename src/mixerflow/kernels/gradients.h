@@ -14,13 +14,13 @@ static void take_work(Work *w, const Flow *f, Arena *arena) {
     long n = f->n, H = f->hidden, np = padded(n), hp = padded(H), kp = padded(f->context);
     w->draw = take(arena, TILE * widest(f));
     w->raw = take(arena, f->kept ? 0 : TILE * widest(f));
-    w->half = take(arena, TILE * np);
-    w->dhalf = take(arena, TILE * np), w->u = take(arena, TILE * hp);
+    w->half = take(arena, TILE * longest(f));
+    w->dhalf = take(arena, TILE * longest(f)), w->u = take(arena, TILE * hp);
     w->slope = take(arena, TILE * hp), w->du = take(arena, TILE * hp);
     w->sums = take(arena, 2 * hp);
     w->first_sum = arena->used;
     w->map = take(arena, n * np), w->offset = take(arena, np);
-    w->enter = take(arena, H * np), w->enter_b = take(arena, hp);
+    w->enter = take(arena, H * longest(f)), w->enter_b = take(arena, hp);
     w->linear1 = take(arena, H * hp), w->linear1_b = take(arena, hp);
     w->linear2 = take(arena, H * hp), w->linear2_b = take(arena, hp);
     w->leave = take(arena, widest(f) * hp), w->leave_b = take(arena, widest(f));
@@ -121,12 +121,17 @@ static void finish_sums(const Flow *f, const Work *all, int which, int threads, 
     for (int j = 0; j < 2 * hp; j++) means[j] = (real)(sums[j] / numbers[0]);
 }
 
-static void half_backward(const Flow *f, const Ready *q, int rows, const real *y, const real *dhalf,
-                          real *dy) {
+/* From `dhalf`, the gradients of what `read_half` made, `half`, to those of the given half */
+static void half_backward(const Flow *f, const Ready *q, int rows, const real *y, const real *half,
+                          real *dhalf, real *dy) {
     int np = (int)padded(f->n);
     for (int r = 0; r < rows; r++) {
-        const real *from = y + (long)r * np + q->a, *d = dhalf + (long)r * q->gp;
-        real *to = dy + (long)r * np + q->a;
+        const real *from = y + (long)r * np + q->a, *read = half + (long)r * q->rp;
+        real *d = dhalf + (long)r * q->rp;
+        real *to = dy + (long)r * np + q->a, *of_squares = d + q->given;
+        if (f->squares)
+#pragma omp simd
+            for (int j = 0; j < q->given; j++) d[j] += 2 * read[j] * of_squares[j];
 #pragma omp simd
         for (int j = 0; j < q->given; j++) {
             real x = from[j];

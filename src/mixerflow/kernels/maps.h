@@ -55,7 +55,7 @@ static void fold_norm(int H, double eps, const real *gamma, const real *beta, co
 
 /* All that needs no rows: shares of the packing, the maps first. Barriers are the caller's. */
 static void pack_step(Ready *q, const Flow *f, const Step *s, int backward, int t, int threads) {
-    int n = (int)f->n, H = (int)f->hidden, hp = (int)padded(H), c = q->changed, g = q->given;
+    int n = (int)f->n, H = (int)f->hidden, hp = (int)padded(H), c = q->changed, g = q->read;
     long context = f->context;
     if (t == 0) {
         for (int j = n; j < padded(n); j++) q->offset[j] = 0;

@@ -87,6 +87,7 @@ class Net:
     out: int
     hidden: int
     squash: bool
+    squares: bool
     parameters: tuple[Tensor | None, ...]
     statistics: tuple[Tensor | None, ...]
     norm: Norm | None
@@ -125,6 +126,7 @@ class Plan:
         norm: batch norm's state in the MLPs; None without.
         counts: numbers of batches in its running values.
         squash: whether the MLPs read sign(x) log(1 + |x|).
+        squares: whether they read the squares of that too.
         reverse: whether the linear maps reverse the order of the dimensions.
         elementwise: the couplings' elementwise map.
         by_row: the MLPs' norm of each row by itself; None without.
@@ -138,6 +140,7 @@ class Plan:
     norm: Norm | None
     counts: tuple[Tensor, ...]
     squash: bool
+    squares: bool
     reverse: bool
     elementwise: Map
     by_row: RowNorm | None = None
@@ -180,6 +183,8 @@ class Plan:
             return "batch norm needs statistics over all rows: use norm rms, layer or none on a GPU"
         if self.context:
             return "the GPU's kernels take no context"
+        if self.squares:
+            return "the GPU's kernels know nets that read no squares"
         if self.elementwise.kind != "affine":
             return "the GPU's kernels know affine couplings only"
         if self.n > GPU_LONGEST or self.hidden not in GPU_WIDTHS:
@@ -197,7 +202,8 @@ class Plan:
             given = n // 2 if step.flip else (n + 1) // 2
             out = self.elementwise.params * (n - given)
             h, square = (hidden,), (hidden, hidden)
-            shapes = ((n,), (n,), (n, n), (n,), (hidden, given), h, h, h, square, h, h, h, square,
+            read = 2 * given if self.squares else given
+            shapes = ((n,), (n,), (n, n), (n,), (hidden, read), h, h, h, square, h, h, h, square,
                       h, (out, hidden), (out,), h, h, h, h)  # fmt: skip
             tensors = (*step.parameters, *step.statistics)
             for tensor, shape in zip(tensors, shapes, strict=False):

@@ -37,16 +37,21 @@ static void norm_gelu(const Flow *f, int rows, const real *h, const real *scale,
     }
 }
 
-static void squash_half(int rows, const real *y, long np, int a, int given, int gp, int squash,
-                        real *to) {
+/* What the net reads: the given half, squashed or not, and then the squares of that where it reads them */
+static void read_half(const Flow *f, const Ready *q, int rows, const real *y, real *to) {
+    int given = q->given;
     for (int r = 0; r < rows; r++) {
-        const real *from = y + (long)r * np + a;
-        real *into = to + (long)r * gp;
-        if (squash)
+        const real *from = y + r * padded(f->n) + q->a;
+        real *into = to + (long)r * q->rp;
+        if (f->squash)
 #pragma omp simd
             for (int j = 0; j < given; j++) into[j] = squash_(from[j]);
         else memcpy(into, from, (size_t)given * sizeof(real));
-        for (int j = given; j < gp; j++) into[j] = 0;
+        for (int j = q->read; j < q->rp; j++) into[j] = 0;
+        if (!f->squares) continue;
+        real *squares = into + given;
+#pragma omp simd
+        for (int j = 0; j < given; j++) squares[j] = into[j] * into[j];
     }
 }
 
@@ -80,7 +85,7 @@ typedef struct {
 static void take_tile(Tile *tile, const Flow *f, Arena *arena) {
     long np = padded(f->n), hp = padded(f->hidden);
     tile->x = take(arena, TILE * np), tile->y = take(arena, TILE * np);
-    tile->half = take(arena, TILE * np), tile->raw = take(arena, TILE * widest(f));
+    tile->half = take(arena, TILE * longest(f)), tile->raw = take(arena, TILE * widest(f));
     tile->h = take(arena, TILE * hp), tile->u = take(arena, TILE * hp);
     tile->i = take(arena, TILE * hp), tile->h2 = take(arena, TILE * hp);
 }
@@ -97,9 +102,9 @@ static void tile_contexts(const Flow *f, const Ready *q, long r, int rows, real 
 /* Of rows from r on of all. */
 static void tile_enter(const Flow *f, const Ready *q, long r, int rows, const real *y,
                        const Tile *tile, real *h) {
-    squash_half(rows, y, padded(f->n), q->a, q->given, q->gp, (int)f->squash, tile->half);
+    read_half(f, q, rows, y, tile->half);
     if (f->context) tile_contexts(f, q, r, rows, tile->u, h);
-    times(rows, tile->half, q->gp, &q->enter_t, h, padded(f->hidden), q->enter_b, f->context > 0);
+    times(rows, tile->half, q->rp, &q->enter_t, h, padded(f->hidden), q->enter_b, f->context > 0);
 }
 
 static void tile_middle(const Flow *f, const Ready *q, int rows, const real *h, real *u, real *i) {

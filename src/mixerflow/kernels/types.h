@@ -16,7 +16,7 @@ typedef struct {
 } Step;
 
 typedef struct {
-    long rows, n, hidden, steps, norm, batch, update, squash, reverse, threads;
+    long rows, n, hidden, steps, norm, batch, update, squash, squares, reverse, threads;
     long map, params, kept, count; /* the elementwise map: raw numbers, numbers kept, its parts */
     double eps, momentum, limit;   /* the map's own number: see elementwise.h */
     long context, within; /* length of a context, 0 for none; rows that follow each other have one */
@@ -41,7 +41,8 @@ typedef struct {
 
 /* A step made ready: one dense map, packed matrices, padded biases. */
 typedef struct {
-    int given, changed, gp, cp, a, b; /* sizes, padded sizes, first columns of both halves */
+    int given, changed, cp, a, b;     /* sizes, padded size, first columns of both halves */
+    int read, rp;                     /* what the net reads of the given half, and padded */
     int wide;                         /* raw parameters of a row: blocks of cp */
     real *lower, *upper, *matrix, *scaled, *offset, *enter_b, *linear1_b, *linear2_b, *leave_b, *leave;
     real *scale1, *offset1, *scale2, *offset2; /* batch norm as one affine map; after others, theirs */
@@ -68,7 +69,8 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
     int n = (int)f->n, H = (int)f->hidden, hp = (int)padded(H), np = (int)padded(n);
     q->given = s->flip ? n / 2 : (n + 1) / 2;
     q->changed = n - q->given;
-    q->gp = (int)padded(q->given), q->cp = (int)padded(q->changed);
+    q->read = f->squares ? 2 * q->given : q->given;
+    q->rp = (int)padded(q->read), q->cp = (int)padded(q->changed);
     q->wide = (int)f->params * q->cp;
     q->a = s->flip ? q->changed : 0, q->b = s->flip ? 0 : q->given;
     q->lower = take(arena, (long)n * np), q->upper = take(arena, (long)n * np);
@@ -78,11 +80,11 @@ static void lay_out(Ready *q, const Flow *f, const Step *s, Arena *arena) {
     q->leave_b = take(arena, q->wide), q->leave = take(arena, (long)q->wide * H);
     q->scale1 = take(arena, hp), q->offset1 = take(arena, hp);
     q->scale2 = take(arena, hp), q->offset2 = take(arena, hp);
-    q->map_t = take_packed(arena, n, n), q->enter_t = take_packed(arena, q->given, H);
+    q->map_t = take_packed(arena, n, n), q->enter_t = take_packed(arena, q->read, H);
     q->linear1_t = take_packed(arena, H, H), q->linear2_t = take_packed(arena, H, H);
     q->leave_t = take_packed(arena, H, q->wide);
     q->upper_t = take_packed(arena, n, n);
-    q->map = take_packed(arena, n, n), q->enter = take_packed(arena, H, q->given);
+    q->map = take_packed(arena, n, n), q->enter = take_packed(arena, H, q->read);
     q->linear1 = take_packed(arena, H, H), q->linear2 = take_packed(arena, H, H);
     q->context_t = take_packed(arena, (int)f->context, H);
     q->context = take_packed(arena, H, (int)f->context);
@@ -129,6 +131,9 @@ static Ready *make_ready(const Flow *f, const Step *steps) {
     for (int k = 0; k < f->steps; k++) lay_out(ready + k, f, steps + k, &arena);
     return ready;
 }
+
+/* The most that a net reads of a row. */
+static long longest(const Flow *f) { return padded(f->squares ? f->n + 1 : f->n); }
 
 /* The most raw parameters of a row. */
 static long widest(const Flow *f) { return f->params * padded((f->n + 1) / 2); }

@@ -27,11 +27,18 @@ Time = Float[Tensor, ""] | float
 
 @register
 class ResidualMLP(Conditioner):
-    """``h = A s(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
+    """``h = A r(x) + C c;  h = h + W2 gelu(norm(W1 gelu(norm(h))));  out = B h``.
 
     One pre-activation residual block of two ``width x width`` linears, between a linear map A and a
     linear map B that starts at 0: whatever map reads the output starts as the identity. `norm` is
     before each GELU.
+
+    The net reads ``r(x) = s(x)``, the squash, or ``(s(x), s(x)^2)`` with `squares`: how much an
+    image varies somewhere tells how much it varies beside, and s(x) is an odd function, of which a
+    narrow net makes few even ones. `docs/fast.md` has what it brings.
+
+    Raises:
+        ValueError: squares of numbers that are not squashed, which would grow from net to net.
     """
 
     def __init__(
@@ -42,19 +49,24 @@ class ResidualMLP(Conditioner):
         width: int,
         norm: Norm = "none",
         squash: bool = True,
+        squares: bool = False,
         context: int = 0,
     ) -> None:
         super().__init__()
-        self.squash = squash
-        self.enter = nn.Linear(in_features, width)
+        if squares and not squash:
+            raise ValueError("ResidualMLP: squares are of squashed numbers; use squash with them")
+        self.in_features, self.squash, self.squares = in_features, squash, squares
+        self.enter = nn.Linear(2 * in_features if squares else in_features, width)
         self.context = context_map(context, width)
         self.norm1, self.norm2 = norm_of(norm, width), norm_of(norm, width)
         self.linear1, self.linear2 = nn.Linear(width, width), nn.Linear(width, width)
         self.leave = zeroed(nn.Linear(width, out_features))
 
     def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
-        self.require_vectors(x, self.enter.in_features)
-        h = self.add_context(self.enter(squash(x) if self.squash else x), context)
+        self.require_vectors(x, self.in_features)
+        read = squash(x) if self.squash else x
+        read = torch.cat((read, read.square()), 1) if self.squares else read
+        h = self.add_context(self.enter(read), context)
         h = h + self.linear2(gelu(self.norm2(self.linear1(gelu(self.norm1(h))))))
         return self.leave(h)
 

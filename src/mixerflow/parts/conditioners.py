@@ -56,6 +56,8 @@ class MLP(_HiddenRows, RowNet):
     """Norm of the hidden rows, before each GELU; the paper has "batch"."""
     squash: bool = True
     """Whether the net reads sign(x) log(1 + |x|); the paper's net reads x."""
+    squares: bool = False
+    """Whether the net reads the squares of the squashed numbers too."""
 
 
 @register("kan")

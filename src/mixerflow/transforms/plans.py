@@ -52,7 +52,7 @@ class _Step(NamedTuple):
         """The settings that the kernel needs alike in all steps."""
         net = self.net
         context = None if net.context is None else net.context.shape
-        common = (self.n, net.hidden, net.squash, net.norm, net.by_row, context)
+        common = (self.n, net.hidden, net.squash, net.squares, net.norm, net.by_row, context)
         return *common, self.elementwise, type(self.linear)
 
     def for_kernel(self) -> kernels.Step:
@@ -95,6 +95,7 @@ def plan_of(chain: Chain) -> kernels.Plan | str:
         norm=first.net.norm,
         counts=tuple(count for step in steps for count in step.net.counts),
         squash=first.net.squash,
+        squares=first.net.squares,
         reverse=type(first.linear) is RLU,
         elementwise=first.elementwise,
         by_row=first.net.by_row,
@@ -168,10 +169,11 @@ def _net(net: ResidualMLP) -> kernels.Net | str:
             return "its batch norms are not alike"
     counts = [each._buffers["num_batches_tracked"] for each in norms if norm]
     return kernels.Net(
-        given=enter.in_features,
+        given=net.in_features,
         out=leave.out_features,
         hidden=width,
         squash=net.squash,
+        squares=net.squares,
         parameters=tuple(t for layer in layers for t in _tensors(layer, "weight", "bias")),
         statistics=tuple(t for m in norms for t in _tensors(m, "running_mean", "running_var")),
         norm=norm,
