@@ -97,21 +97,21 @@ def peak_memory(contender: Contender, batch: int, *, steps: int = 2) -> float | 
     weights, gradients, Adam's moments, activations, and whatever the libraries take for scratch.
     None where the system has no ``/proc``.
     """
-    return _fresh(_peak_memory, contender, batch, steps, torch.get_num_threads())
+    return fresh(_peak_memory, contender, batch, steps, torch.get_num_threads())
 
 
 def _peak_memory(contender: Contender, batch: int, steps: int, threads: int) -> float | None:
     torch.set_num_threads(threads)
     __import__(contender.package)
     _load_lazily_loaded()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     if before is None:
         return None
     work = contender.work(batch)
     with contender.path():
         for _ in range(steps):
             work.train()
-    highest = _resident("VmHWM")
+    highest = resident("VmHWM")
     return None if highest is None else highest - before
 
 
@@ -122,7 +122,7 @@ def _load_lazily_loaded() -> None:
     torch.optim.Adam(layer.parameters()).step()
 
 
-def _resident(field: str) -> float | None:
+def resident(field: str) -> float | None:
     """MiB of this process: now (VmRSS) or at its highest (VmHWM).
 
     Not getrusage's ru_maxrss, which a child takes over from its parent.
@@ -134,7 +134,7 @@ def _resident(field: str) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def _fresh(function: Callable[..., Result], *args: object) -> Result:
+def fresh(function: Callable[..., Result], *args: object) -> Result:
     """Call a function in a process of its own that begins from nothing."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import growth, linear, memory, share, speed, weights
+from benchmarks import growth, large, linear, memory, share, speed, weights
 from benchmarks.common import interleaved, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -187,6 +187,15 @@ def test_memory_and_imports_are_measured_in_fresh_processes():
     assert large > small + 40
     seconds = import_seconds({"sleep": "import time; time.sleep(0.05)", "none": "pass"}, rounds=1)
     assert seconds["sleep"][0] >= 0.05 > seconds["none"][0]
+
+
+def test_large_images_train_in_every_mode():
+    given = large.Arguments(layers=1, patch=8, batch=2, steps=1)
+    rows = [large.measure(given, 16, mode) for mode in given.modes]
+    assert len({row["parameters"] for row in rows}) == 1
+    lines = large.told(rows).splitlines()
+    assert [line.split()[3] for line in lines[2:]] == ["store", "checkpoint", "invert"]
+    assert all(row["cpu_seconds_per_image"] > 0 and not row["warnings"] for row in rows)
 
 
 @pytest.mark.slow
