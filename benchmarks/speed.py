@@ -30,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.common import (
     JOBS,
+    Clock,
     Contender,
     Work,
     emit,
@@ -72,6 +73,8 @@ class Arguments:
     batch: int = 32
     threads: int = 0
     """0: one for each core."""
+    clock: Clock = "wall"
+    """What seconds are: with one thread, "cpu" does not count the time of other programs."""
     match: tuple[Measure, ...] = ("flop", "weights")
     """In what the rivals equal the preset: operations, weights, or one rival for each."""
     norms: tuple[Norm, ...] = ()
@@ -106,7 +109,9 @@ def contenders(
     return [*ours, floor, *dict.fromkeys(rivals)]
 
 
-def compare(entrants: list[Contender], *, batch: int, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    entrants: list[Contender], *, batch: int, rounds: int, clock: Clock = "wall"
+) -> list[dict[str, Any]]:
     """A row of figures for each; of one whose package is missing, that it is."""
     works = {c.name: c.work(batch) for c in entrants if installed(c.package)}
     paths = {c.name: c.path for c in entrants}
@@ -119,7 +124,7 @@ def compare(entrants: list[Contender], *, batch: int, rounds: int) -> list[dict[
         return run
 
     timed = {(name, job): held(name, job) for name in works for job in JOBS}
-    seconds = interleaved(timed, rounds)
+    seconds = interleaved(timed, rounds, clock)
     floor = next(c.name for c in entrants if isinstance(c, Floor))
     rows: list[dict[str, Any]] = []
     for entrant in entrants:
@@ -196,11 +201,12 @@ def main() -> None:
         **facts(given.seed, LIBRARIES),
         "kernels": kernels_here(),
         "batch": given.batch,
+        "clock": given.clock,
     }
     result |= {"rounds": rounds, "presets": {}}
     for preset in given.presets:
         entrants = contenders(preset, match, given.batch, given.norms)
-        rows = compare(entrants, batch=given.batch, rounds=rounds)
+        rows = compare(entrants, batch=given.batch, rounds=rounds, clock=given.clock)
         for row, entrant in zip(rows, entrants, strict=True):
             if row["installed"] and not isinstance(entrant, Floor):
                 row["peak_mib"] = peak_memory(entrant, given.batch)
