@@ -36,7 +36,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             panel.set_xlabel(axis)
     _terms(grid[0, -1], [row for row in result["terms"] if row["line"] == "LU"])
     _shares(grid[1, -1], result)
-    figure.suptitle(f"a training step; {result['cpu']}, {result['threads']} threads")
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
+    figure.suptitle(f"a training step; {result['cpu']}, {threads}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
