@@ -99,8 +99,10 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def pin(threads: int, seed: int) -> None:
+def pin(threads: int, seed: int, clock: Clock = "wall") -> None:
     """Set torch's threads (0: one for each core that this process may use) and the seed."""
+    if clock == "cpu" and threads != 1:
+        raise SystemExit("--clock cpu adds up the seconds of all threads: use --threads 1 with it")
     torch.set_num_threads(threads or cores())
     torch.manual_seed(seed)
 

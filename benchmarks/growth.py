@@ -220,7 +220,7 @@ def table(rows: list[dict[str, Any]], axis: Axis) -> Table:
 def main() -> None:
     """Measure, print, draw."""
     given = tyro.cli(Arguments)
-    pin(given.threads, given.seed)
+    pin(given.threads, given.seed, given.clock)
     console = Console(stderr=True, width=140)
     result: dict[str, Any] = {
         **facts(given.seed, LIBRARIES),

@@ -10,6 +10,7 @@ average, activations, and torch itself. Images are noise, which costs what photo
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.common import facts, keep, pin
+from benchmarks.common import facts, figure, keep, pin
 from benchmarks.costs import fresh, resident
+from benchmarks.kept import told_in_a_line
 from mixerflow.core import Memory
 from mixerflow.data import make_images
+from mixerflow.errors import ConfigError
 from mixerflow.markdown import table
 from mixerflow.models import MixerFlow
 from mixerflow.parts import Patching
@@ -47,6 +50,15 @@ class Arguments:
     threads: int = 1
     out: Path | None = None
     """Where to write the JSON too."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "layers", "batch", "steps", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} cannot be", f"--{name}", "at least 1")
+        for side in self.sides:
+            if side < 1 or side % self.patch:
+                what = f"{side} pixels are no whole number of patches of {self.patch}"
+                raise ConfigError(what, "--sides", "give multiples of --patch")
 
 
 def measure(given: Arguments, side: int, mode: Memory) -> dict[str, Any]:
@@ -81,23 +93,26 @@ def told(rows: list[dict[str, Any]]) -> str:
     """Return the measurements as a table."""
     lines = []
     for row in rows:
-        peak = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f}"
-        exact = "; ".join(row["warnings"])
-        size, seconds = f"{row['parameters'] / 1e6:.0f}M", f"{row['cpu_seconds_per_image']:.1f}"
-        lines.append([str(row["side"]), row["mode"], size, peak, seconds, exact])
-    return table(["pixels", "mode", "par.", "peak GiB", "CPU s an image", "warnings"], lines)
+        peak = "" if row["peak_mib"] is None else figure(row["peak_mib"] / 1024)
+        size, seconds = figure(row["parameters"] / 1e6), figure(row["cpu_seconds_per_image"])
+        lines.append([str(row["side"]), row["mode"], f"{size}M", peak, seconds])
+    return table(["pixels", "mode", "par.", "peak GiB", "CPU s an image"], lines)
 
 
 def main() -> None:
     """Measure each size and mode in a fresh process, and print the table."""
-    given = tyro.cli(Arguments, description=__doc__)
-    settings = {"layers": given.layers, "patch": given.patch, "batch": given.batch}
-    result: dict[str, Any] = {**facts(0), "settings": settings}
-    result["rows"] = [
-        fresh(measure, given, side, mode) for side in given.sides for mode in given.modes
-    ]
-    print(told(result["rows"]))
-    keep(result, given.out)
+    with told_in_a_line(Arguments):
+        given = tyro.cli(Arguments, description=__doc__)
+        pin(given.threads, 0)
+        settings = {name: getattr(given, name) for name in ("layers", "patch", "batch", "steps")}
+        result: dict[str, Any] = {**facts(0), "settings": settings, "rows": []}
+        for side, mode in itertools.product(given.sides, given.modes):
+            result["rows"].append(fresh(measure, given, side, mode))
+            keep(result, given.out)  # the next may need more memory than there is
+        print(told(result["rows"]))
+        for row in result["rows"]:
+            for warning in row["warnings"]:
+                print(f"{row['side']} pixels, {row['mode']}: {warning}")
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def main() -> None:
     given = tyro.cli(Arguments)
     match: tuple[Measure, ...] = ("flop",) if given.quick else given.match
     rounds = 5 if given.quick else given.rounds
-    pin(given.threads, given.seed)
+    pin(given.threads, given.seed, given.clock)
     console = Console(stderr=True, width=160)
     result: dict[str, Any] = {
         **facts(given.seed, LIBRARIES),

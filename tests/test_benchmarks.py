@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import growth, large, linear, memory, share, speed, weights
-from benchmarks.common import interleaved, ratio, spread
+from benchmarks.common import interleaved, pin, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
 from benchmarks.ours import Ours
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
+from mixerflow.errors import ConfigError
 from mixerflow.kernels.cpu import empty_reused
 from mixerflow.parts import LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
@@ -187,6 +188,19 @@ def test_memory_and_imports_are_measured_in_fresh_processes():
     assert large > small + 40
     seconds = import_seconds({"sleep": "import time; time.sleep(0.05)", "none": "pass"}, rounds=1)
     assert seconds["sleep"][0] >= 0.05 > seconds["none"][0]
+
+
+def test_processor_time_is_of_one_thread():
+    for threads in (0, 2):
+        with pytest.raises(SystemExit, match="use --threads 1"):
+            pin(threads, 0, "cpu")
+    pin(1, 0, "cpu")
+
+
+def test_what_cannot_be_large_is_refused_in_a_line():
+    for wrong in ({"steps": 0}, {"threads": -1}, {"patch": 0}, {"sides": (30,)}, {"sides": (0,)}):
+        with pytest.raises(ConfigError):
+            large.Arguments(**wrong)
 
 
 def test_large_images_train_in_every_mode():

@@ -133,7 +133,7 @@ static Ready *make_ready(const Flow *f, const Step *steps) {
 }
 
 /* The most that a net reads of a row. */
-static long longest(const Flow *f) { return padded(f->squares ? f->n + 1 : f->n); }
+static long longest(const Flow *f) { return padded(f->squares ? f->n + f->n % 2 : f->n); }
 
 /* The most raw parameters of a row. */
 static long widest(const Flow *f) { return f->params * padded((f->n + 1) / 2); }

@@ -1,11 +1,11 @@
-"""Recipes that two CPU cores train: the fewest bits/dim after a minute, found by search.
+"""Recipes that two CPU cores train: the fewest bits/dim in minutes, found by search.
 
 `docs/fast.md` has what was tried, and what each change brought. Beside MixerFlow's other small
 recipes:
     - the couplings' nets read squares too: how much varies beside tells how much varies here;
     - latents have Student's t, whose degrees of freedom are learned: what is left has long tails;
     - of photographs, linear maps start by whitening, shifts are cyclic and go in four directions,
-      patch flows are half as deep as channel flows, and layers are more and narrower;
+      patch flows are less deep than channel flows, and layers are more and narrower;
     - images of which much is one value, as a black background, come with normal scores, and have
       splines in their couplings;
     - the demonstration is given the class, so that its samples look like clothes.
@@ -28,7 +28,6 @@ from mixerflow.parts import (
     StudentTBase,
 )
 from mixerflow.transforms import Affine, RationalQuadratic
-
 
 _FOUR_WAYS = Patching(4, shift=((0, 0), (2, 2), (0, 2), (2, 0)), cyclic=True)
 _FAST = MixerFlow(
