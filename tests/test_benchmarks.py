@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
-from mixerflow.errors import ConfigError
 from mixerflow.kernels.cpu import empty_reused
 from mixerflow.parts import LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
@@ -197,10 +196,13 @@ def test_processor_time_is_of_one_thread():
     pin(1, 0, "cpu")
 
 
-def test_what_cannot_be_large_is_refused_in_a_line():
-    for wrong in ({"steps": 0}, {"threads": -1}, {"patch": 0}, {"sides": (30,)}, {"sides": (0,)}):
-        with pytest.raises(ConfigError):
-            large.Arguments(**wrong)
+@pytest.mark.parametrize("wrong", ["steps 0", "threads -1", "patch 0", "sides 30", "sides 0"])
+def test_what_cannot_be_large_is_refused_in_a_line(wrong, monkeypatch, capsys):
+    flag, value = wrong.split()
+    monkeypatch.setattr("sys.argv", ["large", f"--{flag}", value])
+    with pytest.raises(SystemExit):
+        large.main()
+    assert f"--{flag}" in capsys.readouterr().err
 
 
 def test_large_images_train_in_every_mode():
