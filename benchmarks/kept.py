@@ -40,6 +40,13 @@ def taken_over(path: Path, mine: dict[str, Any], names: Sequence[str], what: str
     return kept
 
 
+def require_positive(given: object, *names: str) -> None:
+    """Raise a ConfigError unless the whole numbers `names` of the arguments are at least 1."""
+    for name in names:
+        if getattr(given, name) < 1:
+            raise ConfigError(f"{getattr(given, name)} cannot be", f"--{name}", "at least 1")
+
+
 @contextlib.contextmanager
 def told_in_a_line(arguments: type[Any]) -> Iterator[None]:
     """End the command with an error's line and exit code; `arguments` has its flags as fields."""

@@ -22,7 +22,7 @@ import tyro
 
 from benchmarks.common import facts, figure, keep, pin
 from benchmarks.costs import fresh, resident
-from benchmarks.kept import told_in_a_line
+from benchmarks.kept import require_positive, told_in_a_line
 from mixerflow.core import Memory
 from mixerflow.data import make_images
 from mixerflow.errors import ConfigError
@@ -52,9 +52,7 @@ class Arguments:
     """Where to write the JSON too."""
 
     def __post_init__(self) -> None:
-        for name in ("patch", "layers", "batch", "steps", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} cannot be", f"--{name}", "at least 1")
+        require_positive(self, "patch", "layers", "batch", "steps", "threads")
         for side in self.sides:
             if side < 1 or side % self.patch:
                 what = f"{side} pixels are no whole number of patches of {self.patch}"

@@ -36,7 +36,7 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.common import facts, figure, keep, pin
-from benchmarks.kept import taken_over, told_in_a_line
+from benchmarks.kept import require_positive, taken_over, told_in_a_line
 from benchmarks.minutes_learners import Learner, Ours
 from benchmarks.minutes_race import Run
 from mixerflow.cli.train import of_recipe
@@ -93,9 +93,7 @@ class Arguments:
     """Where to keep the JSON."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "noise", "images", "jobs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} cannot be", f"--{name}", "at least 1")
+        require_positive(self, "seeds", "noise", "images", "jobs")
         if not self.rungs or min(self.rungs) <= 0 or not 0 < self.keep <= 1:
             what = f"rungs {self.rungs}, keep {self.keep}"
             raise ConfigError(what, "--rungs, --keep", "give positive numbers, keep at most 1")
