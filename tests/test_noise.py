@@ -199,3 +199,14 @@ def test_values_shape_and_sign_count_but_not_the_sign_of_zero():
 def test_keys_are_stable():
     """Another digest would move every figure that is known."""
     assert keys(torch.arange(6).reshape(1, 1, 2, 3)) == [1353646569710875707]
+
+
+def test_a_probe_changes_the_draws_of_estimates_alone():
+    keys = torch.tensor([4, 9])
+    like = torch.empty(2, 5)
+    first, second = Noise(1, keys, draw=2), Noise(1, keys, draw=2, probe=1)
+    assert first.probing(7) == 7  # an estimate's first probe is what it always was
+    assert torch.equal(first.uniform(like, 7), second.uniform(like, 7))
+    assert not torch.equal(first.uniform(like, 7), second.uniform(like, second.probing(7)))
+    rows = second[:1].rows(3)
+    assert rows.probing(7) == second.probing(7)

@@ -23,7 +23,9 @@ from mixerflow.core.inputs import as_tensor, class_numbers
 from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
-from mixerflow.core.solve import ConvergenceWarning, fixed_point, monotone_root, report
+from mixerflow.core.solve import (
+    ConvergenceWarning, fixed_point, log_det_wanted, monotone_root, report, values_alone,
+)
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer,
     Runner, Shape, Transform, constant, expect, floating, number_streams, total,
@@ -38,7 +40,7 @@ __all__ = [
     "PlacedLayer", "Runner", "Samples",
     "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",
     "as_tensor", "checked_context", "class_numbers", "constant", "evaluating", "example_context",
-    "expect", "fixed_point", "floating",
+    "expect", "fixed_point", "floating", "log_det_wanted",
     "monotone_root", "number_streams",
-    "refuse_sharded", "report", "submodules", "total", "uncounted",
+    "refuse_sharded", "report", "submodules", "total", "uncounted", "values_alone",
 ]

@@ -20,6 +20,7 @@ from mixerflow.core.memory import Memory, refuse_sharded, through
 from mixerflow.core.noise import Noise
 from mixerflow.core.outputs import Encoded
 from mixerflow.core.reals import without_dequantizer
+from mixerflow.core.solve import values_alone
 from mixerflow.core.transform import (
     Context,
     Density,
@@ -154,6 +155,21 @@ class Flow(Uses):
         flow.levels, flow.spec = None, None
         return flow
 
+    def exact(self) -> Flow:
+        """Return this flow with exact log-dets in place of estimates, of its own tensors and mode.
+
+        It is for small images: a residual or a continuous transform of n numbers takes n passes
+        backward and matrices ``(B, n, n)``. A flow whose density is no estimate is returned itself.
+        """
+        if self.density != "estimate":
+            return self
+
+        def change(part: nn.Module) -> None:
+            if isinstance(part, Transform):
+                part.become_exact()
+
+        return view(self, change)
+
     def train(self, mode: bool = True) -> Flow:
         """Set training or eval mode; raise a RuntimeError for training an inference copy."""
         if mode and self.inference:
@@ -257,4 +273,5 @@ class Flow(Uses):
         adapt_waits()
         require_wide(self.dtype)
         z = z.to(self.device, self.dtype).unflatten(1, self.latent_shape)
-        return self.transform.inverse(z, context)[0]
+        with values_alone():
+            return self.transform.inverse(z, context)[0]

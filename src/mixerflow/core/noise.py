@@ -71,11 +71,21 @@ class Noise:
     A score with such noise depends on no batch size, order, process or recomputation. With the keys
     of `of` it depends on no other image either: equal images have equal scores. The keys are
     ``(B,)`` int64, one an image. 64 bits of the seed count, and 32 bits of the draw's number.
+
+    A draw is all noise that an image's density is a function of: that of the dequantiser, say. An
+    estimate of a log-det has a probe besides, which another `probe` replaces while all else stays:
+    16 bits of its number count. Transforms that estimate draw from ``noise.probing(stream)``.
     """
 
-    def __init__(self, seed: int, keys: Int[Tensor, " batch"], *, draw: int = 0) -> None:
-        self.seed, self.keys, self.draw = seed, keys, draw
+    def __init__(
+        self, seed: int, keys: Int[Tensor, " batch"], *, draw: int = 0, probe: int = 0
+    ) -> None:
+        self.seed, self.keys, self.draw, self.probe = seed, keys, draw, probe
         self.row = torch.zeros_like(keys)
+
+    def probing(self, stream: int) -> int:
+        """Return the stream of a probe, for a transform with this stream that estimates."""
+        return stream + ((self.probe & 0xFFFF) << 16)
 
     @classmethod
     def of(cls, seed: int, images: Shaped[Tensor, "batch *event"], *, draw: int = 0) -> Noise:
@@ -91,7 +101,7 @@ class Noise:
         return self._with(self.keys.repeat_interleave(n), self.row.repeat_interleave(n) * n + row)
 
     def _with(self, keys: Tensor, row: Tensor) -> Noise:
-        noise = Noise(self.seed, keys, draw=self.draw)
+        noise = Noise(self.seed, keys, draw=self.draw, probe=self.probe)
         noise.row = row
         return noise
 

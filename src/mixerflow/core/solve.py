@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+_values_alone: ContextVar[bool] = ContextVar("values_alone", default=False)
+
+
+@contextmanager
+def values_alone() -> Iterator[None]:
+    """In a ``with``, let inverses give log-dets of 0 where the right ones would cost much."""
+    token = _values_alone.set(True)
+    try:
+        yield
+    finally:
+        _values_alone.reset(token)
+
+
+def log_det_wanted() -> bool:
+    """Whether an inverse must compute its log-det: not within `values_alone`."""
+    return not _values_alone.get()
 
 
 class ConvergenceWarning(UserWarning):

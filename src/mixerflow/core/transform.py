@@ -192,6 +192,12 @@ class Transform(nn.Module):
         """
         raise MixesPlaces(f"{type(self).__name__} reads more than one place at a time")
 
+    def become_exact(self) -> None:
+        """Compute the log-det exactly from now on, in place of an estimate; see `Flow.exact`.
+
+        A transform whose density is no estimate has nothing to change.
+        """
+
     @torch.no_grad()
     def fused(self) -> Transform:
         """Return a folded copy for inference, in eval mode and without gradients.

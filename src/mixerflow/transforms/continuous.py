@@ -101,7 +101,7 @@ class Continuous(Transform):
             x, context = widen(x), None if context is None else widen(context)
             signs = None
             if self.trace == "hutchinson":
-                drawn = torch.rand_like(x) if noise is None else noise.uniform(x, self.stream)
+                drawn = _draw(x, noise, self.stream)
                 signs = torch.where(drawn < 0.5, -1.0, 1.0).to(x.dtype)
             motion = _motion(self.net, context, signs)
             start = (x, x.new_zeros(len(x)))
@@ -114,6 +114,9 @@ class Continuous(Transform):
             z, context = widen(z), None if context is None else widen(context)
             motion = _motion(self.net, context, None)
             return self._to_tolerance(motion, (z, z.new_zeros(len(z))), 1.0, 0.0)
+
+    def become_exact(self) -> None:
+        self.trace, self.density, self.draws = "exact", "exact", False
 
     def _to_tolerance(self, motion: Motion, start: State, t0: float, t1: float) -> State:
         """Solve by equal steps, halved until each row is within tolerance."""
@@ -140,6 +143,10 @@ class Continuous(Transform):
 
     def extra_repr(self) -> str:
         return f"trace={self.trace}, steps={self.steps}"
+
+
+def _draw(x: Tensor, noise: Noise | None, stream: int) -> Tensor:
+    return torch.rand_like(x) if noise is None else noise.uniform(x, noise.probing(stream))
 
 
 def _difference(new: Tensor, old: Tensor) -> Tensor:

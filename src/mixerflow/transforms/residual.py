@@ -143,6 +143,9 @@ class Residual(_ContractionMap):
             x, jacobian = self._solve(self._prepared(context), widen(z))
             return x, -_log_det(jacobian)
 
+    def become_exact(self) -> None:
+        self.density, self.draws = "exact", False
+
     def _draw(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Random signs of x's shape, and N for each row."""
         like = torch.empty(len(x), math.prod(x.shape[1:]) + 1, dtype=x.dtype, device=x.device)
@@ -150,7 +153,7 @@ class Residual(_ContractionMap):
             uniform = torch.rand_like(like)
             last = torch.rand((), device=x.device).expand(len(x))
         else:
-            uniform = noise.uniform(like, self.stream)
+            uniform = noise.uniform(like, noise.probing(self.stream))
             last = uniform[:, -1]
         signs = torch.where(uniform[:, :-1] < 0.5, -1.0, 1.0).to(x.dtype).reshape(x.shape)
         last = last.double().clamp(max=1 - 2.0**-24)
