@@ -28,7 +28,10 @@ from mixerflow.nets import (
     KernelNet,
     LearnedPositionalEncoding,
     LineConvNet,
+    LipELU,
+    LipschitzConvNet,
     LipschitzDense,
+    LipschitzDenseConv,
     LipschitzMLP,
     MaskedMLP,
     PlainConvNet,
@@ -104,6 +107,7 @@ from mixerflow.transforms import (
     halves,
 )
 from mixerflow.transforms.checks import KindName, check, normal, perturb, unit
+from mixerflow.transforms.series import PoissonTail
 from mixers import mixer
 
 
@@ -766,6 +770,62 @@ CASES = {
         (5,),
         "estimate",
         context=(3,),
+        size=2.0,
+    ),
+    "residual, estimated, Poisson tail": Case(
+        lambda: Residual(
+            LipschitzMLP(3, 3, width=6, leading=True, activation=CLipSwish),
+            log_det="unbiased",
+            eval_terms=1,
+            tail=PoissonTail(),
+        ),
+        (3,),
+        "estimate",
+        size=2.0,
+    ),
+    "residual of images": Case(
+        lambda: Residual(LipschitzConvNet(2, (3, 2), width=5)), (2, 3, 2), "residual", size=2.0
+    ),
+    "residual of images, ELU, conditional": Case(
+        lambda: Residual(
+            LipschitzConvNet(1, (3, 3), width=5, activation=LipELU, leading=False, context=2)
+        ),
+        (1, 3, 3),
+        "residual",
+        context=(2,),
+        size=2.0,
+    ),
+    "residual of images, dense": Case(
+        lambda: Residual(LipschitzDenseConv(2, (2, 3), width=3, depth=2)),
+        (2, 2, 3),
+        "residual",
+        size=2.0,
+    ),
+    "residual of images, estimated": Case(
+        lambda: Residual(LipschitzConvNet(2, (2, 2), width=5), log_det="unbiased", eval_terms=2),
+        (2, 2, 2),
+        "estimate",
+        size=2.0,
+    ),
+    "residual of images, dense, estimated": Case(
+        lambda: Residual(
+            LipschitzDenseConv(2, (2, 2), width=3, depth=2), log_det="truncated", eval_terms=2
+        ),
+        (2, 2, 2),
+        "estimate",
+        size=2.0,
+    ),
+    "residual, narrowed, dense": Case(
+        lambda: Residual(LipschitzDense(5, 5, width=3, enter=3, context=2)),
+        (5,),
+        "residual",
+        context=(2,),
+        size=2.0,
+    ),
+    "monotone of images, estimated": Case(
+        lambda: Monotone(LipschitzConvNet(2, (2, 2), width=5), log_det="unbiased", eval_terms=2),
+        (2, 2, 2),
+        "implicit estimate",
         size=2.0,
     ),
     "monotone": Case(lambda: Monotone(LipschitzMLP(4, 4, width=8)), (4,), "implicit", size=2.0),

@@ -11,6 +11,7 @@ from mixerflow.core import Along, Chain, ConvergenceWarning, Noise
 from mixerflow.nets import CLipSwish, LipschitzDense, LipschitzMLP, LipSwish, spectral_bound
 from mixerflow.transforms import LU, ActNorm, Monotone, Residual
 from mixerflow.transforms.checks import perturb
+from mixerflow.transforms.series import GeometricTail
 
 
 def seeded(*shape, seed=0):
@@ -126,10 +127,10 @@ def test_settings_that_guarantee_nothing_are_refused(wrong):
     for make in (mlp, dense):
         with pytest.raises(ValueError, match=r"coefficient must lie|depth must be"):
             make(3, **wrong)
-    with pytest.raises(ValueError, match="exact or unbiased"):
+    with pytest.raises(ValueError, match="exact, unbiased or truncated"):
         Residual(mlp(3), log_det="biased")
     with pytest.raises(ValueError, match="stop between"):
-        Residual(mlp(3), stop=1.0)
+        GeometricTail(1.0)
 
 
 @pytest.mark.parametrize("make", [mlp, dense])
@@ -186,7 +187,9 @@ def test_terms_that_come_rarely_weigh_more():
             return 0.6 * x
 
     for stop in (0.3, 0.5):
-        transform = Residual(Scaled(), log_det="unbiased", eval_terms=1, stop=stop).eval()
+        transform = Residual(
+            Scaled(), log_det="unbiased", eval_terms=1, tail=GeometricTail(stop)
+        ).eval()
         x = seeded(1, 1).expand(20_000, 1)
         got = transform(x, None, Noise(0, torch.arange(len(x))))[1]
         error = (got.mean() - math.log(1.6)).abs()

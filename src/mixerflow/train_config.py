@@ -69,6 +69,9 @@ class TrainConfig:
     labelled: float = 0.25
     """Share of the images with a label in a batch, where some have none; 1 leaves the others
     out."""
+    late_epochs: float = 0.0
+    """Passes over the training images before a model's late parameters learn: the shares of a
+    dense contraction's layers."""
     augmentation: Augmentation = Augmentation()
     """Random changes of the training images."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -116,6 +119,8 @@ class TrainConfig:
         for name in ("lr", "layer_lr", "clip"):
             value = getattr(self, name)
             _require(name, value, value > 0 and math.isfinite(value), "positive")
+        late = self.late_epochs
+        _require("late_epochs", late, late >= 0 and math.isfinite(late), "at least 0")
         if self.labels_per_class is not None:
             some = self.labels_per_class >= 1
             _require("labels_per_class", self.labels_per_class, some, "at least 1")

@@ -13,19 +13,24 @@ from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.emerging import Emerging
 from mixerflow.models.featureflow import FeatureFlow
 from mixerflow.models.glow import Glow
+from mixerflow.models.idensenet import IDenseNet
+from mixerflow.models.iresnet import IResNet
 from mixerflow.models.macow import MaCow
 from mixerflow.models.maf import MAF
 from mixerflow.models.mixerflow import MixerFlow
 from mixerflow.models.mixerflow_dense import MixerDenseFlow
+from mixerflow.models.monotone_flow import MonotoneFlow
 from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
+from mixerflow.models.residual_flow import ResidualFlow
 from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
 __all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
+__all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

@@ -11,8 +11,9 @@ from mixerflow.nets.heads import LinearClassifier, MeanClassifier, ScalesClassif
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
 from mixerflow.nets.lipschitz import (
-    CLipSwish, LipschitzDense, LipschitzMLP, LipSwish, SpectralLinear, spectral_bound,
+    LipschitzConvNet, LipschitzDense, LipschitzDenseConv, LipschitzMLP,
 )
+from mixerflow.nets.lipswish import Activation, CLipSwish, LipELU, LipSwish
 from mixerflow.nets.lines import LineConvNet
 from mixerflow.nets.made import MADE, MaskedMLP
 from mixerflow.nets.mlp import ResidualMLP, Velocity
@@ -22,15 +23,20 @@ from mixerflow.nets.positional import (
     GridPositionalEncoding, LearnedPositionalEncoding, SinusoidalPositionalEncoding,
 )
 from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
+from mixerflow.nets.spectral import (
+    SpectralConv, SpectralLinear, spectral_bound, spectral_bound_of_convolution,
+)
 
 __all__ = [
-    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
-    "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding", "ImageConditioner",
-    "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier",
-    "LipSwish", "LipschitzDense",
-    "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet",
-    "PreactivationNet", "ResNet", "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale",
-    "ScalesClassifier", "SinusoidalPositionalEncoding",
-    "SpectralLinear", "SplineNet", "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet",
-    "ZeroConv", "matern", "norm_of", "spectral_bound", "squared_exponential", "squash",
+    "MADE", "Activation", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner",
+    "DenseAttentionNet", "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding",
+    "ImageConditioner", "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet",
+    "LinearClassifier", "LipELU", "LipSwish", "LipschitzConvNet", "LipschitzDense",
+    "LipschitzDenseConv", "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm",
+    "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet", "ResidualConvNet",
+    "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier",
+    "SinusoidalPositionalEncoding", "SpectralConv", "SpectralLinear", "SplineNet",
+    "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern",
+    "norm_of", "spectral_bound", "spectral_bound_of_convolution", "squared_exponential",
+    "squash",
 ]

@@ -52,6 +52,8 @@ class Conditioner(nn.Module):
 
     context: nn.Module | None
     """The map C; None for a net that reads no context."""
+    late: tuple[str, ...] = ()
+    """Names of parameters that may stay as they are for the first epochs of training."""
 
     def require_vectors(self, x: Tensor, length: int) -> None:
         """Raise a ValueError unless x is ``(rows, length)``."""

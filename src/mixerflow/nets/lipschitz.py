@@ -1,167 +1,186 @@
 """Nets with a Lipschitz constant below one in the 2-norm, whatever their weights.
 
 ``|g(a) - g(b)| <= coefficient |a - b|`` holds for every a, b and one context: each linear map is
-divided by an upper bound of its spectral norm, computed from its present weight.
+divided by an upper bound of its spectral norm, see `mixerflow.nets.spectral`. Nets of vectors and
+of images are the same functions, of linear maps and of convolutions.
 
-References:
-    Behrmann et al., Invertible residual networks (2019), eq. 3, arXiv:1811.00995.
-    Delattre et al., Efficient bound of Lipschitz constant for convolutional layers by Gram
-    iteration (2023), algorithm 1, arXiv:2305.16173.
+Reference: Behrmann et al., Invertible residual networks (2019), eq. 3, arXiv:1811.00995.
 Departs from the papers:
     - Gram iteration bounds the norm from above; the power iteration of residual flows approaches
-      the norm from below, and its vector is out of date once the weights move.
+      the norm from below, and its vector is out of date once the weights move;
+    - the last map alone has the coefficient, all maps before it have the constant 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, softplus
+from torch.nn.functional import softplus
 
-from mixerflow.nets.base import Conditioner, RowContext, RowsIn, RowsOut, context_map, zeroed
-from mixerflow.precision import widen, without_autocast
+from mixerflow.nets.base import Conditioner, context_map, zeroed
+from mixerflow.nets.lipswish import Activation, CLipSwish, LipSwish
+from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied
 from mixerflow.registry import register
-from mixerflow.units import unit_of, unit_rows
+from mixerflow.units import unit_rows
 
-_TINY = 1e-18
-"""Lower bound of the norms in divisions; its square is still a float32."""
-
-
-def spectral_bound(weight: Float[Tensor, "out in"], squarings: int = 8) -> Float[Tensor, ""]:
-    """``(sum_i s_i^p)^(1/p) >= max_i s_i`` of the singular values, ``p = 2^(squarings + 2)``.
-
-    The bound is too large by at most the factor ``min(out, in)^(1/p)``: 0.5 % for 128 singular
-    values by default. Each squaring of the Gram matrix doubles p. Rounding may make the bound too
-    small, by 1e-5 in float32. The bound is differentiable everywhere, at a zero matrix too.
-    """
-    with without_autocast(weight):
-        wide = widen(weight)
-        unit = unit_of(wide)
-        wide = wide / unit
-        gram = wide @ wide.mT if wide.shape[0] <= wide.shape[1] else wide.mT @ wide
-        log_bound = torch.zeros_like(gram[0, 0])
-        for i in range(squarings + 1):
-            size = torch.linalg.vector_norm(gram).clamp_min(_TINY)
-            log_bound = log_bound + size.log() * 0.5 ** (i + 1)
-            gram = gram / size
-            if i < squarings:
-                gram = gram @ gram
-        return (log_bound.exp() * unit).to(weight.dtype)
+Function = Callable[[Tensor], Tensor]
 
 
-class SpectralLinear(nn.Linear):
-    """``min(1, coefficient / |W|) W x + b``: a linear map whose 2-norm is at most `coefficient`."""
+class Prepared:
+    """A net as a function of x: weights are bounded and the context is read only once."""
 
-    def __init__(self, in_features: int, out_features: int, *, coefficient: float = 1.0) -> None:
-        super().__init__(in_features, out_features)
-        self.coefficient = coefficient
+    def __init__(self, net: _Lipschitz, context: Tensor | None) -> None:
+        self.net, self.added = net, net.context_term(context)
+        weights = net.bounded()
+        self.maps = [applied(*each) for each in weights]
+        self.products = [applied(weight) for weight, _ in weights]
+        self.shares = net.shares()
 
-    def bounded(self) -> Float[Tensor, "out in"]:
-        """``min(1, coefficient / |W|) W``."""
-        unit = unit_of(self.weight)  # so that no bound overflows
-        scaled = self.weight / unit
-        return scaled * (self.coefficient / spectral_bound(scaled)).clamp(max=unit)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``g(x)``, of x's shape."""
+        return self.net.run(x, self, None)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.bounded(), self.bias)
+    def linearise(self, x: Tensor) -> tuple[Tensor, Function]:
+        """Return ``g(x)`` and the function ``t -> J t`` with g's Jacobian J at x.
 
-    @torch.no_grad()
-    def folded(self) -> nn.Linear:
-        """The same map as a plain `nn.Linear`."""
-        plain = nn.Linear(self.in_features, self.out_features).to(self.weight)
-        plain.weight.copy_(self.bounded())
-        plain.bias.copy_(self.bias)
-        return plain
+        Products reuse the activations' slopes. Both can be differentiated once, in x, t and the
+        net's parameters.
+        """
+        steps: list[Function] = []
+        value = self.net.run(x, self, steps)
 
+        def push(t: Tensor) -> Tensor:
+            for step in steps:
+                t = step(t)
+            return t
 
-@register
-class LipSwish(nn.Module):
-    """``x sigmoid(softplus(beta) x) / 1.1``, whose slope is never above 1 (0.99985).
-
-    Reference: Chen et al., Residual flows (2019), section 3.3, arXiv:1906.02735.
-    """
-
-    copies = 1
-    """Output numbers for each input number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.beta = nn.Parameter(torch.full((1,), 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(softplus(self.beta) * x) / 1.1
+        return value, push
 
 
-@register
-class CLipSwish(LipSwish):
-    """``[f(x), f(-x)] / 1.004`` with f LipSwish: 1-Lipschitz; section 3.3 of i-DenseNets' paper."""
-
-    copies = 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([super().forward(x), super().forward(-x)], -1) / 1.004
-
-
-Activation = type[LipSwish]
-RowFunction = Callable[[Tensor], Tensor]
+def _multiply(slopes: Tensor, copies: int) -> Function:
+    """The product with a diagonal Jacobian, or with `copies` such below each other."""
+    if copies == 1:
+        return lambda t: slopes * t
+    return lambda t: slopes * torch.cat([t] * copies, 1)
 
 
 class _Lipschitz(Conditioner):
-    """Base of nets of `SpectralLinear` maps, each but the last one followed by an activation.
+    """Base of nets of maps of bounded norm, with activations between them.
 
-    The maps read vectors of `lengths` and write vectors of length `width`; the last map writes
-    length `out`, has the coefficient and starts at 0.
+    Args:
+        lengths: length of the vectors that each map reads, or channels of the images.
+        outs: length of the vectors that each map writes; the last one has the coefficient, and
+            starts at 0.
+        coefficient: the net's Lipschitz constant, between 0 and 1.
+        activations: one before each map, or before each but the first.
+        context: length of the contexts ``(B, K)``, 0 for none.
+        sides: the sides of images; () for vectors.
+        kernels: sides of the maps' kernels, where there are images.
     """
 
     def __init__(
         self,
-        lengths: list[int],
-        out: int,
-        width: int,
+        lengths: Sequence[int],
+        outs: Sequence[int],
+        *,
         coefficient: float,
-        activation: Activation,
+        activations: Sequence[nn.Module],
         context: int,
+        sides: tuple[int, ...] = (),
+        kernels: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        name, (*hidden, last) = type(self).__name__, lengths
+        name, depth = type(self).__name__, len(lengths) - 1
         if not 0 < coefficient < 1:
             raise ValueError(f"{name}: coefficient must lie between 0 and 1; got {coefficient}")
-        if not hidden:
-            raise ValueError(f"{name}: depth must be at least 1; got {len(hidden)}")
-        self.in_features = lengths[0]
-        self.context = context_map(context, width)
-        maps = [SpectralLinear(length, width) for length in hidden]
-        leave = zeroed(SpectralLinear(last, out, coefficient=coefficient))
-        self.linears = nn.ModuleList([*maps, leave])
-        self.activations = nn.ModuleList(activation() for _ in hidden)
+        if depth < 1:
+            raise ValueError(f"{name}: depth must be at least 1; got {depth}")
+        self.in_features, self.sides = lengths[0], tuple(sides)
+        self.context = context_map(context, outs[0])
+        maps = []
+        for number, (length, out) in enumerate(zip(lengths, outs, strict=True)):
+            settings = {"coefficient": coefficient} if number == depth else {}
+            if sides:
+                made = SpectralConv(length, out, kernels[number], sides=self.sides, **settings)
+            else:
+                made = SpectralLinear(length, out, **settings)
+            maps.append(zeroed(made) if number == depth else made)
+        self.linears = nn.ModuleList(maps)
+        self.activations = nn.ModuleList(activations)
 
     def bounded(self) -> list[tuple[Tensor, Tensor]]:
         """Weight and bias of each map; the weight is bounded, unless the map is folded already."""
-        maps = [each for each in self.linears if isinstance(each, nn.Linear)]
-        weights = [m.bounded() if isinstance(m, SpectralLinear) else m.weight for m in maps]
-        return [(weight, each.bias) for weight, each in zip(weights, maps, strict=True)]
+        return [
+            (each.bounded() if hasattr(each, "bounded") else each.weight, each.bias)  # pyright: ignore
+            for each in self.linears
+        ]
+
+    def shares(self) -> Tensor | None:
+        """What `run` needs besides the maps, computed once for a context."""
+        return None
 
     def context_term(self, context: Tensor | None) -> Tensor | float:
         """``C c``, or 0 for a net that reads no context."""
-        return 0.0 if self.context is None else self.context(self.require_context(context))
+        if self.context is None:
+            return 0.0
+        context = self.require_context(context)
+        if context.dim() != 2:
+            name, given = type(self).__name__, tuple(context.shape)
+            raise ValueError(f"{name}: reads contexts (B, K), not maps; got {given}")
+        added = self.context(context)
+        return added[(...,) + (None,) * len(self.sides)]
 
-    def prepare(self, context: RowContext = None) -> RowFunction:
-        """The net as a function of rows; weights are bounded and the context is read only once."""
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless x is a batch of the events that the net reads."""
+        wanted = (self.in_features, *self.sides)
+        if tuple(x.shape[1:]) != wanted:
+            name = type(self).__name__
+            raise ValueError(f"{name}: reads events {wanted}; got {tuple(x.shape[1:])}")
+
+    def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
+        """Return ``g(x)``; append to `steps`, if given, the factors of its Jacobian, in order."""
         raise NotImplementedError
 
-    def forward(self, x: RowsIn, context: RowContext = None) -> RowsOut:
+    def prepare(self, context: Tensor | None = None) -> Prepared:
+        """The net as a function of x; weights are bounded and the context is read only once."""
+        return Prepared(self, context)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.prepare(context)(x)
 
 
+def _activate(activation: nn.Module, x: Tensor, steps: list[Function] | None) -> Tensor:
+    if steps is None:
+        return activation(x)
+    value, slopes = activation.with_slopes(x)  # pyright: ignore[reportCallIssue]
+    steps.append(_multiply(slopes, activation.copies))  # pyright: ignore[reportArgumentType]
+    return value
+
+
+class _Chain(_Lipschitz):
+    def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
+        self.check(x)
+        h, before = x, len(self.linears) - len(self.activations)
+        for number, apply in enumerate(prepared.maps):
+            if number >= before:
+                h = _activate(self.activations[number - before], h, steps)
+            h = apply(h) if number else apply(h) + prepared.added
+            if steps is not None:
+                steps.append(prepared.products[number])
+        return h
+
+
 @register
-class LipschitzMLP(_Lipschitz):
+class LipschitzMLP(_Chain):
     """``g(x) = W_d a(... a(W_0 x + C c))``; W_d has norm `coefficient`, all else is 1-Lipschitz.
 
     There are `depth` hidden layers. The output starts at 0. A context may change g in any way.
+    `leading` puts one more activation before W_0.
     """
 
     def __init__(
@@ -173,36 +192,123 @@ class LipschitzMLP(_Lipschitz):
         depth: int = 2,
         coefficient: float = 0.97,
         activation: Activation = LipSwish,
+        leading: bool = False,
         context: int = 0,
     ) -> None:
-        lengths = [in_features] + [activation.copies * width] * depth
-        super().__init__(lengths, out_features, width, coefficient, activation, context)
-
-    def prepare(self, context: Tensor | None = None) -> RowFunction:
-        (first, *later), added = self.bounded(), self.context_term(context)
-
-        def net(x: Tensor) -> Tensor:
-            self.require_vectors(x, self.in_features)
-            h = linear(x, *first) + added
-            for activation, weights in zip(self.activations, later, strict=True):
-                h = linear(activation(h), *weights)
-            return h
-
-        return net
+        copies = activation.copies
+        lengths = [(copies if leading else 1) * in_features] + [copies * width] * depth
+        super().__init__(
+            lengths,
+            [width] * depth + [out_features],
+            coefficient=coefficient,
+            activations=[activation() for _ in range(depth + leading)],
+            context=context,
+        )
+        self.in_features = in_features
 
 
 @register
-class LipschitzDense(_Lipschitz):
+class LipschitzConvNet(_Chain):
+    """`LipschitzMLP` of images ``(channels, *sides)``: convolutions with these kernels' sides.
+
+    Reference: Chen et al., Residual flows (2019), appendix E, arXiv:1906.02735: kernels 3-1-3, an
+        activation before each convolution.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        sides: tuple[int, ...],
+        *,
+        width: int,
+        kernels: tuple[int, ...] = (3, 1, 3),
+        coefficient: float = 0.97,
+        activation: Activation = LipSwish,
+        leading: bool = True,
+        context: int = 0,
+    ) -> None:
+        depth, copies = len(kernels) - 1, activation.copies
+        lengths = [(copies if leading else 1) * channels] + [copies * width] * depth
+        super().__init__(
+            lengths,
+            [width] * depth + [channels],
+            coefficient=coefficient,
+            activations=[activation() for _ in range(depth + leading)],
+            context=context,
+            sides=sides,
+            kernels=kernels,
+        )
+        self.in_features = channels
+
+
+class _Dense(_Lipschitz):
+    late = ("eta",)
+
+    def __init__(
+        self,
+        first: int,
+        out: int,
+        *,
+        width: int,
+        depth: int,
+        activation: Activation,
+        enter: int | None = None,
+        **settings: Any,  # noqa: ANN401
+    ) -> None:
+        start = first if enter is None else enter
+        lengths = [start + i * activation.copies * width for i in range(depth + 1)]
+        outs = [width] * depth + [out]
+        if enter is not None:
+            lengths, outs = [first, *lengths], [enter, *outs]
+        activations = [activation() for _ in range(depth)]
+        super().__init__(lengths, outs, activations=activations, **settings)
+        if depth < 1:
+            raise ValueError(f"{type(self).__name__}: depth must be at least 1; got {depth}")
+        self.eta = nn.Parameter(torch.full((depth, 2), math.log(math.expm1(0.9))))
+
+    def shares(self) -> Float[Tensor, "depth 2"]:
+        """``(eta_1, eta_2)`` of each layer, of norm 1."""
+        return unit_rows(softplus(self.eta) + 0.1)
+
+    def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
+        self.check(x)
+        maps = iter(zip(prepared.maps, prepared.products, strict=True))
+        h, added = x, prepared.added
+        if len(self.linears) > len(self.activations) + 1:
+            apply, product = next(maps)
+            h, added = apply(h) + added, 0.0
+            if steps is not None:
+                steps.append(product)
+        assert prepared.shares is not None
+        layers = zip(self.activations, prepared.shares, maps, strict=False)
+        for activation, shares, (apply, product) in layers:
+            inner: list[Function] | None = None if steps is None else [product]
+            new, added = _activate(activation, apply(h) + added, inner), 0.0
+            h = torch.cat([shares[0] * h, shares[1] * new], 1)
+            if steps is not None and inner is not None:
+                steps.append(_beside(shares, *inner))
+        apply, product = next(maps)
+        if steps is not None:
+            steps.append(product)
+        return apply(h)
+
+
+def _beside(shares: Tensor, product: Function, multiply: Function) -> Function:
+    """The Jacobian of a dense layer: ``t -> [eta_1 t, eta_2 a' W t]``."""
+    return lambda t: torch.cat([shares[0] * t, shares[1] * multiply(product(t))], 1)
+
+
+@register
+class LipschitzDense(_Dense):
     """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
 
     The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised. ``C c``
-    is added to ``W_0 x``. The output starts at 0. `width` is the output length of each W_i; with
-    `CLipSwish` a layer adds twice as many features.
+    is added to what the first map gives. The output starts at 0. `width` is the output length of
+    each W_i; with `CLipSwish` a layer adds twice as many features. With `enter` a first map makes a
+    vector of that length of x.
 
     Reference: Perugachi-Diaz et al., Invertible DenseNets with concatenated LipSwish (2021),
         section 3, arXiv:2102.02694.
-    Departs from the paper:
-        - the last map alone has the coefficient, all maps before it have the constant 1.
     """
 
     def __init__(
@@ -214,26 +320,34 @@ class LipschitzDense(_Lipschitz):
         depth: int = 3,
         coefficient: float = 0.97,
         activation: Activation = CLipSwish,
+        enter: int | None = None,
         context: int = 0,
     ) -> None:
-        lengths = [in_features + i * activation.copies * width for i in range(depth + 1)]
-        super().__init__(lengths, out_features, width, coefficient, activation, context)
-        self.eta = nn.Parameter(torch.full((depth, 2), math.log(math.expm1(0.9))))
+        settings = {"coefficient": coefficient, "context": context, "enter": enter}
+        settings |= {"width": width, "depth": depth, "activation": activation}
+        super().__init__(in_features, out_features, **settings)
 
-    def shares(self) -> Float[Tensor, "depth 2"]:
-        """``(eta_1, eta_2)`` of each layer, of norm 1."""
-        return unit_rows(softplus(self.eta) + 0.1)
 
-    def prepare(self, context: Tensor | None = None) -> RowFunction:
-        (*dense, last), added, shares = self.bounded(), self.context_term(context), self.shares()
+@register
+class LipschitzDenseConv(_Dense):
+    """`LipschitzDense` of images ``(channels, *sides)``: convolutions of one kernel, then a 1x1.
 
-        def net(x: Tensor) -> Tensor:
-            self.require_vectors(x, self.in_features)
-            h = x
-            for i, (activation, weights) in enumerate(zip(self.activations, dense, strict=True)):
-                inner = linear(h, *weights)
-                new = activation(inner if i else inner + added)
-                h = torch.cat([shares[i, 0] * h, shares[i, 1] * new], -1)
-            return linear(h, *last)
+    Reference: Perugachi-Diaz et al., Invertible DenseNets with concatenated LipSwish (2021),
+        appendix B, arXiv:2102.02694.
+    """
 
-        return net
+    def __init__(
+        self,
+        channels: int,
+        sides: tuple[int, ...],
+        *,
+        width: int,
+        depth: int = 3,
+        kernel: int = 3,
+        coefficient: float = 0.97,
+        activation: Activation = CLipSwish,
+        context: int = 0,
+    ) -> None:
+        settings = {"coefficient": coefficient, "context": context, "sides": sides}
+        settings |= {"width": width, "depth": depth, "activation": activation}
+        super().__init__(channels, channels, kernels=[kernel] * depth + [1], **settings)

@@ -69,6 +69,12 @@ def conditioner_matrices(flow: Flow, which: Matrices) -> list[Tensor]:
     return list(found.values())
 
 
+def late_parameters(flow: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that conditioners name in `late`."""
+    nets = (module for module in flow.modules() if isinstance(module, Conditioner))
+    return [getattr(net, name) for net in nets for name in net.late]
+
+
 def _by_layer(flow: Flow, last: float) -> tuple[list[list[nn.Parameter]], list[float]]:
     left = {id(p): p for p in flow.parameters() if p.requires_grad}
     if last == 1:

@@ -25,6 +25,7 @@ from mixerflow.training.objective import Task, first_nonfinite, name_of
 from mixerflow.training.optimizer import (
     Average,
     batch_norms,
+    late_parameters,
     make_optimizer,
     parameter_groups,
     recalibrate,
@@ -124,6 +125,7 @@ class Trainer:
         self.optimizer = make_optimizer(groups, config)
         kind = Update if self.sharded or flow.device.type != "cpu" else KernelUpdate
         self.update = kind(self.parameters, self.optimizer, self.average, config.clip)
+        self._late = late_parameters(flow) if config.late_epochs else []
         self._parts = list(self.task.modules())
         self.step = 0
         self.skipped = 0
@@ -177,6 +179,11 @@ class Trainer:
             group["lr"] = lr * rate
         return lr
 
+    @property
+    def _late_from(self) -> float:
+        """Images after which late parameters learn."""
+        return self.config.late_epochs * len(self.batches.images)
+
     def _noise(self) -> Noise | None:
         """Return this step's noise for several processes: a function of the images' numbers."""
         if not self.processes.together:
@@ -210,6 +217,10 @@ class Trainer:
         for parameter, trained in self._trained:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(trained)
+        if self._late and self.place * self.config.batch < self._late_from:
+            for parameter in self._late:
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
         if means:
             shared = self.processes.sum(torch.stack([*means.values()])) / self.processes.world
             means = dict(zip(means, shared, strict=True))

@@ -42,19 +42,24 @@ def check_log_det(subject: Subject, direction: Direction, batch: Batch) -> None:
         )
 
 
-def _many_draws(subject: Subject, draws: int) -> tuple[Batch, Tensor, Tensor]:
-    """One event, and z and log-dets of many draws of `forward` for it."""
-    event = subject.data(1)
+def _many_draws(
+    subject: Subject, draws: int, direction: Direction = "forward"
+) -> tuple[Batch, Tensor, Tensor]:
+    """One event, and values and log-dets of many draws of a direction for it."""
+    event = subject.batch(direction, 1)
     many = event.rows(torch.zeros(draws, dtype=torch.int64))._replace(number=torch.arange(draws))
-    return event, *subject.run("forward", many)
+    return event, *subject.run(direction, many)
 
 
-@law("estimated log-det")
-def estimated_log_det(subject: Subject, draws: int = 10_000) -> None:
+@law("estimated inverse log-det", direction="inverse")
+@law("estimated log-det", direction="forward")
+def estimated_log_det(
+    subject: Subject, *, direction: Direction = "forward", draws: int = 10_000
+) -> None:
     """The mean of many draws is the Jacobian's log-det within some standard errors."""
-    event, _, got = _many_draws(subject, draws)
-    wanted = torch.linalg.slogdet(subject.jacobian("forward", event))[1]
-    error = (got.mean() - wanted).abs() / (got.std() * draws**-0.5)
+    event, _, got = _many_draws(subject, draws, direction)
+    wanted = torch.linalg.slogdet(subject.jacobian(direction, event))[1]
+    error = (got.mean() - wanted).abs() / (got.std() * draws**-0.5).clamp(min=1e-9)
     assert error <= subject.kind.log_det, (
         f"mean {got.mean().item():.6g} of {draws} draws, but the Jacobian's is "
         f"{wanted.item():.6g}: {error.item():.1f} standard errors"

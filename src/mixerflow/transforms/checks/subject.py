@@ -16,14 +16,22 @@ from mixerflow.core import Mapped, Noise, Shape, Transform, number_streams
 _Algebraic = Literal["algebraic", "spline", "iterative", "residual", "implicit"]
 KindName = (
     _Algebraic
-    | Literal["estimate", "ode", "ode estimate", "stochastic", "variational", "augmenting"]
+    | Literal[
+        "estimate",
+        "implicit estimate",
+        "ode",
+        "ode estimate",
+        "stochastic",
+        "variational",
+        "augmenting",
+    ]
     | Literal["surjection"]
 )
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
 _COMPILE = frozenset({"compile forward", "compile inverse"})
 # laws that apply only to the kinds that name them
-_ESTIMATED = frozenset({"estimated log-det"})
+_ESTIMATED = frozenset({"estimated log-det", "estimated inverse log-det"})
 _ROUNDED = frozenset({"zero log-det", "expectation"})
 _LEARNED = frozenset({"zero log-det", "cube"})
 _WIDENED = frozenset({"integral"})
@@ -65,6 +73,7 @@ KINDS: dict[KindName, Kind] = {
     # a loop until convergence in both directions
     "implicit": Kind(1e-8, 1e-3, 1e-8, _COMPILE | {"export"}),
     "estimate": Kind(1e-8, 1e-3, 3.0, _JACOBIAN | {"compile inverse", "export"}, _ESTIMATED),
+    "implicit estimate": Kind(1e-8, 1e-3, 3.0, _JACOBIAN | _COMPILE | {"export"}, _ESTIMATED),
     # at a solver tolerance of 1e-8 in float64, 1e-5 in float32, with the exact trace
     "ode": Kind(1e-7, 1e-4, 1e-5, _COMPILE | {"export"}),
     # the estimate is a gradient inside of forward, which does not compile
@@ -192,7 +201,8 @@ class Subject:
 
     def arguments(self, direction: Direction, batch: Batch) -> tuple[Any, ...]:
         """The arguments of `transform.forward` or `transform.inverse`."""
-        if direction == "inverse":
+        estimated = bool(self.kind.also & _ESTIMATED)
+        if direction == "inverse" and not estimated:
             return batch.values, batch.context
         noise = Noise(self.seed, batch.number) if self.kind.noisy else None
         return batch.values, batch.context, noise
@@ -212,7 +222,9 @@ class Subject:
             arguments = self.arguments(direction, batch._replace(values=values))
             return getattr(self.transform, direction)(*arguments)[0]
 
-        jacobian = torch.autograd.functional.jacobian(function, batch.values, vectorize=True)
+        # the backward pass of an implicit function is a loop until convergence
+        rows = not self.kind.also & _ESTIMATED
+        jacobian = torch.autograd.functional.jacobian(function, batch.values, vectorize=rows)
         assert isinstance(jacobian, Tensor)
         return jacobian.reshape(-1, batch.values.numel())
 
