@@ -165,9 +165,8 @@ def trained_shares(epochs, steps):
     perturb(flow, size=1.0)
     images = torch.randint(0, 256, (24, 1, 4, 4), dtype=torch.uint8)
     config = TrainConfig(steps=steps, batch=8, warmup=0, late_epochs=epochs)
-    given = Batches(
-        Images(images.numpy(), None, None, "made"), 8, seed=0, device="cpu", conditional=False
-    )
+    made = Images(images.numpy(), None, None, "made")
+    given = Batches(made, 8, seed=0, device=torch.device("cpu"), conditional=False)
     trainer = Trainer(flow, given, config, steps=steps)
     etas = [p for name, p in flow.named_parameters() if name.endswith("eta")]
     seen = [torch.cat([eta.detach().flatten().clone() for eta in etas])]
