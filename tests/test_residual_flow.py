@@ -168,7 +168,7 @@ def trained_shares(epochs, steps):
     made = Images(images.numpy(), None, None, "made")
     given = Batches(made, 8, seed=0, device=torch.device("cpu"), conditional=False)
     trainer = Trainer(flow, given, config, steps=steps)
-    etas = [p for name, p in flow.named_parameters() if name.endswith("eta")]
+    etas = [p for name, p in flow.named_parameters() if name.endswith(".eta")]
     seen = [torch.cat([eta.detach().flatten().clone() for eta in etas])]
     for _ in range(steps):
         trainer.advance()
