@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mixerflow.experiments import field
+from mixerflow.experiments import field, residual
 from mixerflow.experiments.base import STEPS, setups
 from mixerflow.experiments.dense import DENSEFLOW_32
 from mixerflow.experiments.images import Budget
@@ -113,6 +113,17 @@ def _denseflow() -> Row:
 
 
 REALNVP, MACOW, DENSEFLOW = _realnvp(), _macow(), _denseflow()
+RESIDUAL = _row(
+    "residual-flow",
+    dict.fromkeys(_SIDE_32, residual.SETUPS["residual"])
+    | dict.fromkeys(_SIDE_64, residual.RESIDUAL_64),
+)
+IDENSENET = _row(
+    "i-densenet",
+    dict.fromkeys(_SIDE_32, residual.SETUPS["idensenet"])
+    | dict.fromkeys(_SIDE_64, residual.IDENSENET_64),
+)
+IRESNET = Row("i-resnet", "i-ResNet", setups=residual.SETUPS["iresnet"])
 GLOW = _row(
     "glow",
     dict.fromkeys(_SIDE_32, _KNOWN["glow"].setups)
@@ -138,9 +149,10 @@ TABLE_1 = Table(
     f"comparable, and no claim is about quoted ones. {_OLD_AND_NEW} Twins, of the budgets cpu and "
     "time, have as many parameters as MixerFlow's, DenseFlow's without its dequantiser. At the "
     "budget gpu MaCow, and Glow on ImageNet, are smaller than the models of the quoted figures, "
-    "and models of faces other than DenseFlow and Real NVP have their settings for anime faces.",
+    "models of faces other than DenseFlow and Real NVP have their settings for anime faces, and "
+    "residual flows everywhere those for CIFAR-10.",
     columns=tuple(COLUMNS.values()),
-    rows=(REALNVP, GLOW, MACOW, DENSEFLOW, MIXER),
+    rows=(REALNVP, GLOW, RESIDUAL, IDENSENET, MACOW, DENSEFLOW, MIXER),
     claims=(
         Claim("glow", "realnvp", "Glow is better than Real NVP"),
         Claim("macow", "glow", "MaCow is better than Glow"),
@@ -165,9 +177,9 @@ TABLE_3 = Table(
     "denseflow-table-3",
     "DenseFlow's slides: Frechet distances of samples",
     "FID on CIFAR-10, quoted from the slides; and of the models trained here, which are those of "
-    "denseflow-table-1.",
+    "denseflow-table-1, and an i-ResNet.",
     columns=(field.CIFAR10_COLUMN,),
-    rows=(GLOW, DENSEFLOW, MIXER),
+    rows=(IRESNET, GLOW, RESIDUAL, DENSEFLOW, MIXER),
     quoted=tuple(DISTANCES.values()),
     distances=True,
 )

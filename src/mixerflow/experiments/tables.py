@@ -18,6 +18,7 @@ from mixerflow.experiments import (
     hybrid,
     outlier_tables,
     profile,
+    residual,
     slides,
 )
 from mixerflow.experiments.appendix import APPENDIX_D
@@ -215,7 +216,7 @@ NORMS_LONGER = Table(
 )
 
 _ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER, CONDITIONAL)
-_MODULES = (field, embeddings, hybrid, outlier_tables, dense, slides, profile)
+_MODULES = (field, residual, embeddings, hybrid, outlier_tables, dense, slides, profile)
 TABLES = {table.name: table for table in (*(each for m in _MODULES for each in m.TABLES), *_ALL)}
 
 

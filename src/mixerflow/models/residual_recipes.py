@@ -48,27 +48,28 @@ _OLD = f"{_KIND}; the old downsampled ImageNet, not comparable with the new"
 _TWIN = replace(TWIN, lr=1e-2, clip=1.0, augmentation=_FLIP)
 
 
-def _small(model: ResidualFlow) -> ResidualFlow:
-    return replace(model, blocks=2, dense_blocks=1, eval_terms=10)
+def _small(model: ResidualFlow, blocks: int = 5) -> ResidualFlow:
+    return replace(model, blocks=blocks, dense_blocks=1, eval_terms=10)
 
 
-TWIN_RESIDUAL = _small(ResidualFlow(net=ConvContraction(32), dense=VectorContraction(32)))
+TWIN_RESIDUAL = _small(ResidualFlow(net=ConvContraction(16), dense=VectorContraction(32)))
 _TWINS = {
     "residual": TWIN_RESIDUAL,
     "iresnet": _small(
         IResNet(
-            net=ConvContraction(32, activation="elu", coefficient=0.9),
+            net=ConvContraction(16, activation="elu", coefficient=0.9),
             dense=VectorContraction(32, activation="elu", coefficient=0.9),
         )
     ),
     "idensenet": _small(
-        IDenseNet(net=DenseConvContraction(16), dense=DenseVectorContraction(8, enter=16))
+        IDenseNet(net=DenseConvContraction(8), dense=DenseVectorContraction(8, enter=16)), blocks=3
     ),
     "monotone": _small(
         MonotoneFlow(
-            net=ConvContraction(32, activation="concatenated-lipswish"),
-            dense=VectorContraction(32, activation="concatenated-lipswish"),
-        )
+            net=ConvContraction(12, activation="concatenated-lipswish", coefficient=0.9),
+            dense=VectorContraction(32, activation="concatenated-lipswish", coefficient=0.9),
+        ),
+        blocks=1,
     ),
 }
 
