@@ -134,7 +134,7 @@ def _mixer(
             "dense-residual": lambda: RowDenseResidual(
                 DenseLipschitzNet(max(1, hidden // 4)), log_det
             ),
-            "monotone": lambda: RowMonotone(contraction),
+            "monotone": lambda: RowMonotone(contraction, log_det),
             "continuous": lambda: RowContinuous(VelocityNet(hidden), log_det),
             "gaussianization": lambda: RowGaussianization(max(2, components)),
         }[flow](),

@@ -133,9 +133,11 @@ class RowMonotone(RowFlow):
 
     net: LipschitzNet = LipschitzNet()
     """The contraction."""
+    log_det: LogDet = "exact"
+    """Log-det by n backward passes, or an unbiased estimate, for long vectors."""
 
     def transform(self, n: int, context: int) -> Transform:
-        return Monotone(self.net.build(n, context=context))
+        return Monotone(self.net.build(n, context=context), log_det=self.log_det)
 
 
 @register("continuous")
