@@ -19,6 +19,7 @@ from mixerflow.models import (
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
+    related_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
@@ -33,6 +34,7 @@ RECIPES: dict[str, Recipe] = {
     **baseline_recipes.RECIPES,
     **fast_recipes.RECIPES,
     **featureflow_recipes.RECIPES,
+    **related_recipes.RECIPES,
 }
 
 
