@@ -15,10 +15,10 @@ from mixerflow.training.idle import trained_entries
 from mixerflow.transforms import MapAttention, TokenAttention
 from mixerflow.transforms.checks import perturb
 
-COUNTS = {"attention-glow-cifar10": 11_034_564, "attention-glow-cifar10-tiny": 171_612}
+COUNTS = {"attention-glow-cifar10": 11_034_060, "attention-glow-cifar10-tiny": 171_460}
 SMALL = AttentionGlow(scales=2, steps=1, net=GlowConv(6), tokens=4, width=3)
 MODELS = {
-    "both": SMALL,
+    "both": dataclasses.replace(SMALL, attention="both"),
     "map": dataclasses.replace(SMALL, attention="map", tokens=16),
     "token, heads, flipped": dataclasses.replace(SMALL, attention="token", heads=2, flip=True),
     "classes": dataclasses.replace(SMALL, classes=Classes(3, width=4)),

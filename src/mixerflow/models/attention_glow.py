@@ -1,14 +1,15 @@
 """Attention Glow: Glow whose steps end in invertible attention between places of the image.
 
-    step = ActNorm -> 1x1 convolution -> affine coupling -> map attention -> token attention
+    step = ActNorm -> 1x1 convolution -> affine coupling -> attention
 
 A token is a square of the squeezed image, all channels of it. Attention reads the half of the
-channels that the coupling has changed, and changes the other half, so that a step changes all of
-them. Map attention multiplies that half of a token by a weight of its own. Token attention mixes
-that half of all tokens by a matrix that the read halves of all tokens decide.
+channels that the coupling has changed, x_a, and changes the other half, x_b, so that a step changes
+all of them. It is one of two kinds, or both, map attention first:
 
-    x_a, x_b -> x_a, m(x_a) x_b                       map attention, m a number for each token
-    x_a, x_b -> x_a, (I + g (softmax(Q K^T) - I)) x_b    token attention, Q and K of x_a
+    map attention: each token by a weight of its own    z_b = m(x_a) x_b
+    token attention: all tokens are mixed               z_b = (I + g (softmax(Q K^T) - I)) x_b
+
+Q and K are linear in x_a.
 
 Both have exact log-dets; that of token attention is a determinant of a matrix tokens x tokens for
 each image and head, whose cost grows with the third power of the tokens. So squares are as small as
@@ -44,9 +45,9 @@ from mixerflow.transforms import MapAttention, Patchify, TokenAttention
 class AttentionGlow(Glow):
     """Settings of an Attention Glow: those of a Glow, and of the attention in each step."""
 
-    attention: Literal["map", "token", "both"] = "both"
+    attention: Literal["map", "token", "both"] = "token"
     """Kind of attention: a weight for each token, a matrix that mixes tokens, or first the one and
-    then the other."""
+    then the other. Weights of tokens cost little, but far latents get far faster in the inverse."""
     tokens: int = 64
     """Largest number of tokens of a scale; squares of pixels are made large enough."""
     heads: int = 1
