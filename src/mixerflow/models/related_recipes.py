@@ -31,7 +31,7 @@ RECIPES: dict[str, Recipe] = {
     "gaussianization-mnist": Recipe(
         "Gaussianization flow of whole digits, 10 layers",
         _GAUSSIANIZATION,
-        TrainConfig(steps=100_000, batch=100, lr=1e-3, initial=10_000),
+        TrainConfig(steps=100_000, batch=100, lr=1e-3, initial=5000),
         *MNIST,
     ),
     "gaussianization-mnist-tiny": Recipe(
