@@ -15,7 +15,7 @@ from mixerflow.training.idle import trained_entries
 from mixerflow.transforms import MapAttention, TokenAttention
 from mixerflow.transforms.checks import perturb
 
-COUNTS = {"attention-glow-cifar10": 11_034_060, "attention-glow-cifar10-tiny": 171_460}
+COUNTS = {"attention-glow-cifar10": 11_034_060, "attention-glow-cifar10-tiny": 185_284}
 SMALL = AttentionGlow(scales=2, steps=1, net=GlowConv(6), tokens=4, width=3)
 MODELS = {
     "both": dataclasses.replace(SMALL, attention="both"),

@@ -14,7 +14,7 @@ from mixerflow.parts.image_nets import GlowConv
 from mixerflow.train_config import TrainConfig
 
 _ATTENTION = AttentionGlow(steps=8)
-_ATTENTION_TWIN = replace(_ATTENTION, scales=2, steps=4, net=GlowConv(64))
+_ATTENTION_TWIN = replace(_ATTENTION, scales=2, steps=4, net=GlowConv(64), tokens=16)
 _GAUSSIANIZATION = GaussianizationFlow()
 _GAUSSIANIZATION_TWIN = replace(_GAUSSIANIZATION, layers=5)
 
