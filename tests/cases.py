@@ -517,6 +517,7 @@ CASES = {
     "butterfly, level by level, rotated": Case(lambda: Butterfly(7, rotated=True, grouped=1), (7,)),
     "Householder": Case(lambda: Householder(5), (5,)),
     "Householder, one": Case(lambda: Householder(2, 1), (2,)),
+    "Householder, principal": Case(lambda: Householder(5, 3, start="principal"), (5,)),
     "Householder, many": Case(lambda: Householder(3, 8), (3,)),
     "Gaussianize": Case(lambda: Gaussianize(5), (5,), "iterative"),
     "Gaussianize one": Case(lambda: Gaussianize(1, 2), (1,), "iterative"),

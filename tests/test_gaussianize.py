@@ -228,7 +228,38 @@ def test_householders_fused_copy_is_a_matrix():
             torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("n", "count"), [(6, None), (6, 1), (9, 4), (1, 1)])
+def test_a_principal_start_turns_the_first_components_into_the_first_axes(n, count):
+    transform = Householder(n, count, start="principal").double()
+    x = normal(200, n) * torch.linspace(0.5, 3, n).double() @ normal(n, n) + 2
+    z = transform.initialize(x)
+    r = len(transform.vectors)
+    variance, components = np.linalg.eigh(np.cov(x.numpy().T, bias=True).reshape(n, n))
+    wanted = x @ torch.from_numpy(components[:, ::-1].copy())[:, :r]
+    signs = (wanted * z[:, :r]).sum(0).sign()
+    torch.testing.assert_close(z[:, :r], wanted * signs, rtol=0, atol=1e-9)
+    torch.testing.assert_close(transform.vectors.norm(dim=1), torch.full((r,), n**0.5).double())
+    covariance = z.mT.cov(correction=0).reshape(n, n)
+    diagonal = torch.from_numpy(variance[::-1].copy())[:r].diag()
+    torch.testing.assert_close(covariance[:r, :r], diagonal, rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        covariance[:r, r:], torch.zeros(r, n - r).double(), rtol=0, atol=1e-8
+    )
+    torch.testing.assert_close(transform.inverse(z)[0], x, rtol=0, atol=1e-9)
+
+
+def test_a_principal_start_of_images_that_do_not_vary_is_a_rotation():
+    transform = Householder(4, start="principal").double()
+    x = torch.ones(3, 4).double()
+    z = transform.initialize(x)
+    torch.testing.assert_close(z.norm(dim=1), x.norm(dim=1))
+
+
 def test_wrong_numbers_are_refused():
+    with pytest.raises(ValueError, match="3 numbers have 3 principal components; got 4"):
+        Householder(3, 4, start="principal")
+    with pytest.raises(ValueError, match="start must be random or principal; got 'pca'"):
+        Householder(3, start="pca")
     with pytest.raises(ValueError, match="two components at least; got 1"):
         Gaussianize(3, 1)
     with pytest.raises(ValueError, match="one reflection at least; got 0"):

@@ -19,6 +19,7 @@ from mixerflow.models import (
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
+    related_recipes,
     residual_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
@@ -35,6 +36,7 @@ RECIPES: dict[str, Recipe] = {
     **fast_recipes.RECIPES,
     **featureflow_recipes.RECIPES,
     **residual_recipes.RECIPES,
+    **related_recipes.RECIPES,
 }
 
 

@@ -8,10 +8,12 @@ import torch
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
+from mixerflow.models.attention_glow import AttentionGlow
 from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.emerging import Emerging
 from mixerflow.models.featureflow import FeatureFlow
+from mixerflow.models.gaussianization import GaussianizationFlow
 from mixerflow.models.glow import Glow
 from mixerflow.models.idensenet import IDenseNet
 from mixerflow.models.iresnet import IResNet
@@ -31,6 +33,7 @@ from mixerflow.registry import construct, describe
 __all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
+__all__ += ["AttentionGlow", "GaussianizationFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

@@ -10,12 +10,14 @@ Departs from the paper:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, total
+from mixerflow.moments import Entries
 from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
 from mixerflow.transforms.coupling import Halves
@@ -160,6 +162,10 @@ class TokenAttention(_TokenHalves):
             # det M > 0: real eigenvalues are positive, complex ones come in conjugate pairs
             log_det = torch.linalg.slogdet(matrix)[1].sum(1) * (self.changed // self.heads)
             return heads.movedim(1, -2).flatten(-2), -log_det if inverse else log_det
+
+    def idle(self) -> Iterator[Entries]:
+        """The keys' bias: it adds the same to all scores of a query."""
+        yield self.read.bias, slice(self.read.out_features // 2, None)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, heads={self.heads}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 from mixerflow.core import Context, Mapped, Noise, Transform, constant
 from mixerflow.precision import widen, without_autocast
 from mixerflow.registry import register
+from mixerflow.transforms.covariance import covariance_of, mean_of
 from mixerflow.transforms.linear import Linear, _LinearMap
 from mixerflow.units import unit_rows
+
+RotationStart = Literal["random", "principal"]
 
 
 @register
@@ -112,28 +117,59 @@ class Householder(_LinearMap):
     """``z = H_1 ... H_r x`` with reflections ``H_i = 1 - 2 v_i v_i' / |v_i|^2``; log-det 0.
 
     The map is orthogonal whatever the parameters are. n reflections reach every orthogonal matrix
-    with determinant ``(-1)^r``; it starts as a random one. The reflections are applied together,
-    by the product's compact form ``1 - V' T^-1 V``, with the unit vectors as the rows of V and T
-    the upper triangle of ``V V'``, its diagonal halved. None for r `reflections` is n.
+    with determinant ``(-1)^r``. The reflections are applied together, by the product's compact form
+    ``1 - V' T^-1 V``, with the unit vectors as the rows of V and T the upper triangle of ``V V'``,
+    its diagonal halved.
+
+    Args:
+        n: length of the vectors.
+        reflections: their number r; None for n.
+        start: "random", or "principal": `initialize` then takes the reflections that turn the first
+            r principal components of a first batch, the largest first, into the first r axes; r is
+            at most n. The first r numbers are then uncorrelated with each other and with the rest.
 
     References:
         Tomczak, Welling, Improving variational auto-encoders using Householder flow (2016),
         arXiv:1611.09630.
         Joffrain et al., Accumulating Householder transformations, revisited (2006),
         doi:10.1145/1141885.1141886.
+        Laparra et al., Iterative Gaussianization: from ICA to random rotations (2011), for
+        rotations to principal components, arXiv:1602.00229.
     """
 
     affine = True
 
     def __init__(
-        self, n: int, reflections: int | None = None, *, generator: torch.Generator | None = None
+        self,
+        n: int,
+        reflections: int | None = None,
+        *,
+        start: RotationStart = "random",
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(n)
         reflections = n if reflections is None else reflections
         if reflections < 1:
             raise ValueError(f"Householder: needs one reflection at least; got {reflections}")
-        self.bias = None
+        if start not in get_args(RotationStart):
+            raise ValueError(f"Householder: start must be random or principal; got {start!r}")
+        if start == "principal" and reflections > n:
+            what = f"{n} numbers have {n} principal components"
+            raise ValueError(f"Householder: {what}; got {reflections} reflections")
+        self.bias, self.start = None, start
         self.vectors = nn.Parameter(torch.randn(reflections, n, generator=generator))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> Tensor:
+        self.check_data(x)
+        if self.start == "principal":
+            components = torch.linalg.eigh(covariance_of(x, mean_of(x)))[1].flip(1)
+            # Q R of orthogonal columns: R has only signs, and Q is the product of the reflections
+            found = torch.geqrf(components[:, : len(self.vectors)])[0].tril(-1)
+            found.diagonal().fill_(1.0)
+            # in the order of the product's transpose, as long as random vectors are
+            self.vectors.copy_(unit_rows(found.mT.flip(0)) * self.n**0.5)
+        return self(x, context)[0]
 
     def _apply_to(self, x: Tensor, *, transposed: bool) -> Tensor:
         """The product, or its inverse, applied to rows: ``x' - x' V' T^-T V``, or with ``T^-1``."""
