@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +23,12 @@ from mixerflow.core import Flow, Shape
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import (
+    PROBES,
     Bits,
     FileFeatures,
     density_of,
     estimator_of,
+    probes_of,
     require_comparable,
 )
 from mixerflow.processes import Processes, joined
@@ -111,6 +114,10 @@ class _EvaluateArguments(FrechetFlags, LikenessFlags, CodecFlags, EvaluationArgu
     importance_samples: int = 1
     """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
     K times its time."""
+    probes: int | None = None
+    """R estimates of the density an image, where it is an estimate; 2 tell the estimate's error."""
+    exact: bool = False
+    """Exact log-dets in place of estimates, for small images."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -124,6 +131,8 @@ def evaluate(arguments: list[str]) -> int:
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
     given.check_codecs()
+    if given.exact and given.probes is not None:
+        raise ConfigError("exact log-dets have no probes", "--probes", "leave it or --exact out")
     with joined() as processes:
         return _evaluate(given, processes)
 
@@ -146,8 +155,11 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         seed=given.seed,
         batch=given.batch,
         importance_samples=given.importance_samples,
+        probes=given.probes,
         processes=processes,
     )
+    if given.exact:
+        flow, evaluator = _exactly(evaluator, flow, metadata)
     kept = evaluator.kept(flow, held, given.run / "evaluations")
     try:
         figure = _score(evaluator, flow, metadata, kept, quiet=given.json)
@@ -186,6 +198,7 @@ def _finish(
         "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
         "run": {key: metadata.get(key) for key in keys},
     }
+    result |= {"log_dets": "exact"} if given.exact else {}
     exit_code, quiet = 0, given.json
     try:
         if features:
@@ -214,6 +227,19 @@ def _finish(
     return exit_code
 
 
+def _exactly(evaluator: Evaluator, flow: Flow, metadata: dict[str, Any]) -> tuple[Flow, Evaluator]:
+    """Return the flow with exact log-dets, and the evaluator with a batch that fits them."""
+    main, before = evaluator.processes.main, evaluator.batch
+    if flow.density != "estimate":
+        if main:
+            tell("--exact: no log-det of this flow is an estimate, so it changes nothing")
+        return flow, evaluator
+    flow, evaluator = evaluator.exactly(flow, metadata)
+    if main and evaluator.batch < before:
+        tell(f"--exact: {evaluator.batch} images at a time, as many as memory allows")
+    return flow, evaluator
+
+
 def _score(
     evaluator: Evaluator, flow: Flow, metadata: dict[str, Any], kept: KeptDraws, *, quiet: bool
 ) -> Bits:
@@ -223,11 +249,12 @@ def _score(
         Stopped: after a signal to any of the processes.
     """
     processes = evaluator.processes
-    bar = bar_of(evaluator, quiet=quiet or not processes.main, done=int(kept.draws.count.sum()))
+    done = int(kept.draws.count.sum())
+    bar = bar_of(evaluator, flow, quiet=quiet or not processes.main, done=done)
     with bar, Interrupt() as interrupt:
 
         def on_batch(count: int) -> None:
-            advance(bar, count, evaluator.importance_samples)
+            advance(bar, count, evaluator.passes(flow))
             kept.save_sometimes()
             if stop := processes.largest(interrupt.requested or 0):  # all after the same batch
                 kept.save()
@@ -243,18 +270,20 @@ def _score(
 
 
 def bar_of(
-    evaluator: Evaluator, *, times: int = 1, done: int = 0, quiet: bool = False
+    evaluator: Evaluator, flow: Flow, *, times: int = 1, done: int = 0, quiet: bool = False
 ) -> ProgressBar:
-    """Return the bar of an evaluation, whose units are draws, one an image."""
-    unit = "image" if evaluator.importance_samples == 1 else "draw"
-    return ProgressBar(unit, times * evaluator.total, done=done, quiet=quiet)
+    """Return the bar of an evaluation, whose units are draws or probes, one an image."""
+    passes = evaluator.passes(flow)
+    many = "probe" if flow.density == "estimate" else "draw"
+    unit = "image" if passes == 1 else many
+    return ProgressBar(unit, times * passes * len(evaluator.images), done=done, quiet=quiet)
 
 
-def advance(bar: ProgressBar, count: int, draws: int) -> None:
-    """Show the draws done, and the speed."""
+def advance(bar: ProgressBar, count: int, passes: int) -> None:
+    """Show the draws or probes done, and the speed."""
     bar.done += count
-    speed = f"{_digits(bar.rate / draws)} images/s"
-    bar.update(bar.done, speed if draws == 1 else f"{speed}, {_digits(bar.rate)} draws/s")
+    speed = f"{_digits(bar.rate / passes)} images/s"
+    bar.update(bar.done, speed if passes == 1 else f"{speed}, {_digits(bar.rate)} {bar.what}s/s")
 
 
 def _digits(rate: float) -> str:
@@ -266,6 +295,9 @@ def _write_result(run: Path, result: dict[str, Any]) -> None:
     name = f"{result['dataset_id']}-{result['split']}"
     if result["importance_samples"] > 1:
         name += f"-{result['importance_samples']}-draws"
+    if (result.get("probes") or PROBES) != PROBES:
+        name += f"-{result['probes']}-probes"
+    name += "-exact" if "log_dets" in result else ""
     if compared := result.get("frechet"):
         digest = (compared["features_sha256"] or "")[:8]
         name += f"-{compared['name']}-{digest}-{compared['samples']}-samples"
@@ -302,10 +334,23 @@ def _print_figures(figure: Bits) -> None:
     table.add_row("bits/dim", *(f"{bound.bits_per_dim:.3f}" for bound in figure.curve))
     if figure.images > 1:
         table.add_row("± s.e.", *(f"{bound.standard_error:.3f}" for bound in figure.curve))
+    if not math.isnan(figure.estimator_error):
+        table.add_row("± probes", f"{figure.estimator_error:.2g}")
     if len(figure.curve) > 1:
         table.add_row("gain", "", *(f"{bound.gain:.4f}" for bound in figure.curve[1:]))
         if figure.images > 1:
             table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
     show(table)
+    if figure.probes is not None:
+        say(*_probes_line(figure), "")
     if len(figure.curve) > 1:
         say("gain: mean over the images of how far below the single-sample figure", "")
+
+
+def _probes_line(figure: Bits) -> list[str]:
+    """Return what the error of an estimate is, or how to learn it."""
+    words = probes_of(figure.as_dict())
+    if math.isnan(figure.estimator_error):
+        return [f"{words}: its own error is not known; give --probes 2 or more"]
+    part = "" if figure.images == 1 else ", which ± s.e. contains"
+    return [f"{words} an image: ± probes is the error of the log-dets alone{part}"]
