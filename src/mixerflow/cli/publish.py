@@ -9,7 +9,8 @@ from typing import Any
 import tyro
 
 from mixerflow import runs
-from mixerflow.cli.evaluate import EvaluationArguments, advance, bar_of
+from mixerflow.cli.evaluate import EvaluationArguments
+from mixerflow.cli.figures import advance, bar_of
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of, probes_of

@@ -1,16 +1,6 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
-from mixerflow.evaluate.bits import (
-    PROBES,
-    Bits,
-    Bound,
-    bits,
-    density_of,
-    estimator_of,
-    kind_of,
-    passes_for,
-    probes_of,
-)
+from mixerflow.evaluate.bits import PROBES, bits, passes_for
 from mixerflow.evaluate.classify import Classification, Reliability, classify
 from mixerflow.evaluate.comparison import (
     FID,
@@ -23,6 +13,7 @@ from mixerflow.evaluate.draws import Draws, Estimates, Passes
 from mixerflow.evaluate.embeddings import Whitening, embed, passes_of
 from mixerflow.evaluate.exact import ExactCost, exact_cost, require_small
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
+from mixerflow.evaluate.figure import Bits, Bound, density_of, estimator_of, kind_of, probes_of
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
 from mixerflow.evaluate.judge import Judge, Judged, JudgeSettings, judge_of
 from mixerflow.evaluate.likeness import (
