@@ -317,7 +317,7 @@ def test_a_batch_that_memory_does_not_hold_is_cut(trained, capsys, monkeypatch):
     capsys.readouterr()
     assert run("evaluate", trained, "--no-codecs", "--exact", "--seed", 0) == 0
     said = capsys.readouterr().err
-    assert "images at a time" in said
+    assert "images at a time, for the memory" in said
     again = json.loads((trained / "evaluations" / "npz-noise-npz-test-exact.json").read_text())
     assert again["bits_per_dim"] == pytest.approx(whole["bits_per_dim"], abs=1e-6)
 

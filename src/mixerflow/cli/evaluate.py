@@ -225,7 +225,8 @@ def _exactly(evaluator: Evaluator, flow: Flow, metadata: dict[str, Any]) -> tupl
         return flow, evaluator
     flow, evaluator = evaluator.exactly(flow, metadata)
     if main and evaluator.batch < before:
-        tell(f"--exact: {evaluator.batch} images at a time, as many as memory allows")
+        count = f"{evaluator.batch} image{'' if evaluator.batch == 1 else 's'}"
+        tell(f"--exact: {count} at a time, for the memory of their log-dets")
     return flow, evaluator
 
 
