@@ -108,10 +108,9 @@ def test_a_wrong_weight_in_the_series_is_seen(training):
 
 
 FEW = [(residual, 20), (continuous, 10)]
-MANY = [pytest.param(residual, 10_000, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize(("make", "probes"), FEW + MANY)
+@pytest.mark.parametrize(("make", "probes"), FEW)
 def test_the_mean_figure_is_that_of_exact_log_dets(make, probes):
     """With the same dequantisation; the error that the figure tells of itself is the right one."""
     flow = make()
