@@ -285,7 +285,7 @@ class ImageVelocity(nn.Module):
     def forward(self, t, x, context=None):
         if x.dim() != 4 or x.shape[1] != self.leave.out_channels:
             raise ValueError(f"{self.leave.out_channels} channels; got events {tuple(x.shape[1:])}")
-        moment = torch.as_tensor(t).to(x).expand(len(x), 1)
+        moment = torch.as_tensor(t).to(x).reshape(-1, 1).expand(len(x), 1)
         told = moment if context is None else torch.cat([moment, context], 1)
         return self.speed * (self.leave(self.enter(x).tanh()) + self.told(told)[..., None, None])
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
+        FFJORD,
         MAF,
         NSF,
         ButterflyFlow,
@@ -52,6 +53,7 @@ _HOME = {
     "ButterflyFlow": "models",
     "DenseFlow": "models",
     "Emerging": "models",
+    "FFJORD": "models",
     "FeatureFlow": "models",
     "Flow": "core",
     "Images": "data",
@@ -83,6 +85,7 @@ _HOME = {
 }
 
 __all__ = [
+    "FFJORD",
     "MAF",
     "NSF",
     "RECIPES",

@@ -16,6 +16,7 @@ from mixerflow.models import (
     denseflow_recipes,
     fast_recipes,
     featureflow_recipes,
+    ffjord_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
@@ -33,6 +34,7 @@ RECIPES: dict[str, Recipe] = {
     **baseline_recipes.RECIPES,
     **fast_recipes.RECIPES,
     **featureflow_recipes.RECIPES,
+    **ffjord_recipes.RECIPES,
 }
 
 

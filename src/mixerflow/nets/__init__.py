@@ -22,9 +22,11 @@ from mixerflow.nets.positional import (
     GridPositionalEncoding, LearnedPositionalEncoding, SinusoidalPositionalEncoding,
 )
 from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
+from mixerflow.nets.velocity_conv import ConvVelocity
 
 __all__ = [
-    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "DenseAttentionNet",
+    "MADE", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner", "ConvVelocity",
+    "DenseAttentionNet",
     "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding", "ImageConditioner",
     "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier",
     "LipSwish", "LipschitzDense",
