@@ -171,8 +171,8 @@ _STAGES = (
 )
 _ERRORS = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 """Weights of order 5 less those of order 4."""
-FIRST, LEAST = 2.0**-2, 2.0**-12
-"""The first step tried, and the shortest, of an interval of length 1."""
+LEAST = 2.0**-12
+"""The shortest step of an interval of length 1."""
 
 
 def adapted_steps(
@@ -194,7 +194,8 @@ def adapted_steps(
     """
     x, total = start
     rows, t = torch.arange(len(x), device=x.device), torch.zeros_like(total)
-    h, worst = torch.full_like(t, FIRST), torch.zeros_like(t)
+    first = min(1.0, 2.5 * tolerance**0.2)  # tried, and repeated if it is too long
+    h, worst = torch.full_like(t, first), torch.zeros_like(t)
     ended: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     slope, rate = field(_as_rows(t, x), x, given)
     while len(rows):
