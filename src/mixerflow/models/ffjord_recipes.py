@@ -7,6 +7,7 @@ arXiv:1810.01367.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from mixerflow.augmentation import Augmentation
 from mixerflow.models.ffjord import FFJORD
@@ -22,7 +23,14 @@ _MNIST = FFJORD(pixels=LogitPixels(1e-6))
 _TRAINING = TrainConfig(
     steps=100_000, batch=200, lr=1e-3, warmup=1000, memory="checkpoint", accumulate=8
 )
-_TWIN = replace(TWIN, lr=5e-3)
+_SMALL: dict[str, Any] = {
+    "scales": 3,
+    "blocks": 1,
+    "net": ConvVelocityNet(32, depth=1),
+    "train_tolerance": 1e-2,
+    "tolerance": 1e-3,
+}
+_TWIN = replace(TWIN, batch=8, lr=1e-2)
 
 RECIPES: dict[str, Recipe] = {
     "ffjord-cifar10": Recipe(
@@ -35,17 +43,9 @@ RECIPES: dict[str, Recipe] = {
         "continuous flows of convolutions at 3 scales", _MNIST, _TRAINING, *MNIST
     ).reported(0.99, None, _TABLE, _ESTIMATE),
     "ffjord-cifar10-tiny": Recipe(
-        "continuous flows of convolutions on CIFAR-10",
-        replace(
-            _CIFAR10, scales=3, blocks=1, net=ConvVelocityNet(16, depth=2), train_tolerance=1e-2
-        ),
-        _TWIN,
-        *CIFAR10,
+        "continuous flows of convolutions on CIFAR-10", replace(_CIFAR10, **_SMALL), _TWIN, *CIFAR10
     ),
     "ffjord-mnist-tiny": Recipe(
-        "continuous flows of convolutions on MNIST",
-        replace(_MNIST, blocks=1, net=ConvVelocityNet(16, depth=2), train_tolerance=1e-2),
-        _TWIN,
-        *MNIST,
+        "continuous flows of convolutions on MNIST", replace(_MNIST, **_SMALL), _TWIN, *MNIST
     ),
 }
