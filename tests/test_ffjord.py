@@ -170,46 +170,40 @@ def test_an_end_time_is_a_longer_way():
 
 
 def test_the_estimate_is_unbiased():
-    probes = 4000
-    flow = moved(dataclasses.replace(SMALL, tolerance=1e-6, classes=None))
-    x = torch.randint(0, 256, (1, 1, 4, 4), dtype=torch.uint8)
-    wanted = flow.exact()(x, None, Noise(0, torch.zeros(1).long())).log_det
-    draws = []
+    draws, net = 3000, velocity(size=3.0)
+    part = Continuous(net, trace="hutchinson", tolerance=1e-5).double().eval()
+    exact = Continuous(net, tolerance=1e-7).double().eval()
+    x = images(1, 2, 3, 3)
     with torch.no_grad():
-        many = x.expand(500, -1, -1, -1)
-        for probe in range(probes // 500):
-            # one image, of other keys: the dequantiser's noise is taken out of the comparison
-            z = flow.transform.steps[0](x, None, Noise(0, torch.zeros(1).long()))[0]
-            values, total = z.expand(len(many), -1, -1, -1), 0.0
-            noise = Noise(1, torch.arange(500), probe=probe)
-            for step in flow.transform.steps[1:]:
-                values, each = step(values, None, noise)
-                total = total + each
-            draws.append(total)
-    draws = torch.cat(draws)
-    assert draws.std() > 0.01
-    assert (draws.mean() - wanted[0]).abs() < 3 * draws.std() * probes**-0.5
+        wanted = exact(x)[1]
+        keys = torch.arange(draws)
+        found = part(x.expand(draws, -1, -1, -1), None, Noise(1, keys, probe=2))[1]
+        inverse = part.inverse(exact(x)[0].expand(draws, -1, -1, -1), None, Noise(3, keys))[1]
+    for each, mean in ((found, wanted), (inverse, -wanted)):
+        assert each.std() > 0.1
+        assert (each.mean() - mean[0]).abs() < 3 * each.std() * draws**-0.5
 
 
 def test_an_estimates_inverse_is_minus_the_estimate():
-    part = Continuous(velocity(), trace="hutchinson", learned_end=True).double().eval()
+    part = Continuous(velocity(), trace="hutchinson", learned_end=True, tolerance=1e-6)
+    part.double().eval()
     x, noise = images(4, 2, 4, 4), Noise(2, torch.arange(4))
     z, log_det = part(x, None, noise)
     back, back_log_det = part.inverse(z, None, noise)
-    torch.testing.assert_close((back, back_log_det), (x, -log_det), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((back, back_log_det), (x, -log_det), rtol=1e-4, atol=1e-4)
     with values_alone(), counting() as solves:
         again, none = part.inverse(z)
-    torch.testing.assert_close(again, x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(again, x, rtol=1e-4, atol=1e-4)
     assert not none.any() and solves[0].direction == "inverse"
     part.become_exact()
-    torch.testing.assert_close(part.inverse(z)[1], -part(x)[1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(part.inverse(z)[1], -part(x)[1], rtol=1e-4, atol=1e-4)
 
 
 class Uneven(torch.nn.Module):
-    """Rows of large numbers turn fast and need short steps."""
+    """Rows of large numbers shrink fast and need short steps."""
 
     def forward(self, t, x, context=None):
-        return torch.where(x.abs().amax((1, 2, 3), keepdim=True) > 2, (6 * x).sin(), 0.1 * x)
+        return -8 * x * x.square().mean((1, 2, 3), keepdim=True).tanh()
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -220,8 +214,9 @@ def test_no_row_depends_on_the_others(training, monkeypatch):
     other = x.clone()
     other[[0, 1, 5]] = 3 * images(3, 2, 4, 4)
     other[3] = x[3]
-    for net in (Uneven(), velocity(size=3.0)):
-        part = Continuous(net, trace="hutchinson").double().train(training)
+    for net in (Uneven(), velocity(size=1.5)):
+        part = Continuous(net, trace="hutchinson", tolerance=1e-5, train_tolerance=1e-4)
+        part.double().train(training)
         noise = Noise(0, torch.arange(8))
         with counting() as solves:
             mine, theirs = part(x, None, noise), part(other, None, noise)
