@@ -21,6 +21,7 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     CLipSwish,
+    ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
     DenseEncoder,
@@ -796,6 +797,12 @@ CASES = {
     "continuous, estimate": Case(lambda: continuous(4, trace="hutchinson"), (4,), "ode estimate"),
     "continuous of images, estimate": Case(
         lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "ode estimate"
+    ),
+    "continuous, to a learned end": Case(lambda: continuous(4, learned_end=True), (4,), "ode"),
+    "continuous of convolutions, estimate": Case(
+        lambda: Continuous(ConvVelocity(1, width=3), trace="hutchinson", learned_end=True),
+        (1, 2, 3),
+        "ode estimate",
     ),
     "continuous along the patches": Case(
         lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"
