@@ -28,7 +28,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.common import Clock, emit, facts, figure, interleaved, pin, ratio, spread
+from benchmarks.common import Clock, emit, facts, figure, interleaved, keep, pin, ratio, spread
 from benchmarks.kept import require_positive, told_in_a_line
 from benchmarks.rivals import installed
 from mixerflow.core import Flow, Noise
@@ -217,6 +217,7 @@ def main() -> None:
                 solvers = measure(flow, x, tolerance, given)
                 case = {"size": size, "tolerance": tolerance, "solvers": solvers}
                 result["cases"].append(case)
+                keep(result, given.out)
         emit(result, given.out)
         print(told(result))
 
