@@ -90,8 +90,8 @@ TABLES = (
         "Residual and continuous flows beside MixerFlow and Glow",
         "Negative log-likelihood in bits per dimension. Rows of residual and continuous flows are "
         "estimates without bias, all others are exact; of both the expectation is the same figure. "
-        "Twins, of the budgets cpu and time, have as many parameters as MixerFlow's, except FFJORD's, "
-        "which solve an equation for every image and are small.",
+        "Twins, of the budgets cpu and time, have as many parameters as MixerFlow's; FFJORD's, "
+        "which solve an equation for every image, are smaller.",
         columns=(field.CIFAR10_COLUMN,),
         rows=_ROWS,
         claims=(
