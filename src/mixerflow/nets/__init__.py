@@ -10,9 +10,8 @@ from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.heads import LinearClassifier, MeanClassifier, ScalesClassifier
 from mixerflow.nets.kan import SplineNet
 from mixerflow.nets.kernel import Kernel, KernelNet, matern, squared_exponential
-from mixerflow.nets.lipschitz import (
-    LipschitzConvNet, LipschitzDense, LipschitzDenseConv, LipschitzMLP,
-)
+from mixerflow.nets.lipschitz import LipschitzConvNet, LipschitzMLP
+from mixerflow.nets.lipschitz_dense import LipschitzDense, LipschitzDenseConv
 from mixerflow.nets.lipswish import Activation, CLipSwish, LipELU, LipSwish
 from mixerflow.nets.lines import LineConvNet
 from mixerflow.nets.made import MADE, MaskedMLP

@@ -13,21 +13,16 @@ Departs from the papers:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from mixerflow.nets.base import Conditioner, context_map, zeroed
 from mixerflow.nets.conv import channels_last
-from mixerflow.nets.lipswish import Activation, CLipSwish, LipSwish
+from mixerflow.nets.lipswish import Activation, LipSwish
 from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied
 from mixerflow.registry import register
-from mixerflow.units import unit_rows
 
 Function = Callable[[Tensor], Tensor]
 
@@ -35,7 +30,7 @@ Function = Callable[[Tensor], Tensor]
 class Prepared:
     """A net as a function of x: weights are bounded and the context is read only once."""
 
-    def __init__(self, net: _Lipschitz, context: Tensor | None) -> None:
+    def __init__(self, net: LipschitzBase, context: Tensor | None) -> None:
         self.net, self.added = net, net.context_term(context)
         weights = [(channels_last(weight), bias) for weight, bias in net.bounded()]
         self.maps = [applied(*each) for each in weights]
@@ -71,7 +66,7 @@ def _multiply(slopes: Tensor, copies: int) -> Function:
     return lambda t: slopes * torch.cat([t] * copies, 1)
 
 
-class _Lipschitz(Conditioner):
+class LipschitzBase(Conditioner):
     """Base of nets of maps of bounded norm, with activations between them.
 
     Args:
@@ -156,7 +151,8 @@ class _Lipschitz(Conditioner):
         return self.prepare(context)(x)
 
 
-def _activate(activation: nn.Module, x: Tensor, steps: list[Function] | None) -> Tensor:
+def activate(activation: nn.Module, x: Tensor, steps: list[Function] | None) -> Tensor:
+    """Return ``a(x)``; append the product with its slopes to `steps`, if given."""
     if steps is None:
         return activation(x)
     value, slopes = activation.with_slopes(x)  # pyright: ignore[reportCallIssue]
@@ -164,13 +160,13 @@ def _activate(activation: nn.Module, x: Tensor, steps: list[Function] | None) ->
     return value
 
 
-class _Chain(_Lipschitz):
+class _Chain(LipschitzBase):
     def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
         self.check(x)
         h, before = x, len(self.linears) - len(self.activations)
         for number, apply in enumerate(prepared.maps):
             if number >= before:
-                h = _activate(self.activations[number - before], h, steps)
+                h = activate(self.activations[number - before], h, steps)
             h = apply(h) if number else apply(h) + prepared.added
             if steps is not None:
                 steps.append(prepared.products[number])
@@ -241,115 +237,3 @@ class LipschitzConvNet(_Chain):
             kernels=kernels,
         )
         self.in_features = channels
-
-
-class _Dense(_Lipschitz):
-    late = ("eta",)
-
-    def __init__(
-        self,
-        first: int,
-        out: int,
-        *,
-        width: int,
-        depth: int,
-        activation: Activation,
-        enter: int | None = None,
-        **settings: Any,  # noqa: ANN401
-    ) -> None:
-        start = first if enter is None else enter
-        lengths = [start + i * activation.copies * width for i in range(depth + 1)]
-        outs = [width] * depth + [out]
-        if enter is not None:
-            lengths, outs = [first, *lengths], [enter, *outs]
-        activations = [activation() for _ in range(depth)]
-        super().__init__(lengths, outs, activations=activations, **settings)
-        if depth < 1:
-            raise ValueError(f"{type(self).__name__}: depth must be at least 1; got {depth}")
-        self.eta = nn.Parameter(torch.full((depth, 2), math.log(math.expm1(0.9))))
-
-    def shares(self) -> Float[Tensor, "depth 2"]:
-        """``(eta_1, eta_2)`` of each layer, of norm 1."""
-        return unit_rows(softplus(self.eta) + 0.1)
-
-    def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
-        self.check(x)
-        maps = iter(zip(prepared.maps, prepared.products, strict=True))
-        h, added = x, prepared.added
-        if len(self.linears) > len(self.activations) + 1:
-            apply, product = next(maps)
-            h, added = apply(h) + added, 0.0
-            if steps is not None:
-                steps.append(product)
-        assert prepared.shares is not None
-        layers = zip(self.activations, prepared.shares, maps, strict=False)
-        for activation, shares, (apply, product) in layers:
-            inner: list[Function] | None = None if steps is None else [product]
-            new, added = _activate(activation, apply(h) + added, inner), 0.0
-            h = torch.cat([shares[0] * h, shares[1] * new], 1)
-            if steps is not None and inner is not None:
-                steps.append(_beside(shares, *inner))
-        apply, product = next(maps)
-        if steps is not None:
-            steps.append(product)
-        return apply(h)
-
-
-def _beside(shares: Tensor, product: Function, multiply: Function) -> Function:
-    """The Jacobian of a dense layer: ``t -> [eta_1 t, eta_2 a' W t]``."""
-    return lambda t: torch.cat([shares[0] * t, shares[1] * multiply(product(t))], 1)
-
-
-@register
-class LipschitzDense(_Dense):
-    """``h <- [eta_1 h, eta_2 a(W_i h)]`` with ``eta_1^2 + eta_2^2 = 1``, depth times; ``W h``.
-
-    The learned concatenation of an i-DenseNet: eta is ``softplus(raw) + 0.1``, normalised. ``C c``
-    is added to what the first map gives. The output starts at 0. `width` is the output length of
-    each W_i; with `CLipSwish` a layer adds twice as many features. With `enter` a first map makes a
-    vector of that length of x.
-
-    Reference: Perugachi-Diaz et al., Invertible DenseNets with concatenated LipSwish (2021),
-        section 3, arXiv:2102.02694.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        width: int,
-        depth: int = 3,
-        coefficient: float = 0.97,
-        activation: Activation = CLipSwish,
-        enter: int | None = None,
-        context: int = 0,
-    ) -> None:
-        settings = {"coefficient": coefficient, "context": context, "enter": enter}
-        settings |= {"width": width, "depth": depth, "activation": activation}
-        super().__init__(in_features, out_features, **settings)
-
-
-@register
-class LipschitzDenseConv(_Dense):
-    """`LipschitzDense` of images ``(channels, *sides)``: convolutions of one kernel, then a 1x1.
-
-    Reference: Perugachi-Diaz et al., Invertible DenseNets with concatenated LipSwish (2021),
-        appendix B, arXiv:2102.02694.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        sides: tuple[int, ...],
-        *,
-        width: int,
-        depth: int = 3,
-        kernel: int = 3,
-        coefficient: float = 0.97,
-        activation: Activation = CLipSwish,
-        context: int = 0,
-    ) -> None:
-        settings = {"coefficient": coefficient, "context": context, "sides": sides}
-        settings |= {"width": width, "depth": depth, "activation": activation}
-        super().__init__(channels, channels, kernels=[kernel] * depth + [1], **settings)

@@ -11,12 +11,16 @@ from torch import Tensor, nn
 
 from mixerflow.core import Flow, Noise
 from mixerflow.errors import ConfigError
+from mixerflow.nets import SpectralConv
 from mixerflow.nets.base import Conditioner
 from mixerflow.optimizers import Adamax, AdamW, Matrices, Muon
 from mixerflow.registry import word_of
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.orthogonal import OrthogonalAdam
 from mixerflow.training.parallel import local
+
+
+_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralConv)
 
 
 def parameter_groups(flow: Flow, config: TrainConfig) -> tuple[list[dict[str, Any]], list[float]]:
@@ -64,7 +68,7 @@ def conditioner_matrices(flow: Flow, which: Matrices) -> list[Tensor]:
             if which == "hidden" and name in ("enter", "leave", "context"):
                 continue
             for module in child.modules():
-                if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                if isinstance(module, _MAPS):
                     found[id(module.weight)] = module.weight
     return list(found.values())
 
