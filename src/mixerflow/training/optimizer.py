@@ -19,7 +19,6 @@ from mixerflow.train_config import TrainConfig
 from mixerflow.training.orthogonal import OrthogonalAdam
 from mixerflow.training.parallel import local
 
-
 _MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralConv)
 
 
