@@ -39,9 +39,9 @@ __all__ = [
     "GaussianMixture", "Inverse", "Inverted",
     "Layer", "Mapped", "Memory", "MixesPlaces", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
-    "Shape", "Solve", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",
-    "as_tensor", "checked_context", "class_numbers", "constant", "counting", "evaluating", "example_context",
-    "expect", "fixed_point", "floating", "log_det_wanted",
+    "Shape", "Solve", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet",
+    "Window", "as_tensor", "checked_context", "class_numbers", "constant", "counting", "evaluating",
+    "example_context", "expect", "fixed_point", "floating", "log_det_wanted",
     "monotone_root", "noted", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "values_alone",
 ]
