@@ -45,7 +45,7 @@ _LATE = replace(_TRAINING, late_epochs=25)
 _KIND = "estimated density, uniform dequantisation, single-sample"
 _OLD = f"{_KIND}; the old downsampled ImageNet, not comparable with the new"
 
-_TWIN = replace(TWIN, lr=1e-2, clip=1.0, augmentation=_FLIP)
+_TWIN = replace(TWIN, batch=16, lr=1e-2, clip=1.0, augmentation=_FLIP)
 
 
 def _small(model: ResidualFlow, blocks: int = 5) -> ResidualFlow:
@@ -62,7 +62,7 @@ _TWINS = {
         )
     ),
     "idensenet": _small(
-        IDenseNet(net=DenseConvContraction(8), dense=DenseVectorContraction(8, enter=16)), blocks=3
+        IDenseNet(net=DenseConvContraction(8), dense=DenseVectorContraction(8, enter=16)), blocks=4
     ),
     "monotone": _small(
         MonotoneFlow(
