@@ -85,9 +85,7 @@ def watched(flow: Flow) -> Iterator[tuple[Counts, list[Solve]]]:
         counts.values += 1
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            mock.patch.object(residual._ContractionMap, "_prepared", counting_net)
-        )
+        stack.enter_context(mock.patch.object(residual._ContractionMap, "_prepared", counting_net))
         stack.enter_context(kernels.disabled())
         for net in nets(flow):
             if not isinstance(net, BLOCKS):
