@@ -107,15 +107,21 @@ def training_plot(records: Sequence[Mapping[str, Any]]) -> bytes:
     names["objective"] = "training objective"
     name = next(each for each in names if not train or each in train[-1])
     values = [_number(record.get(name)) for record in train]
-    axes.plot([record["step"] for record in train], values, lw=0.8, label=names[name])
+    label = names[name] + _estimated(train)
+    axes.plot([record["step"] for record in train], values, lw=0.8, label=label)
     validated = [_number(record["bits_per_dim"]) for record in validation]
     steps = [record["step"] for record in validation]
-    axes.plot(steps, validated, "o-", ms=4, label="validation")
+    axes.plot(steps, validated, "o-", ms=4, label=f"validation{_estimated(validation)}")
     if values := [value for value in values + validated if not math.isnan(value)]:
         finish_plot(axes, min(values), float(np.quantile(values, 0.98)))
     axes.set_ylabel("bits/dim")
     axes.legend()
     return png_of(figure, _PAGE_DPI)
+
+
+def _estimated(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the label of a curve says besides where the figures are estimates."""
+    return " (estimate)" if records and records[-1].get("density") == "estimate" else ""
 
 
 def accuracy_plot(records: Sequence[Mapping[str, Any]]) -> bytes:

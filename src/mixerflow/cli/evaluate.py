@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from rich.box import SIMPLE
-from rich.table import Table
 
 from mixerflow import runs
 from mixerflow.cli.codecs import CodecFlags, as_entries, code_images, larger_sample, print_codecs
 from mixerflow.cli.copies import keeping
+from mixerflow.cli.figures import advance, bar_of, print_figures
 from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.likeness import LikenessFlags, judge_samples, print_likeness
 from mixerflow.cli.parse import ComputingArguments, parse
@@ -21,19 +20,12 @@ from mixerflow.cli.reading import ReadingFlags, load_run_data
 from mixerflow.core import Flow, Shape
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import (
-    Bits,
-    FileFeatures,
-    density_of,
-    estimator_of,
-    require_comparable,
-)
+from mixerflow.evaluate import PROBES, Bits, FileFeatures, require_comparable
 from mixerflow.processes import Processes, joined
-from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator, KeptDraws
 from mixerflow.runs.files import json_text, sealed, write_atomically, writing
 from mixerflow.signals import Interrupt, Stopped
-from mixerflow.terminal import say, show, tell
+from mixerflow.terminal import say, tell
 
 _LONGEST = 200  # bytes
 
@@ -111,6 +103,10 @@ class _EvaluateArguments(FrechetFlags, LikenessFlags, CodecFlags, EvaluationArgu
     importance_samples: int = 1
     """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
     K times its time."""
+    probes: int | None = None
+    """R estimates of the density an image, where it is an estimate; 2 tell the estimate's error."""
+    exact: bool = False
+    """Exact log-dets in place of estimates, for small images."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -124,6 +120,8 @@ def evaluate(arguments: list[str]) -> int:
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
     given.check_codecs()
+    if given.exact and given.probes is not None:
+        raise ConfigError("exact log-dets have no probes", "--probes", "leave it or --exact out")
     with joined() as processes:
         return _evaluate(given, processes)
 
@@ -146,8 +144,11 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         seed=given.seed,
         batch=given.batch,
         importance_samples=given.importance_samples,
+        probes=given.probes,
         processes=processes,
     )
+    if given.exact:
+        flow, evaluator = _exactly(evaluator, flow, metadata)
     kept = evaluator.kept(flow, held, given.run / "evaluations")
     try:
         figure = _score(evaluator, flow, metadata, kept, quiet=given.json)
@@ -179,13 +180,14 @@ def _finish(
     keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
     averaged = metadata.get("averaged", not given.raw)
     if not given.json:
-        _print_figures(figure)  # samples and codecs may take minutes
+        print_figures(figure)  # samples and codecs may take minutes
     result = figure.as_dict() | {
         "codecs": {},
         "images_sha256": images.fingerprint(),
         "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
         "run": {key: metadata.get(key) for key in keys},
     }
+    result |= {"log_dets": "exact"} if given.exact else {}
     exit_code, quiet = 0, given.json
     try:
         if features:
@@ -214,6 +216,20 @@ def _finish(
     return exit_code
 
 
+def _exactly(evaluator: Evaluator, flow: Flow, metadata: dict[str, Any]) -> tuple[Flow, Evaluator]:
+    """Return the flow with exact log-dets, and the evaluator with a batch that fits them."""
+    main, before = evaluator.processes.main, evaluator.batch
+    if flow.density != "estimate":
+        if main:
+            tell("--exact: no log-det of this flow is an estimate, so it changes nothing")
+        return flow, evaluator
+    flow, evaluator = evaluator.exactly(flow, metadata)
+    if main and evaluator.batch < before:
+        count = f"{evaluator.batch} image{'' if evaluator.batch == 1 else 's'}"
+        tell(f"--exact: {count} at a time, for the memory of their log-dets")
+    return flow, evaluator
+
+
 def _score(
     evaluator: Evaluator, flow: Flow, metadata: dict[str, Any], kept: KeptDraws, *, quiet: bool
 ) -> Bits:
@@ -223,11 +239,12 @@ def _score(
         Stopped: after a signal to any of the processes.
     """
     processes = evaluator.processes
-    bar = bar_of(evaluator, quiet=quiet or not processes.main, done=int(kept.draws.count.sum()))
+    done = int(kept.draws.count.sum())
+    bar = bar_of(evaluator, flow, quiet=quiet or not processes.main, done=done)
     with bar, Interrupt() as interrupt:
 
         def on_batch(count: int) -> None:
-            advance(bar, count, evaluator.importance_samples)
+            advance(bar, count, evaluator.passes(flow))
             kept.save_sometimes()
             if stop := processes.largest(interrupt.requested or 0):  # all after the same batch
                 kept.save()
@@ -242,30 +259,14 @@ def _score(
     return figure
 
 
-def bar_of(
-    evaluator: Evaluator, *, times: int = 1, done: int = 0, quiet: bool = False
-) -> ProgressBar:
-    """Return the bar of an evaluation, whose units are draws, one an image."""
-    unit = "image" if evaluator.importance_samples == 1 else "draw"
-    return ProgressBar(unit, times * evaluator.total, done=done, quiet=quiet)
-
-
-def advance(bar: ProgressBar, count: int, draws: int) -> None:
-    """Show the draws done, and the speed."""
-    bar.done += count
-    speed = f"{_digits(bar.rate / draws)} images/s"
-    bar.update(bar.done, speed if draws == 1 else f"{speed}, {_digits(bar.rate)} draws/s")
-
-
-def _digits(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
 def _write_result(run: Path, result: dict[str, Any]) -> None:
     weights = result["weights"]
     name = f"{result['dataset_id']}-{result['split']}"
     if result["importance_samples"] > 1:
         name += f"-{result['importance_samples']}-draws"
+    if (result.get("probes") or PROBES) != PROBES:
+        name += f"-{result['probes']}-probes"
+    name += "-exact" if "log_dets" in result else ""
     if compared := result.get("frechet"):
         digest = (compared["features_sha256"] or "")[:8]
         name += f"-{compared['name']}-{digest}-{compared['samples']}-samples"
@@ -288,24 +289,3 @@ def file_name(words: str) -> str:
     if len(name.encode()) > _LONGEST:  # more than a file's name may have
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return name
-
-
-def _print_figures(figure: Bits) -> None:
-    """Print the flow's figures, a column for each kind."""
-    result = figure.as_dict()
-    plural = "" if figure.images == 1 else "s"
-    images = f"{figure.dataset_id}, {figure.split}: {figure.images:,} image{plural}"
-    say(f"{images}; {density_of(result)}")
-    kinds = [estimator_of(result | bound.as_dict()) for bound in figure.curve]
-    heads = (kind.replace("-w", "-\nw").replace(" (", "\n(") for kind in kinds)
-    table = Table("", *heads, box=SIMPLE)
-    table.add_row("bits/dim", *(f"{bound.bits_per_dim:.3f}" for bound in figure.curve))
-    if figure.images > 1:
-        table.add_row("± s.e.", *(f"{bound.standard_error:.3f}" for bound in figure.curve))
-    if len(figure.curve) > 1:
-        table.add_row("gain", "", *(f"{bound.gain:.4f}" for bound in figure.curve[1:]))
-        if figure.images > 1:
-            table.add_row("± s.e.", "", *(f"{bound.gain_error:.4f}" for bound in figure.curve[1:]))
-    show(table)
-    if len(figure.curve) > 1:
-        say("gain: mean over the images of how far below the single-sample figure", "")

@@ -36,6 +36,7 @@ class Judged:
         found: the images' scores.
         compared: how well each score tells outliers.
         rows: which images ``(N,)`` are of the inside classes; None where no class is named.
+        note: a sentence on the error of an estimated log-density; "" where it is none.
     """
 
     images: Images
@@ -44,6 +45,7 @@ class Judged:
     found: Outliers
     compared: dict[str, Detection]
     rows: np.ndarray | None
+    note: str = ""
 
     @property
     def against(self) -> str:
@@ -138,6 +140,8 @@ class Judged:
             say(f"a larger score is more outlying; as if outliers were {self.against}")
         if self.fit.images.get("images_sha256") == self.sha256:
             say("these are the inside images themselves: half of them set the thresholds")
+        if self.note:
+            say(self.note)
         say(_WARNING)
 
     def _print_each(self, chosen: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from mixerflow.cli.outlier_maps import MapFlags, mapped, ordering
 from mixerflow.cli.outlier_places import PlacesFlags, compare_places, maps_of, places_line
 from mixerflow.cli.parse import parse
 from mixerflow.core import Flow
-from mixerflow.detection import Outliers, scores_named
+from mixerflow.detection import Outliers, note_of, scores_named
 from mixerflow.errors import CheckpointError
 from mixerflow.runs.files import (
     json_text,
@@ -70,9 +70,10 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     compared = measurer.compare(fit, found.measured, rows)
-    judged = Judged(images, split, fit, found, compared, rows)
+    judged = Judged(images, split, fit, found, compared, rows, note_of(flow))
     entry = judged.as_dict() | {
         "inside_classes": given.inside_classes,
+        "density": flow.density,
         "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
     }
     if masks is not None:

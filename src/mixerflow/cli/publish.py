@@ -9,11 +9,13 @@ from typing import Any
 import tyro
 
 from mixerflow import runs
-from mixerflow.cli.evaluate import EvaluationArguments, advance, bar_of
+from mixerflow.cli.evaluate import EvaluationArguments
+from mixerflow.cli.figures import advance, bar_of
 from mixerflow.cli.parse import parse
 from mixerflow.errors import ConfigError
-from mixerflow.evaluate import kind_of
+from mixerflow.evaluate import kind_of, probes_of
 from mixerflow.runs import Evaluator
+from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.terminal import say
 
 
@@ -39,13 +41,16 @@ def publish(arguments: list[str]) -> int:
         raise ConfigError(f"{given.limit_mb} MB", "--limit-mb", "give more than 0")
     if runs.is_published(given.run):
         raise ConfigError("these weights are published already", given.run, "name a run folder")
-    images, split = given.load_images(runs.RunFolder(given.run).read_started())
+    metadata = runs.RunFolder(given.run).read_started()
+    images, split = given.load_images(metadata)
     evaluator = Evaluator(images, split, seed=given.seed, batch=given.batch, device=given.device)
-    with bar_of(evaluator, times=2) as bar:
+    flow = flow_within_reason(metadata["model"], given.run / "run.json")  # without its weights
+    passes = evaluator.passes(flow)
+    with bar_of(evaluator, flow, times=2) as bar:
         runs.publish(
             given.run,
             given.to,
-            replace(evaluator, on_batch=lambda count: advance(bar, count, 1)),
+            replace(evaluator, on_batch=lambda count: advance(bar, count, passes)),
             which=given.checkpoint,
             average=not given.raw,
             limit_mb=given.limit_mb,
@@ -58,8 +63,9 @@ def publish(arguments: list[str]) -> int:
 
 def _print_card(card: dict[str, Any]) -> None:
     (file,) = card["files"].values()
+    kind = "; ".join(filter(None, (kind_of(card["figure"]), probes_of(card["figure"]))))
     say(
         f"{file['bytes'] / 1e6:.1f} MB, {card['figure']['bits_per_dim']:.4f} bits/dim "
         f"({card['float32']['bits_per_dim']:.4f} in float32) after {card['steps']:,} steps; "
-        f"{kind_of(card['figure'])}"
+        f"{kind}"
     )

@@ -18,7 +18,14 @@ from mixerflow.detection.fitted import (
 from mixerflow.detection.groups import group_scores
 from mixerflow.detection.known import SCORES, scores_for, scores_named
 from mixerflow.detection.maps import GradientMap, OutlierMap, SlopeMap, VarianceMap
-from mixerflow.detection.measured import Measured, complexity, compressor_of, measure, stored
+from mixerflow.detection.measured import (
+    Measured,
+    complexity,
+    compressor_of,
+    measure,
+    note_of,
+    stored,
+)
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.occlusion import OcclusionMap
 from mixerflow.detection.pasted import Pasted, map_auroc, paste
@@ -79,6 +86,7 @@ __all__ = [
     "least_images",
     "map_auroc",
     "measure",
+    "note_of",
     "outliers",
     "paste",
     "percent",

@@ -130,6 +130,13 @@ def _zlib(image: np.ndarray) -> int:
     return len(zlib.compress(np.ascontiguousarray(differences).tobytes(), 9))
 
 
+def note_of(flow: Flow) -> str:
+    """Return a sentence on the error of a flow's estimated log-density; "" where it is none."""
+    if flow.density != "estimate":
+        return ""
+    return "log p of this flow is an estimate by one probe an image: scores have its error too"
+
+
 @torch.no_grad()
 def measure(
     flow: Flow,
@@ -146,7 +153,7 @@ def measure(
     """Measure images ``(N, *shape)`` under a flow, in eval mode.
 
     An image's figures depend on no other image and not on `batch`: noise is a function of `seed`
-    and the image's own pixels.
+    and the image's own pixels. An estimated density is taken as it is, by one probe an image.
 
     Args:
         flow: the model, whose density counts.

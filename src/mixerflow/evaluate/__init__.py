@@ -1,6 +1,6 @@
 """Evaluation of a flow on images: functions that return dataclasses of numbers."""
 
-from mixerflow.evaluate.bits import Bits, Bound, bits, density_of, estimator_of, kind_of
+from mixerflow.evaluate.bits import PROBES, bits, passes_for
 from mixerflow.evaluate.classify import Classification, Reliability, classify
 from mixerflow.evaluate.comparison import (
     FID,
@@ -9,9 +9,11 @@ from mixerflow.evaluate.comparison import (
     compare,
     require_comparable,
 )
-from mixerflow.evaluate.draws import Draws
+from mixerflow.evaluate.draws import Draws, Estimates, Passes
 from mixerflow.evaluate.embeddings import Whitening, embed, passes_of
+from mixerflow.evaluate.exact import ExactCost, exact_cost, require_small
 from mixerflow.evaluate.features import Features, FileFeatures, load_features
+from mixerflow.evaluate.figure import Bits, Bound, density_of, estimator_of, kind_of, probes_of
 from mixerflow.evaluate.frechet import Statistics, frechet_distance, precision_recall
 from mixerflow.evaluate.judge import Judge, Judged, JudgeSettings, judge_of
 from mixerflow.evaluate.likeness import (
@@ -44,11 +46,14 @@ from mixerflow.evaluate.yardsticks import gaussian_bits, yardsticks
 
 __all__ = [
     "FID",
+    "PROBES",
     "Bits",
     "Bound",
     "Classification",
     "DrawnPixels",
     "Draws",
+    "Estimates",
+    "ExactCost",
     "Features",
     "FileFeatures",
     "FrechetFigure",
@@ -59,6 +64,7 @@ __all__ = [
     "Labelled",
     "Likeness",
     "LikenessTable",
+    "Passes",
     "ProbeFigure",
     "ProbeSettings",
     "ProbeSummary",
@@ -78,6 +84,7 @@ __all__ = [
     "draw_values",
     "embed",
     "estimator_of",
+    "exact_cost",
     "frechet_distance",
     "gaussian_bits",
     "grid_artefacts",
@@ -87,11 +94,14 @@ __all__ = [
     "kind_of",
     "likeness",
     "load_features",
+    "passes_for",
     "passes_of",
     "precision_recall",
     "probe",
+    "probes_of",
     "require_comparable",
     "require_likeness",
+    "require_small",
     "to_pixels",
     "yardsticks",
 ]

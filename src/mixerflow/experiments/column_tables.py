@@ -134,6 +134,20 @@ def distances_text(column: dict[str, Any]) -> list[str]:
     return sorted(said)
 
 
+def estimates_text(column: dict[str, Any]) -> list[str]:
+    """Return a sentence on the error of estimated densities, in a table that has them."""
+    runs = [run for row in column["rows"] for run in row["runs"]]
+    known = [run for run in runs if run.get("estimator_error") is not None]
+    if not known:
+        return []
+    most = max(run["estimator_error"] for run in known)
+    probes = sorted({run["probes"] for run in known})
+    return [
+        f"Where the density is estimated, a figure is the mean of {', '.join(map(str, probes))} "
+        f"probes an image, and its error by the probes is at most {most:.2g} bits/dim."
+    ]
+
+
 def further_tables(column: dict[str, Any]) -> Iterator[tuple[str, TableText]]:
     """Yield the tables of a column's results that it has, each below a paragraph."""
     if own := column.get("tables"):

@@ -15,6 +15,7 @@ from mixerflow.evaluate import kind_of
 from mixerflow.experiments.column_tables import (
     claims_table,
     distances_text,
+    estimates_text,
     further_tables,
     kinds_of,
     rows_table,
@@ -120,7 +121,7 @@ def markdown_text(results: dict[str, Any]) -> str:
     for column in _shown(results):
         lines += ["", f"## {column['column']}, budget {budget}", "", _settings_text(column), ""]
         lines.append(markdown.table(*rows_table(column)))
-        sentences = (*_yardsticks_text(column), *distances_text(column))
+        sentences = _sentences(column)
         lines += [each for text in sentences for each in ("", text)]
         if column["claims"]:
             lines += ["", markdown.table(*claims_table(column))]
@@ -165,8 +166,7 @@ def _page_section(folder: Path, results: dict[str, Any]) -> Iterator[str]:
         yield page.heading(column["column"], level=3)
         yield page.paragraph(_settings_text(column))
         yield page.table(*rows_table(column))
-        yield from map(page.paragraph, _yardsticks_text(column))
-        yield from map(page.paragraph, distances_text(column))
+        yield from map(page.paragraph, _sentences(column))
         if column["claims"]:
             yield page.items((claim["words"], claim["verdict"]) for claim in column["claims"])
             yield page.table(*claims_table(column))
@@ -237,6 +237,10 @@ def _settings_text(column: dict[str, Any]) -> str:
         parts.append(f"figures of {', '.join(column['images'])} images")
         parts += kinds_of(column)
     return "; ".join(parts) + "."
+
+
+def _sentences(column: dict[str, Any]) -> list[str]:
+    return [*_yardsticks_text(column), *estimates_text(column), *distances_text(column)]
 
 
 def _yardsticks_text(column: dict[str, Any]) -> list[str]:

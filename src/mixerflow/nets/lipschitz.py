@@ -24,7 +24,7 @@ from torch.nn.functional import softplus
 
 from mixerflow.nets.base import Conditioner, context_map, zeroed
 from mixerflow.nets.lipswish import Activation, CLipSwish, LipSwish
-from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied
+from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied, channels_last
 from mixerflow.registry import register
 from mixerflow.units import unit_rows
 
@@ -36,14 +36,14 @@ class Prepared:
 
     def __init__(self, net: _Lipschitz, context: Tensor | None) -> None:
         self.net, self.added = net, net.context_term(context)
-        weights = net.bounded()
+        weights = [(channels_last(weight), bias) for weight, bias in net.bounded()]
         self.maps = [applied(*each) for each in weights]
         self.products = [applied(weight) for weight, _ in weights]
         self.shares = net.shares()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``g(x)``, of x's shape."""
-        return self.net.run(x, self, None)
+        return self.net.run(channels_last(x), self, None)
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Function]:
         """Return ``g(x)`` and the function ``t -> J t`` with g's Jacobian J at x.
@@ -52,9 +52,10 @@ class Prepared:
         net's parameters.
         """
         steps: list[Function] = []
-        value = self.net.run(x, self, steps)
+        value = self.net.run(channels_last(x), self, steps)
 
         def push(t: Tensor) -> Tensor:
+            t = channels_last(t)
             for step in steps:
                 t = step(t)
             return t

@@ -102,50 +102,51 @@ def spectral_bound_of_convolution(
     image: its norm is not smaller. There, the Fourier transform makes one matrix ``(out, in)`` of
     each frequency, and the bound is the largest of their bounds; see `spectral_bound`.
     """
-    kernel = weight.shape[2:]
-    if max(kernel) == 1:
-        return spectral_bound(weight.flatten(1), squarings)
+    return _bound(weight, *_tables(tuple(weight.shape[2:]), sides), squarings)
+
+
+def _bound(
+    weight: Tensor, index: Tensor, phases: Tensor, period: int, squarings: int = 6
+) -> Tensor:
+    """`spectral_bound_of_convolution`, given the tables of its kernel and sides."""
+    if weight[0, 0].numel() == 1:
+        return spectral_bound(weight.flatten(1))
     with without_autocast(weight):
         wide = widen(weight)
         unit = unit_of(wide)
-        gram = _gram_symbols(wide / unit, sides)
-        return (_Root.apply(gram, squarings)[0].amax() * unit).to(weight.dtype)  # pyright: ignore
+        wide = wide / unit
+        if wide.shape[0] < wide.shape[1]:  # the adjoint, whose kernel is turned round
+            wide = wide.transpose(0, 1)
+        _, n, *kernel = wide.shape
+        count, pairs = math.prod(kernel), wide.flatten(1)
+        pairs = (pairs.mT @ pairs).reshape(n, count, n, count).permute(1, 3, 0, 2)
+        gram = torch.zeros(phases.shape[1], n, n, dtype=wide.dtype, device=wide.device)
+        gram = gram.index_add(0, index.to(wide.device), pairs.flatten(0, 1)).flatten(1)
+        angles = phases.to(wide.device, wide.dtype) * (2 * math.pi / period)
+        symbols = torch.complex(angles.cos() @ gram, angles.sin() @ gram).reshape(-1, n, n)
+        return (_Root.apply(symbols, squarings)[0].amax() * unit).to(weight.dtype)  # pyright: ignore
 
 
-def _gram_symbols(weight: Tensor, sides: tuple[int, ...]) -> Tensor:
-    """``A^H A``, or ``A A^H`` if that is smaller, of each frequency's matrix A, ``(F, n, n)``."""
-    kernel = weight.shape[2:]
-    if weight.shape[0] < weight.shape[1]:  # the adjoint, whose kernel is turned round
-        weight = weight.transpose(0, 1)
-    taps = weight.flatten(2)  # (m, n, taps), m >= n
-    _, n, count = taps.shape
-    pairs = taps.flatten(1)
-    pairs = (pairs.mT @ pairs).reshape(n, count, n, count).permute(1, 3, 0, 2)
-    index, waves = _correlation(tuple(kernel), tuple(sides))
-    index = index.to(weight.device)
-    gram = torch.zeros(waves.shape[1], n, n, dtype=weight.dtype, device=weight.device)
-    gram = gram.index_add(0, index, pairs.flatten(0, 1))
-    waves = waves.to(weight.device, weight.dtype.to_complex())
-    return (waves @ gram.to(waves.dtype).flatten(1)).reshape(-1, n, n)
+def _tables(kernel: tuple[int, ...], sides: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
+    """Two tables of a kernel and of images with these sides, and a period T.
 
-
-@functools.lru_cache(maxsize=64)
-def _correlation(kernel: tuple[int, ...], sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Two tables of a kernel and of images with these sides.
-
-    The number of each pair of taps' distance p, ``(taps^2,)``; and ``exp(i w . p)`` of each
-    distance, ``(F, distances)``, for one of each two opposite frequencies w of the torus.
+    The number of the distance p of each pair of taps, ``(taps^2,)``; and ``w . p T / (2 pi)``,
+    a whole number from 0 to T - 1, of each distance, ``(F, distances)``, for one of each two
+    opposite frequencies w of the torus: of a real kernel, these have equal norms.
     """
-    places = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).reshape(-1, len(kernel))
+    axes = len(kernel)
+    places = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).reshape(-1, axes)
     apart = (places[None] - places[:, None]).flatten(0, 1)  # of tap b from tap a
-    distances, index = apart.unique(dim=0, return_inverse=True)
+    distances = torch.cartesian_prod(*(torch.arange(1 - k, k) for k in kernel)).reshape(-1, axes)
+    index = torch.zeros(len(apart), dtype=torch.int64)
+    for axis, k in enumerate(kernel):
+        index = index * (2 * k - 1) + apart[:, axis] + k - 1
     torus = [side + k // 2 for side, k in zip(sides, kernel, strict=True)]
-    # of a real kernel, opposite frequencies have equal norms
+    period = math.lcm(*torus)
     counts = [*torus[:-1], torus[-1] // 2 + 1]
-    turns = [torch.arange(n, dtype=torch.float64) / m for n, m in zip(counts, torus, strict=True)]
+    turns = [torch.arange(n) * (period // m) for n, m in zip(counts, torus, strict=True)]
     grid = torch.cartesian_prod(*turns).reshape(-1, len(torus))
-    angle = 2 * math.pi * (grid @ distances.mT.double())
-    return index, torch.polar(torch.ones_like(angle), angle)
+    return index, (grid @ distances.mT) % period, period
 
 
 class SpectralLinear(nn.Linear):
@@ -174,6 +175,9 @@ class SpectralConv(nn.Module):
     ``min(1, coefficient / |K|) K x + b``, with a border of zeros and a kernel of an odd side.
     """
 
+    index: Tensor
+    phases: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -187,12 +191,14 @@ class SpectralConv(nn.Module):
         start = convolution(len(sides), in_channels, out_channels, kernel)
         self.weight, self.bias = start.weight, start.bias
         self.sides, self.coefficient = tuple(sides), coefficient
+        index, phases, self.period = _tables((kernel,) * len(sides), self.sides)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("phases", phases, persistent=False)
 
     def bounded(self) -> Float[Tensor, "out in *kernel"]:
         """``min(1, coefficient / |K|) K``, of images with these sides."""
-        return _bounded(
-            self.weight, self.coefficient, lambda w: spectral_bound_of_convolution(w, self.sides)
-        )
+        tables = self.index, self.phases, self.period
+        return _bounded(self.weight, self.coefficient, lambda w: _bound(w, *tables))
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.bias is not None
@@ -219,6 +225,16 @@ def _filled(plain: M, of: SpectralLinear | SpectralConv) -> M:
     for name, value in (("weight", of.bounded()), ("bias", of.bias)):
         getattr(plain, name).copy_(value)
     return plain
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return images, or kernels, of two axes with their channels last in memory, on a CPU.
+
+    There, convolutions of few channels to and fro are several times as fast so.
+    """
+    if x.dim() != 4 or x.device.type != "cpu":
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def applied(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:

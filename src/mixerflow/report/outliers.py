@@ -20,6 +20,7 @@ from mixerflow.detection import (
     Outliers,
     Threshold,
     is_mixture,
+    note_of,
     outliers,
     percent,
     second_half,
@@ -105,6 +106,7 @@ def make_outliers_page(
     start = [page.heading(f"Outliers: {title}", level=1)]
     told = f" Weights of the flow: {weights}." if weights else ""
     start.append(page.paragraph(f"{count}. A larger score is more outlying.{told}"))
+    start += [page.paragraph(f"{words[0].upper()}{words[1:]}.")] if (words := note_of(flow)) else []
     start.append(page.paragraph(WARNING))
     return page.write(path, f"Outliers: {title}", [*start, *body_of(sections)])
 

@@ -14,7 +14,7 @@ from mixerflow import page
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError
-from mixerflow.evaluate import Bits, DrawnPixels, bits, draw_pixels, kind_of
+from mixerflow.evaluate import Bits, DrawnPixels, bits, draw_pixels, kind_of, probes_of
 from mixerflow.evaluate.codecs import CodecBits, sample_of
 from mixerflow.report import sections
 from mixerflow.report.outliers import section_of_run, threshold_of_bits
@@ -162,10 +162,11 @@ def _headline(metadata: dict[str, Any]) -> str:
         return page.paragraph(f"not finite on {result['images']} validation images")
     accuracy = result.get("accuracy")
     told = "" if accuracy is None else f", {100 * accuracy:.1f} % of their classes told right"
+    kind = ", ".join(filter(None, (kind_of(result), probes_of(result))))
     return (
         f"<p><span class='big'>{result['bits_per_dim']:.3f} bits/dim</span> ± "
         f"{result['standard_error'] or 0:.3f} on {result['images']} validation images of "
-        f"{page.escape(result['dataset_id'])}: {kind_of(result)}{told}, after "
+        f"{page.escape(result['dataset_id'])}: {kind}{told}, after "
         f"{metadata.get('steps')} steps and {metadata.get('seconds', 0) / 60:.1f} minutes; "
         f"{metadata.get('parameters', 0):,} parameters.</p>"
     )

@@ -50,7 +50,10 @@ def training(records: Sequence[Mapping[str, Any]]) -> Section:
         parts.append(page.picture(accuracies, "Accuracy of the head by step", "plot"))
     kinds = sorted({kind_of(record) for record in records if record["kind"] == "validation"})
     told = f": {'; '.join(kinds)}" if kinds else ""
-    note = page.note(f"Validation uses the moving average of the weights{told}.")
+    words = f"Validation uses the moving average of the weights{told}."
+    if any(record["kind"] == "train" and record.get("density") == "estimate" for record in records):
+        words += " The curve of training is of unbiased estimates too, one an image."
+    note = page.note(words)
     return Section("Training", [*parts, note])
 
 

@@ -9,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,18 @@ import numpy as np
 import safetensors.numpy
 
 from mixerflow.caches import source_sha256, with_digest, without_digest
-from mixerflow.core import Flow
+from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import DataError, ResourceError
-from mixerflow.evaluate import Bits, Draws, bits
+from mixerflow.evaluate import (
+    Bits,
+    Draws,
+    Passes,
+    bits,
+    exact_cost,
+    passes_for,
+    require_small,
+)
 from mixerflow.processes import SINGLE, Processes, first_to_report
 from mixerflow.runs.files import require_writable, write_atomically, writing
 from mixerflow.runs.fitting import labels_of, require_levels
@@ -43,7 +51,8 @@ class Evaluator:
         batch: images at a time.
         device: name of the device.
         importance_samples: draws of noise an image.
-        on_batch: called with the number of draws done, one an image.
+        probes: estimates an image, where the density is an estimate; None is the default of `bits`.
+        on_batch: called with the number of draws or probes done, one an image.
         processes: processes that share the images.
     """
 
@@ -53,31 +62,33 @@ class Evaluator:
     batch: int = 128
     device: str = "cpu"
     importance_samples: int = 1
+    probes: int | None = None
     on_batch: Callable[[int], None] | None = None
     processes: Processes = SINGLE
 
-    @property
-    def total(self) -> int:
-        """Draws of all images together."""
-        return self.importance_samples * len(self.images)
+    def passes(self, flow: Flow) -> int:
+        """Return the passes an image: K draws, or R probes.
 
-    def score(self, flow: Flow, metadata: dict[str, Any], draws: Draws | None = None) -> Bits:
+        Raises:
+            ConfigError: so many draws, or probes, mean nothing for the flow.
+        """
+        return passes_for(flow, self.importance_samples, self.probes)[1]
+
+    def score(self, flow: Flow, metadata: dict[str, Any], draws: Passes | None = None) -> Bits:
         """Return the bits/dim of a flow whose run has this metadata; go on with `draws` if given.
 
         Raises:
             DataError: images of another shape, or without the labels that the flow needs.
         """
+        self._require_fit(flow)
         images = self.images
-        if images.shape != flow.shape:
-            what = f"images are {images.shape}, the run's are {flow.shape}"
-            raise DataError(what, images.dataset_id, "give images of that shape")
-        require_levels(flow, images)
         return bits(
             flow,
             images.pixels,
             labels=self._labels(flow, metadata),
             batch=self.batch,
             importance_samples=self.importance_samples,
+            probes=self.probes,
             seed=self.seed,
             dataset_id=images.dataset_id,
             split=self.split,
@@ -86,13 +97,33 @@ class Evaluator:
             processes=self.processes,
         )
 
+    def exactly(self, flow: Flow, metadata: dict[str, Any]) -> tuple[Flow, Evaluator]:
+        """Return `Flow.exact` of a flow, and an evaluator with a batch that its memory allows.
+
+        Raises:
+            ConfigError: exact log-dets are beyond reason, see `mixerflow.evaluate.exact`.
+            DataError: images that `score` refuses.
+        """
+        self._require_fit(flow)
+        labels = self._labels(flow, metadata)
+        context = None if labels is None else as_tensor(labels[:1])
+        cost = exact_cost(flow, as_tensor(self.images.pixels[:1]), context)
+        require_small(cost)
+        return flow.exact(), replace(self, batch=min(self.batch, cost.batch))
+
     def kept(self, flow: Flow, weights: Weights, folder: Path) -> KeptDraws:
-        """Return the draws of these weights, and of their flow, that `folder` keeps."""
+        """Return the draws or probes of these weights, and of their flow, that `folder` keeps.
+
+        Raises:
+            ConfigError: so many mean nothing for the flow.
+        """
+        kind, passes = passes_for(flow, self.importance_samples, self.probes)
         labels = self._labels(flow, weights.metadata)
         key = {
             "format": 1,
             "code_sha256": source_sha256(),  # other code may draw otherwise
             "model": weights.metadata["model"],
+            "density": flow.density,  # of one model there are an estimate and an exact one
             "weights_sha256": weights.sha256,
             "images_sha256": self.images.fingerprint(),
             "labels_sha256": None if labels is None else _sha256(labels.tobytes()),
@@ -101,14 +132,21 @@ class Evaluator:
             "images": len(self.images),
             "seed": self.seed,
         }
-        return KeptDraws(folder, key, len(self.images), self.importance_samples, self.processes)
+        return KeptDraws(folder, key, len(self.images), passes, self.processes, kind=kind)
+
+    def _require_fit(self, flow: Flow) -> None:
+        images = self.images
+        if images.shape != flow.shape:
+            what = f"images are {images.shape}, the run's are {flow.shape}"
+            raise DataError(what, images.dataset_id, "give images of that shape")
+        require_levels(flow, images)
 
     def _labels(self, flow: Flow, metadata: dict[str, Any]) -> np.ndarray | None:
         return None if flow.context_net is None else labels_of(flow, metadata, self.images)
 
 
 class KeptDraws:
-    """The draws of a long evaluation, and the files that let a stopped one go on.
+    """The draws of a long evaluation, or its probes, and the files that let a stopped one go on.
 
     Each process writes a file ``draws-KEY-K-PROCESS``. KEY stands for all that a draw depends on,
     not for K, the number that was asked for. An evaluation goes on with what the files of its key
@@ -126,8 +164,9 @@ class KeptDraws:
         folder: where the files are; made if need be.
         key: all that a draw depends on, for JSON.
         images: number of images.
-        importance_samples: K.
+        importance_samples: K; of an estimate, its number of probes.
         processes: the processes that share the images.
+        kind: what is kept of them: `Draws`, or `Estimates`.
 
     Attributes:
         draws: what the files held, equal in all processes; `bits` advances it.
@@ -141,6 +180,8 @@ class KeptDraws:
         images: int,
         importance_samples: int,
         processes: Processes = SINGLE,
+        *,
+        kind: type[Passes] = Draws,
     ) -> None:
         self._folder, self._asked = folder, importance_samples
         self._key = json.dumps(key, sort_keys=True)
@@ -153,7 +194,7 @@ class KeptDraws:
                 folder.mkdir(parents=True, exist_ok=True)
             if processes.main:
                 sweep(folder)
-        self.draws = Draws.none(images)
+        self.draws = kind.none(images)
         read = (self._read(path, asked) for path, asked in self._files().items())
         found = [draws for draws in read if draws is not None]
         for part in processes.collect(found):  # another machine may see other files
@@ -165,8 +206,7 @@ class KeptDraws:
         """Write this process's file, unless that has failed before."""
         if self.lost:
             return
-        content = {"count": self.draws.count, "sums": self.draws.sums, "marks": self.draws.marks}
-        data = safetensors.numpy.save(content)
+        data = safetensors.numpy.save(self.draws.arrays())
         with self._keeping(), writing(self._folder, lambda: len(data)):
             write_atomically(self._path, with_digest(data, self._seal(self._asked)))
         self._saved_at = time.monotonic()
@@ -209,7 +249,7 @@ class KeptDraws:
         asked = {path: int(match[1]) for path, match in matches if match}
         return {path: number for path, number in asked.items() if number <= self._asked}
 
-    def _read(self, path: Path, asked: int) -> Draws | None:
+    def _read(self, path: Path, asked: int) -> Passes | None:
         try:
             data = without_digest(read_file(path), self._seal(asked))
         except OSError as error:
@@ -220,10 +260,10 @@ class KeptDraws:
             arrays = safetensors.numpy.load(data)
         except Exception:  # whoever knows the key can write a digest: the content may be anything
             return _ignore(path, "no draws")
-        kinds = {name: (each.shape, each.dtype) for name, each in vars(self.draws).items()}
+        kinds = {name: (each.shape, each.dtype) for name, each in self.draws.arrays().items()}
         if {name: (each.shape, each.dtype) for name, each in arrays.items()} != kinds:
             return _ignore(path, "no draws of these images")
-        return Draws(**arrays)
+        return type(self.draws)(**arrays)
 
     def _seal(self, asked: int) -> bytes:
         return f"{self._key} {asked} ".encode()

@@ -24,8 +24,8 @@ class Needs:
 
 _TEXT, _NUMBER, _WHOLE = (str, None), (float, int, None), (int, None)
 _FIGURE = {
-    **dict.fromkeys(("bits_per_dim", "standard_error"), _NUMBER),
-    **dict.fromkeys(("images", "importance_samples", "seed"), int),
+    **dict.fromkeys(("bits_per_dim", "standard_error", "estimator_error"), _NUMBER),
+    **dict.fromkeys(("images", "importance_samples", "probes", "seed"), int),
     **dict.fromkeys(("dataset_id", "split", "images_sha256"), str),
     "density": frozenset(("exact", "bound", "estimate")),
     "dequantization": frozenset(("uniform", "variational", "none")),

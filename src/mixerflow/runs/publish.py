@@ -20,7 +20,7 @@ from torch import Tensor
 from mixerflow import markdown
 from mixerflow.core import Flow, Transform
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.evaluate import Bits, estimator_of, kind_of
+from mixerflow.evaluate import Bits, estimator_of, kind_of, probes_of
 from mixerflow.runs.evaluations import Evaluator
 from mixerflow.runs.files import require_writable, without_nan, write_atomically, writing
 from mixerflow.runs.folder import FORMAT
@@ -259,8 +259,8 @@ def _training(piece: dict[str, Any]) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    seed = f", noise of seed {figure['seed']}" if estimator_of(figure) else ""
-    return kind_of(figure) + seed
+    seed = f"noise of seed {figure['seed']}" if estimator_of(figure) else ""
+    return ", ".join(filter(None, (kind_of(figure), probes_of(figure), seed)))
 
 
 def _figure(figure: dict[str, Any], digits: int = 3) -> str:

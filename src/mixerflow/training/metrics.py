@@ -99,6 +99,7 @@ class Metrics:
             "skipped": trainer.skipped,
             "seconds": counters.seconds,
             "images_per_second": trainer.config.batch * trainer.step / counters.seconds,
+            **({"density": "estimate"} if self._estimates else {}),
             **self._means(),
         }
         self.counters = Counters(counters.best, counters.seconds)
@@ -111,12 +112,18 @@ class Metrics:
         coupled = trainer.task.objective is likelihood  # by batch norm, or it would be bits/dim
         other = "objective (batch norm)" if coupled else "objective"
         name = "bits/dim" if trainer.is_likelihood else other
+        name += " (estimate)" if self._estimates else ""
         unknown = math.isnan(mean) and step.bad_part is None  # the device has not sent them yet
         shown = [f"{name} {'...' if unknown else f'{mean:.3f}'}"]
         means = self._means() if counters.steps else step.figures
         shown += [f"{name} {value:.3g}" for name, value in means.items()]
         speed = trainer.config.batch * max(1, trainer.step) / max(counters.seconds, 1e-9)
         return "  ".join([*shown, f"{speed:.0f} images/s"])
+
+    @property
+    def _estimates(self) -> bool:
+        """Whether log p, and with it the figure, is an estimate by one probe an image."""
+        return self.trainer.flow.density == "estimate"
 
     def _means(self) -> dict[str, float]:
         """The means of the objective's own figures since the last record."""

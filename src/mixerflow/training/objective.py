@@ -17,7 +17,7 @@ _GRADIENT = "the gradient of"
 
 TAKEN = frozenset(
     ("kind", "step", "objective", "bits_per_dim", "gradient_norm", "lr", "skipped", "seconds")
-) | {"images_per_second"}
+) | {"images_per_second", "density"}
 """Names in a record of metrics, which figures of an objective cannot have."""
 
 

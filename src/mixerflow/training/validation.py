@@ -75,6 +75,7 @@ class Validation:
             flow,
             self.images.pixels[:count],
             labels=labels[:count] if flow.context_net is not None and labels is not None else None,
+            probes=1,  # of many evaluations, each costs time
             seed=self.trainer.config.seed,
             dataset_id=self.images.dataset_id,
             split="validation",
