@@ -21,6 +21,7 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     CLipSwish,
+    ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
     DenseEncoder,
@@ -289,7 +290,7 @@ class ImageVelocity(nn.Module):
     def forward(self, t, x, context=None):
         if x.dim() != 4 or x.shape[1] != self.leave.out_channels:
             raise ValueError(f"{self.leave.out_channels} channels; got events {tuple(x.shape[1:])}")
-        moment = torch.as_tensor(t).to(x).expand(len(x), 1)
+        moment = torch.as_tensor(t).to(x).reshape(-1, 1).expand(len(x), 1)
         told = moment if context is None else torch.cat([moment, context], 1)
         return self.speed * (self.leave(self.enter(x).tanh()) + self.told(told)[..., None, None])
 
@@ -857,6 +858,12 @@ CASES = {
     "continuous, estimate": Case(lambda: continuous(4, trace="hutchinson"), (4,), "ode estimate"),
     "continuous of images, estimate": Case(
         lambda: Continuous(ImageVelocity(2), trace="hutchinson"), (2, 2, 2), "ode estimate"
+    ),
+    "continuous, to a learned end": Case(lambda: continuous(4, learned_end=True), (4,), "ode"),
+    "continuous of convolutions, estimate": Case(
+        lambda: Continuous(ConvVelocity(1, width=3), trace="hutchinson", learned_end=True),
+        (1, 2, 3),
+        "ode estimate",
     ),
     "continuous along the patches": Case(
         lambda: Along(-1, Chain(ActNorm(4), LU(4), continuous(4))), (3, 4), "ode"

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from benchmarks import growth, large, linear, memory, share, speed, weights
+from benchmarks import growth, large, linear, memory, ode, share, speed, weights
 from benchmarks.common import interleaved, pin, ratio, spread
 from benchmarks.costs import flop, import_seconds, operators, peak_memory
 from benchmarks.floor import Floor, terms
@@ -16,10 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixerflow import kernels
 from mixerflow.data import Splits, make_images
 from mixerflow.kernels.cpu import empty_reused
-from mixerflow.parts import LUMap, Patching, WoodburyMap
+from mixerflow.models import FFJORD
+from mixerflow.parts import ConvVelocityNet, LUMap, Patching, WoodburyMap
 from mixerflow.recipes import build, recipe
 from mixerflow.registry import evolve
 from mixerflow.training import TrainConfig, train
+from mixerflow.transforms.checks import perturb
 from mixers import DENSEFLOW, mixer
 
 SMALL = mixer(layers=4, hidden=16)
@@ -212,6 +214,21 @@ def test_large_images_train_in_every_mode():
     lines = large.told(rows).splitlines()
     assert [line.split()[3] for line in lines[2:]] == ["store", "checkpoint", "invert"]
     assert all(row["cpu_seconds_per_image"] > 0 and not row["warnings"] for row in rows)
+
+
+def test_solvers_of_continuous_flows_take_the_same_equations():
+    flow = FFJORD(scales=1, blocks=1, net=ConvVelocityNet(3, depth=1)).build((1, 4, 4)).train()
+    perturb(flow.transform, size=1.0)
+    x = ode.images(3, (1, 4, 4))
+    rows = ode.measure(flow, x, 1e-3, ode.Arguments(batch=3, rounds=1))
+    assert rows["rows"]["of_rows"]["median"] == 1
+    for row in rows.values():
+        assert 0 < row["error"]["median"] <= row["error"]["most"] < 1e-2
+        assert row["evaluations_per_row"] <= row["calls"]
+    assert rows["rows"]["error"]["alone"] < 1e-5  # a row does not depend on the others
+    if "torchdiffeq" in rows:
+        assert rows["torchdiffeq"]["calls"] == rows["torchdiffeq"]["evaluations_per_row"]
+    assert "| rows |" in ode.told({"cases": [{"size": 1, "tolerance": 1e-3, "solvers": rows}]})
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ COMPILED = [
 
 LONG = {
     "continuous, lively",
+    "continuous of convolutions, estimate",
     "continuous of images",
     "continuous of images, conditional",
     "continuous of images, estimate",

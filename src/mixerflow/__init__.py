@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
+        FFJORD,
         MAF,
         NSF,
         AttentionGlow,
@@ -59,6 +60,7 @@ _HOME = {
     "ButterflyFlow": "models",
     "DenseFlow": "models",
     "Emerging": "models",
+    "FFJORD": "models",
     "FeatureFlow": "models",
     "Flow": "core",
     "GaussianizationFlow": "models",
@@ -95,6 +97,7 @@ _HOME = {
 }
 
 __all__ = [
+    "FFJORD",
     "MAF",
     "NSF",
     "RECIPES",

@@ -16,6 +16,7 @@ from mixerflow.models import (
     denseflow_recipes,
     fast_recipes,
     featureflow_recipes,
+    ffjord_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
@@ -37,6 +38,7 @@ RECIPES: dict[str, Recipe] = {
     **featureflow_recipes.RECIPES,
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
+    **ffjord_recipes.RECIPES,
 }
 
 

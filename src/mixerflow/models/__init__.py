@@ -13,6 +13,7 @@ from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.emerging import Emerging
 from mixerflow.models.featureflow import FeatureFlow
+from mixerflow.models.ffjord import FFJORD
 from mixerflow.models.gaussianization import GaussianizationFlow
 from mixerflow.models.glow import Glow
 from mixerflow.models.idensenet import IDenseNet
@@ -30,7 +31,7 @@ from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
 
-__all__ = ["MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
+__all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
 __all__ += ["AttentionGlow", "GaussianizationFlow"]

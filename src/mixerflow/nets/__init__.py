@@ -26,15 +26,16 @@ from mixerflow.nets.resnet import PreactivationNet, ResNet, TanhScale
 from mixerflow.nets.spectral import (
     SpectralConv, SpectralLinear, spectral_bound, spectral_bound_of_convolution,
 )
+from mixerflow.nets.velocity_conv import ConvVelocity
 
 __all__ = [
     "MADE", "Activation", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner",
-    "DenseAttentionNet", "DenseConvNet", "DenseEncoder", "GlowNet", "GridPositionalEncoding",
-    "ImageConditioner", "Kernel", "KernelNet", "LearnedPositionalEncoding", "LineConvNet",
-    "LinearClassifier", "LipELU", "LipSwish", "LipschitzConvNet", "LipschitzDense",
-    "LipschitzDenseConv", "LipschitzMLP", "MaskedMLP", "MeanClassifier", "Norm",
-    "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet", "ResidualConvNet",
-    "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier",
+    "ConvVelocity", "DenseAttentionNet", "DenseConvNet", "DenseEncoder", "GlowNet",
+    "GridPositionalEncoding", "ImageConditioner", "Kernel", "KernelNet",
+    "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipELU", "LipSwish",
+    "LipschitzConvNet", "LipschitzDense", "LipschitzDenseConv", "LipschitzMLP", "MaskedMLP",
+    "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
+    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier",
     "SinusoidalPositionalEncoding", "SpectralConv", "SpectralLinear", "SplineNet",
     "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern",
     "norm_of", "spectral_bound", "spectral_bound_of_convolution", "squared_exponential",

@@ -19,8 +19,8 @@ from mixerflow.parts.image_maps import (
     ButterflyImage, EmergingMap, PeriodicMap, WoodburyPlanes,
 )
 from mixerflow.parts.image_nets import (
-    ConvNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv, PreactivationConv,
-    ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
+    ConvNet, ConvVelocityNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv,
+    PreactivationConv, ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
     ActivationPrior, ConvolutionPrior, GlowSteps, GridEncoding, InvertibleAttention,
@@ -47,7 +47,8 @@ from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
-    "CauchyBase", "Classes", "ConvNet", "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet",
+    "CauchyBase", "Classes", "ConvNet", "ConvVelocityNet", "ConvolutionPrior",
+    "DenseAttention", "DenseLipschitzNet",
     "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
     "GlowSteps", "GridEncoding", "Head", "ImageMap", "ImageNet", "InvertibleAttention",
     "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead", "LinearMap", "LipschitzNet",

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from mixerflow.core import Shape
 from mixerflow.nets import (
+    ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
     GlowNet,
@@ -191,3 +193,20 @@ class WideningConv(PositiveCounts, ImageNet):
 
     factor: int = 4
     """Hidden channels over input channels."""
+
+
+@register("velocity-convolution")
+@dataclass(frozen=True)
+class ConvVelocityNet(PositiveCounts, Part):
+    """The right-hand side of an ordinary differential equation of images: 3x3 convolutions."""
+
+    makes = ConvVelocity
+
+    width: int = 64
+    """Channels of the hidden layers."""
+    depth: int = 3
+    """Number of hidden layers."""
+
+    def build(self, shape: Shape, *, context: int = 0) -> nn.Module:
+        """Return the net, which reads a time and images ``(B, *shape)``."""
+        return self.make(shape[0], context=context, axes=len(shape) - 1)
