@@ -13,12 +13,12 @@ from torch import nn
 from mixerflow.core import Chain, Flow, counting, memory
 from mixerflow.models import Glow, ResidualFlow
 from mixerflow.models.recipe import Recipe
-from mixerflow.nets import LipschitzMLP
-from mixerflow.parts.contractions import ConvContraction
+from mixerflow.nets import ConvVelocity, LipschitzMLP
+from mixerflow.parts.contractions import ConvContraction, VectorContraction
 from mixerflow.parts.image_nets import GlowConv
 from mixerflow.recipes import RECIPES
 from mixerflow.train_config import TrainConfig
-from mixerflow.transforms import Monotone, Residual
+from mixerflow.transforms import Continuous, Monotone, Residual
 from mixerflow.transforms.series import GeometricTail
 
 
@@ -110,6 +110,19 @@ def test_nets_of_couplings_take_one_pass_each_way():
     assert not any(net._forward_hooks for net in nets(flow))
 
 
+def test_a_continuous_block_counts_evaluations_of_its_velocity():
+    blocks = [Continuous(ConvVelocity(1, width=2), trace="hutchinson", steps=3) for _ in range(2)]
+    flow, x = Flow(Chain(*blocks), (1, 4, 4)), torch.randn(5, 1, 4, 4)
+    assert nets(flow) == blocks
+    found = counts(flow, lambda: scored(flow, x))
+    # the velocity is 0: 3 steps of 4 evaluations, then 6, and their results agree
+    assert found["values"] == found["total"] == found["solves"]["row"] == 4 * (3 + 6)
+    assert found["solves"]["most"] == 4 * (3 + 6) and found["solves"]["factor"] == 0
+    step = counts(flow, loss(flow, x))
+    assert step["products"] == step["backward"] == 0
+    assert step["values"] % 6 == 1  # Dormand and Prince's steps take 6, after a first evaluation
+
+
 def test_means_are_of_solves_and_the_most_is_of_one():
     with counting() as solves:
         transform = Residual(Scale()).eval()
@@ -122,7 +135,12 @@ def test_means_are_of_solves_and_the_most_is_of_one():
 
 SHAPE = (1, 8, 8)
 SMALL = ResidualFlow(
-    scales=1, blocks=1, net=ConvContraction(4), dense=None, eval_terms=2, log_det="unbiased"
+    scales=1,
+    blocks=1,
+    net=ConvContraction(8),
+    dense=VectorContraction(32),
+    dense_blocks=1,
+    eval_terms=2,
 )
 TRAINING = TrainConfig(batch=8, warmup=1, initial=16, lr=1e-2, ema=0.0)
 
@@ -155,7 +173,7 @@ def test_the_command_trains_measures_and_prints(small, monkeypatch, tmp_path):
     assert residual["passes"]["sample"]["solves"]["most"] > 1  # no longer the identity
     assert all(each["least"] > 0 for each in residual["images_per_second"].values())
     deep, deeper = (result["depths"][blocks]["peak_bytes"] for blocks in (1, 3))
-    assert deeper["store"] > 2 * deep["store"] and deeper["checkpoint"] < deeper["store"]
+    assert deeper["store"] > 1.5 * deep["store"] and deeper["checkpoint"] < deeper["store"]
     lines = field.tables(result).splitlines()
     assert lines[2].split()[1] == "residual" and "(most" in lines[2] and "(most" not in lines[3]
     before = {path: path.stat().st_mtime_ns for path in small.runs.rglob("*.json")}
