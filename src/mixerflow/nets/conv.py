@@ -78,6 +78,16 @@ def convolve(
     return function(x, weight, bias, padding=weight.shape[2] // 2)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """Return images, or kernels, of two axes with their channels last in memory, on a CPU.
+
+    There, convolutions of few channels to and fro are several times as fast so.
+    """
+    if x.dim() != 4 or x.device.type != "cpu":
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class ImageConditioner(Conditioner):
     """Base of the nets of images: ``h = E s(x) + C c``, `hidden` of a subclass, ``out = L h``.
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from mixerflow.nets.base import Conditioner, context_map, zeroed
+from mixerflow.nets.conv import channels_last
 from mixerflow.nets.lipswish import Activation, CLipSwish, LipSwish
-from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied, channels_last
+from mixerflow.nets.spectral import SpectralConv, SpectralLinear, applied
 from mixerflow.registry import register
 from mixerflow.units import unit_rows
 

@@ -227,16 +227,6 @@ def _filled(plain: M, of: SpectralLinear | SpectralConv) -> M:
     return plain
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Return images, or kernels, of two axes with their channels last in memory, on a CPU.
-
-    There, convolutions of few channels to and fro are several times as fast so.
-    """
-    if x.dim() != 4 or x.device.type != "cpu":
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def applied(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """Return the function of x that applies a weight, of a linear map or of a convolution."""
     function = _CONVOLVE[weight.dim() - 2]

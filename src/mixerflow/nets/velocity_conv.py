@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, conv3d, softplus
 
 from mixerflow.nets.base import Conditioner, context_map, zeroed
-from mixerflow.nets.conv import Axes, convolution
+from mixerflow.nets.conv import Axes, channels_last, convolution
 from mixerflow.registry import register
 
 Images = Float[Tensor, "batch channels *spatial"]
@@ -52,6 +52,7 @@ class ConvVelocity(Conditioner):
 
     def forward(self, t: Time, x: Images, context: Tensor | None = None) -> Images:
         self._require(x)
+        x = channels_last(x)
         for number in range(len(self.layers)):
             x = self._convolved(number, t, x if number == 0 else softplus(x, 1, _LINEAR_FROM))
             x = self._told(x, context) if number == 0 else x
@@ -62,6 +63,7 @@ class ConvVelocity(Conditioner):
     ) -> tuple[Images, Images]:
         """The velocity, and its Jacobian times `direction`, both ``(B, channels, *spatial)``."""
         self._require(x)
+        x, direction = channels_last(x), channels_last(direction)
         for number in range(len(self.layers)):
             if number:
                 slope = x.sigmoid()
