@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.common import Clock, emit, facts, figure, interleaved, keep, pin, ratio, spread
 from benchmarks.kept import require_positive, told_in_a_line
 from benchmarks.rivals import installed
-from mixerflow.core import Flow, Noise
+from mixerflow.core import Flow, Noise, counting
 from mixerflow.markdown import table
 from mixerflow.recipes import recipe
 from mixerflow.transforms import Continuous, continuous
@@ -41,7 +41,6 @@ from mixerflow.transforms.ode import (
     Given,
     State,
     adapted_steps,
-    counting,
     difference,
     of_rows,
 )

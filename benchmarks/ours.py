@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Contender, Work
 from mixerflow.core import Flow, Shape
-from mixerflow.data import make_images
+from mixerflow.data import Images, make_images
 from mixerflow.models import Model
 from mixerflow.training import TrainConfig, Trainer
 from mixerflow.training.batches import Batches
@@ -38,20 +38,30 @@ class Ours:
         pixels = np.random.default_rng(0).integers(0, levels, (2 * batch, *self.shape))
         images = make_images(pixels.astype(np.uint8), None, dataset_id="noise")
         flow = self.model.build(self.shape)
-        batches = Batches(images, batch, seed=0, device=flow.device, conditional=False)
-        flow.initialize(*batches.first(batch))
-        scored = flow.fused() if self.kernels and HAS_KERNELS else copy.deepcopy(flow).eval()
-        trainer = Trainer(flow, batches, TrainConfig(batch=batch, ema=0.0), steps=10**6)
-        x = torch.from_numpy(images.pixels[:batch].copy())
-        return Work(
-            flow, trainer.advance, lambda: _log_prob(scored, x), lambda: scored.sample(batch)
-        )
+        flow.initialize(*_batches(flow, images, batch).first(batch))
+        return jobs(flow, images, batch, fused=self.kernels and HAS_KERNELS)
 
     def path(self) -> contextlib.AbstractContextManager[object]:
         """Kernels switched off, unless they are wanted."""
         if self.kernels or not HAS_KERNELS:
             return contextlib.nullcontext()
         return importlib.import_module("mixerflow.kernels").disabled()
+
+
+def jobs(flow: Flow, images: Images, batch: int, *, fused: bool) -> Work:
+    """Return what an initialised flow does: steps of it, and scores and samples of an eval copy.
+
+    Args:
+        flow: the flow.
+        images: images to train on; the first `batch` are scored.
+        batch: images of a job.
+        fused: whether scores and samples are those of ``flow.fused()``.
+    """
+    scored = flow.fused() if fused else copy.deepcopy(flow).eval()
+    config = TrainConfig(batch=batch, ema=0.0)
+    trainer = Trainer(flow, _batches(flow, images, batch), config, steps=10**6)
+    x = torch.from_numpy(images.pixels[:batch].copy())
+    return Work(flow, trainer.advance, lambda: _log_prob(scored, x), lambda: scored.sample(batch))
 
 
 def kernels_here() -> str:
@@ -71,6 +81,10 @@ def variants(name: str, model: Model, shape: Shape) -> list[Ours]:
 def plain(contender: Contender) -> Contender:
     """The same without kernels: operations inside of those cannot be counted."""
     return replace(contender, kernels=False) if isinstance(contender, Ours) else contender
+
+
+def _batches(flow: Flow, images: Images, batch: int) -> Batches:
+    return Batches(images, batch, seed=0, device=flow.device, conditional=False)
 
 
 @torch.no_grad()

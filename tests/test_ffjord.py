@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mixerflow.core import ConvergenceWarning, Noise, values_alone
+from mixerflow.core import ConvergenceWarning, Noise, counting, values_alone
 from mixerflow.models import FFJORD
 from mixerflow.models.ffjord import scales_of
 from mixerflow.nets import ConvVelocity
@@ -15,7 +15,7 @@ from mixerflow.recipes import RECIPES, build
 from mixerflow.transforms import Continuous
 from mixerflow.transforms.checks import perturb
 from mixerflow.transforms.continuous import Directional
-from mixerflow.transforms.ode import adapted_steps, counting, equal_steps
+from mixerflow.transforms.ode import adapted_steps, equal_steps
 
 SMALL = FFJORD(scales=2, blocks=1, net=ConvVelocityNet(4, depth=2))
 COUNTS = {"ffjord-cifar10": 1_358_882, "ffjord-mnist": 800_646}

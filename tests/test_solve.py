@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from mixerflow.core import ConvergenceWarning, fixed_point, monotone_root, report
+from mixerflow.core import ConvergenceWarning, counting, fixed_point, monotone_root, report
 
 
 def cubic(x):
@@ -25,6 +25,33 @@ def test_a_contraction_is_solved_and_each_row_stops_by_itself():
     assert (x + (x @ weight).tanh() - z).abs().max() < 1e-11
     others = torch.cat([z[:1], 1e6 * z[1:]])  # other rows take other numbers of steps
     assert torch.equal(solve(others)[0][0], x[0])
+
+
+def test_steps_of_a_fixed_point_are_counted_for_each_row():
+    start = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0**-10, 0.0]], dtype=torch.float64)
+
+    def step(x):  # halves what is there; nothing to do for the first row
+        return x / 2
+
+    fixed_point(step, start, tolerance=2.0**-30, most=100)  # nothing is counted outside
+    with counting() as solves:
+        x, _ = fixed_point(step, start, tolerance=2.0**-30, most=100)
+        fixed_point(step, start[1:], tolerance=0.0, most=7)
+    # a row is final after its first move of at most 2^-30: from 1 these are 2^-1, 2^-2, ...
+    assert solves[0].steps.tolist() == [1, 30, 20] and x[1, 0] == 2.0**-30
+    assert (solves[0].calls, solves[0].rows, solves[0].batch) == (30, 90, 3)
+    assert solves[0].factor == 0.5 and solves[0].direction == "fixed point"
+    assert solves[1].steps.tolist() == [7, 7] and solves[1].calls == 7
+    assert len(solves) == 2
+
+
+def test_a_factor_is_below_the_constant_and_above_roundings():
+    weight = torch.tensor([[0.9, 0.0], [0.0, 0.1]])
+    with counting() as solves:
+        fixed_point(lambda x: 1 + x @ weight, torch.zeros(4, 2), tolerance=1e-6, most=500)
+        fixed_point(lambda x: x + 0 * x, torch.ones(4, 2), tolerance=1e-6, most=500)
+    assert 0.85 < solves[0].factor <= 0.9001
+    assert solves[1].factor == 0 and solves[1].steps.tolist() == [1] * 4
 
 
 def test_what_does_not_contract_is_told_by_row():

@@ -24,7 +24,8 @@ from mixerflow.core.noise import Centre, Noise
 from mixerflow.core.outputs import Encoded, Inverted, NonFiniteWarning, Samples
 from mixerflow.core.scales import MultiScale
 from mixerflow.core.solve import (
-    ConvergenceWarning, fixed_point, log_det_wanted, monotone_root, report, values_alone,
+    ConvergenceWarning, Solve, counting, fixed_point, log_det_wanted, monotone_root, noted, report,
+    values_alone,
 )
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer,
@@ -38,9 +39,9 @@ __all__ = [
     "GaussianMixture", "Inverse", "Inverted",
     "Layer", "Mapped", "Memory", "MixesPlaces", "MultiScale", "Noise", "NonFiniteWarning",
     "PlacedLayer", "Runner", "Samples",
-    "Shape", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet", "Window",
-    "as_tensor", "checked_context", "class_numbers", "constant", "evaluating", "example_context",
-    "expect", "fixed_point", "floating", "log_det_wanted",
-    "monotone_root", "number_streams",
+    "Shape", "Solve", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet",
+    "Window", "as_tensor", "checked_context", "class_numbers", "constant", "counting", "evaluating",
+    "example_context", "expect", "fixed_point", "floating", "log_det_wanted",
+    "monotone_root", "noted", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "values_alone",
 ]

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +29,71 @@ def log_det_wanted() -> bool:
     return not _values_alone.get()
 
 
+@dataclass(eq=False)
+class Solve:
+    """What one solve took, see `counting`.
+
+    Attributes:
+        direction: "forward" or "inverse" of a continuous flow; "fixed point".
+        batch: rows of the batch.
+        calls: calls of the function, of the whole batch or a part.
+        rows: rows in all of these calls; over `batch`, they are the evaluations for a row.
+        steps: of a fixed point, the calls after which each row was final ``(B,)``; all of them for
+            a row that never was.
+        factor: of a fixed point, the largest ratio of a row's successive moves in the 2-norm, a
+            lower bound of the Lipschitz constant. Moves as short as roundings do not count; 0 if no
+            two moves are longer.
+    """
+
+    direction: str
+    batch: int
+    calls: int = 0
+    rows: int = 0
+    steps: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    factor: float = 0.0
+    _length: Tensor | None = None
+
+    def moved(self, old: Tensor, new: Tensor, moving: Tensor) -> None:
+        """Count one step of a fixed point, whose rows `moving` ``(B,)`` were not final before."""
+        if not self.calls:
+            self.steps = torch.zeros(self.batch, dtype=torch.int64, device=old.device)
+        self.calls, self.rows = self.calls + 1, self.rows + self.batch
+        self.steps += moving
+        length, size = (each.flatten(1).norm(dim=1) for each in (new - old, new))
+        if self._length is not None:
+            long = moving & (length > torch.finfo(new.dtype).eps ** 0.5 * (1 + size))
+            ratios = (length / self._length)[long]
+            self.factor = max([self.factor, *ratios.tolist()])
+        self._length = length
+
+
+_solves: ContextVar[list[Solve] | None] = ContextVar("solves", default=None)
+
+
+@contextmanager
+def counting() -> Iterator[list[Solve]]:
+    """In a ``with``, note what each solve takes, in a list that grows.
+
+    Solves are the fixed points of residual and monotone maps, of their implicit derivatives too,
+    and the integrations of continuous flows.
+    """
+    found: list[Solve] = []
+    token = _solves.set(found)
+    try:
+        yield found
+    finally:
+        _solves.reset(token)
+
+
+def noted(direction: str, batch: int) -> Solve | None:
+    """Return a new entry in the list of `counting`; None outside of it."""
+    solves = _solves.get()
+    if solves is None:
+        return None
+    solves.append(Solve(direction, batch))
+    return solves[-1]
+
+
 class ConvergenceWarning(UserWarning):
     """Some rows of an iterative inverse did not converge."""
 
@@ -45,11 +111,14 @@ def fixed_point(
         has not converged after `most` steps.
     """
     x, error = start, start.new_full((start.shape[0],), torch.inf)
+    solve = noted("fixed point", start.shape[0])
     for _ in range(most):
         moving = ~(error <= tolerance)
         if not moving.any():
             break
         new = step(x)
+        if solve is not None:
+            solve.moved(x, new, moving)
         move = ((new - x).abs() / (1 + new.abs())).flatten(1).amax(1)
         error = torch.where(moving, move, error)
         x = torch.where(moving.view(-1, *[1] * (x.dim() - 1)), new, x)

@@ -65,7 +65,7 @@ class Continuous(Transform):
     on to steps half as long again. So a row's result depends on that row alone. Where steps are
     short, its error is a 15th of the difference; the whole difference is compared with `tolerance`
     because long steps can agree by chance; the difference is no bound. Rows that are not within
-    tolerance after `most` halvings are reported. `mixerflow.transforms.ode.counting` tells how
+    tolerance after `most` halvings are reported. `mixerflow.core.counting` tells how
     often a solve evaluates the net.
 
     With "hutchinson" the log-det is an estimate, in the inverse too: minus the estimate at the

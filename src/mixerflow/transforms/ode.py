@@ -7,13 +7,12 @@ The state is a pair: events ``(B, *event)``, and one number a row ``(B,)`` that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from mixerflow.core import noted
 
 State = tuple[Tensor, Tensor]
 Given = tuple[Tensor | None, ...]
@@ -22,41 +21,11 @@ Field = Callable[[Tensor | float, Tensor, Given], State]
 """The rates of the pair at time t, a number or ``(B, 1, ...)``, and events ``(B, *event)``."""
 
 
-@dataclass
-class Solve:
-    """What one solve took."""
-
-    direction: str
-    """"forward" or "inverse"."""
-    batch: int
-    """Rows of the batch."""
-    calls: int = 0
-    """Calls of the velocity, of the whole batch or a part: as many as the slowest row needs."""
-    rows: int = 0
-    """Rows in all of these calls; over `batch`, they are the evaluations for a row."""
-
-
-_solves: ContextVar[list[Solve] | None] = ContextVar("solves", default=None)
-
-
-@contextmanager
-def counting() -> Iterator[list[Solve]]:
-    """In a ``with``, note what each solve of a continuous flow takes, in a list that grows."""
-    found: list[Solve] = []
-    token = _solves.set(found)
-    try:
-        yield found
-    finally:
-        _solves.reset(token)
-
-
 def counted(field: Field, direction: str, batch: int) -> Field:
-    """Return the field of one solve, which counts its calls within `counting`."""
-    solves = _solves.get()
-    if solves is None:
+    """Return the field of one solve, which counts its calls within `mixerflow.core.counting`."""
+    solve = noted(direction, batch)
+    if solve is None:
         return field
-    solve = Solve(direction, batch)
-    solves.append(solve)
 
     def count(t: Tensor | float, x: Tensor, given: Given) -> State:
         solve.calls += 1
