@@ -20,6 +20,7 @@ from mixerflow.parts.contractions import (
 )
 from mixerflow.parts.pixels import LogitPixels
 from mixerflow.recipes import RECIPES, build
+from mixerflow.runs.bounded import flow_within
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
 from mixerflow.training.trainer import Trainer
@@ -186,3 +187,16 @@ def test_late_epochs_must_be_a_number():
     for wrong in (-1.0, math.inf, math.nan):
         with pytest.raises(ConfigError, match="late_epochs"):
             TrainConfig(late_epochs=wrong)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_model_holds_no_more_than_its_weights(name):
+    """A file of weights bounds the model that is built for it; tables of frequencies count too."""
+    flow = replace(SMALL[name], net=ConvContraction(1), dense=None, blocks=4).build((1, 16, 16))
+    held = [*flow.parameters(), *flow.buffers()]
+    assert flow.spec is not None
+    again = flow_within(
+        flow.spec, "run.json", numbers=sum(t.numel() for t in held), parts=len(held)
+    )
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in flow.parameters())
+    assert not any(t.numel() > 8 for t in flow.buffers())

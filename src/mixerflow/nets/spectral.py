@@ -102,13 +102,6 @@ def spectral_bound_of_convolution(
     image: its norm is not smaller. There, the Fourier transform makes one matrix ``(out, in)`` of
     each frequency, and the bound is the largest of their bounds; see `spectral_bound`.
     """
-    return _bound(weight, *_tables(tuple(weight.shape[2:]), sides), squarings)
-
-
-def _bound(
-    weight: Tensor, index: Tensor, phases: Tensor, period: int, squarings: int = 6
-) -> Tensor:
-    """`spectral_bound_of_convolution`, given the tables of its kernel and sides."""
     if weight[0, 0].numel() == 1:
         return spectral_bound(weight.flatten(1))
     with without_autocast(weight):
@@ -120,33 +113,35 @@ def _bound(
         _, n, *kernel = wide.shape
         count, pairs = math.prod(kernel), wide.flatten(1)
         pairs = (pairs.mT @ pairs).reshape(n, count, n, count).permute(1, 3, 0, 2)
-        gram = torch.zeros(phases.shape[1], n, n, dtype=wide.dtype, device=wide.device)
-        gram = gram.index_add(0, index.to(wide.device), pairs.flatten(0, 1)).flatten(1)
-        angles = phases.to(wide.device, wide.dtype) * (2 * math.pi / period)
+        index, angles = _distances(tuple(kernel), sides, wide)
+        gram = torch.zeros(angles.shape[1], n, n, dtype=wide.dtype, device=wide.device)
+        gram = gram.index_add(0, index, pairs.flatten(0, 1)).flatten(1)
         symbols = torch.complex(angles.cos() @ gram, angles.sin() @ gram).reshape(-1, n, n)
         return (_Root.apply(symbols, squarings)[0].amax() * unit).to(weight.dtype)  # pyright: ignore
 
 
-def _tables(kernel: tuple[int, ...], sides: tuple[int, ...]) -> tuple[Tensor, Tensor, int]:
-    """Two tables of a kernel and of images with these sides, and a period T.
+def _distances(
+    kernel: tuple[int, ...], sides: tuple[int, ...], like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The number of the distance p of each pair of taps ``(taps^2,)``, and ``w . p`` of each.
 
-    The number of the distance p of each pair of taps, ``(taps^2,)``; and ``w . p T / (2 pi)``,
-    a whole number from 0 to T - 1, of each distance, ``(F, distances)``, for one of each two
-    opposite frequencies w of the torus: of a real kernel, these have equal norms.
+    The angles are ``(F, distances)``, for one of each two opposite frequencies w of the torus: of a
+    real kernel, these have equal norms. Both tables are made axis by axis.
     """
-    axes = len(kernel)
-    places = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).reshape(-1, axes)
-    apart = (places[None] - places[:, None]).flatten(0, 1)  # of tap b from tap a
-    distances = torch.cartesian_prod(*(torch.arange(1 - k, k) for k in kernel)).reshape(-1, axes)
-    index = torch.zeros(len(apart), dtype=torch.int64)
-    for axis, k in enumerate(kernel):
-        index = index * (2 * k - 1) + apart[:, axis] + k - 1
-    torus = [side + k // 2 for side, k in zip(sides, kernel, strict=True)]
-    period = math.lcm(*torus)
-    counts = [*torus[:-1], torus[-1] // 2 + 1]
-    turns = [torch.arange(n) * (period // m) for n, m in zip(counts, torus, strict=True)]
-    grid = torch.cartesian_prod(*turns).reshape(-1, len(torus))
-    return index, (grid @ distances.mT) % period, period
+    index = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
+    angles = like.new_zeros(1, 1)
+    for axis, (k, side) in enumerate(zip(kernel, sides, strict=True)):
+        tap = torch.arange(k, device=like.device)
+        apart = tap[None] - tap[:, None] + k - 1  # of tap b from tap a
+        index = (
+            (index[:, None, :, None] * (2 * k - 1) + apart[None, :, None]).flatten(2).flatten(0, 1)
+        )
+        m = side + k // 2
+        turns = torch.arange(m if axis + 1 < len(kernel) else m // 2 + 1, device=like.device)
+        steps = torch.arange(1 - k, k, device=like.device)
+        turned = (turns[:, None] * steps % m).to(like) * (2 * math.pi / m)
+        angles = (angles[:, None, :, None] + turned[None, :, None]).flatten(2).flatten(0, 1)
+    return index.flatten(), angles
 
 
 class SpectralLinear(nn.Linear):
@@ -175,9 +170,6 @@ class SpectralConv(nn.Module):
     ``min(1, coefficient / |K|) K x + b``, with a border of zeros and a kernel of an odd side.
     """
 
-    index: Tensor
-    phases: Tensor
-
     def __init__(
         self,
         in_channels: int,
@@ -191,14 +183,12 @@ class SpectralConv(nn.Module):
         start = convolution(len(sides), in_channels, out_channels, kernel)
         self.weight, self.bias = start.weight, start.bias
         self.sides, self.coefficient = tuple(sides), coefficient
-        index, phases, self.period = _tables((kernel,) * len(sides), self.sides)
-        self.register_buffer("index", index, persistent=False)
-        self.register_buffer("phases", phases, persistent=False)
 
     def bounded(self) -> Float[Tensor, "out in *kernel"]:
         """``min(1, coefficient / |K|) K``, of images with these sides."""
-        tables = self.index, self.phases, self.period
-        return _bounded(self.weight, self.coefficient, lambda w: _bound(w, *tables))
+        return _bounded(
+            self.weight, self.coefficient, lambda w: spectral_bound_of_convolution(w, self.sides)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         assert self.bias is not None
