@@ -140,8 +140,8 @@ def test_images_come_back_through_all_scales(classes):
 
 def test_the_end_times_gradient_is_a_finite_difference():
     for training in (False, True):
-        part = Continuous(velocity(), trace="hutchinson", learned_end=True, tolerance=1e-10)
-        part.train_tolerance = 1e-10
+        part = Continuous(velocity(), trace="hutchinson", learned_end=True, tolerance=1e-9)
+        part.train_tolerance = 1e-9
         part.double().train(training)
         x, weight, noise = images(3, 2, 4, 4), images(3, 2, 4, 4), Noise(0, torch.arange(3))
 
@@ -153,7 +153,7 @@ def test_the_end_times_gradient_is_a_finite_difference():
         loss(1.2).backward()
         with torch.no_grad():
             wanted = (loss(1.2 + 1e-4) - loss(1.2 - 1e-4)) / 2e-4
-        torch.testing.assert_close(part.root_end.grad, wanted, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(part.root_end.grad, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_an_end_time_is_a_longer_way():
@@ -170,9 +170,9 @@ def test_an_end_time_is_a_longer_way():
 
 
 def test_the_estimate_is_unbiased():
-    draws, net = 3000, velocity(size=3.0)
-    part = Continuous(net, trace="hutchinson", tolerance=1e-5).double().eval()
-    exact = Continuous(net, tolerance=1e-7).double().eval()
+    draws, net = 1000, velocity(size=2.0)
+    part = Continuous(net, trace="hutchinson", tolerance=1e-4).double().eval()
+    exact = Continuous(net, tolerance=1e-6).double().eval()
     x = images(1, 2, 3, 3)
     with torch.no_grad():
         wanted = exact(x)[1]
@@ -180,7 +180,7 @@ def test_the_estimate_is_unbiased():
         found = part(x.expand(draws, -1, -1, -1), None, Noise(1, keys, probe=2))[1]
         inverse = part.inverse(exact(x)[0].expand(draws, -1, -1, -1), None, Noise(3, keys))[1]
     for each, mean in ((found, wanted), (inverse, -wanted)):
-        assert each.std() > 0.1
+        assert each.std() > 0.05
         assert (each.mean() - mean[0]).abs() < 3 * each.std() * draws**-0.5
 
 

@@ -79,7 +79,6 @@ def test_the_bound_of_an_averaging_kernel_is_its_sum():
     """All ones: the constant image is the most amplified, by the number of taps."""
     weight = torch.ones(1, 1, 3, 3, dtype=DOUBLE)
     bound = spectral_bound_of_convolution(weight, (64, 64), squarings=12)
-    assert 8.99 < torch.linalg.matrix_norm(matrix_of(weight, (64, 64)), 2) + 0.1
     assert bound.item() == pytest.approx(9, rel=1e-3)
 
 
