@@ -311,7 +311,7 @@ def test_exact_log_dets_of_large_events_are_refused(trained, capsys, monkeypatch
     monkeypatch.setattr("mixerflow.evaluate.exact.LARGEST", 3)
     assert run("evaluate", trained, "--no-codecs", "--exact") == 2
     said = capsys.readouterr().err
-    assert "exact log-dets of 4 numbers" in said and "for more than 3, and raise --probes" in said
+    assert "exact log-dets of 4 numbers" in said and "for at most 3: raise --probes" in said
 
 
 def test_a_batch_that_memory_does_not_hold_is_cut(trained, capsys, monkeypatch):

@@ -16,6 +16,7 @@ from mixerflow.nets import (
     LipschitzMLP,
     LipSwish,
     SpectralConv,
+    spectral_bound,
     spectral_bound_of_convolution,
 )
 from mixerflow.nets.spectral import applied
@@ -67,6 +68,26 @@ def test_the_bound_of_a_convolution_is_above_its_norm(shape, sides):
             single = spectral_bound_of_convolution((scale * weight).float(), sides)
             assert single >= scale * norm * (1 - 1e-5)
             torch.testing.assert_close(single.double(), bound, rtol=1e-4, atol=0)
+
+
+def test_taps_that_meet_zeros_alone_do_not_count():
+    """On one pixel, a kernel does what its middle does."""
+    weight = seeded(3, 2, 5, 5)
+    bound = spectral_bound_of_convolution(weight, (1, 1))
+    torch.testing.assert_close(bound, spectral_bound(weight[:, :, 2, 2]))
+    for sides in ((2, 3), (1, 4), (3, 1)):
+        norm = torch.linalg.matrix_norm(matrix_of(weight, sides), 2)
+        assert 1 <= spectral_bound_of_convolution(weight, sides) / norm < 3
+
+
+def test_what_no_bound_covers_is_refused():
+    for kernel in (0, 2, -1):
+        with pytest.raises(ValueError, match="odd sides"):
+            SpectralConv(2, 3, kernel, sides=(4, 4))
+    with pytest.raises(ValueError, match="odd sides"):
+        spectral_bound_of_convolution(seeded(4, 4, 2, 2), (5, 5))
+    with pytest.raises(ValueError, match=r"images of \(4, 4\); got \(9, 9\)"):
+        SpectralConv(2, 3, 3, sides=(4, 4))(torch.zeros(1, 2, 9, 9))
 
 
 def test_on_images_of_usual_size_the_bound_is_close():

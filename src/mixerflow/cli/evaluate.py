@@ -28,6 +28,7 @@ from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, tell
 
 _LONGEST = 200  # bytes
+_MOST_PROBES = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,10 @@ class _EvaluateArguments(FrechetFlags, LikenessFlags, CodecFlags, EvaluationArgu
     """K noise draws an image: an importance-weighted bound, tighter than the single-sample one, in
     K times its time."""
     probes: int | None = None
-    """R estimates of the density an image, where it is an estimate; 2 tell the estimate's error."""
+    """R estimates of the density an image, where it is an estimate: 2 unless given, which tell the
+    estimate's error."""
     exact: bool = False
-    """Exact log-dets in place of estimates, for small images."""
+    """Exact log-dets in place of estimates, for transforms of at most 1,024 numbers."""
     json: bool = False
     """Print JSON rather than a table."""
 
@@ -120,6 +122,9 @@ def evaluate(arguments: list[str]) -> int:
     given = parse(_EvaluateArguments, arguments, prog="mixerflow evaluate")
     given.check()
     given.check_codecs()
+    if given.probes is not None and not 1 <= given.probes <= _MOST_PROBES:
+        remedy = f"give at least 1, and at most {_MOST_PROBES:,}"
+        raise ConfigError(f"{given.probes:,} probes an image", "--probes", remedy)
     if given.exact and given.probes is not None:
         raise ConfigError("exact log-dets have no probes", "--probes", "leave it or --exact out")
     with joined() as processes:

@@ -76,5 +76,5 @@ def require_small(cost: ExactCost) -> None:
     """Raise a ConfigError for a flow whose exact log-dets are not within reason."""
     if cost.numbers > LARGEST:
         what = f"exact log-dets of {cost.numbers:,} numbers take as many passes for each image"
-        remedy = f"leave it out for more than {LARGEST:,}, and raise --probes"
+        remedy = f"it is for at most {LARGEST:,}: raise --probes in its place"
         raise ConfigError(what, "--exact", remedy)

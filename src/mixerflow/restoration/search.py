@@ -135,8 +135,8 @@ def require_density(flow: Flow) -> None:
     """
     if flow.density != "exact":
         what = f"log p of this flow is {'a' if flow.density == 'bound' else 'an'} {flow.density}"
-        remedy = "use a flow with an exact density"
-        raise ConfigError(f"{what}, which a search would exploit", type(flow).__name__, remedy)
+        remedy = "train a model with an exact density"
+        raise ConfigError(f"{what}, which a search would exploit", "restore", remedy)
     flow.continuous()
 
 
