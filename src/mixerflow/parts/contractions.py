@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -25,10 +25,14 @@ ActivationName = Literal["lipswish", "concatenated-lipswish", "elu"]
 _ACTIVATIONS = dict(zip(get_args(ActivationName), (LipSwish, CLipSwish, LipELU), strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Contraction(PositiveCounts, Part):
     """A contraction of images ``(C, *spatial)``, or of all of their numbers as one vector."""
 
-    activation: ActivationName
+    coefficient: float = 0.98
+    """Lipschitz constant, below 1."""
+    activation: ActivationName = "lipswish"
+    """Activation: "lipswish", "concatenated-lipswish" or "elu"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +60,6 @@ class ConvContraction(Contraction):
     """Hidden channels."""
     kernels: tuple[int, ...] = (3, 1, 3)
     """Sides of the kernels, odd; as many as there are convolutions."""
-    coefficient: float = 0.98
-    """Lipschitz constant, below 1."""
-    activation: ActivationName = "lipswish"
-    """Activation: "lipswish", "concatenated-lipswish" or "elu"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,9 +85,7 @@ class DenseConvContraction(Contraction):
     """Layers."""
     kernel: int = 3
     """Side of the kernels, odd."""
-    coefficient: float = 0.98
-    """Lipschitz constant, below 1."""
-    activation: ActivationName = "concatenated-lipswish"
+    activation: ActivationName = field(default="concatenated-lipswish", kw_only=True)
     """Activation: "lipswish", "concatenated-lipswish" or "elu"."""
 
     def build(self, shape: Shape, *, context: int = 0, first: bool = False) -> nn.Module:
@@ -106,10 +104,6 @@ class VectorContraction(Contraction):
     """Hidden units."""
     depth: int = 2
     """Hidden layers."""
-    coefficient: float = 0.98
-    """Lipschitz constant, below 1."""
-    activation: ActivationName = "lipswish"
-    """Activation: "lipswish", "concatenated-lipswish" or "elu"."""
 
     def build(self, shape: Shape, *, context: int = 0, first: bool = False) -> nn.Module:
         n = math.prod(shape)
@@ -129,9 +123,7 @@ class DenseVectorContraction(Contraction):
     """Layers."""
     enter: int = 64
     """Units of the first map."""
-    coefficient: float = 0.98
-    """Lipschitz constant, below 1."""
-    activation: ActivationName = "concatenated-lipswish"
+    activation: ActivationName = field(default="concatenated-lipswish", kw_only=True)
     """Activation: "lipswish", "concatenated-lipswish" or "elu"."""
 
     def build(self, shape: Shape, *, context: int = 0, first: bool = False) -> nn.Module:
