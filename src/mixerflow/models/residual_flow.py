@@ -9,7 +9,7 @@ estimates, and `Flow.exact` is for small images.
 
 Reference: Chen, Behrmann, Duvenaud, Jacobsen: Residual flows for invertible generative modeling
     (2019), arXiv:1906.02735. The defaults are its model of CIFAR-10: 25,174,233 parameters, of
-    which 104, two a block, are read by nothing in the released code either.
+    which 104, two a block (`geom_p` and `lamb` there), train in the released code neither.
 
 Departs from the paper:
     - a contraction's last map alone has the coefficient; its norm is bounded from above, not
