@@ -14,6 +14,7 @@ Departs from the papers:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +162,23 @@ def activate(activation: nn.Module, x: Tensor, steps: list[Function] | None) -> 
 
 
 class _Chain(LipschitzBase):
+    def __init__(
+        self,
+        first: int,
+        out: int,
+        *,
+        width: int,
+        depth: int,
+        activation: Activation,
+        leading: bool,
+        **settings: Any,  # noqa: ANN401
+    ) -> None:
+        copies = activation.copies
+        lengths = [(copies if leading else 1) * first] + [copies * width] * depth
+        activations = [activation() for _ in range(depth + leading)]
+        super().__init__(lengths, [width] * depth + [out], activations=activations, **settings)
+        self.in_features = first  # a leading activation may give more to the first map
+
     def run(self, x: Tensor, prepared: Prepared, steps: list[Function] | None) -> Tensor:
         self.check(x)
         h, before = x, len(self.linears) - len(self.activations)
@@ -193,16 +211,9 @@ class LipschitzMLP(_Chain):
         leading: bool = False,
         context: int = 0,
     ) -> None:
-        copies = activation.copies
-        lengths = [(copies if leading else 1) * in_features] + [copies * width] * depth
-        super().__init__(
-            lengths,
-            [width] * depth + [out_features],
-            coefficient=coefficient,
-            activations=[activation() for _ in range(depth + leading)],
-            context=context,
-        )
-        self.in_features = in_features
+        settings = {"coefficient": coefficient, "context": context, "leading": leading}
+        settings |= {"width": width, "depth": depth, "activation": activation}
+        super().__init__(in_features, out_features, **settings)
 
 
 @register
@@ -225,15 +236,6 @@ class LipschitzConvNet(_Chain):
         leading: bool = True,
         context: int = 0,
     ) -> None:
-        depth, copies = len(kernels) - 1, activation.copies
-        lengths = [(copies if leading else 1) * channels] + [copies * width] * depth
-        super().__init__(
-            lengths,
-            [width] * depth + [channels],
-            coefficient=coefficient,
-            activations=[activation() for _ in range(depth + leading)],
-            context=context,
-            sides=sides,
-            kernels=kernels,
-        )
-        self.in_features = channels
+        settings = {"coefficient": coefficient, "context": context, "leading": leading}
+        settings |= {"width": width, "depth": len(kernels) - 1, "activation": activation}
+        super().__init__(channels, channels, sides=sides, kernels=kernels, **settings)
