@@ -17,6 +17,7 @@ from mixerflow.models import (
     fast_recipes,
     featureflow_recipes,
     ffjord_recipes,
+    flowpp_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
@@ -39,6 +40,7 @@ RECIPES: dict[str, Recipe] = {
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
+    **flowpp_recipes.RECIPES,
 }
 
 
