@@ -170,7 +170,8 @@ class Uses(nn.Module):
 
         In a flow with surjections, whose latents leave a part of an image open, that part is drawn
         with ``Noise.of(0, z)``: equal latents have equal images, but the latents of an image do not
-        give that image back. A `NonFiniteWarning` says which images have values that are not finite.
+        give that image back. A `NonFiniteWarning` says which images have values that are not
+        finite.
         """
         return self.decode_samples(z, context).warned()
 

@@ -1,9 +1,9 @@
 """Surjections: maps that forget a part of the data, and draw it again in the other direction.
 
 ``z = f(x)`` is a function of x, and what it leaves open has a density given z. By
-``log p(x) = log p(z) + log p(x | z)`` the density through a surjection is exact: there is no bound.
-`forward` returns ``log p(x | z)`` as its log-det; `inverse` draws x from p(x | z), and returns minus
-that number at the x drawn, so that ``f(x) = z`` and the log-dets of the two are opposite.
+``log p(x) = log p(z) + log p(x | z)`` the density through a surjection is exact, and no bound.
+`forward` returns ``log p(x | z)`` as its log-det; `inverse` draws x from p(x | z), and returns
+minus that number at the x drawn, so that ``f(x) = z`` and the log-dets of the two are opposite.
 
 The density has its whole mass only if what follows is a density over the values that z can have:
 numbers of at least 0 for `AbsoluteValue`, sorted vectors for `Sort`, integers for `Round`. Those of
@@ -14,8 +14,8 @@ lower bound. Tensor slicing, the other surjection of the paper, needs no class o
 is the one direction, and a `MultiScale` that keeps some channels the other, which lists what is
 sliced off among the latents and scores it under the same ``N(0, I)``.
 
-Reference: Nielsen et al., SurVAE flows: surjections to bridge the gap between VAEs and flows (2020),
-    section 3 and appendices B and C, arXiv:2007.02731.
+Reference: Nielsen et al., SurVAE flows: surjections to bridge the gap between VAEs and flows
+    (2020), section 3, arXiv:2007.02731.
 """
 
 from __future__ import annotations
