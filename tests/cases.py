@@ -58,6 +58,7 @@ from mixerflow.transforms import (
     ActNorm,
     Affine,
     Augment,
+    AugmentByFlow,
     Autoregressive,
     AutoregressiveConvolution,
     Bands,
@@ -72,12 +73,14 @@ from mixerflow.transforms import (
     Dequantize,
     DiagonalAffine,
     Dilated,
+    EachPart,
     Elementwise,
     FlooredAffine,
     Gaussianize,
     Halves,
     Householder,
     KernelChain,
+    Leading,
     LineAutoregressive,
     LogisticMixture,
     Logit,
@@ -99,6 +102,7 @@ from mixerflow.transforms import (
     ShufflePixels,
     SigmoidAffine,
     Sort,
+    SpaceToDepth,
     Split,
     Squeeze,
     Standardize,
@@ -165,6 +169,13 @@ def augment(shape: Shape, channels: int = 1, *, given: int | None = None, contex
     axes = len(shape) - 1
     net = WideningConvNet(given or shape[0], 2 * channels, factor=2, context=context, axes=axes)
     return Augment(shape, channels, net)
+
+
+def augment_by_flow() -> AugmentByFlow:
+    """One channel beside images (1, 2, 1), whose pixels read those of the image."""
+    read = split_by(Checkerboard(), 1, PlainConvNet, context=2)
+    flow = Chain(ActNorm((1, 2, 1)), read)
+    return AugmentByFlow((1, 2, 1), 1, PlainConvNet(1, 2, width=4), flow)
 
 
 def cross_units(shape: Shape, units: int = 3, *, context=0) -> CrossUnits:
@@ -664,6 +675,16 @@ CASES = {
     "coupling of a board of volumes": Case(
         lambda: split_by(Checkerboard(flip=True), 1, PlainConvNet, axes=3), (1, 3, 2, 3)
     ),
+    "coupling of leading channels": Case(lambda: split_by(Leading(1), 3), (3, 2, 3)),
+    "coupling of leading channels, flipped": Case(
+        lambda: split_by(Leading(1, flip=True), 3), (3, 2, 2)
+    ),
+    "a map of even and of odd columns": Case(
+        lambda: EachPart(Columns(), Along(0, Matrix(2)), ActNorm((2, 2, 2))), (2, 2, 4)
+    ),
+    "a map of leading channels, and one of the others": Case(
+        lambda: EachPart(Leading(1), ActNorm((1, 1, 1)), Along(0, LU(2))), (3, 2, 2)
+    ),
     "coupling of columns": Case(lambda: split_by(Columns(), 2), (2, 3, 4)),
     "coupling of columns, flipped, logistics": Case(
         lambda: split_by(Columns(flip=True), 1, law=LogisticMixture(2)), (1, 3, 4), "iterative"
@@ -898,6 +919,8 @@ CASES = {
     "squeeze": Case(lambda: Squeeze((3, 4, 2)), (3, 4, 2)),
     "squeeze of signals, by three": Case(lambda: Squeeze((2, 6), 3), (2, 6)),
     "squeeze of volumes": Case(lambda: Squeeze((1, 2, 4, 2)), (1, 2, 4, 2)),
+    "squeeze by place": Case(lambda: SpaceToDepth((2, 4, 6)), (2, 4, 6)),
+    "squeeze by place of volumes": Case(lambda: SpaceToDepth((1, 2, 4, 2)), (1, 2, 4, 2)),
     "squeeze by colours": Case(lambda: CheckerboardSqueeze((2, 4, 6)), (2, 4, 6)),
     "stripes": Case(lambda: Stripes((2, 6, 3), 2), (2, 6, 3)),
     "stripes of signals": Case(lambda: Stripes((2, 6), 3), (2, 6)),
@@ -920,6 +943,7 @@ CASES = {
     "augment, conditional": Case(
         lambda: augment((2, 1, 1), 2, context=3), (2, 1, 1), "augmenting", context=(3,)
     ),
+    "augment by a flow": Case(augment_by_flow, (1, 2, 1), "augmenting"),
     "augment of a signal by a spline": Case(
         lambda: Augment(
             (2, 1),

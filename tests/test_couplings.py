@@ -1,6 +1,7 @@
 """Splits, elementwise maps as values, the nets of Glow, RealNVP and spline flows, their starts."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -26,12 +27,15 @@ from mixerflow.transforms import (
     Columns,
     Coupling,
     DiagonalAffine,
+    EachPart,
     FlooredAffine,
     Halves,
+    Leading,
     LogisticMixture,
     Matrix,
     RationalQuadratic,
     SigmoidAffine,
+    SpaceToDepth,
     Squeeze,
 )
 from mixerflow.transforms.checks import perturb
@@ -343,3 +347,20 @@ def test_the_other_squeeze_keeps_colours_together():
     for shape, named in (((2, 4), r"\(C, H, W\).*\(2, 4\)"), ((2, 3, 4), "does not divide")):
         with pytest.raises(ValueError, match=named):
             CheckerboardSqueeze(shape)
+
+
+def test_the_channels_of_a_squeeze_by_place():
+    x = torch.arange(2 * 4 * 6.0).reshape(1, 2, 4, 6)
+    z = SpaceToDepth((2, 4, 6))(x)[0]
+    assert z.shape == (1, 8, 2, 3)
+    for dy, dx, c in itertools.product(range(2), range(2), range(2)):
+        assert torch.equal(z[:, 2 * (2 * dy + dx) + c], x[:, c, dy::2, dx::2])
+
+
+def test_parts_that_are_no_pieces_are_refused():
+    with pytest.raises(ValueError, match="no pieces"):
+        EachPart(Checkerboard(), ActNorm(1), ActNorm(1))
+    with pytest.raises(ValueError, match=r"takes events \(2, 2, 2\)"):
+        EachPart(Columns(), SpaceToDepth((2, 2, 2)), ActNorm(1)).out_shape((2, 2, 4))
+    with pytest.raises(ValueError, match="no two parts"):
+        EachPart(Leading(2), ActNorm(1), ActNorm(1)).out_shape((2, 2, 4))

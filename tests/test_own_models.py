@@ -30,7 +30,7 @@ class Blur(ImageNet):
     size: int = 3
     """Of its convolution."""
 
-    def build(self, given, out, *, context=0, axes=2):
+    def build(self, given, out, *, sides, context=0):
         return BlurNet(given, out, self.size)
 
 
@@ -61,7 +61,7 @@ class TwoScale(mixerflow.Model):
             steps = [self.step(at, flip=i % 2 == 1) for i in range(self.depth)]
             scales.append(Chain(squeeze, *steps))
             at = (at[0] // 2, *at[1:])
-        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
+        return MultiScale(shape, scales)
 
     def step(self, shape, *, flip):
         coupling = image_coupling(self.net, Affine(2.0), shape, flip=flip)

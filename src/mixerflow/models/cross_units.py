@@ -86,7 +86,7 @@ class CrossUnitFlow(Model):
                 transition = DiagonalAffine((inner[0], *(1,) * (len(inner) - 1)))
             scales.append(Chain(*steps, block, transition))
             inner = (inner[0] // 2, *inner[1:])
-        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
+        return MultiScale(shape, scales)
 
     def block(self, shape: Shape, number: int) -> Transform:
         """Return the units of block `number`, from 0, of events `shape`, with noise among them."""
@@ -124,6 +124,6 @@ class CrossUnitFlow(Model):
         """Return noise of `channels` beside events `shape`, whose net reads `given` channels."""
         if self.noise_net is None:
             return Augment(shape, channels)
-        out, axes = self.elementwise.params * channels, len(shape) - 1
-        net = self.noise_net.build(given, out, context=self.context, axes=axes)
+        out = self.elementwise.params * channels
+        net = self.noise_net.build(given, out, sides=shape[1:], context=self.context)
         return Augment(shape, channels, net, self.elementwise)

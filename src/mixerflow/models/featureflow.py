@@ -73,7 +73,7 @@ class FeatureFlow(PositiveCounts, Model):
         norm = ActNorm(shape if self.actnorm == "place" else channel)
         first = [Standardize(channel), norm, *self.first.on_image(shape)]
         layers = [self.layer(shape, flip=number % 2 == 1) for number in range(self.layers)]
-        return Chain(*self.pixel_steps(shape), *first, *layers)
+        return Chain(*first, *layers)
 
     def layer(self, shape: Shape, *, flip: bool) -> Transform:
         """Return a layer of the vectors at the places, each with its positional encoding."""

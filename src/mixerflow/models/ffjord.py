@@ -67,7 +67,7 @@ class FFJORD(PositiveCounts, Model):
                 steps += [squeeze, *self.flows(inner)]
                 inner = (inner[0] // 2, *inner[1:])
             scales.append(Chain(*steps))
-        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
+        return MultiScale(shape, scales)
 
     def flows(self, shape: Shape) -> list[Transform]:
         """Return the continuous flows of images ``(C, *spatial)``, each a layer."""

@@ -63,7 +63,7 @@ class GaussianizationFlow(PositiveCounts, Model):
         vector = Reshape(shape, (math.prod(shape),))
         first = [vector, self.marginals(shape)]
         layers = [self.layer(shape) for _ in range(self.layers)]
-        return Chain(*self.pixel_steps(shape), *first, *layers)
+        return Chain(*first, *layers)
 
     def layer(self, shape: Shape) -> Transform:
         """Return a layer of the numbers of images ``(C, *spatial)`` as one vector."""

@@ -81,7 +81,7 @@ class Glow(PositiveCounts, Model):
                 steps.append(image_coupling(self.split, Affine(), inner, context=self.context))
             scales.append(Chain(*steps))
             inner = (inner[0] // 2, *inner[1:])
-        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
+        return MultiScale(shape, scales)
 
     def steps_of(self, shape: Shape, scale: int) -> list[Transform]:
         """Return the steps of a scale, numbered from 0, on the squeezed image."""

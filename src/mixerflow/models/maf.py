@@ -59,7 +59,7 @@ class MAF(PositiveCounts, Model):
         """As `Model.compose`; random orders come from torch's generator, and are in the state."""
         flat = Patchify(shape, shape[1:])
         layers = [self.layer(flat.matrix[1], number) for number in range(self.layers)]
-        return Chain(*self.pixel_steps(shape), flat, *layers)
+        return Chain(flat, *layers)
 
     def layer(self, n: int, number: int) -> Transform:
         """Return the layer of that number, from 0, over one row of n numbers."""

@@ -65,7 +65,7 @@ class MixerFlow(MixerLayers, Model):
 
     def compose(self, shape: Shape) -> Transform:
         self._check(shape)
-        steps = self.pixel_steps(shape)
+        steps: list[Transform] = []
         if self.colour:
             steps.append(Along(0, LU(shape[0], bias=False)))
         inner = shape

@@ -63,10 +63,10 @@ class RealNVP(PositiveCounts, Model):
             inner, net = (channels // 2, *spatial), wide
         masks = [Checkerboard(flip) for flip in (False, True, False, True)]
         scales.append(Chain(*(self.coupling(mask, inner, net) for mask in masks)))
-        return Chain(*self.pixel_steps(shape), MultiScale(shape, scales))
+        return MultiScale(shape, scales)
 
     def coupling(self, split: Split, shape: Shape, net: ResidualConv) -> Coupling:
         """Return ``x exp(g tanh(s)) + t`` of one part of the event, with g learned per channel."""
         given, changed = split.sizes(shape[0])
-        built = net.build(given, 2 * changed, context=self.context, axes=len(shape) - 1)
+        built = net.build(given, 2 * changed, sides=shape[1:], context=self.context)
         return Coupling(split, TanhScale(built, changed), Affine())

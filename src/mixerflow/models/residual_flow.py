@@ -85,7 +85,7 @@ class ResidualFlow(PositiveCounts, Model):
             vector = (math.prod(inner),)
             steps.append(Reshape(inner, vector))
             steps += [self.block(self.dense, vector) for _ in range(self.dense_blocks)]
-        return Chain(*self.pixel_steps(shape), *steps)
+        return Chain(*steps)
 
     def block(self, net: Contraction, shape: Shape, *, first: bool = False) -> Transform:
         """Return a block of events `shape`, as one layer."""

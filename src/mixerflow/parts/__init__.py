@@ -6,6 +6,7 @@ where the sizes are known. Elementwise transforms are values too, in `mixerflow.
 
 # isort: off
 # fmt: off
+from mixerflow.parts.added import AddedChannels, ConditionalChannels, NormalChannels
 from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.parts.bases import (
     BaseChoice, CauchyBase, MixtureBase, NormalBase, SpikeAndSlabBase, StudentTBase,
@@ -46,21 +47,20 @@ from mixerflow.parts.rows import (
 from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 
 __all__ = [
-    "KAN", "MLP", "ActivationPrior", "Attention", "BaseChoice", "ButterflyImage", "ButterflyMap",
-    "CauchyBase", "Classes", "ConvNet", "ConvVelocityNet", "ConvolutionPrior",
-    "DenseAttention", "DenseLipschitzNet",
-    "DenseNet", "Dequantizer", "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv",
-    "GlowSteps", "GridEncoding", "Head", "ImageMap", "ImageNet", "InvertibleAttention",
-    "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead", "LinearMap", "LipschitzNet",
-    "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap", "MeanHead", "MixerAddition",
-    "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase", "NormalScorePixels", "PLUMap",
-    "Part", "PatchAttention", "Patching", "PeriodicMap", "Pixels", "PlainConv",
-    "PositionalEncoding", "PositiveCounts", "PreactivationConv", "Prior", "RLUMap",
-    "ResidualConv", "ResidualDense", "RowAutoregression", "RowContinuous", "RowCoupling",
-    "RowDenseResidual", "RowFlow", "RowGaussianization", "RowInverseAutoregression",
-    "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels", "Scales", "ScalesHead",
-    "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer",
-    "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet", "WhiteMap",
-    "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
-    "image_coupling",
+    "KAN", "MLP", "ActivationPrior", "AddedChannels", "Attention", "BaseChoice", "ButterflyImage",
+    "ButterflyMap", "CauchyBase", "Classes", "ConditionalChannels", "ConvNet", "ConvVelocityNet",
+    "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet", "Dequantizer",
+    "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv", "GlowSteps", "GridEncoding",
+    "Head", "ImageMap", "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap",
+    "LearnedEncoding", "LinearHead", "LinearMap", "LipschitzNet", "LocalShuffle", "LogitPixels",
+    "MaskedNet", "MatrixMap", "MeanHead", "MixerAddition", "Mixing", "MixtureBase", "Model",
+    "NoMap", "NormalBase", "NormalChannels", "NormalScorePixels", "PLUMap", "Part",
+    "PatchAttention", "Patching", "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding",
+    "PositiveCounts", "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense",
+    "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow",
+    "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual",
+    "SameMap", "ScaledPixels", "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding",
+    "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
+    "VariationalDequantizer", "Vectors", "VelocityNet", "WhiteMap", "WideningConv", "WoodburyMap",
+    "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
 ]

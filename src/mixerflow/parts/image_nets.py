@@ -28,9 +28,9 @@ from mixerflow.registry import register
 class ImageNet(Part):
     """A conditioner of images ``(B, given, *spatial)``; a context is ``(B, context)`` or a map."""
 
-    def build(self, given: int, out: int, *, context: int = 0, axes: int = 2) -> nn.Module:
-        """Return the net, whose output is ``(B, out, *spatial)``, for `axes` spatial axes."""
-        return self.make(given, out, context=context, axes=axes)
+    def build(self, given: int, out: int, *, sides: Shape, context: int = 0) -> nn.Module:
+        """Return the net, whose output is ``(B, out, *sides)``, for images of these sides."""
+        return self.make(given, out, context=context, axes=len(sides))
 
 
 @register("convolution")

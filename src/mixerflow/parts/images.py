@@ -46,7 +46,7 @@ def image_coupling(
 ) -> Coupling:
     """Return a coupling that transforms half of an image's channels, given the other half."""
     given, changed = halves(shape[0], flip=flip)
-    built = net.build(given, elementwise.params * changed, context=context, axes=len(shape) - 1)
+    built = net.build(given, elementwise.params * changed, sides=shape[1:], context=context)
     return Coupling(0, built, elementwise, flip=flip)
 
 
@@ -99,8 +99,8 @@ class ConvolutionPrior(Prior):
     """The convolution, whose weights for the zeros are unused, as in published code."""
 
     def build(self, shape: Shape, *, context: int = 0) -> Transform:
-        channels, axes = 2 * shape[0], len(shape) - 1
-        net = self.net.build(channels, channels, context=context, axes=axes)
+        channels = 2 * shape[0]
+        net = self.net.build(channels, channels, sides=shape[1:], context=context)
         return Coupling(NoSplit((channels, *shape[1:])), net, Affine())
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixerflow.core import Base, Flow, Shape, StandardNormal, Transform, VectorNet
+from mixerflow.core import Base, Chain, Flow, Shape, StandardNormal, Transform, VectorNet
 from mixerflow.errors import ConfigError
+from mixerflow.parts.added import AddedChannels
 from mixerflow.parts.base import PositiveCounts
 from mixerflow.parts.heads import Head
 from mixerflow.parts.pixels import Pixels, ScaledPixels
@@ -95,11 +96,14 @@ class Model:
     """Classifier of the latents, which a hybrid objective trains; None for none."""
     shuffle: Shuffle | None = dataclasses.field(default=None, kw_only=True)
     """Order of the pixels in which the model sees images; None for the order that they have."""
+    added: AddedChannels | None = dataclasses.field(default=None, kw_only=True)
+    """Channels of noise beside the image, which make the flow wider and its density a lower bound;
+    None for none."""
 
     def compose(self, shape: Shape) -> Transform:
-        """Return the transform from images ``(C, *spatial)`` to latents.
+        """Return the transform from real-valued images ``(C, *spatial)`` to latents.
 
-        Settings that do not fit the images or each other are a ValueError.
+        C counts added channels. Settings that do not fit the images or each other are a ValueError.
         """
         raise NotImplementedError
 
@@ -108,9 +112,16 @@ class Model:
         return None
 
     def pixel_steps(self, shape: Shape) -> list[Transform]:
-        """Return the first transforms of `compose`, of images ``(C, *spatial)``."""
+        """Return the transforms before `compose`, of images ``(C, *spatial)``, but for noise."""
         shuffle = [self.shuffle.build(shape)] if self.shuffle else []
         return [*shuffle, *self.pixels.steps(shape)]
+
+    def transform(self, shape: Shape) -> Transform:
+        """Return the whole transform, from an image's values ``(C, *spatial)`` to latents."""
+        added = [self.added.build(shape, context=self.context)] if self.added else []
+        main = self.compose(added[0].out_shape(shape) if added else shape)
+        steps = list(main) if type(main) is Chain else [main]
+        return Chain(*self.pixel_steps(shape), *added, *steps)
 
     @property
     def condition(self) -> Classes | Vectors | None:
@@ -154,7 +165,7 @@ def _whole_numbers(shape: Any) -> Shape:  # noqa: ANN401
 
 def _flow(model: Model, shape: Shape) -> Flow:
     net = model.condition.net() if model.condition else None
-    transform, base = model.compose(shape), model.latents()
+    transform, base = model.transform(shape), model.latents()
     head = model.head and model.head.build(transform.latent_shapes(shape))
     if isinstance(head, Base):
         if not isinstance(base, StandardNormal | None):

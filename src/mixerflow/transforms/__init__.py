@@ -3,20 +3,22 @@
 # isort: off
 # fmt: off
 from mixerflow.transforms.attention import MapAttention, TokenAttention
-from mixerflow.transforms.augment import Augment, CrossUnits
+from mixerflow.transforms.augment import Augment, AugmentByFlow, CrossUnits
 from mixerflow.transforms.autoregressive import Autoregressive
 from mixerflow.transforms.butterfly import Butterfly
 from mixerflow.transforms.continuous import Continuous
 from mixerflow.transforms.convolution import AutoregressiveConvolution, PeriodicConvolution
 from mixerflow.transforms.coupling import (
-    Checkerboard, Columns, Coupling, Halves, NoSplit, Split, halves,
+    Checkerboard, Columns, Coupling, Halves, Leading, NoSplit, Split, halves,
 )
 from mixerflow.transforms.dequantize import Dequantize, Logit, Rescale
+from mixerflow.transforms.each_part import EachPart
 from mixerflow.transforms.elementwise import Affine, Elementwise, FlooredAffine, SigmoidAffine
 from mixerflow.transforms.gaussianize import Gaussianize
 from mixerflow.transforms.kernel_chain import KernelChain, MixerLayer
 from mixerflow.transforms.layout import (
-    Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Roll, Squeeze, Stripes, SwapHalves,
+    Bands, CheckerboardSqueeze, Dilated, Patchify, Reshape, Roll, SpaceToDepth, Squeeze, Stripes,
+    SwapHalves,
 )
 from mixerflow.transforms.linear import Linear, Matrix
 from mixerflow.transforms.lines import LineAutoregressive
@@ -33,14 +35,15 @@ from mixerflow.transforms.variational import VariationalDequantize
 from mixerflow.transforms.whiten import Standardize, Whiten
 
 __all__ = [
-    "LU", "PLU", "RLU", "AbsoluteValue", "ActNorm", "Affine", "Augment", "Autoregressive",
-    "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly", "Checkerboard",
-    "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits", "Dequantize",
-    "DiagonalAffine", "Dilated", "Elementwise", "FixedWoodbury", "FlooredAffine", "Gaussianize",
-    "Halves", "Householder", "KernelChain", "LineAutoregressive", "Linear", "LogisticMixture",
-    "Logit", "MapAttention", "Matrix", "MaxPool", "MixerLayer", "Monotone", "NoSplit",
-    "NormalScores", "Patchify", "PeriodicConvolution", "RationalQuadratic", "Rescale", "Reshape",
-    "Residual", "Roll", "Round", "ShufflePixels", "SigmoidAffine", "Sort", "Split", "Squeeze",
-    "Standardize", "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU",
-    "VariationalDequantize", "Whiten", "Woodbury", "halves",
+    "LU", "PLU", "RLU", "AbsoluteValue", "ActNorm", "Affine", "Augment", "AugmentByFlow",
+    "Autoregressive", "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly",
+    "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits",
+    "Dequantize", "DiagonalAffine", "Dilated", "EachPart", "Elementwise", "FixedWoodbury",
+    "FlooredAffine", "Gaussianize", "Halves", "Householder", "KernelChain", "Leading",
+    "LineAutoregressive", "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix", "MaxPool",
+    "MixerLayer", "Monotone", "NoSplit", "NormalScores", "Patchify", "PeriodicConvolution",
+    "RationalQuadratic", "Rescale", "Reshape", "Residual", "Roll", "Round", "ShufflePixels",
+    "SigmoidAffine", "Sort", "SpaceToDepth", "Split", "Squeeze", "Standardize", "Stripes",
+    "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury",
+    "halves",
 ]

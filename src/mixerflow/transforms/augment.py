@@ -27,6 +27,7 @@ from mixerflow.core import (
     Shape,
     Transform,
     constant,
+    expect,
     total,
 )
 from mixerflow.registry import register
@@ -82,13 +83,18 @@ class Augment(FixedShape):
         """Append noise to x; `given` is what the net reads, x itself by default."""
         self.check_data(x)
         like = x.new_empty(len(x), self.channels, *self.shape[1:])
-        n, log_det = draw_normal(like, noise, self.stream)
-        if self.net is not None:
-            raw = self.net(x if given is None else given, context).to(n.dtype)
-            raw = raw.unflatten(1, (self.elementwise.params, self.channels)).movedim(1, 0)
-            n, log_slope = self.elementwise.forward(n, raw)
-            log_det = log_det + total(log_slope)
-        return torch.cat([x, n], 1), log_det
+        e, normal_term = draw_normal(like, noise, self.stream)
+        n, log_det = self.shaped(e, x if given is None else given, context)
+        return torch.cat([x, n], 1), normal_term + log_det
+
+    def shaped(self, e: Tensor, given: Tensor, context: Context) -> Mapped:
+        """Return the noise n of normal e, and ``log|det dn/de|``."""
+        if self.net is None:
+            return e, constant(0.0, e)
+        raw = self.net(given, context).to(e.dtype)
+        raw = raw.unflatten(1, (self.elementwise.params, self.channels)).movedim(1, 0)
+        n, log_slope = self.elementwise.forward(e, raw)
+        return n, total(log_slope)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
@@ -96,6 +102,41 @@ class Augment(FixedShape):
 
     def extra_repr(self) -> str:
         return f"{self.shape}, channels={self.channels}, elementwise={self.elementwise!r}"
+
+
+@register
+class AugmentByFlow(Augment):
+    """`Augment` whose noise is that of a flow: ``n = t(e; net(given)), e ~ N(0, I)``.
+
+    Args:
+        shape: of the data, ``(C, *spatial)``.
+        channels: how many channels n has.
+        net: maps what is given to the context of `transform`.
+        transform: invertible; it keeps events ``(channels, *spatial)``.
+
+    Reference: Chen et al., VFlow (2020), section 3.3, arXiv:2002.09741.
+    """
+
+    def __init__(self, shape: Shape, channels: int, net: nn.Module, transform: Transform) -> None:
+        super().__init__(shape, channels, net)
+        noise_shape = (channels, *self.shape[1:])
+        expect(self, transform.out_shape(noise_shape), noise_shape)
+        self.transform = transform
+
+    def shaped(self, e: Tensor, given: Tensor, context: Context) -> Mapped:
+        assert self.net is not None
+        return self.transform(e, self.net(given))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> Tensor:
+        """Initialise the noise's flow, where it has norms that start from data."""
+        assert self.net is not None
+        e, _ = draw_normal(x.new_empty(len(x), self.channels, *self.shape[1:]), None, self.stream)
+        self.transform.initialize(e, self.net(x))
+        return self(x, context)[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, channels={self.channels}"
 
 
 @register

@@ -35,6 +35,8 @@ class Split(ABC):
 
     flip: bool
     axis = 1
+    disjoint = True
+    """Whether the parts are pieces of the event, each without gaps, not the event with gaps."""
 
     def sizes(self, n: int) -> tuple[int, int]:
         """Entries on `axis` of the part read and the part transformed, for n entries in all."""
@@ -98,6 +100,36 @@ class Halves(Split):
 
 @register
 @dataclass(frozen=True)
+class Leading(Split):
+    """The first channels of an event ``(C, *spatial)``, and the others.
+
+    Unflipped couplings condition on the first channels.
+    """
+
+    count: int
+    """How many channels are the first part."""
+    flip: bool = False
+    """Condition on the others instead."""
+
+    def sizes(self, n: int) -> tuple[int, int]:
+        first, others = self.count, n - self.count
+        return (others, first) if self.flip else (first, others)
+
+    def check(self, shape: Shape) -> None:
+        if not shape or not 0 < self.count < shape[0]:
+            what = f"{self.count} leading channels of events {tuple(shape)}"
+            raise ValueError(f"Coupling: {what} leave no two parts")
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = x[:, : self.count], x[:, self.count :]
+        return (second, first) if self.flip else (first, second)
+
+    def join(self, given: Tensor, changed: Tensor) -> Tensor:
+        return torch.cat((changed, given) if self.flip else (given, changed), 1)
+
+
+@register
+@dataclass(frozen=True)
 class Checkerboard(Split):
     """The two colours of a board of pixels ``(C, *spatial)``, at full resolution.
 
@@ -110,6 +142,7 @@ class Checkerboard(Split):
 
     flip: bool = False
     """Transform the pixels whose coordinates have an odd sum instead."""
+    disjoint = False
 
     def check(self, shape: Shape) -> None:
         if not 2 <= len(shape) <= 4 or max(shape[1:]) < 2:
@@ -180,6 +213,7 @@ class NoSplit(Split):
     reads: Shape
     """Shape of the zeros: the number of channels that the net takes, and the spatial axes."""
     flip = False  # there are no two parts to swap
+    disjoint = False
 
     def sizes(self, n: int) -> tuple[int, int]:
         return self.reads[0], n

@@ -99,6 +99,19 @@ class Squeeze(_Rearrangement):
 
 
 @register
+class SpaceToDepth(Squeeze):
+    """`Squeeze` whose channels lie by place: channel ``C (f dy + dx) + c``, of C channels before.
+
+    For ``(C, H, W)`` the first half of the channels holds the upper row of each 2x2 square, all
+    colours of it; that of a `Squeeze` holds the first colours of all four pixels.
+    """
+
+    def __init__(self, shape: Shape, factor: int = 2) -> None:
+        super().__init__(shape, factor)
+        self._order = (*self._inner_axes, 0, *self._cell_axes)
+
+
+@register
 class CheckerboardSqueeze(Squeeze):
     """`Squeeze` of ``(C, H, W)`` by 2x2 cells: each colour of the board is half of the channels.
 
