@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Periodic,
         RealNVP,
         ResidualFlow,
+        SurVAE,
         WoodburyGlow,
     )
     from mixerflow.parts import Model
@@ -84,6 +85,7 @@ _HOME = {
     "TrainConfig": "train_config",
     "Trained": "training",
     "Transform": "core",
+    "SurVAE": "models",
     "WoodburyGlow": "models",
     "bits": "evaluate",
     "build": "recipes",
@@ -123,6 +125,7 @@ __all__ = [
     "Periodic",
     "RealNVP",
     "ResidualFlow",
+    "SurVAE",
     "TrainConfig",
     "Trained",
     "Transform",

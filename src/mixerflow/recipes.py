@@ -22,6 +22,7 @@ from mixerflow.models import (
     mixerflow_recipes,
     related_recipes,
     residual_recipes,
+    survae_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
@@ -39,6 +40,7 @@ RECIPES: dict[str, Recipe] = {
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
+    **survae_recipes.RECIPES,
 }
 
 

@@ -27,6 +27,7 @@ from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.residual_flow import ResidualFlow
+from mixerflow.models.survae import SurVAE
 from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
@@ -34,7 +35,7 @@ from mixerflow.registry import construct, describe
 __all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
-__all__ += ["AttentionGlow", "GaussianizationFlow"]
+__all__ += ["AttentionGlow", "GaussianizationFlow", "SurVAE"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 
