@@ -54,6 +54,7 @@ from mixerflow.transforms import (
     LU,
     PLU,
     RLU,
+    AbsoluteValue,
     ActNorm,
     Affine,
     Augment,
@@ -85,6 +86,7 @@ from mixerflow.transforms import (
     Logit,
     MapAttention,
     Matrix,
+    MaxPool,
     MixerLayer,
     Monotone,
     NormalScores,
@@ -96,8 +98,10 @@ from mixerflow.transforms import (
     Reshape,
     Residual,
     Roll,
+    Round,
     ShufflePixels,
     SigmoidAffine,
+    Sort,
     SpaceToDepth,
     Split,
     Squeeze,
@@ -329,6 +333,22 @@ def pixels(levels: int) -> Callable[[int, Shape, torch.Generator], torch.Tensor]
         return values.to(torch.uint8) if levels <= 256 else values
 
     return draw
+
+
+def signed(n: int, *, context=0) -> AbsoluteValue:
+    return AbsoluteValue(ResidualMLP(n, n, width=6, context=context))
+
+
+def signed_images() -> AbsoluteValue:
+    return AbsoluteValue(PlainConvNet(2, 2, width=4))
+
+
+def ordered(batch: int, shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    return normal(batch, shape, generator).sort().values
+
+
+def whole(batch: int, shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    return (3 * normal(batch, shape, generator)).floor()
 
 
 @dataclass(frozen=True)
@@ -946,6 +966,36 @@ CASES = {
         (2, 1, 1),
         "variational",
         inputs=pixels(2**16),
+    ),
+    "max pool": Case(lambda: MaxPool((1, 2, 4)), (1, 2, 4), "surjection"),
+    "max pool, channels": Case(lambda: MaxPool((2, 2, 2)), (2, 2, 2), "surjection"),
+    "max pool of a signal, by three": Case(lambda: MaxPool((2, 6), 3), (2, 6), "surjection"),
+    "max pool of a volume": Case(lambda: MaxPool((1, 2, 2, 2)), (1, 2, 2, 2), "surjection"),
+    "absolute value": Case(AbsoluteValue, (4,), "surjection"),
+    "absolute value, learned signs": Case(lambda: signed(3), (3,), "surjection", size=1.0),
+    "absolute value, conditional signs": Case(
+        lambda: signed(3, context=2), (3,), "surjection", context=(2,), size=1.0
+    ),
+    "absolute value of images, learned signs": Case(signed_images, (2, 1, 2), "surjection"),
+    "sort": Case(Sort, (4,), "surjection"),
+    "sort of columns": Case(lambda: Sort(0), (3, 2), "surjection"),
+    "round": Case(Round, (2, 2), "rounding"),
+    "chain of surjections": Case(
+        lambda: Chain(LU(4), Reshape((4,), (1, 2, 2)), MaxPool((1, 2, 2)), AbsoluteValue()),
+        (4,),
+        "surjection",
+        size=0.5,
+    ),
+    "along the channels, signs": Case(lambda: Along(0, signed(2)), (2, 2), "surjection", size=1.0),
+    "inverse of a max pool": Case(lambda: Inverse(MaxPool((1, 2)), (1, 2)), (1, 1), "augmenting"),
+    "inverse of an absolute value": Case(
+        lambda: Inverse(signed(4), (4,)), (4,), "surjection turned round", inputs=unit, size=1.0
+    ),
+    "inverse of a sort": Case(
+        lambda: Inverse(Sort(), (4,)), (4,), "surjection turned round", inputs=ordered
+    ),
+    "inverse of a round": Case(
+        lambda: Inverse(Round(), (4,)), (4,), "surjection turned round", inputs=whole
     ),
     "dequantize": Case(Dequantize, (3, 2, 4), "stochastic", inputs=pixels(256)),
     "dequantize, 5 levels": Case(lambda: Dequantize(5), (7,), "stochastic", inputs=pixels(5)),

@@ -45,7 +45,11 @@ if TYPE_CHECKING:
         Periodic,
         RealNVP,
         ResidualFlow,
+<<<<<<< HEAD
         VFlow,
+=======
+        SurVAE,
+>>>>>>> w-survae
         WoodburyGlow,
     )
     from mixerflow.parts import Model
@@ -88,6 +92,7 @@ _HOME = {
     "TrainConfig": "train_config",
     "Trained": "training",
     "Transform": "core",
+    "SurVAE": "models",
     "WoodburyGlow": "models",
     "bits": "evaluate",
     "build": "recipes",
@@ -128,6 +133,7 @@ __all__ = [
     "Periodic",
     "RealNVP",
     "ResidualFlow",
+    "SurVAE",
     "TrainConfig",
     "Trained",
     "Transform",

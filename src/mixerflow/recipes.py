@@ -23,6 +23,7 @@ from mixerflow.models import (
     mixerflow_recipes,
     related_recipes,
     residual_recipes,
+    survae_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
@@ -41,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
     **flowpp_recipes.RECIPES,
+    **survae_recipes.RECIPES,
 }
 
 
