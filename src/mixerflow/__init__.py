@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
+        ANF,
         FFJORD,
         MAF,
         NSF,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from mixerflow.training import Trained, train
 
 _HOME = {
+    "ANF": "models",
     "AttentionGlow": "models",
     "Bits": "evaluate",
     "ButterflyFlow": "models",
@@ -97,6 +99,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ANF",
     "FFJORD",
     "MAF",
     "NSF",

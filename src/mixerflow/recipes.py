@@ -12,6 +12,7 @@ from collections.abc import Sized
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
+    anf_recipes,
     baseline_recipes,
     denseflow_recipes,
     fast_recipes,
@@ -39,6 +40,7 @@ RECIPES: dict[str, Recipe] = {
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
+    **anf_recipes.RECIPES,
 }
 
 

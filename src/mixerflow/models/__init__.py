@@ -8,6 +8,7 @@ import torch
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
+from mixerflow.models.anf import ANF
 from mixerflow.models.attention_glow import AttentionGlow
 from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
@@ -34,7 +35,7 @@ from mixerflow.registry import construct, describe
 __all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
-__all__ += ["AttentionGlow", "GaussianizationFlow"]
+__all__ += ["ANF", "AttentionGlow", "GaussianizationFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 
