@@ -1007,6 +1007,7 @@ CASES = {
     "logit": Case(Logit, (2, 3), inputs=unit),
     "normal scores": Case(lambda: scored((2, 3, 2), 5), (2, 3, 2), inputs=unit),
     "roll": Case(lambda: Roll((2, 4, 5), (1, 3)), (2, 4, 5)),
+    "roll_of_channels": Case(lambda: Roll((5, 4, 3), (0, 1), channels=2), (5, 4, 3)),
     "LU, from whitening": Case(lambda: started(LU(4, start="whitening"), (4,)), (4,)),
     "RLU, from whitening": Case(lambda: started(RLU(4, start="whitening"), (4,)), (4,)),
     "mixerflow": mixerflow_case(layers=4, shift_every=4),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
+        ANF,
         FFJORD,
         MAF,
         NSF,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from mixerflow.training import Trained, train
 
 _HOME = {
+    "ANF": "models",
     "AttentionGlow": "models",
     "Bits": "evaluate",
     "ButterflyFlow": "models",
@@ -106,6 +108,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ANF",
     "FFJORD",
     "MAF",
     "NSF",

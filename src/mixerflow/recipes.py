@@ -12,6 +12,7 @@ from collections.abc import Sized
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
+    anf_recipes,
     baseline_recipes,
     denseflow_recipes,
     fast_recipes,
@@ -43,6 +44,7 @@ RECIPES: dict[str, Recipe] = {
     **ffjord_recipes.RECIPES,
     **flowpp_recipes.RECIPES,
     **survae_recipes.RECIPES,
+    **anf_recipes.RECIPES,
 }
 
 

@@ -8,6 +8,7 @@ import torch
 
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import CheckpointError
+from mixerflow.models.anf import ANF
 from mixerflow.models.attention_glow import AttentionGlow
 from mixerflow.models.butterfly import ButterflyFlow
 from mixerflow.models.denseflow import DenseFlow
@@ -28,24 +29,7 @@ from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.residual_flow import ResidualFlow
-<<<<<<< HEAD
-from mixerflow.models.vflow import VFlow
-=======
-from mixerflow.models.survae import SurVAE
->>>>>>> w-survae
-from mixerflow.models.woodbury import WoodburyGlow
-from mixerflow.parts.model import Model, spec_of
-from mixerflow.registry import construct, describe
-
-__all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
-__all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
-__all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
-<<<<<<< HEAD
-__all__ += ["AttentionGlow", "GaussianizationFlow"]
-__all__ += ["FlowPP", "VFlow"]
-=======
-__all__ += ["AttentionGlow", "GaussianizationFlow", "SurVAE"]
->>>>>>> w-survae
+__all__ += ["ANF", "AttentionGlow", "FlowPP", "GaussianizationFlow", "SurVAE", "VFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 
