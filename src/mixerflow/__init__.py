@@ -46,11 +46,8 @@ if TYPE_CHECKING:
         Periodic,
         RealNVP,
         ResidualFlow,
-<<<<<<< HEAD
-        VFlow,
-=======
         SurVAE,
->>>>>>> w-survae
+        VFlow,
         WoodburyGlow,
     )
     from mixerflow.parts import Model

@@ -2,16 +2,20 @@
 
 The flows of the twins have as many parameters as MixerFlow's twin, to 2 %; a learned dequantiser
 comes on top, each model's own. MixerFlow, Glow and DenseFlow learn at MixerFlow's rate, as in
-`mixer-dense`; the others at that of their recipes' twins.
+`mixer-dense`, and so does ANF, whose steps are like Glow's; the others with the optimiser and the
+rate of their recipes' twins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from mixerflow.experiments.base import STEPS, column
 from mixerflow.experiments.dense import (
+    INITIAL,
     LEARNED,
     MINUTES,
     ON_CIFAR10,
@@ -20,9 +24,16 @@ from mixerflow.experiments.dense import (
     WEIGHTED,
     Entrant,
 )
+from mixerflow.experiments.residual import twin_setups
 from mixerflow.experiments.table import Claim, Row, Table
+from mixerflow.models.anf_recipes import RECIPES as ANFS
+from mixerflow.models.flowpp_recipes import RECIPES as FLOWPPS
+from mixerflow.models.recipe import Recipe
+from mixerflow.models.survae_recipes import RECIPES as SURVAES
+from mixerflow.parts import GatedAttention
 from mixerflow.parts.added import ConditionalChannels
-from mixerflow.transforms import LogisticMixture
+from mixerflow.registry import evolve
+from mixerflow.transforms import Affine, LogisticMixture
 
 COLUMNS = ("cifar10", "mnist")
 _MIXER, _GLOW, _DENSE, _ = zip(ON_CIFAR10, ON_MNIST, strict=True)
@@ -69,12 +80,79 @@ MIXER_LOGISTIC = _row(
 _IDEAS = (MIXER_LEARNED, MIXER_ADDED, MIXER_LOGISTIC)
 
 
+def _new(
+    name: str,
+    label: str,
+    recipes: Mapping[str, Recipe],
+    widths: _Widths,
+    tiny: dict[str, Any],
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    **training: Any,  # noqa: ANN401
+) -> Row:
+    """Make the row of the recipes `NAME-SET` and their twins; `changes` are of both models."""
+    kind = name.partition("-")[0]
+    in_column = {}
+    for place, width in zip(COLUMNS, widths, strict=True):
+        pair = {
+            each: replace(recipes[each], model=evolve(recipes[each].model, changes))
+            for each in (f"{kind}-{place}", f"{kind}-{place}-tiny")
+        }
+        in_column[place] = twin_setups(
+            pair, f"{kind}-{place}", width, tiny, minutes=MINUTES, initial=INITIAL, **training
+        )
+    return Row(name, label, in_column=in_column)
+
+
+_TINY_SURVAE = {"steps": 1, "net.width": 4, "net.growth": 4, "net.depth": 1}
+_SURVAE_WIDTHS = (
+    {"net.width": 30, "net.growth": 28},
+    {"net.width": 25, "net.growth": 25},
+)
+FLOWPP = _new(
+    "flowpp",
+    "Flow++",
+    FLOWPPS,
+    ({"net.width": 37, "net.heads": 1}, {"net.width": 40}),
+    {"steps": ("columns", "squeeze", "channels"), "net.width": 4},
+)
+VFLOW = _new(
+    "vflow",
+    "VFlow",
+    FLOWPPS,
+    _widths("net.width", 28, 28),
+    {"steps": ("columns", "channels", "squeeze", "columns"), "net.width": 4},
+)
+ANF = _new("anf", "ANF", ANFS, _widths("net.width", 59, 96), {"steps": 1, "net.width": 4}, lr=5e-3)
+SURVAE_MAX = _new("survae-max", "SurVAE, max pooling", SURVAES, _SURVAE_WIDTHS, _TINY_SURVAE)
+SURVAE_SLICE = _new(
+    "survae-slice",
+    "SurVAE, slice",
+    SURVAES,
+    _SURVAE_WIDTHS,
+    _TINY_SURVAE,
+    {"pooling": "slice"},
+)
+# DenseFlow's coupling against Flow++'s: the net and the map of both are exchanged, nothing else
+_COUPLINGS = {
+    "net": GatedAttention(depth=1, heads=1, dropout=0.02),
+    "elementwise": LogisticMixture(4),
+    "noise_elementwise": Affine(2.0),
+}
+DENSE_FLOWPP = _row(
+    _DENSE,
+    "-flowpp",
+    ", learned noise, Flow++'s couplings",
+    LEARNED | _COUPLINGS,
+    _widths("net.width", 20, 23),
+)
+_NEW = (FLOWPP, VFLOW, ANF, SURVAE_MAX, SURVAE_SLICE)
+
+
 def _claim(better: Row, worse: Row, words: str = "") -> Claim:
     said = words or f"{better.label} is better than {worse.label}"
     return Claim(better.name, worse.name, said, kinds="any")
 
 
-_NEW: tuple[Row, ...] = ()
 ADDED_DIMENSIONS = Table(
     "added-dimensions",
     "Flow++, VFlow, ANF and SurVAE beside MixerFlow, Glow and DenseFlow",
@@ -96,9 +174,11 @@ ADDED_DIMENSIONS = Table(
         )
         for name, each in zip(COLUMNS, _MIXER, strict=True)
     ),
-    rows=(MIXER, GLOW, DENSE, *_NEW, *_IDEAS),
+    rows=(MIXER, GLOW, DENSE, DENSE_FLOWPP, *_NEW, *_IDEAS),
     claims=(
         *(_claim(row, other) for row in _NEW for other in (GLOW, DENSE, MIXER)),
+        _claim(DENSE, DENSE_FLOWPP, "DenseFlow's couplings are better than Flow++'s in DenseFlow"),
+        _claim(SURVAE_SLICE, SURVAE_MAX),
         _claim(MIXER_LEARNED, MIXER, "learned noise on the pixels helps MixerFlow"),
         _claim(MIXER_ADDED, MIXER, "added channels help MixerFlow"),
         _claim(MIXER_LOGISTIC, MIXER, "logistic couplings help MixerFlow"),

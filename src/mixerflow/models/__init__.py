@@ -29,6 +29,15 @@ from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.residual_flow import ResidualFlow
+from mixerflow.models.survae import SurVAE
+from mixerflow.models.vflow import VFlow
+from mixerflow.models.woodbury import WoodburyGlow
+from mixerflow.parts.model import Model, spec_of
+from mixerflow.registry import construct, describe
+
+__all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
+__all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
+__all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
 __all__ += ["ANF", "AttentionGlow", "FlowPP", "GaussianizationFlow", "SurVAE", "VFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import dropout, elu
-from torch.nn.utils import parametrizations, parametrize
 
 from mixerflow.nets.attention import SelfAttention
 from mixerflow.nets.base import Conditioner
 from mixerflow.nets.conv import Axes, Convolution, convolution
 from mixerflow.nets.norm import Norm, norm_of
+from mixerflow.nets.weight_norm import normalise_weights, start_at_zero
 from mixerflow.registry import register
 
 # hidden images are (B, *spatial, width): pointwise maps and norms then read rows, and a 3x3
@@ -110,25 +110,8 @@ def _position(pixels: int, width: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(pixels, width) * 0.01)
 
 
-class _WeightNormed(nn.Module):
-    """A net whose maps may have weights ``g v / |v|``, one g an output."""
-
-    def normalise_weights(self) -> None:
-        """Give each linear map and convolution a norm and a direction in place of its weight."""
-        for part in list(self.modules()):
-            if isinstance(part, (nn.Linear, Convolution)):
-                parametrizations.weight_norm(part)
-
-    def folded(self) -> nn.Module:
-        """Multiply norms and directions out."""
-        for part in list(self.modules()):
-            if parametrize.is_parametrized(part, "weight"):
-                parametrize.remove_parametrizations(part, "weight")
-        return self
-
-
 @register
-class GatedAttentionNet(_WeightNormed, Conditioner):
+class GatedAttentionNet(Conditioner):
     """``h = K x``, `depth` blocks of a gated convolution and a gated attention, ``out = L h``.
 
     K and L are 3x3 convolutions. L starts at 0: whatever map reads the output starts as the
@@ -183,8 +166,8 @@ class GatedAttentionNet(_WeightNormed, Conditioner):
         self.blocks = nn.ModuleList(blocks)
         self.leave = convolution(axes, 2 * width if last_elu else width, out_channels, 3)
         if weight_norm:
-            self.normalise_weights()
-        _start_at_zero(self.leave)
+            normalise_weights(self)
+        start_at_zero(self.leave)
 
     def forward(
         self,
@@ -214,16 +197,8 @@ class GatedAttentionNet(_WeightNormed, Conditioner):
         return context.movedim(1, -1)
 
 
-def _start_at_zero(last: Convolution) -> None:
-    """Set a map's output to 0; a weight with a norm keeps its direction."""
-    normed = parametrize.is_parametrized(last, "weight")
-    scale = last.parametrizations.weight.original0 if normed else last.weight  # pyright: ignore
-    for parameter in (scale, last.bias):
-        nn.init.zeros_(parameter)  # pyright: ignore
-
-
 @register
-class ColumnEncoder(_WeightNormed):
+class ColumnEncoder(nn.Module):
     """Feature maps ``(B, width, *sides, n / 2)`` of images ``(B, C, *sides, n)`` of even width n.
 
     Each place reads an even column and the odd one beside it, 2 C channels; then come gated
@@ -262,7 +237,7 @@ class ColumnEncoder(_WeightNormed):
             blocks = (GatedConvolution(width, **settings) for _ in range(depth))
         self.blocks = nn.ModuleList(blocks)
         if weight_norm:
-            self.normalise_weights()
+            normalise_weights(self)
 
     def forward(self, x: Float[Tensor, "batch channels *spatial"]) -> Tensor:
         pairs = torch.cat([x[..., 0::2], x[..., 1::2]], 1)
