@@ -30,7 +30,7 @@ from mixerflow.models.anf_recipes import RECIPES as ANFS
 from mixerflow.models.flowpp_recipes import RECIPES as FLOWPPS
 from mixerflow.models.recipe import Recipe
 from mixerflow.models.survae_recipes import RECIPES as SURVAES
-from mixerflow.parts import GatedAttention
+from mixerflow.parts import GatedAttention, Model
 from mixerflow.parts.added import ConditionalChannels
 from mixerflow.registry import evolve
 from mixerflow.transforms import Affine, LogisticMixture
@@ -133,16 +133,26 @@ SURVAE_SLICE = _new(
     {"pooling": "slice"},
 )
 # DenseFlow's coupling against Flow++'s: the net and the map of both are exchanged, nothing else
-_COUPLINGS = {
-    "net": GatedAttention(depth=1, heads=1, dropout=0.02),
-    "elementwise": LogisticMixture(4),
-    "noise_elementwise": Affine(2.0),
-}
+
+
+def _with_couplings(dense: Entrant) -> Entrant:
+    def changed(model: Model, net: GatedAttention, components: int) -> Model:
+        couplings = {"net": net, "elementwise": LogisticMixture(components)}
+        return evolve(model, couplings | {"noise_elementwise": Affine(2.0)})
+
+    return replace(
+        dense,
+        full=changed(dense.full, GatedAttention(dropout=0.2), 32),
+        twin=changed(dense.twin, GatedAttention(depth=1, heads=1, dropout=0.02), 4),
+        tiny={"net.width": 4},
+    )
+
+
 DENSE_FLOWPP = _row(
-    _DENSE,
+    (_with_couplings(_DENSE[0]), _with_couplings(_DENSE[1])),
     "-flowpp",
     ", learned noise, Flow++'s couplings",
-    LEARNED | _COUPLINGS,
+    LEARNED,
     _widths("net.width", 20, 23),
 )
 _NEW = (FLOWPP, VFLOW, ANF, SURVAE_MAX, SURVAE_SLICE)
