@@ -94,7 +94,7 @@ def _new(
     in_column = {}
     for place, width in zip(COLUMNS, widths, strict=True):
         pair = {
-            each: replace(recipes[each], model=evolve(recipes[each].model, changes))
+            each: replace(recipes[each], model=evolve(recipes[each].model, dict(changes)))
             for each in (f"{kind}-{place}", f"{kind}-{place}-tiny")
         }
         in_column[place] = twin_setups(
@@ -119,7 +119,7 @@ VFLOW = _new(
     "vflow",
     "VFlow",
     FLOWPPS,
-    _widths("net.width", 28, 28),
+    ({"net.width": 31, "net.heads": 1}, {"net.width": 31, "net.heads": 1}),
     {"steps": ("columns", "channels", "squeeze", "columns"), "net.width": 4},
 )
 ANF = _new("anf", "ANF", ANFS, _widths("net.width", 59, 96), {"steps": 1, "net.width": 4}, lr=5e-3)
