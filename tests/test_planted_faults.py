@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from mixerflow.core import Along, MultiScale, Transform
+from mixerflow.core import Along, MultiScale
 from mixerflow.nets import (
     DenseAttentionNet,
     DenseEncoder,
