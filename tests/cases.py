@@ -21,10 +21,12 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     CLipSwish,
+    ColumnEncoder,
     ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
     DenseEncoder,
+    GatedAttentionNet,
     GlowNet,
     KernelNet,
     LearnedPositionalEncoding,
@@ -203,6 +205,22 @@ def variational(shape: Shape, *, factor=2, levels=256) -> VariationalDequantize:
     encoder = DenseEncoder(shape[0], width=3, growth=6, depth=2, factor=factor, axes=axes)
     flow = Chain(*steps, Inverse(squeeze, shape))
     return VariationalDequantize(shape, encoder, flow, squeeze.latent_shape, levels)
+
+
+def gated_coupling(channels: int, axes: int = 2, *, context=0, **settings) -> Coupling:
+    """Columns of images of four columns mapped by gated convolutions and attention of width 4."""
+    sides = (*(3,) * (axes - 1), 2)
+    settings = {"width": 4, "depth": 1, "heads": 2, "sides": sides, **settings}
+    law = LogisticMixture(2)
+    net = GatedAttentionNet(channels, law.params * channels, context=context, **settings)
+    return Coupling(Columns(), net, law)
+
+
+def by_columns(levels=256) -> VariationalDequantize:
+    """Noise of images (1, 1, 4) by one coupling of columns, which reads an encoder of columns."""
+    flow = gated_coupling(1, context=3, sides=(1, 2))
+    encoder = ColumnEncoder((1, 1, 4), width=3, depth=1)
+    return VariationalDequantize((1, 1, 4), encoder, flow, (1, 1, 4), levels)
 
 
 def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
@@ -694,6 +712,15 @@ CASES = {
         (2, 6),
         context=(1, 3),
     ),
+    "coupling of columns, gated attention": Case(
+        lambda: gated_coupling(2, context=3), (2, 3, 4), "iterative", context=(3,)
+    ),
+    "coupling of columns of signals, gated attention, weight norm, a map": Case(
+        lambda: gated_coupling(1, axes=1, weight_norm=True, last_elu=True, context=2),
+        (1, 4),
+        "iterative",
+        context=(2, 2),
+    ),
     "coupling, Glow": Case(lambda: split_by(Halves(), 4, GlowNet, SigmoidAffine()), (4, 3, 4)),
     "coupling, Glow, flipped, conditional": Case(
         lambda: split_by(Halves(flip=True), 3, GlowNet, context=2, factor=3.0),
@@ -997,6 +1024,9 @@ CASES = {
     "inverse of a round": Case(
         lambda: Inverse(Round(), (4,)), (4,), "surjection turned round", inputs=whole
     ),
+    "variational dequantization by columns": Case(
+        by_columns, (1, 1, 4), "variational", inputs=pixels(256)
+    ),
     "dequantize": Case(Dequantize, (3, 2, 4), "stochastic", inputs=pixels(256)),
     "dequantize, 5 levels": Case(lambda: Dequantize(5), (7,), "stochastic", inputs=pixels(5)),
     "dequantize, 16 bits": Case(
@@ -1007,6 +1037,7 @@ CASES = {
     "logit": Case(Logit, (2, 3), inputs=unit),
     "normal scores": Case(lambda: scored((2, 3, 2), 5), (2, 3, 2), inputs=unit),
     "roll": Case(lambda: Roll((2, 4, 5), (1, 3)), (2, 4, 5)),
+    "roll_of_channels": Case(lambda: Roll((5, 4, 3), (0, 1), channels=2), (5, 4, 3)),
     "LU, from whitening": Case(lambda: started(LU(4, start="whitening"), (4,)), (4,)),
     "RLU, from whitening": Case(lambda: started(RLU(4, start="whitening"), (4,)), (4,)),
     "mixerflow": mixerflow_case(layers=4, shift_every=4),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mixerflow.errors import MixerFlowError
     from mixerflow.evaluate import Bits, bits
     from mixerflow.models import (
+        ANF,
         FFJORD,
         MAF,
         NSF,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         DenseFlow,
         Emerging,
         FeatureFlow,
+        FlowPP,
         GaussianizationFlow,
         Glow,
         IDenseNet,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         RealNVP,
         ResidualFlow,
         SurVAE,
+        VFlow,
         WoodburyGlow,
     )
     from mixerflow.parts import Model
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from mixerflow.training import Trained, train
 
 _HOME = {
+    "ANF": "models",
     "AttentionGlow": "models",
     "Bits": "evaluate",
     "ButterflyFlow": "models",
@@ -64,6 +68,8 @@ _HOME = {
     "FFJORD": "models",
     "FeatureFlow": "models",
     "Flow": "core",
+    "FlowPP": "models",
+    "VFlow": "models",
     "GaussianizationFlow": "models",
     "Images": "data",
     "Glow": "models",
@@ -99,6 +105,7 @@ _HOME = {
 }
 
 __all__ = [
+    "ANF",
     "FFJORD",
     "MAF",
     "NSF",
@@ -110,6 +117,7 @@ __all__ = [
     "Emerging",
     "FeatureFlow",
     "Flow",
+    "FlowPP",
     "GaussianizationFlow",
     "Glow",
     "IDenseNet",
@@ -129,6 +137,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Transform",
+    "VFlow",
     "WoodburyGlow",
     "__version__",
     "bits",

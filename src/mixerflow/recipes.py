@@ -12,11 +12,13 @@ from collections.abc import Sized
 from mixerflow.core import Flow, Shape
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.models import (
+    anf_recipes,
     baseline_recipes,
     denseflow_recipes,
     fast_recipes,
     featureflow_recipes,
     ffjord_recipes,
+    flowpp_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
@@ -40,7 +42,9 @@ RECIPES: dict[str, Recipe] = {
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
+    **flowpp_recipes.RECIPES,
     **survae_recipes.RECIPES,
+    **anf_recipes.RECIPES,
 }
 
 

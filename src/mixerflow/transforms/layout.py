@@ -168,28 +168,29 @@ class Bands(Patchify):
 class Roll(FixedShape):
     """Move each pixel of ``(C, *spatial)`` back by `shift`, over the border to the other side.
 
-    Pixel i of an axis of n pixels is pixel ``(i + shift) mod n`` of x; log-det 0.
+    Pixel i of an axis of n pixels is pixel ``(i + shift) mod n`` of x; log-det 0. Channels move
+    back by `channels` in the same way.
     """
 
     rearranges = True
 
-    def __init__(self, shape: Shape, shift: Shape) -> None:
+    def __init__(self, shape: Shape, shift: Shape, *, channels: int = 0) -> None:
         super().__init__(shape)
         if len(shift) != len(shape) - 1:
             raise ValueError(f"Roll: shift {tuple(shift)} does not fit images {tuple(shape)}")
-        self.shift = tuple(shift)
-        self._axes = tuple(range(-len(self.shift), 0))
+        self.shift, self.channels = tuple(shift), channels
+        self._entries, self._axes = (channels, *shift), tuple(range(-len(self.shape), 0))
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_data(x)
-        return x.roll([-pixels for pixels in self.shift], self._axes), constant(0.0, x)
+        return x.roll([-entries for entries in self._entries], self._axes), constant(0.0, x)
 
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_latent(z)
-        return z.roll(self.shift, self._axes), constant(0.0, z)
+        return z.roll(self._entries, self._axes), constant(0.0, z)
 
     def extra_repr(self) -> str:
-        return f"{self.shape}, shift={self.shift}"
+        return f"{self.shape}, shift={self.shift}, channels={self.channels}"
 
 
 @register
