@@ -105,8 +105,8 @@ def _new(
 
 _TINY_SURVAE = {"steps": 1, "net.width": 4, "net.growth": 4, "net.depth": 1}
 _SURVAE_WIDTHS = (
-    {"net.width": 30, "net.growth": 28},
-    {"net.width": 25, "net.growth": 25},
+    {"net.width": 32, "net.growth": 33},
+    {"net.width": 29, "net.growth": 28},
 )
 FLOWPP = _new(
     "flowpp",
