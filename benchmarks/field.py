@@ -1,4 +1,4 @@
-"""What residual and continuous flows of images cost beside Glow and MixerFlow; prints tables.
+"""What flows of images cost: residual and continuous ones, and any others; prints tables.
 
     python -m benchmarks.field --runs runs/field --data cifar10.npz --seconds 180
         --out results/field/cost.json
@@ -12,7 +12,9 @@ Images/s are those of a step of the package's trainer, of scores by ``flow.fused
 of the noise, and of samples. All models take turns; time is the processor time of one thread, which
 other programs change little. `benchmarks.passes` says what a pass is. Memory is what a step
 allocates beyond weights, gradients and Adam's state, see `benchmarks.memory`, in fresh processes:
-of each model, and of `--deep` with other numbers of blocks at the start of training.
+of each model, and of each of `--deep` with other depths at the start of training. What depth is
+differs by model: the first of its settings among `DEPTHS`; of a setting with a number for each
+block, all of these.
 
 JSON goes to `--out`, tables in Markdown to standard output.
 """
@@ -42,6 +44,7 @@ from mixerflow.core import Flow, Noise
 from mixerflow.data import Images, load
 from mixerflow.errors import ConfigError
 from mixerflow.markdown import table
+from mixerflow.models import Model
 from mixerflow.recipes import build, recipe
 from mixerflow.runs.weights import read_metadata, read_weights
 from mixerflow.training import TrainConfig, Trainer, train
@@ -49,6 +52,9 @@ from mixerflow.training.batches import Batches
 from mixerflow.training.given import check_fit
 
 _NAMES = "residual iresnet idensenet monotone ffjord attention-glow glow mixerflow"
+DEPTHS = ("blocks", "layers", "modules", "steps", "couplings")
+"""Names of settings that say how deep a model is: residual and continuous blocks of a scale, mixer
+layers, DenseFlow's modules of a unit, steps of a scale, couplings."""
 JOBS = {"train": "train", "score": "log_prob", "sample": "sample"}
 """Words for what is timed and counted, and the names of these in `Work`."""
 
@@ -69,10 +75,10 @@ class Arguments:
     rounds: int = 5
     draws: int = 10
     """Training steps, and scores of a batch, in which passes are counted; of samples one batch."""
-    deep: str = "residual-cifar10-tiny"
-    """Recipe whose memory is measured by depth."""
-    blocks: tuple[int, ...] = (2, 4, 8)
-    """Numbers of its blocks."""
+    deep: tuple[str, ...] = ("residual-cifar10-tiny",)
+    """Recipes whose memory is measured by depth."""
+    depths: tuple[int, ...] = (2, 4, 8)
+    """Depths: numbers of blocks, layers or steps of these."""
     seed: int = 0
     note: str = ""
     """Words about the machine for the JSON, such as who else was at work on it."""
@@ -145,22 +151,40 @@ def counted(flow: Flow, x: torch.Tensor, given: Arguments) -> dict[str, Any]:
     return {name: passes(flow, *run) for name, run in runs.items()}
 
 
-def memory_of(name: str, given: Arguments, blocks: int | None) -> dict[str, Any]:
+def depth_of(name: str) -> str:
+    """The setting of a recipe's model that says how deep it is."""
+    named = {field.name for field in fields(recipe(name).model)}
+    found = [setting for setting in DEPTHS if setting in named]
+    if not found:
+        what = f"{name} has none of the settings {', '.join(DEPTHS)}"
+        raise ConfigError(what, "--deep", "name another recipe, or give no --depths")
+    return found[0]
+
+
+def deeper(name: str, depth: int) -> Model:
+    """The model of a recipe at another depth."""
+    model, setting = recipe(name).model, depth_of(name)
+    before = getattr(model, setting)
+    each = (depth,) * len(before) if isinstance(before, tuple) else depth
+    return replace(model, **{setting: each})
+
+
+def memory_of(name: str, given: Arguments, depth: int | None) -> dict[str, Any]:
     """Bytes of a training step beyond weights and their like, in this process, by memory mode.
 
     Args:
-        name: a model of the runs; or a recipe, of which a flow with `blocks` blocks is built.
+        name: a model of the runs; or a recipe, of which a flow of this depth is built.
         given: the arguments.
-        blocks: number of blocks; None for the run.
+        depth: the depth; None for the run.
     """
     pin(1, given.seed)
     images = given_images(name, given)
-    if blocks is None:
+    if depth is None:
         flow = read_weights(given.runs / name).flow(torch.device("cpu"))
     else:
-        flow = replace(recipe(name).model, blocks=blocks).build(images.shape)  # pyright: ignore
+        flow = deeper(name, depth).build(images.shape)
     batches = Batches(images, given.batch, seed=given.seed, device=flow.device, conditional=False)
-    if blocks is not None:
+    if depth is not None:
         flow.initialize(*batches.first(given.batch))
     trainer = Trainer(flow, batches, TrainConfig(batch=given.batch, ema=0.0), steps=10**6)
     with warnings.catch_warnings(record=True) as said:
@@ -173,13 +197,11 @@ def memory_of(name: str, given: Arguments, blocks: int | None) -> dict[str, Any]
 def measure(given: Arguments) -> dict[str, Any]:
     """Train what is not trained, and measure."""
     begun = {"load": os.getloadavg(), "wall": time.perf_counter(), "cpu": time.process_time()}
-    named = [field.name for field in fields(recipe(given.deep).model)]
-    if given.blocks and "blocks" not in named:
-        raise ConfigError(f"{given.deep} has no blocks to count", "--deep", "name another recipe")
+    settings_of = {name: depth_of(name) for name in given.deep if given.depths}
     free = ("models", "out", "note")
     settings = {k: str(v) if k == "runs" else v for k, v in asdict(given).items() if k not in free}
     result: dict[str, Any] = {**facts(given.seed), "note": given.note, "settings": settings}
-    result |= {"machine": {}, "models": {}, "depths": {}}
+    result |= {"machine": {}, "models": {}, "depths": {}, "depth_settings": settings_of}
     flows = {}
     for name in given.models:
         flows[name], how = trained(name, given)
@@ -204,9 +226,11 @@ def measure(given: Arguments) -> dict[str, Any]:
     for name in given.models:
         result["models"][name]["memory"] = fresh(memory_of, name, given, None)
         keep(result, given.out)
-    for blocks in given.blocks:
-        result["depths"][blocks] = fresh(memory_of, given.deep, given, blocks)
-        keep(result, given.out)
+    for name in settings_of:
+        for depth in given.depths:
+            found = fresh(memory_of, name, given, depth)
+            result["depths"].setdefault(name, {})[depth] = found
+            keep(result, given.out)
     wall, cpu = time.perf_counter() - begun["wall"], time.process_time() - begun["cpu"]
     load = {"before": begun["load"], "after": os.getloadavg()}
     result["machine"] = {"load_averages": load, "wall_seconds": wall, "cpu_seconds": cpu}
@@ -226,9 +250,10 @@ def tables(result: dict[str, Any]) -> str:
             cells.append(f"**{median}** ({least}-{most})")
         speed.append([*cells, *(passes_told(row["passes"][job]) for job in JOBS)])
         lines.append([cells[0], *megabytes(row)])
-    deep = result["settings"]["deep"].removesuffix("-cifar10-tiny")
-    for blocks, row in result["depths"].items():
-        lines.append([f"{deep}, {blocks} blocks a scale", *megabytes(row)])
+    for name, setting in result["depth_settings"].items():
+        for depth, row in result["depths"][name].items():
+            deep = f"{name.removesuffix('-cifar10-tiny')}, {depth} {setting}"
+            lines.append([deep, *megabytes(row)])
     heads = ["model", "par.", *(f"{job}, images/s" for job in JOBS)]
     first = table([*heads, *(f"passes, {job}" for job in JOBS)], speed)
     second = table(["MB of a training step", *MODES], lines)

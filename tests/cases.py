@@ -21,10 +21,12 @@ from mixerflow.nets import (
     MADE,
     AttentionNet,
     CLipSwish,
+    ColumnEncoder,
     ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
     DenseEncoder,
+    GatedAttentionNet,
     GlowNet,
     KernelNet,
     LearnedPositionalEncoding,
@@ -54,6 +56,7 @@ from mixerflow.transforms import (
     LU,
     PLU,
     RLU,
+    AbsoluteValue,
     ActNorm,
     Affine,
     Augment,
@@ -85,6 +88,7 @@ from mixerflow.transforms import (
     Logit,
     MapAttention,
     Matrix,
+    MaxPool,
     MixerLayer,
     Monotone,
     NormalScores,
@@ -96,8 +100,10 @@ from mixerflow.transforms import (
     Reshape,
     Residual,
     Roll,
+    Round,
     ShufflePixels,
     SigmoidAffine,
+    Sort,
     SpaceToDepth,
     Split,
     Squeeze,
@@ -199,6 +205,22 @@ def variational(shape: Shape, *, factor=2, levels=256) -> VariationalDequantize:
     encoder = DenseEncoder(shape[0], width=3, growth=6, depth=2, factor=factor, axes=axes)
     flow = Chain(*steps, Inverse(squeeze, shape))
     return VariationalDequantize(shape, encoder, flow, squeeze.latent_shape, levels)
+
+
+def gated_coupling(channels: int, axes: int = 2, *, context=0, **settings) -> Coupling:
+    """Columns of images of four columns mapped by gated convolutions and attention of width 4."""
+    sides = (*(3,) * (axes - 1), 2)
+    settings = {"width": 4, "depth": 1, "heads": 2, "sides": sides, **settings}
+    law = LogisticMixture(2)
+    net = GatedAttentionNet(channels, law.params * channels, context=context, **settings)
+    return Coupling(Columns(), net, law)
+
+
+def by_columns(levels=256) -> VariationalDequantize:
+    """Noise of images (1, 1, 4) by one coupling of columns, which reads an encoder of columns."""
+    flow = gated_coupling(1, context=3, sides=(1, 2))
+    encoder = ColumnEncoder((1, 1, 4), width=3, depth=1)
+    return VariationalDequantize((1, 1, 4), encoder, flow, (1, 1, 4), levels)
 
 
 def token_coupling(n: int, *, flip=False, **settings) -> Coupling:
@@ -329,6 +351,22 @@ def pixels(levels: int) -> Callable[[int, Shape, torch.Generator], torch.Tensor]
         return values.to(torch.uint8) if levels <= 256 else values
 
     return draw
+
+
+def signed(n: int, *, context=0) -> AbsoluteValue:
+    return AbsoluteValue(ResidualMLP(n, n, width=6, context=context))
+
+
+def signed_images() -> AbsoluteValue:
+    return AbsoluteValue(PlainConvNet(2, 2, width=4))
+
+
+def ordered(batch: int, shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    return normal(batch, shape, generator).sort().values
+
+
+def whole(batch: int, shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    return (3 * normal(batch, shape, generator)).floor()
 
 
 @dataclass(frozen=True)
@@ -674,6 +712,15 @@ CASES = {
         (2, 6),
         context=(1, 3),
     ),
+    "coupling of columns, gated attention": Case(
+        lambda: gated_coupling(2, context=3), (2, 3, 4), "iterative", context=(3,)
+    ),
+    "coupling of columns of signals, gated attention, weight norm, a map": Case(
+        lambda: gated_coupling(1, axes=1, weight_norm=True, last_elu=True, context=2),
+        (1, 4),
+        "iterative",
+        context=(2, 2),
+    ),
     "coupling, Glow": Case(lambda: split_by(Halves(), 4, GlowNet, SigmoidAffine()), (4, 3, 4)),
     "coupling, Glow, flipped, conditional": Case(
         lambda: split_by(Halves(flip=True), 3, GlowNet, context=2, factor=3.0),
@@ -946,6 +993,39 @@ CASES = {
         (2, 1, 1),
         "variational",
         inputs=pixels(2**16),
+    ),
+    "max pool": Case(lambda: MaxPool((1, 2, 4)), (1, 2, 4), "surjection"),
+    "max pool, channels": Case(lambda: MaxPool((2, 2, 2)), (2, 2, 2), "surjection"),
+    "max pool of a signal, by three": Case(lambda: MaxPool((2, 6), 3), (2, 6), "surjection"),
+    "max pool of a volume": Case(lambda: MaxPool((1, 2, 2, 2)), (1, 2, 2, 2), "surjection"),
+    "absolute value": Case(AbsoluteValue, (4,), "surjection"),
+    "absolute value, learned signs": Case(lambda: signed(3), (3,), "surjection", size=1.0),
+    "absolute value, conditional signs": Case(
+        lambda: signed(3, context=2), (3,), "surjection", context=(2,), size=1.0
+    ),
+    "absolute value of images, learned signs": Case(signed_images, (2, 1, 2), "surjection"),
+    "sort": Case(Sort, (4,), "surjection"),
+    "sort of columns": Case(lambda: Sort(0), (3, 2), "surjection"),
+    "round": Case(Round, (2, 2), "rounding"),
+    "chain of surjections": Case(
+        lambda: Chain(LU(4), Reshape((4,), (1, 2, 2)), MaxPool((1, 2, 2)), AbsoluteValue()),
+        (4,),
+        "surjection",
+        size=0.5,
+    ),
+    "along the channels, signs": Case(lambda: Along(0, signed(2)), (2, 2), "surjection", size=1.0),
+    "inverse of a max pool": Case(lambda: Inverse(MaxPool((1, 2)), (1, 2)), (1, 1), "augmenting"),
+    "inverse of an absolute value": Case(
+        lambda: Inverse(signed(4), (4,)), (4,), "surjection turned round", inputs=unit, size=1.0
+    ),
+    "inverse of a sort": Case(
+        lambda: Inverse(Sort(), (4,)), (4,), "surjection turned round", inputs=ordered
+    ),
+    "inverse of a round": Case(
+        lambda: Inverse(Round(), (4,)), (4,), "surjection turned round", inputs=whole
+    ),
+    "variational dequantization by columns": Case(
+        by_columns, (1, 1, 4), "variational", inputs=pixels(256)
     ),
     "dequantize": Case(Dequantize, (3, 2, 4), "stochastic", inputs=pixels(256)),
     "dequantize, 5 levels": Case(lambda: Dequantize(5), (7,), "stochastic", inputs=pixels(5)),

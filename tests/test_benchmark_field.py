@@ -157,13 +157,13 @@ def small(monkeypatch, tmp_path):
         monkeypatch.setitem(RECIPES, f"{name}-cifar10-tiny", made)
     names = ("residual-cifar10-tiny", "glow-cifar10-tiny")
     return field.Arguments(
-        tmp_path / "runs", names, str(path), seconds=1.0, batch=4, rounds=1, draws=1, blocks=(1, 3)
+        tmp_path / "runs", names, str(path), seconds=1.0, batch=4, rounds=1, draws=1, deep=names
     )
 
 
 def test_the_command_trains_measures_and_prints(small, monkeypatch, tmp_path):
     monkeypatch.setattr(field, "fresh", lambda function, *args: function(*args))
-    small = replace(small, out=tmp_path / "cost.json", note="shared")
+    small = replace(small, out=tmp_path / "cost.json", note="shared", depths=(1, 3))
     result = field.measure(small)
     assert (tmp_path / "cost.json").exists() and result["note"] == "shared"
     residual, glow = result["models"].values()
@@ -172,13 +172,21 @@ def test_the_command_trains_measures_and_prints(small, monkeypatch, tmp_path):
     assert residual["passes"]["score"]["total"] >= 3 and glow["passes"]["score"]["total"] == 1
     assert residual["passes"]["sample"]["solves"]["most"] > 1  # no longer the identity
     assert all(each["least"] > 0 for each in residual["images_per_second"].values())
-    deep, deeper = (result["depths"][blocks]["peak_bytes"] for blocks in (1, 3))
-    assert deeper["store"] > 1.5 * deep["store"] and deeper["checkpoint"] < deeper["store"]
+    assert list(result["depth_settings"].values()) == ["blocks", "steps"]
+    for found in result["depths"].values():
+        deep, deeper = (found[depth]["peak_bytes"] for depth in (1, 3))
+        assert deeper["store"] > 1.5 * deep["store"] and deeper["checkpoint"] < deeper["store"]
     lines = field.tables(result).splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == ["| glow, 1 steps", "| glow, 3 steps"]
     assert lines[2].split()[1] == "residual" and "(most" in lines[2] and "(most" not in lines[3]
     before = {path: path.stat().st_mtime_ns for path in small.runs.rglob("*.json")}
     assert field.trained(small.models[0], small)[1] == residual["training"]  # is not trained again
     assert before == {path: path.stat().st_mtime_ns for path in small.runs.rglob("*.json")}
+
+
+def test_a_depth_for_each_block_changes_in_all_of_them():
+    assert field.deeper("denseflow-cifar10-tiny", 3).modules == (3, 3)
+    assert field.deeper("mixerflow-cifar10-tiny", 3).layers == 3
 
 
 def test_what_cannot_be_rebuilt_is_told(small):
@@ -189,7 +197,8 @@ def test_what_cannot_be_rebuilt_is_told(small):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--seconds 0", "--rounds 0", "--draws 0", "--models no-such", "--deep glow-cifar10"]
+    "wrong",
+    ["--seconds 0", "--rounds 0", "--draws 0", "--models no-such", "--deep realnvp-cifar10"],
 )
 def test_mistakes_are_told_in_a_line(wrong, monkeypatch, capsys, tmp_path):
     arguments = ["field", "--runs", str(tmp_path), *wrong.split()]

@@ -129,7 +129,14 @@ def density(flow: Flow) -> Density:
 
 
 def decoder(flow: Flow) -> Decoder:
-    """Return the map from latents to images of a flow's inference copy."""
+    """Return the map from latents to images of a flow's inference copy.
+
+    Raises:
+        ConfigError: the latents leave a part of an image open, which the inverse draws.
+    """
+    if flow.transform.inverse_draws:
+        what, remedy = "latents leave a part of an image open", "decode with Flow.decode"
+        raise ConfigError(f"{what}: the inverse draws it", "export.decoder", remedy)
     return Decoder(share(flow.fused()))
 
 

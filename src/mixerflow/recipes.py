@@ -18,11 +18,13 @@ from mixerflow.models import (
     fast_recipes,
     featureflow_recipes,
     ffjord_recipes,
+    flowpp_recipes,
     glow_recipes,
     mixerflow_dense_recipes,
     mixerflow_recipes,
     related_recipes,
     residual_recipes,
+    survae_recipes,
 )
 from mixerflow.models.recipe import PublishedResult, Recipe
 from mixerflow.parts.model import Model
@@ -40,6 +42,8 @@ RECIPES: dict[str, Recipe] = {
     **residual_recipes.RECIPES,
     **related_recipes.RECIPES,
     **ffjord_recipes.RECIPES,
+    **flowpp_recipes.RECIPES,
+    **survae_recipes.RECIPES,
     **anf_recipes.RECIPES,
 }
 

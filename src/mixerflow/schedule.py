@@ -1,4 +1,4 @@
-"""The learning rate after the warm-up, as a value: a cosine, or a constant with a cool-down."""
+"""The learning rate after the warm-up, as a value: a cosine, a constant, an exponential decay."""
 
 from __future__ import annotations
 
@@ -56,3 +56,31 @@ class Constant(Schedule):
     def rate(self, lr: float, step: float, steps: int, warmup: int) -> float:
         cool = step >= steps - round(self.cooldown * steps)
         return min(lr, self.cooldown_lr) if cool else lr
+
+
+@register("exponential")
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    """``lr`` up to step `hold`, then ``lr decay^(step - hold)``, but not below `least`.
+
+    Raises:
+        ValueError: impossible settings.
+    """
+
+    hold: int = 50_000
+    """Step from which on the rate falls."""
+    decay: float = 0.99999
+    """Ratio of the rates of two steps."""
+    least: float = 3e-4
+    """Least rate, or `lr` where that is smaller."""
+
+    def __post_init__(self) -> None:
+        if self.hold < 0:
+            raise ValueError(f"Exponential: hold must be at least 0; got {self.hold}")
+        for name in ("decay", "least"):
+            if not 0 < getattr(self, name) <= 1:
+                what = f"{name} must be in (0, 1]; got {getattr(self, name)}"
+                raise ValueError(f"Exponential: {what}")
+
+    def rate(self, lr: float, step: float, steps: int, warmup: int) -> float:
+        return max(min(lr, self.least), lr * self.decay ** max(0.0, step - self.hold))

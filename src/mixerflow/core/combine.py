@@ -12,6 +12,7 @@ from mixerflow.core.noise import Noise
 from mixerflow.core.transform import (
     Composite,
     Context,
+    Density,
     FixedShape,
     Mapped,
     MixesPlaces,
@@ -138,13 +139,29 @@ class Inverse(FixedShape, _Wrapper):
     """A transform run backwards: data to latent is the other's latent to data.
 
     `shape` is the event shape that `transform`, which must not be stochastic, takes.
+
+    A surjection turned round is its generative direction: `forward` draws what the data leaves
+    open, `inverse` is deterministic, and the density is a lower bound. So `Round` turned round is
+    uniform dequantisation, and `AbsoluteValue` turned round adds random signs.
     """
+
+    inverse_draws = False
 
     def __init__(self, transform: Transform, shape: Shape) -> None:
         super().__init__(transform.out_shape(shape), shape)
         if transform.density != "exact":
             raise ValueError("Inverse: a stochastic transform has no inverse density")
         self.transform = transform
+
+    @property
+    def draws(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether `forward` draws: that of a surjection turned round does."""
+        return self.transform.inverse_draws
+
+    @property
+    def density(self) -> Density:
+        """A lower bound where `forward` draws."""
+        return "bound" if self.draws else super().density
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         self.check_data(x)
@@ -159,6 +176,8 @@ class Inverse(FixedShape, _Wrapper):
     def merged(self, before: Transform, after: Transform) -> Transform | None:
         """Return the identity if the other is the transform that this one turns round."""
         other = after if before is self else before
+        if self.draws:  # a surjection, and what is drawn for it, is no identity
+            return None
         return Chain() if self.transform.same_as(other) else None
 
 
@@ -194,7 +213,8 @@ class Along(_Wrapper):
         axis = self.dim + 1 if self.dim >= 0 else self.dim
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
-        noise = None if noise is None or self.density == "exact" else noise.rows(n)
+        draws = noise is not None and (self.density != "exact" or self.inverse_draws)
+        noise = noise.rows(n) if noise is not None and draws else None
         context = self._row_contexts(context, x.shape[0], n)
         z, log_det = run(self.transform, moved.reshape(-1, moved.shape[-1]), context, noise)
         return z.reshape(moved.shape).movedim(-1, axis), log_det.reshape(-1, n)

@@ -269,9 +269,11 @@ class Flow(Uses):
             raise ValueError(f"context for {given} images, a batch of {batch}")
         return self.context_net(checked_context(self.context_net, context).to(self.device))
 
-    def _inverse(self, z: Tensor, context: Context) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context, noise: Noise | None = None) -> Tensor:
         adapt_waits()
         require_wide(self.dtype)
-        z = z.to(self.device, self.dtype).unflatten(1, self.latent_shape)
+        z = z.to(self.device, self.dtype)
+        if noise is None and self.transform.inverse_draws:
+            noise = Noise.of(0, z)
         with values_alone():
-            return self.transform.inverse(z, context)[0]
+            return self.transform.inverse(z.unflatten(1, self.latent_shape), context, noise)[0]

@@ -63,7 +63,8 @@ def _large(module: nn.Module) -> Iterator[tuple[nn.Module, str, Transform]]:
     for parent in module.modules():
         for name, part in parent.named_children():
             parts = list(part.modules())
-            drawing = any(isinstance(each, Transform) and each.draws for each in parts)
+            transforms = [each for each in parts if isinstance(each, Transform)]
+            drawing = any(each.draws or each.inverse_draws for each in transforms)
             if isinstance(part, Transform) and len(parts) >= _LARGE and not drawing:
                 yield parent, name, part
 

@@ -78,10 +78,15 @@ _FIRST_STREAM = 3
 
 
 def number_streams(module: nn.Module) -> None:
-    """Give each transform in `module` that draws noise a stream of its own."""
-    drawing = (m for m in module.modules() if isinstance(m, Transform) and m.draws)
-    for stream, transform in enumerate(drawing, _FIRST_STREAM):
-        transform.stream = stream
+    """Give each transform in `module` that draws noise, in either direction, its own stream."""
+
+    def drawing(part: nn.Module) -> bool:
+        if not isinstance(part, Transform):
+            return False
+        return part.draws or (part.inverse_draws and not isinstance(part, Composite))
+
+    for stream, transform in enumerate(filter(drawing, module.modules()), _FIRST_STREAM):
+        transform.stream = stream  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class MixesPlaces(ValueError):
@@ -105,13 +110,18 @@ See = Callable[["Transform", Tensor, Tensor], None]
 class Transform(nn.Module):
     """An invertible map with its log-det in both directions.
 
+    A surjection is one that forgets a part of x, such as a sign: `forward` is deterministic, and
+    its log-det is ``log p(x | z)``, so that the density through it is exact; `inverse` draws what z
+    leaves open, and its log-det is minus that number at the x that it draws.
+
     Subclasses implement `forward` and `inverse`; `mixerflow.transforms.checks` proves that they
     obey the laws.
 
     Attributes:
         density: whether a flow's log-probability through this transform is exact, a lower bound
             or an unbiased estimate.
-        draws: whether this transform itself, not a part of it, draws noise.
+        draws: whether this transform itself, not a part of it, draws noise in `forward`.
+        inverse_draws: whether `inverse` draws what z leaves open; of a `Composite`, that of a part.
         stream: number of the noise stream of a transform that draws; a `Flow` assigns it.
         dequantization: the noise by which this transform makes real numbers of integers.
         invertible: whether `inverse` gives the input back to rounding, in training mode too.
@@ -127,6 +137,7 @@ class Transform(nn.Module):
 
     density: Density = "exact"
     draws: bool = False
+    inverse_draws: bool = False
     stream: int = 0
     dequantization: Dequantization = "none"
     invertible: bool = True
@@ -142,7 +153,8 @@ class Transform(nn.Module):
     def inverse(self, z: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         """Map latent to data: z to x and ``log|det dx/dz|`` ``(B,)``.
 
-        `noise` is for inverses that draw: those of surjections, which forget part of the data.
+        An inverse that draws (`inverse_draws`) draws from `noise`, or, where it is None, from
+        torch's generator: a `Noise` makes the result a pure function.
         """
         raise NotImplementedError
 
@@ -277,6 +289,11 @@ class Composite(Transform):
     def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether all parts are invertible."""
         return all(part.invertible for part in self.parts())
+
+    @property
+    def inverse_draws(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the inverse of a part draws."""
+        return any(part.inverse_draws for part in self.parts())
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:
         return self.compose(nn.Module.__call__, x, context, noise)

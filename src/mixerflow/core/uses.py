@@ -59,7 +59,8 @@ class Uses(nn.Module):
     def _embed(self, context: Context, batch: int) -> Context:
         raise NotImplementedError
 
-    def _inverse(self, z: Tensor, context: Context) -> Tensor:
+    def _inverse(self, z: Tensor, context: Context, noise: Noise | None = None) -> Tensor:
+        """Images of latents; what an inverse draws without `noise` is a function of the latents."""
         raise NotImplementedError
 
     def _latents(self, like: Tensor, generator: Generator | None, context: Context) -> Tensor:
@@ -135,8 +136,8 @@ class Uses(nn.Module):
 
         Layer 0 is the images themselves, as real numbers; k is the output of the first k layers of
         `layer_shapes`; -1 is the latent, which equals `encode`, and -2 the layer before it. F is D
-        at every layer, in a flow of several scales too, unless the flow adds dimensions. Noise is
-        at its centre, and batch norm in eval mode.
+        at every layer, in a flow of several scales too, unless the flow adds dimensions or forgets
+        some. Noise is at its centre, and batch norm in eval mode.
 
         Raises:
             ValueError: no such layer, or what `forward` refuses.
@@ -157,7 +158,7 @@ class Uses(nn.Module):
 
         Unlike those of `decode`, the images ``(B, *shape)`` are not clamped, the flow stays in its
         mode, and autograd records both results where the transforms' inverses can be
-        differentiated.
+        differentiated. What the latents leave open is drawn as `decode` draws it.
         """
         z = latents_of(z, self.latent_shape)
         context = self._embed(context, z.shape[0])
@@ -167,7 +168,10 @@ class Uses(nn.Module):
     def decode(self, z: Tensor, context: Context = None) -> Tensor:
         """Return images ``(B, *shape)`` of latents ``(B, D)``, clamped into the levels.
 
-        A `NonFiniteWarning` says which images have values that are not finite.
+        In a flow with surjections, whose latents leave a part of an image open, that part is drawn
+        with ``Noise.of(0, z)``: equal latents have equal images, but the latents of an image do not
+        give that image back. A `NonFiniteWarning` says which images have values that are not
+        finite.
         """
         return self.decode_samples(z, context).warned()
 
@@ -191,8 +195,9 @@ class Uses(nn.Module):
         `context` is as in `forward`, or one entry for all images; for an unconditional flow whose
         base has a Gaussian for each class, it is the number of a class, or one an image.
         `temperature` scales the latents; below 1 it gives likelier, less varied images. `generator`
-        is that of the base's draws. A `NonFiniteWarning` says which images have values that are not
-        finite.
+        is that of the base's draws; in a flow whose latents leave a part of an image open, a seed
+        for that part is drawn after them, and temperature does not change that part. A
+        `NonFiniteWarning` says which images have values that are not finite.
         """
         return self.draw(n, context, temperature=temperature, generator=generator).warned()
 
@@ -221,8 +226,16 @@ class Uses(nn.Module):
         with evaluating(self) as flow:
             given = flow._embed(context, n)
             z = flow._latents(like, generator, given if classes is None else classes) * temperature
+            noise = _noise_for(like, generator) if self.transform.inverse_draws else None
             for start in range(0, max(n, 1), batch):
                 part = slice(start, start + batch)
-                x = flow._inverse(z[part], None if given is None else given[part])
+                own = None if noise is None else noise[part]
+                x = flow._inverse(z[part], None if given is None else given[part], own)
                 drawn.append(samples_of(x, self.levels))
         return joined(drawn)
+
+
+def _noise_for(like: Tensor, generator: Generator | None) -> Noise:
+    """Return noise for as many samples as `like` has rows, with a seed from `generator`."""
+    seed = torch.randint(2**63 - 1, (), device=like.device, generator=generator)
+    return Noise(int(seed), torch.arange(len(like), device=like.device))

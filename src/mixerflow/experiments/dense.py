@@ -21,12 +21,12 @@ from mixerflow.parts import DenseNet, Model, UniformDequantizer, VariationalDequ
 from mixerflow.registry import evolve
 from mixerflow.train_config import TrainConfig
 
-_MINUTES = 4.0
-_WEIGHTED = (20, 200)
+MINUTES = 4.0
+WEIGHTED = (20, 200)
 _DEQUANTIZER = "pixels.dequantizer"
-_UNIFORM: dict[str, Any] = {_DEQUANTIZER: UniformDequantizer()}
-_LEARNED: dict[str, Any] = {_DEQUANTIZER: DENSE_TWIN.pixels.dequantizer}
-_INITIAL = 512  # images of the start from data, which takes a slow model a tenth of its time
+UNIFORM: dict[str, Any] = {_DEQUANTIZER: UniformDequantizer()}
+LEARNED: dict[str, Any] = {_DEQUANTIZER: DENSE_TWIN.pixels.dequantizer}
+INITIAL = 512  # images of the start from data, which takes a slow model a tenth of its time
 _TINY_MIXER = {"layers": 2, "flow_layers": 2, "flow.net.width": 8}
 _TINY_GLOW = {"steps": 1, "net.width": 4}
 _TINY_DENSE = {"net.width": 4, "net.growth": 4}
@@ -46,7 +46,7 @@ _COMPARED = (
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class Entrant:
     """A model of the tables on one set of images; its rows change the full model and its twin."""
 
     name: str
@@ -61,40 +61,41 @@ class _Entrant:
         self,
         suffix: str = "",
         label: str = "",
-        changes: dict[str, Any] = _UNIFORM,
+        changes: dict[str, Any] = UNIFORM,
         width: dict[str, Any] | None = None,
     ) -> Row:
         """Make a row of `changes`, and of a `width` of the twin that keeps its parameters equal."""
         twin = evolve(self.twin, changes | (width or {}))
-        full = VariationalDequantizer() if changes is _LEARNED else UniformDequantizer()
+        uniform = changes[_DEQUANTIZER] == UniformDequantizer()
+        full = UniformDequantizer() if uniform else VariationalDequantizer()
         own = setups(
             evolve(self.full, {**changes, _DEQUANTIZER: full}),
             self.train,
             twin,
             evolve(twin, self.tiny),
             steps=STEPS,
-            minutes=_MINUTES,
-            initial=_INITIAL,
+            minutes=MINUTES,
+            initial=INITIAL,
         )
         return Row(f"{self.name}{suffix}", f"{self.label}{label}", setups=own)
 
 
 def _entrants(
     data: str, mixer: Model, train: TrainConfig, mixer_twin: Model, glow: Model, twins: list[Model]
-) -> tuple[_Entrant, ...]:
+) -> tuple[Entrant, ...]:
     """Return the four models on a set of images; `twins` are the last three's."""
     dense, combined = DENSE[f"denseflow-{data}"], COMBINED[f"mixerflow-dense-{data}"].model
     return (
-        _Entrant("mixer", "MixerFlow", mixer, train, mixer_twin, _TINY_MIXER),
-        _Entrant("glow", "Glow", glow, GLOW["glow-cifar10"].train, twins[0], _TINY_GLOW),
-        _Entrant("dense", "DenseFlow", dense.model, dense.train, twins[1], _TINY_DENSE),
-        _Entrant("combined", "MixerFlow in DenseFlow", combined, train, twins[2], _TINY_COMBINED),
+        Entrant("mixer", "MixerFlow", mixer, train, mixer_twin, _TINY_MIXER),
+        Entrant("glow", "Glow", glow, GLOW["glow-cifar10"].train, twins[0], _TINY_GLOW),
+        Entrant("dense", "DenseFlow", dense.model, dense.train, twins[1], _TINY_DENSE),
+        Entrant("combined", "MixerFlow in DenseFlow", combined, train, twins[2], _TINY_COMBINED),
     )
 
 
 _GLOW, _GLOW_TWIN = GLOW["glow-cifar10"].model, GLOW["glow-cifar10-tiny"].model
 _COMBINED_TWIN = COMBINED["mixerflow-dense-cifar10-tiny"].model
-_CIFAR10 = _entrants(
+ON_CIFAR10 = _entrants(
     "cifar10",
     MixerFlow(),
     CIFAR10,
@@ -102,7 +103,7 @@ _CIFAR10 = _entrants(
     _GLOW,
     [evolve(_GLOW_TWIN, {"net.width": 160}), DENSEFLOW_32, _COMBINED_TWIN],
 )
-_MNIST = _entrants(
+ON_MNIST = _entrants(
     "mnist",
     PAPER_MNIST,
     MNIST,
@@ -110,13 +111,13 @@ _MNIST = _entrants(
     evolve(_GLOW, {"scales": 2, "steps": 32}),
     [
         evolve(_GLOW_TWIN, {"net.width": 186}),
-        evolve(DENSE_TWIN, {"net.width": 28, "net.growth": 30}),
+        evolve(DENSE_TWIN, {"net.width": 29, "net.growth": 30}),
         evolve(_COMBINED_TWIN, {"mixing.flow.net.width": 48}),
     ],
 )
 
 
-def _table(name: str, title: str, entrants: tuple[_Entrant, ...], images: str) -> Table:
+def _table(name: str, title: str, entrants: tuple[Entrant, ...], images: str) -> Table:
     """Make the table of four models, each with uniform and with learned noise on the pixels."""
     mixer, glow, dense, combined = (each.name for each in entrants)
     claims = []
@@ -139,35 +140,35 @@ def _table(name: str, title: str, entrants: tuple[_Entrant, ...], images: str) -
                 first.train,
                 first.twin,
                 twin_steps=STEPS,
-                twin_minutes=_MINUTES,
-                weighted=_WEIGHTED,
+                twin_minutes=MINUTES,
+                weighted=WEIGHTED,
             ),
         ),
         rows=tuple(
             row
             for each in entrants
-            for row in (each.row(), each.row("-variational", ", learned noise", _LEARNED))
+            for row in (each.row(), each.row("-variational", ", learned noise", LEARNED))
         ),
         claims=tuple(claims),
     )
 
 
 MIXER_DENSE = _table(
-    "mixer-dense", "MixerFlow beside and inside DenseFlow: CIFAR-10", _CIFAR10, "cifar10"
+    "mixer-dense", "MixerFlow beside and inside DenseFlow: CIFAR-10", ON_CIFAR10, "cifar10"
 )
 MIXER_DENSE_MNIST = _table(
-    "mixer-dense-mnist", "MixerFlow beside and inside DenseFlow: MNIST", _MNIST, "mnist"
+    "mixer-dense-mnist", "MixerFlow beside and inside DenseFlow: MNIST", ON_MNIST, "mnist"
 )
 
-_DENSE, _COMBINED = _CIFAR10[2:]
+_DENSE, _COMBINED = ON_CIFAR10[2:]
 _BLOCK_ALONE = DenseNet(16, growth=16, depth=2, squash=False)
 
 
-def _part(entrant: _Entrant, suffix: str, label: str, width: int, **changes: object) -> Row:
+def _part(entrant: Entrant, suffix: str, label: str, width: int, **changes: object) -> Row:
     """Make a row of changes, two underscores for a dot; nets of this width keep the count."""
     paths = {name.replace("__", "."): value for name, value in changes.items()}
     name = "net.width" if entrant is _DENSE else "mixing.flow.net.width"
-    return entrant.row(f"-{suffix}", f", {label}", {**_UNIFORM, **paths}, {name: width})
+    return entrant.row(f"-{suffix}", f", {label}", {**UNIFORM, **paths}, {name: width})
 
 
 MIXER_DENSE_PARTS = Table(
@@ -182,7 +183,7 @@ MIXER_DENSE_PARTS = Table(
         _part(_COMBINED, "block", "no attention", 47, coupling__net=_BLOCK_ALONE),
         _part(_COMBINED, "mixers", "no image couplings", 57, coupling=None),
         _part(_COMBINED, "bare", "neither noise nor couplings", 64, coupling=None, growth=0),
-        _COMBINED.row("-variational", ", learned noise", _LEARNED),
+        _COMBINED.row("-variational", ", learned noise", LEARNED),
         _DENSE.row(),
         _part(_DENSE, "no-noise", "no noise added", 36, growth=0),
         _part(_DENSE, "input", "noise all at the input", 35, place="input"),

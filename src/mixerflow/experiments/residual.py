@@ -36,7 +36,8 @@ def twin_setups(
     Twins train as that of the recipe does, but for `training`.
     """
     full, twin = recipes[name], recipes[f"{name}-tiny"]
-    own = {"lr": twin.train.lr, "clip": twin.train.clip, "late_epochs": twin.train.late_epochs}
+    names = ("optimizer", "lr", "betas", "clip", "late_epochs")
+    own = {name: getattr(twin.train, name) for name in names}
     return setups(
         full.model,
         full.train,

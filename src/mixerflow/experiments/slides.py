@@ -1,16 +1,17 @@
 """The tables of the DenseFlow slides: bits/dim, the cost of training, and Frechet distances.
 
 Rows are the slides' flows that are here, and MixerFlow beside them; all that the slides print is
-quoted. Twins have as many parameters as MixerFlow's, to 2 %, and its training; of DenseFlow's those
-of the dequantiser are not counted.
+quoted. Twins have as many parameters as MixerFlow's, to 2 %, and its training, but for residual and
+SurVAE flows, which have their own rates; learned dequantisers are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
-from mixerflow.experiments import field, residual
+from mixerflow.experiments import added, field, residual
 from mixerflow.experiments.base import STEPS, setups
 from mixerflow.experiments.dense import DENSEFLOW_32
 from mixerflow.experiments.images import Budget
@@ -30,11 +31,15 @@ from mixerflow.experiments.slides_quoted import (
 )
 from mixerflow.experiments.table import Claim, PublishedResult, Row, Setup, Table
 from mixerflow.models import RealNVP
+from mixerflow.models.anf_recipes import RECIPES as ANFS
 from mixerflow.models.baseline_recipes import RECIPES as BASELINES
 from mixerflow.models.denseflow_recipes import RECIPES as DENSEFLOWS
+from mixerflow.models.flowpp_recipes import RECIPES as FLOWPPS
 from mixerflow.models.glow_recipes import RECIPES as GLOWS
 from mixerflow.models.mixerflow_recipes import RECIPES as MIXERFLOWS
 from mixerflow.models.recipe import Recipe
+from mixerflow.models.survae import Pooling
+from mixerflow.models.survae_recipes import RECIPES as SURVAES
 from mixerflow.parts import Model, ResidualConv
 from mixerflow.registry import evolve
 
@@ -112,6 +117,71 @@ def _denseflow() -> Row:
     return _row("denseflow", places)
 
 
+def _added(
+    name: str,
+    on_32: Row,
+    twin_64: Model,
+    full: tuple[Recipe, Recipe, Recipe],
+    changes: Mapping[str, object] = MappingProxyType({}),
+) -> Row:
+    """Make the row of a model of the table `added-dimensions`, of which twins at 32 pixels are.
+
+    Args:
+        name: the quoted name.
+        on_32: the row of that table.
+        twin_64: the twin at 64 pixels.
+        full: recipes for CIFAR-10, ImageNet at 32 and at 64 pixels.
+        changes: changes of the models of these.
+    """
+    small = on_32.in_column[CIFAR10]
+    twin, tiny, train = small["time"].model, small["tiny"].model, small["time"].train
+    own = {each: getattr(train, each) for each in ("optimizer", "lr", "betas", "clip")}
+    places = {}
+    for column in COLUMNS:
+        recipe = full[0 if column == CIFAR10 else 1 if column in _SIDE_32 else 2]
+        at_here = twin if column in _SIDE_32 else twin_64
+        paper = evolve(recipe.model, changes)
+        places[column] = setups(paper, recipe.train, at_here, tiny, steps=STEPS, **own)
+    return _row(name, places)
+
+
+def _survae(on_32: Row, pooling: Pooling) -> Row:
+    names = ("cifar10", "imagenet32", "imagenet64")
+    full = tuple(SURVAES[f"survae-{name}"] for name in names)
+    twin = SURVAES["survae-imagenet64-tiny"].model
+    twin_64 = evolve(twin, {"net.width": 43, "net.growth": 42, "pooling": pooling})
+    return _added("survae", on_32, twin_64, full, {"pooling": pooling})
+
+
+def _twin_of(row: Row) -> Model:
+    return row.in_column[CIFAR10]["time"].model
+
+
+_FLOWPP_FULL = FLOWPPS["flowpp-cifar10"], *(FLOWPPS["flowpp-imagenet32"],) * 2
+FLOWPP = _added(
+    "flow++",
+    added.FLOWPP,
+    evolve(_twin_of(added.FLOWPP), {"net.width": 54}),
+    _FLOWPP_FULL,
+)
+VFLOW = _added(
+    "vflow",
+    added.VFLOW,
+    evolve(_twin_of(added.VFLOW), {"net.width": 34}),
+    (FLOWPPS["vflow-cifar10"],) * 3,
+)
+ANF = _added(
+    "anf",
+    added.ANF,
+    ANFS["anf-imagenet64-tiny"].model,
+    (ANFS["anf-cifar10"], ANFS["anf-imagenet32"], ANFS["anf-imagenet64"]),
+)
+SURVAE = _survae(added.SURVAE_SLICE, "slice")  # the slides quote its figures
+POOLED = replace(  # and the distance of samples of this one
+    _survae(added.SURVAE_MAX, "max"),
+    label="SurVAE Flow with max pooling",
+    published={CIFAR10: published(SURVAES["survae-cifar10"])},
+)
 REALNVP, MACOW, DENSEFLOW = _realnvp(), _macow(), _denseflow()
 RESIDUAL = _row(
     "residual-flow",
@@ -147,16 +217,22 @@ TABLE_1 = Table(
     "Negative log-likelihood in bits per dimension. Rows are trained here; what is quoted is the "
     "slides', each with its kind as far as the model's paper says it. Figures of two kinds are not "
     f"comparable, and no claim is about quoted ones. {_OLD_AND_NEW} Twins, of the budgets cpu and "
-    "time, have as many parameters as MixerFlow's, DenseFlow's without its dequantiser. At the "
-    "budget gpu MaCow, and Glow on ImageNet, are smaller than the models of the quoted figures, "
-    "models of faces other than DenseFlow and Real NVP have their settings for anime faces, and "
-    "residual flows everywhere those for CIFAR-10.",
+    "time, have as many parameters as MixerFlow's, without learned dequantisers. At the budget gpu "
+    "MaCow, and Glow on ImageNet, are smaller than the models of the quoted figures, and ANF's "
+    "sizes are ours; models of faces other than DenseFlow and Real NVP have settings for other images, "
+    "residual flows and VFlow everywhere those for CIFAR-10, and Flow++ outside of CIFAR-10 those "
+    "for ImageNet at 32 pixels. The SurVAE flow has slices, as that of the quoted figures.",
     columns=tuple(COLUMNS.values()),
-    rows=(REALNVP, GLOW, RESIDUAL, IDENSENET, MACOW, DENSEFLOW, MIXER),
+    rows=(
+        *(REALNVP, GLOW, RESIDUAL, IDENSENET, FLOWPP, ANF, VFLOW),
+        *(MACOW, SURVAE, DENSEFLOW, MIXER),
+    ),
     claims=(
         Claim("glow", "realnvp", "Glow is better than Real NVP"),
         Claim("macow", "glow", "MaCow is better than Glow"),
         Claim("mixer", "realnvp", "MixerFlow is better than Real NVP"),
+        Claim("flow++", "glow", "Flow++ is better than Glow", kinds="any"),
+        Claim("vflow", "flow++", "VFlow is better than Flow++", kinds="any"),
     ),
     quoted=tuple(DENSITY.values()),
 )
@@ -166,9 +242,9 @@ TABLE_2 = Table(
     "DenseFlow's slides: the cost of training",
     "GPUs and hours are quoted from the slides; what the full models would take here is computed "
     f"from their measured speed. {_OLD_AND_NEW} MixerFlow on faces has its settings for anime "
-    "faces.",
+    "faces, and VFlow everywhere its settings for CIFAR-10.",
     columns=tuple(COLUMNS[name] for name in (CIFAR10, OLD_32, NEW_32, CELEBA)),
-    rows=(DENSEFLOW, MIXER),
+    rows=(VFLOW, DENSEFLOW, MIXER),
     quoted=tuple(COSTS.values()),
     costs=True,
 )
@@ -177,9 +253,10 @@ TABLE_3 = Table(
     "denseflow-table-3",
     "DenseFlow's slides: Frechet distances of samples",
     "FID on CIFAR-10, quoted from the slides; and of the models trained here, which are those of "
-    "denseflow-table-1, and an i-ResNet.",
+    "denseflow-table-1, and an i-ResNet; but the SurVAE flow has max pooling, as that of the "
+    "quoted distance.",
     columns=(field.CIFAR10_COLUMN,),
-    rows=(IRESNET, GLOW, RESIDUAL, DENSEFLOW, MIXER),
+    rows=(IRESNET, GLOW, RESIDUAL, POOLED, DENSEFLOW, MIXER),
     quoted=tuple(DISTANCES.values()),
     distances=True,
 )

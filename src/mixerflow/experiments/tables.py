@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from mixerflow.errors import ConfigError, nearest
 from mixerflow.experiments import (
+    added,
     dense,
     embeddings,
     field,
@@ -216,7 +217,7 @@ NORMS_LONGER = Table(
 )
 
 _ALL = (TABLE_3, TABLE_8, TABLE_10, APPENDIX_D, NORMS, NORMS_LONGER, CONDITIONAL)
-_MODULES = (field, residual, embeddings, hybrid, outlier_tables, dense, slides, profile)
+_MODULES = (field, residual, added, embeddings, hybrid, outlier_tables, dense, slides, profile)
 TABLES = {table.name: table for table in (*(each for m in _MODULES for each in m.TABLES), *_ALL)}
 
 

@@ -15,6 +15,7 @@ from mixerflow.models.denseflow import DenseFlow
 from mixerflow.models.emerging import Emerging
 from mixerflow.models.featureflow import FeatureFlow
 from mixerflow.models.ffjord import FFJORD
+from mixerflow.models.flowpp import FlowPP
 from mixerflow.models.gaussianization import GaussianizationFlow
 from mixerflow.models.glow import Glow
 from mixerflow.models.idensenet import IDenseNet
@@ -28,6 +29,8 @@ from mixerflow.models.nsf import NSF
 from mixerflow.models.periodic import Periodic
 from mixerflow.models.realnvp import RealNVP
 from mixerflow.models.residual_flow import ResidualFlow
+from mixerflow.models.survae import SurVAE
+from mixerflow.models.vflow import VFlow
 from mixerflow.models.woodbury import WoodburyGlow
 from mixerflow.parts.model import Model, spec_of
 from mixerflow.registry import construct, describe
@@ -35,7 +38,7 @@ from mixerflow.registry import construct, describe
 __all__ = ["FFJORD", "MAF", "NSF", "ButterflyFlow", "DenseFlow", "Emerging", "FeatureFlow", "Glow"]
 __all__ += ["MaCow", "MixerDenseFlow", "MixerFlow", "Model", "Periodic", "RealNVP", "WoodburyGlow"]
 __all__ += ["IDenseNet", "IResNet", "MonotoneFlow", "ResidualFlow"]
-__all__ += ["ANF", "AttentionGlow", "GaussianizationFlow"]
+__all__ += ["ANF", "AttentionGlow", "FlowPP", "GaussianizationFlow", "SurVAE", "VFlow"]
 __all__ += ["flow_from", "from_spec", "spec_of", "spec_of_flow"]
 
 

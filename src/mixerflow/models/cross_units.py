@@ -61,6 +61,11 @@ class CrossUnitFlow(Model):
             what = f"place must be one of {', '.join(get_args(Place))}; got {self.place!r}"
             raise ValueError(f"{type(self).__name__}: {what}")
 
+    @property
+    def of_noise(self) -> Elementwise:
+        """The transform of the noise, given its net."""
+        return self.elementwise
+
     def unit(self, shape: Shape, block: int, numbers: range) -> Transform:
         """Return a unit of events `shape`, of the modules with these numbers, from 1, of all.
 
@@ -124,6 +129,6 @@ class CrossUnitFlow(Model):
         """Return noise of `channels` beside events `shape`, whose net reads `given` channels."""
         if self.noise_net is None:
             return Augment(shape, channels)
-        out = self.elementwise.params * channels
+        out = self.of_noise.params * channels
         net = self.noise_net.build(given, out, sides=shape[1:], context=self.context)
-        return Augment(shape, channels, net, self.elementwise)
+        return Augment(shape, channels, net, self.of_noise)

@@ -42,11 +42,17 @@ class DenseFlow(CrossUnitFlow):
     net: ImageNet = DenseAttention()
     """Net of the couplings, which reads one half of the channels."""
     elementwise: Elementwise = Affine(2.0)
-    """Transform of the other half of the channels, and of the noise."""
+    """Transform of the other half of the channels."""
     linear: LinearMap = MatrixMap()
     """The 1x1 convolution."""
     floor: float = 0.01
     """Lower bound of the standard deviations that ActNorm's start from data divides by."""
+    noise_elementwise: Elementwise | None = None
+    """Transform of the noise, given its net; None for that of the couplings."""
+
+    @property
+    def of_noise(self) -> Elementwise:
+        return self.elementwise if self.noise_elementwise is None else self.noise_elementwise
 
     def unit(self, shape: Shape, block: int, numbers: range) -> Transform:
         """Return the modules: ActNorm, 1x1 convolution, coupling and swap, each as one layer."""

@@ -6,6 +6,7 @@ from mixerflow.nets.attention import AttentionNet
 from mixerflow.nets.base import Conditioner, squash
 from mixerflow.nets.conv import ImageConditioner, PlainConvNet, ResidualConvNet, WideningConvNet
 from mixerflow.nets.dense import DenseAttentionNet, DenseConvNet, DenseEncoder, ResidualDenseNet
+from mixerflow.nets.gated import ColumnEncoder, GatedAttentionNet
 from mixerflow.nets.glow import ChannelAffine, GlowNet, ZeroConv
 from mixerflow.nets.heads import LinearClassifier, MeanClassifier, ScalesClassifier
 from mixerflow.nets.kan import SplineNet
@@ -28,15 +29,14 @@ from mixerflow.nets.spectral import (
 from mixerflow.nets.velocity_conv import ConvVelocity
 
 __all__ = [
-    "MADE", "Activation", "AttentionNet", "CLipSwish", "ChannelAffine", "Conditioner",
-    "ConvVelocity", "DenseAttentionNet", "DenseConvNet", "DenseEncoder", "GlowNet",
-    "GridPositionalEncoding", "ImageConditioner", "Kernel", "KernelNet",
-    "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipELU", "LipSwish",
-    "LipschitzConvNet", "LipschitzDense", "LipschitzDenseConv", "LipschitzMLP", "MaskedMLP",
-    "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet", "ResNet",
-    "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier",
+    "MADE", "Activation", "AttentionNet", "CLipSwish", "ChannelAffine", "ColumnEncoder",
+    "Conditioner", "ConvVelocity", "DenseAttentionNet", "DenseConvNet", "DenseEncoder",
+    "GatedAttentionNet", "GlowNet", "GridPositionalEncoding", "ImageConditioner", "Kernel",
+    "KernelNet", "LearnedPositionalEncoding", "LineConvNet", "LinearClassifier", "LipELU",
+    "LipSwish", "LipschitzConvNet", "LipschitzDense", "LipschitzDenseConv", "LipschitzMLP",
+    "MaskedMLP", "MeanClassifier", "Norm", "NystromAttention", "PlainConvNet", "PreactivationNet",
+    "ResNet", "ResidualConvNet", "ResidualDenseNet", "ResidualMLP", "Scale", "ScalesClassifier",
     "SinusoidalPositionalEncoding", "SpectralConv", "SpectralLinear", "SplineNet",
-    "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern",
-    "norm_of", "spectral_bound", "spectral_bound_of_convolution", "squared_exponential",
-    "squash",
+    "SyncedBatchNorm", "TanhScale", "Velocity", "WideningConvNet", "ZeroConv", "matern", "norm_of",
+    "spectral_bound", "spectral_bound_of_convolution", "squared_exponential", "squash",
 ]

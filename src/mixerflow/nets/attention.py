@@ -16,19 +16,26 @@ from mixerflow.registry import register
 
 
 class SelfAttention(nn.Module):
-    """``softmax(Q K^T / sqrt(d)) V`` of each head, over the tokens of one event at a time."""
+    """``softmax(Q K^T / sqrt(d)) V`` of each head, over the tokens of one event at a time.
 
-    def __init__(self, width: int, heads: int) -> None:
+    A linear map of the result has `out` numbers, by default `width`; in training a share `dropout`
+    of what it reads is set to 0.
+    """
+
+    def __init__(
+        self, width: int, heads: int, out: int | None = None, *, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.read = nn.Linear(width, 3 * width)
-        self.write = nn.Linear(width, width)
+        self.write = nn.Linear(width, width if out is None else out)
 
     def forward(self, h: Float[Tensor, "batch tokens width"]) -> Tensor:
         split = self.read(h).unflatten(-1, (3, self.heads, -1)).movedim(1, -2)
         q, k, v = split.unbind(1)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.write(mixed.movedim(-2, 1).flatten(2))
+        mixed = mixed.movedim(-2, 1).flatten(2)
+        return self.write(nn.functional.dropout(mixed, self.dropout, self.training))
 
     def idle(self) -> Iterator[Entries]:
         """The keys' bias: it adds the same to all scores of a query."""

@@ -185,11 +185,12 @@ class DenseAttentionNet(ImageConditioner):
 
 @register
 class DenseEncoder(nn.Module):
-    """Feature maps ``(B, width, *spatial / factor)`` of images: `DenseBlock`, stride, `DenseBlock`.
+    """Feature maps ``(B, out, *spatial / factor)`` of images: `DenseBlock`, stride, `DenseBlock`.
 
     Args:
         in_channels: channels of the images.
-        width: channels of the maps.
+        width: channels before the last block.
+        out: channels of the maps; None for `width`.
         growth: channels that each layer of a block appends.
         depth: layers of each block.
         factor: stride and side of the convolution between the blocks.
@@ -197,13 +198,21 @@ class DenseEncoder(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, *, width: int, growth: int, depth: int, factor: int, axes: int = 2
+        self,
+        in_channels: int,
+        out: int | None = None,
+        *,
+        width: int,
+        growth: int,
+        depth: int,
+        factor: int,
+        axes: int = 2,
     ) -> None:
         super().__init__()
         settings = {"growth": growth, "depth": depth, "kernel": 3}
         self.near = DenseBlock(in_channels, width, **settings, axes=axes)
         self.shrink = convolution(axes, width, width, stride=factor)
-        self.far = DenseBlock(width, **settings, axes=axes)
+        self.far = DenseBlock(width, out, **settings, axes=axes)
 
     def forward(self, x: Float[Tensor, "batch in *spatial"]) -> Tensor:
         return self.far(self.shrink(self.near(x)))

@@ -11,6 +11,7 @@ from mixerflow.parts.base import Part, PositiveCounts
 from mixerflow.parts.bases import (
     BaseChoice, CauchyBase, MixtureBase, NormalBase, SpikeAndSlabBase, StudentTBase,
 )
+from mixerflow.parts.columns import ColumnChannels, ColumnDequantizer
 from mixerflow.parts.conditioners import (
     KAN, MLP, Attention, DenseLipschitzNet, KernelMachine, LipschitzNet, MaskedNet, RowNet,
     VelocityNet,
@@ -20,8 +21,8 @@ from mixerflow.parts.image_maps import (
     ButterflyImage, EmergingMap, PeriodicMap, WoodburyPlanes,
 )
 from mixerflow.parts.image_nets import (
-    ConvNet, ConvVelocityNet, DenseAttention, DenseNet, GlowConv, ImageNet, PlainConv,
-    PreactivationConv, ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
+    ConvNet, ConvVelocityNet, DenseAttention, DenseNet, GatedAttention, GlowConv, ImageNet,
+    PlainConv, PreactivationConv, ResidualConv, ResidualDense, WideningConv, ZeroConvolution,
 )
 from mixerflow.parts.images import (
     ActivationPrior, ConvolutionPrior, GlowSteps, GridEncoding, InvertibleAttention,
@@ -48,19 +49,20 @@ from mixerflow.parts.shuffles import GlobalShuffle, LocalShuffle, Shuffle
 
 __all__ = [
     "KAN", "MLP", "ActivationPrior", "AddedChannels", "Attention", "BaseChoice", "ButterflyImage",
-    "ButterflyMap", "CauchyBase", "Classes", "ConditionalChannels", "ConvNet", "ConvVelocityNet",
-    "ConvolutionPrior", "DenseAttention", "DenseLipschitzNet", "DenseNet", "Dequantizer",
-    "EmergingMap", "GaussiansHead", "GlobalShuffle", "GlowConv", "GlowSteps", "GridEncoding",
-    "Head", "ImageMap", "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap",
-    "LearnedEncoding", "LinearHead", "LinearMap", "LipschitzNet", "LocalShuffle", "LogitPixels",
-    "MaskedNet", "MatrixMap", "MeanHead", "MixerAddition", "Mixing", "MixtureBase", "Model",
-    "NoMap", "NormalBase", "NormalChannels", "NormalScorePixels", "PLUMap", "Part",
-    "PatchAttention", "Patching", "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding",
-    "PositiveCounts", "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense",
-    "RowAutoregression", "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow",
-    "RowGaussianization", "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual",
-    "SameMap", "ScaledPixels", "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding",
-    "SpikeAndSlabBase", "StudentTBase", "UniformDequantizer", "UnpackedPLUMap",
-    "VariationalDequantizer", "Vectors", "VelocityNet", "WhiteMap", "WideningConv", "WoodburyMap",
-    "WoodburyPlanes", "ZeroConvolution", "glow_step", "image_coupling",
+    "ButterflyMap", "CauchyBase", "Classes", "ColumnChannels", "ColumnDequantizer",
+    "ConditionalChannels", "ConvNet", "ConvVelocityNet", "ConvolutionPrior", "DenseAttention",
+    "DenseLipschitzNet", "DenseNet", "Dequantizer", "EmergingMap", "GatedAttention",
+    "GaussiansHead", "GlobalShuffle", "GlowConv", "GlowSteps", "GridEncoding", "Head", "ImageMap",
+    "ImageNet", "InvertibleAttention", "KernelMachine", "LUMap", "LearnedEncoding", "LinearHead",
+    "LinearMap", "LipschitzNet", "LocalShuffle", "LogitPixels", "MaskedNet", "MatrixMap",
+    "MeanHead", "MixerAddition", "Mixing", "MixtureBase", "Model", "NoMap", "NormalBase",
+    "NormalChannels", "NormalScorePixels", "PLUMap", "Part", "PatchAttention", "Patching",
+    "PeriodicMap", "Pixels", "PlainConv", "PositionalEncoding", "PositiveCounts",
+    "PreactivationConv", "Prior", "RLUMap", "ResidualConv", "ResidualDense", "RowAutoregression",
+    "RowContinuous", "RowCoupling", "RowDenseResidual", "RowFlow", "RowGaussianization",
+    "RowInverseAutoregression", "RowMonotone", "RowNet", "RowResidual", "SameMap", "ScaledPixels",
+    "Scales", "ScalesHead", "Shuffle", "SinusoidalEncoding", "SpikeAndSlabBase", "StudentTBase",
+    "UniformDequantizer", "UnpackedPLUMap", "VariationalDequantizer", "Vectors", "VelocityNet",
+    "WhiteMap", "WideningConv", "WoodburyMap", "WoodburyPlanes", "ZeroConvolution", "glow_step",
+    "image_coupling",
 ]

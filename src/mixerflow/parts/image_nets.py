@@ -11,6 +11,7 @@ from mixerflow.nets import (
     ConvVelocity,
     DenseAttentionNet,
     DenseConvNet,
+    GatedAttentionNet,
     GlowNet,
     Norm,
     PlainConvNet,
@@ -182,6 +183,32 @@ class DenseAttention(PositiveCounts, ImageNet):
     """Whether attention is computed as in DenseFlow's released model, along other axes."""
     norm: Norm = "batch"
     """Norm of each pixel's channels where block and attention meet."""
+
+
+@register("gated-attention")
+@dataclass(frozen=True)
+class GatedAttention(PositiveCounts, ImageNet):
+    """Gated convolutions and gated attention in turn; the defaults are Flow++'s."""
+
+    makes = GatedAttentionNet
+
+    width: int = 96
+    """Hidden channels."""
+    depth: int = 10
+    """Blocks of a gated convolution and a gated attention."""
+    heads: int = 4
+    """Heads of the attention; a divisor of the width."""
+    dropout: float = 0.0
+    """Share of hidden numbers that are set to 0 in training."""
+    norm: Norm = "layer"
+    """Norm of each pixel's hidden channels after each convolution and attention."""
+    weight_norm: bool = False
+    """Whether each map's weight is a norm for each output times a direction."""
+    last_elu: bool = False
+    """Whether the last convolution reads a concatenated ELU."""
+
+    def build(self, given: int, out: int, *, sides: Shape, context: int = 0) -> nn.Module:
+        return self.make(given, out, context=context, sides=sides)
 
 
 @register("widening")

@@ -61,6 +61,8 @@ class VariationalDequantizer(PositiveCounts, Dequantizer):
     """Number of couplings."""
     context: int = 64
     """Channels of the feature maps of the image, which the couplings read."""
+    width: int | None = None
+    """Channels of the maps before the last dense block, which gives these; None for as many."""
     growth: int = 16
     """Channels that each layer of the feature maps' dense blocks adds."""
     depth: int = 4
@@ -78,8 +80,9 @@ class VariationalDequantizer(PositiveCounts, Dequantizer):
             if inner[0] > 1:
                 steps.append(image_coupling(self.net, Affine(2.0), inner, context=self.context))
         steps += [Along(0, Matrix(inner[0])), Inverse(squeeze, shape)]
-        settings = {"width": self.context, "growth": self.growth, "depth": self.depth}
-        encoder = DenseEncoder(shape[0], **settings, factor=factor, axes=axes)
+        width = self.context if self.width is None else self.width
+        settings = {"width": width, "growth": self.growth, "depth": self.depth}
+        encoder = DenseEncoder(shape[0], self.context, **settings, factor=factor, axes=axes)
         return VariationalDequantize(shape, encoder, Chain(*steps), inner, levels)
 
 

@@ -183,6 +183,7 @@ def reconstructions(flow: Flow, images: Images) -> Section:
     note = (
         f"From above: images; decoded from their latents ({_difference(x, decoded)}); "
         "decoded from 0.7 times their latents."
+        + (" What latents leave open is drawn." if flow.transform.inverse_draws else "")
         + (f" {count} values are not finite, shown in magenta." if count else "")
     )
     pixels = to_pixels(flow, Samples(shown, 0, nonfinite))

@@ -105,6 +105,9 @@ class LatentSearch(Search):
         return x.new_zeros(len(x), math.prod(flow.latent_shape))
 
     def images(self, flow: Flow, variable: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        if flow.transform.inverse_draws:
+            what = "latents of this flow leave a part of an image open"
+            raise ConfigError(what, "--space latent", "use --space image")
         x, log_base = flow.invert(variable, context)
         if torch.is_grad_enabled() and not x.requires_grad:
             what = "the inverse of this flow has no gradient"

@@ -30,18 +30,20 @@ from mixerflow.transforms.norms import ActNorm, BatchNorm, DiagonalAffine
 from mixerflow.transforms.residual import Monotone, Residual
 from mixerflow.transforms.shuffle import ShufflePixels
 from mixerflow.transforms.spline import RationalQuadratic
+from mixerflow.transforms.surjections import AbsoluteValue, MaxPool, Round, Sort
 from mixerflow.transforms.variational import VariationalDequantize
 from mixerflow.transforms.whiten import Standardize, Whiten
 
 __all__ = [
-    "LU", "PLU", "RLU", "ActNorm", "Affine", "Augment", "AugmentByFlow", "Autoregressive",
-    "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly", "Checkerboard",
-    "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits", "Dequantize",
-    "DiagonalAffine", "Dilated", "EachPart", "Elementwise", "FixedWoodbury", "FlooredAffine",
-    "Gaussianize", "Halves", "Householder", "KernelChain", "Leading", "LineAutoregressive",
-    "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix", "MixerLayer", "Monotone",
-    "NoSplit", "NormalScores", "Patchify", "PeriodicConvolution", "RationalQuadratic", "Rescale",
-    "Reshape", "Residual", "Roll", "ShufflePixels", "SigmoidAffine", "SpaceToDepth", "Split",
-    "Squeeze", "Standardize", "Stripes", "SwapHalves", "TokenAttention", "UnpackedPLU",
-    "VariationalDequantize", "Whiten", "Woodbury", "halves",
+    "LU", "PLU", "RLU", "AbsoluteValue", "ActNorm", "Affine", "Augment", "AugmentByFlow",
+    "Autoregressive", "AutoregressiveConvolution", "Bands", "BatchNorm", "Butterfly",
+    "Checkerboard", "CheckerboardSqueeze", "Columns", "Continuous", "Coupling", "CrossUnits",
+    "Dequantize", "DiagonalAffine", "Dilated", "EachPart", "Elementwise", "FixedWoodbury",
+    "FlooredAffine", "Gaussianize", "Halves", "Householder", "KernelChain", "Leading",
+    "LineAutoregressive", "Linear", "LogisticMixture", "Logit", "MapAttention", "Matrix", "MaxPool",
+    "MixerLayer", "Monotone", "NoSplit", "NormalScores", "Patchify", "PeriodicConvolution",
+    "RationalQuadratic", "Rescale", "Reshape", "Residual", "Roll", "Round", "ShufflePixels",
+    "SigmoidAffine", "Sort", "SpaceToDepth", "Split", "Squeeze", "Standardize", "Stripes",
+    "SwapHalves", "TokenAttention", "UnpackedPLU", "VariationalDequantize", "Whiten", "Woodbury",
+    "halves",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mixerflow.core import Shape, Transform
-from mixerflow.transforms.checks import conduct, exact  # noqa: F401  (they register their laws)
+from mixerflow.transforms.checks import conduct, exact, forgetting  # noqa: F401  (their laws)
 from mixerflow.transforms.checks.subject import (
     KINDS,
     LAWS,

@@ -136,7 +136,7 @@ def copies(subject: Subject) -> None:
 def draws(subject: Subject) -> None:
     """A transform that draws noise has a part with ``draws``: flows number those parts' streams."""
     parts = (part for part in subject.transform.modules() if isinstance(part, Transform))
-    declared = any(part.draws for part in parts)
+    declared = any(part.draws for part in parts)  # of inverses, see the laws of surjections
     assert declared or not subject.kind.noisy, "it draws noise, but no part of it has `draws` True"
 
 

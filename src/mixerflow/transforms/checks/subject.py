@@ -25,7 +25,7 @@ KindName = (
         "variational",
         "augmenting",
     ]
-    | Literal["surjection"]
+    | Literal["surjection", "rounding", "surjection turned round"]
 )
 
 _JACOBIAN = frozenset({"forward log-det", "inverse log-det"})
@@ -35,7 +35,9 @@ _ESTIMATED = frozenset({"estimated log-det", "estimated inverse log-det"})
 _ROUNDED = frozenset({"zero log-det", "expectation"})
 _LEARNED = frozenset({"zero log-det", "cube"})
 _WIDENED = frozenset({"integral"})
-_SPECIAL = _ESTIMATED | _ROUNDED | _LEARNED | _WIDENED
+_NOISY = _ESTIMATED | _ROUNDED | _LEARNED | _WIDENED | {"turned draws"}
+_FORGETTING = frozenset({"deterministic", "opposite log-dets", "inverse draws", "exchange"})
+_SPECIAL = _NOISY | _FORGETTING | {"mass"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,12 @@ class Kind:
     @property
     def noisy(self) -> bool:
         """Whether `forward` draws noise."""
-        return bool(self.also & _SPECIAL)
+        return bool(self.also & _NOISY)
+
+    @property
+    def forgets(self) -> bool:
+        """Whether `inverse` draws noise."""
+        return bool(self.also & _FORGETTING)
 
     def obeys(self, law: str) -> bool:
         """Whether `law` applies to this kind."""
@@ -88,8 +95,14 @@ KINDS: dict[KindName, Kind] = {
     "augmenting": Kind(
         1e-10, 1e-4, 0.0, _JACOBIAN | {"right inverse", "inverse gradients"}, _WIDENED
     ),
-    # its log-det is a closed form that the transform's own test states
-    "surjection": Kind(1e-10, 1e-4, 0.0, _JACOBIAN | {"left inverse"}),
+    # the inverse draws what the latent leaves open
+    "surjection": Kind(1e-10, 1e-4, 1e-8, _JACOBIAN | {"left inverse"}, _FORGETTING | {"mass"}),
+    # the same of latents that are no real numbers
+    "rounding": Kind(0.0, 0.0, 0.0, _JACOBIAN | {"left inverse"}, _FORGETTING),
+    # the same backwards: data within the values that the surjection gives
+    "surjection turned round": Kind(
+        1e-10, 1e-4, 1e-8, _JACOBIAN | {"right inverse"}, frozenset({"turned draws"})
+    ),
 }
 
 Direction = Literal["forward", "inverse"]
@@ -202,10 +215,11 @@ class Subject:
     def arguments(self, direction: Direction, batch: Batch) -> tuple[Any, ...]:
         """The arguments of `transform.forward` or `transform.inverse`."""
         estimated = bool(self.kind.also & _ESTIMATED)
-        if direction == "inverse" and not estimated:
+        forgets = self.kind.forgets
+        if direction == "inverse" and not (estimated or forgets):
             return batch.values, batch.context
-        noise = Noise(self.seed, batch.number) if self.kind.noisy else None
-        return batch.values, batch.context, noise
+        draws = forgets if direction == "inverse" and not estimated else self.kind.noisy
+        return batch.values, batch.context, Noise(self.seed, batch.number) if draws else None
 
     def run(
         self, direction: Direction, batch: Batch, *, transform: Transform | None = None
