@@ -20,9 +20,12 @@ from mixerflow.models import SurVAE
 from mixerflow.models.survae_recipes import TWIN
 from mixerflow.parts import (
     Classes,
+    GaussiansHead,
+    LinearHead,
     NormalChannels,
     ResidualDense,
     ScaledPixels,
+    ScalesHead,
     VariationalDequantizer,
     Vectors,
 )
@@ -240,6 +243,15 @@ def test_its_inference_copy_is_the_same(model):
     z = flow.encode(x)
     torch.testing.assert_close(folded.encode(x), z, rtol=1e-9, atol=1e-9)
     assert torch.equal(folded.decode(z), flow.decode(z))
+
+
+@pytest.mark.parametrize("head", [LinearHead(3), ScalesHead(3, 5), GaussiansHead(3)])
+def test_heads_read_the_latents_that_pooling_leaves(head):
+    flow, x = moved(replace(SMALL, head=head)), drawn(4, (3, 8, 8))
+    z, log_prob, _ = flow(x)
+    assert flow.logits(z).shape == (4, 3) and log_prob.isfinite().all()
+    if isinstance(head, GaussiansHead):
+        assert flow.sample(2, context=1).shape == (2, 3, 8, 8)
 
 
 def test_importance_weighting_lowers_the_figure_of_learned_noise():
