@@ -94,7 +94,7 @@ def _new(
     in_column = {}
     for place, width in zip(COLUMNS, widths, strict=True):
         pair = {
-            each: replace(recipes[each], model=evolve(recipes[each].model, changes))
+            each: replace(recipes[each], model=evolve(recipes[each].model, dict(changes)))
             for each in (f"{kind}-{place}", f"{kind}-{place}-tiny")
         }
         in_column[place] = twin_setups(
