@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from mixerflow.core import Along, MultiScale, Transform
+from mixerflow.core import Along, MultiScale
 from mixerflow.nets import (
     DenseAttentionNet,
     DenseEncoder,
@@ -18,6 +18,7 @@ from mixerflow.nets import (
 )
 from mixerflow.transforms import (
     LU,
+    AbsoluteValue,
     ActNorm,
     Affine,
     Augment,
@@ -499,19 +500,18 @@ def test_estimated_log_dets_are_right_in_the_mean():
     assert broken_laws(Estimated(4, bias=0.1), (4,), kind="estimate") == {"estimated log-det"}
 
 
-class Absolute(Transform):
-    """A surjection: its right inverse takes the positive root."""
-
-    def forward(self, x, context=None, noise=None):
-        return x.abs(), x.new_full((len(x),), math.log(0.5) * math.prod(x.shape[1:]))
+class PositiveRoot(AbsoluteValue):
+    """A surjection whose right inverse draws nothing: it takes the positive root."""
 
     def inverse(self, z, context=None, noise=None):
         return z.clone(), z.new_full((len(z),), math.log(2) * math.prod(z.shape[1:]))
 
 
 def test_kinds_waive_what_cannot_hold():
-    assert broken_laws(Absolute(), (4,), kind="surjection") == set()
-    assert "left inverse" in broken_laws(Absolute(), (4,))
+    assert broken_laws(AbsoluteValue(), (4,), kind="surjection") == set()
+    assert "left inverse" in broken_laws(AbsoluteValue(), (4,))
+    wrong = broken_laws(PositiveRoot(), (4,), kind="surjection")
+    assert wrong == {"inverse draws", "exchange"}
 
 
 def test_unknown_laws_are_refused():

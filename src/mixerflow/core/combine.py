@@ -145,8 +145,6 @@ class Inverse(FixedShape, _Wrapper):
     uniform dequantisation, and `AbsoluteValue` turned round adds random signs.
     """
 
-    inverse_draws = False
-
     def __init__(self, transform: Transform, shape: Shape) -> None:
         super().__init__(transform.out_shape(shape), shape)
         if transform.density != "exact":
@@ -159,7 +157,12 @@ class Inverse(FixedShape, _Wrapper):
         return self.transform.inverse_draws
 
     @property
-    def density(self) -> Density:
+    def inverse_draws(self) -> bool:
+        """False: the inverse is the other's forward direction."""
+        return False
+
+    @property
+    def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
         """A lower bound where `forward` draws."""
         return "bound" if self.draws else super().density
 

@@ -79,14 +79,12 @@ _FIRST_STREAM = 3
 
 def number_streams(module: nn.Module) -> None:
     """Give each transform in `module` that draws noise, in either direction, its own stream."""
-
-    def drawing(part: nn.Module) -> bool:
-        if not isinstance(part, Transform):
-            return False
-        return part.draws or (part.inverse_draws and not isinstance(part, Composite))
-
-    for stream, transform in enumerate(filter(drawing, module.modules()), _FIRST_STREAM):
-        transform.stream = stream  # pyright: ignore[reportAttributeAccessIssue]
+    transforms = (m for m in module.modules() if isinstance(m, Transform))
+    drawing = (
+        m for m in transforms if m.draws or (m.inverse_draws and not isinstance(m, Composite))
+    )
+    for stream, transform in enumerate(drawing, _FIRST_STREAM):
+        transform.stream = stream
 
 
 class MixesPlaces(ValueError):

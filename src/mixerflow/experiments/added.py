@@ -105,8 +105,8 @@ def _new(
 
 _TINY_SURVAE = {"steps": 1, "net.width": 4, "net.growth": 4, "net.depth": 1}
 _SURVAE_WIDTHS = (
-    {"net.width": 30, "net.growth": 28},
-    {"net.width": 25, "net.growth": 25},
+    {"net.width": 32, "net.growth": 33},
+    {"net.width": 29, "net.growth": 28},
 )
 FLOWPP = _new(
     "flowpp",
@@ -119,7 +119,7 @@ VFLOW = _new(
     "vflow",
     "VFlow",
     FLOWPPS,
-    _widths("net.width", 28, 28),
+    ({"net.width": 31, "net.heads": 1}, {"net.width": 31, "net.heads": 1}),
     {"steps": ("columns", "channels", "squeeze", "columns"), "net.width": 4},
 )
 ANF = _new("anf", "ANF", ANFS, _widths("net.width", 59, 96), {"steps": 1, "net.width": 4}, lr=5e-3)

@@ -41,16 +41,21 @@ from mixerflow.transforms import Columns, Elementwise, Halves, LogisticMixture, 
 Step = Literal["columns", "channels", "squeeze"]
 
 
+def times(step: Step, count: int) -> tuple[Step, ...]:
+    """Return a step so many times."""
+    return (step,) * count
+
+
 @register("flowpp")
 @dataclass(frozen=True)
 class FlowPP(Model):
     """Settings of a Flow++."""
 
     steps: tuple[Step, ...] = (
-        *("columns",) * 4,
+        *times("columns", 4),
         "squeeze",
-        *("channels",) * 2,
-        *("columns",) * 3,
+        *times("channels", 2),
+        *times("columns", 3),
     )
     """The steps, nearest the data first: a coupling of columns or of channels, or a squeeze."""
     net: GatedAttention = GatedAttention(dropout=0.2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mixerflow.models.flowpp import FlowPP
+from mixerflow.models.flowpp import FlowPP, times
 from mixerflow.models.recipe import CIFAR10, IMAGENET32, MNIST, TWIN, Recipe
 from mixerflow.models.vflow import VFlow
 from mixerflow.parts.columns import ColumnChannels, ColumnDequantizer
@@ -27,7 +27,7 @@ from mixerflow.transforms import LogisticMixture
 _FLOWPP, _VFLOW = FlowPP(), VFlow()
 _NORMED = GatedAttention(128, 20, weight_norm=True, last_elu=True)
 _IMAGENET32 = FlowPP(
-    steps=(*("columns",) * 7, "squeeze", *("channels",) * 3, *("columns",) * 3),
+    steps=(*times("columns", 7), "squeeze", *times("channels", 3), *times("columns", 3)),
     net=_NORMED,
     linear=NoMap(),
     pixels=LogitPixels(
@@ -43,14 +43,14 @@ _NOISE_NET = replace(_NET, width=8, heads=1)
 _NOISE = {"steps": 2, "context": 8, "blocks": 1, "net": _NOISE_NET}
 _PIXELS = LogitPixels(0.05, dequantizer=ColumnDequantizer(**_NOISE, elementwise=LogisticMixture(4)))
 TWIN_FLOWPP = FlowPP(
-    steps=(*("columns",) * 2, "squeeze", *("channels",) * 2, *("columns",) * 2),
+    steps=(*times("columns", 2), "squeeze", *times("channels", 2), *times("columns", 2)),
     net=_NET,
     elementwise=LogisticMixture(4),
     pixels=_PIXELS,
 )
 TWIN_VFLOW = VFlow(
-    steps=(*("columns",) * 2, *("channels",) * 2, "squeeze", "columns", "channels"),
-    net=replace(_NET, width=16),
+    steps=(*times("columns", 2), "squeeze", *times("channels", 2), "columns"),
+    net=replace(_NET, width=24),
     elementwise=LogisticMixture(4),
     pixels=_PIXELS,
     added=ColumnChannels(3, **_NOISE, elementwise=LogisticMixture(4)),
@@ -75,7 +75,7 @@ _LARGE = replace(
     ema=0.999222,
     schedule=Exponential(decay=0.99995),
 )
-_TINY = replace(TWIN, lr=5e-3)
+_TINY = replace(TWIN, lr=2e-3)
 _SLIDES = "Table 1 of DenseFlow's slides"
 _EXACT = "exact density, variational dequantisation, importance-weighted (K = 4,096)"
 _ADDED = "lower bound of the density, variational dequantisation, importance-weighted (K unknown)"

@@ -29,22 +29,22 @@ _PAPER = SurVAE()
 _PAPER64 = SurVAE(scales=3, steps=8)
 
 TWIN = SurVAE(
-    steps=4,
-    net=ResidualDense(24, growth=24, depth=3),
+    steps=6,
+    net=ResidualDense(16, growth=16, depth=2),
     pixels=ScaledPixels(
         -0.5,
         0.5,
         dequantizer=VariationalDequantizer(
-            steps=2,
+            steps=1,
             context=8,
-            width=16,
+            width=12,
             growth=8,
             depth=2,
-            net=ResidualDense(16, growth=8, depth=2),
+            net=ResidualDense(16, growth=8, depth=1),
         ),
     ),
 )
-_TWIN64 = replace(TWIN, scales=3, steps=3)
+_TWIN64 = replace(TWIN, scales=3, steps=4)
 
 _SHIFT = Augmentation(flip=True, shift=1)
 _TRAINING = TrainConfig(

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mixerflow.models.flowpp import FlowPP, Step
+from mixerflow.models.flowpp import FlowPP, Step, times
 from mixerflow.parts.added import AddedChannels
 from mixerflow.parts.columns import ColumnChannels
 from mixerflow.parts.image_nets import GatedAttention
@@ -37,11 +37,11 @@ class VFlow(FlowPP):
     """Settings of a VFlow: those of a Flow++, with added channels."""
 
     steps: tuple[Step, ...] = (
-        *("columns",) * 2,
-        *("channels",) * 2,
+        *times("columns", 2),
+        *times("channels", 2),
         "squeeze",
-        *("columns",) * 2,
-        *("channels",) * 3,
+        *times("columns", 2),
+        *times("channels", 3),
     )
     """The steps, nearest the data first: a coupling of columns or of channels, or a squeeze."""
     added: AddedChannels | None = field(

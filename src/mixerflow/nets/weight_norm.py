@@ -26,7 +26,7 @@ class _WeightNormed(nn.Module):
         plain = next(kind for kind, normed in _NORMED.items() if type(self) is normed)
         self.weight = nn.Parameter(self.product())
         del self.gain
-        self.__class__ = plain
+        self.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
         return self
 
 
