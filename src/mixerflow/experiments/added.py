@@ -2,8 +2,7 @@
 
 The flows of the twins have as many parameters as MixerFlow's twin, to 2 %; a learned dequantiser
 comes on top, each model's own. MixerFlow, Glow and DenseFlow learn at MixerFlow's rate, as in
-`mixer-dense`, and so does ANF, whose steps are like Glow's; the others with the optimiser and the
-rate of their recipes' twins.
+`mixer-dense`; the others with the optimiser and the rate of their recipes' twins.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ VFLOW = _new(
     ({"net.width": 31, "net.heads": 1}, {"net.width": 31, "net.heads": 1}),
     {"steps": ("columns", "channels", "squeeze", "columns"), "net.width": 4},
 )
-ANF = _new("anf", "ANF", ANFS, _widths("net.width", 59, 96), {"steps": 1, "net.width": 4}, lr=5e-3)
+ANF = _new("anf", "ANF", ANFS, _widths("net.width", 108, 156), {"steps": 1, "net.width": 4})
 SURVAE_MAX = _new("survae-max", "SurVAE, max pooling", SURVAES, _SURVAE_WIDTHS, _TINY_SURVAE)
 SURVAE_SLICE = _new(
     "survae-slice",
