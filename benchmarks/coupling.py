@@ -53,7 +53,8 @@ from mixerflow.transforms.checks.subject import perturb
 from mixerflow.transforms.coupling import Halves, Split
 from mixerflow.transforms.logistic import Mixture
 
-JOBS = ("step", "inverse")
+JOBS = ("step", "inverse", "net")
+"""A step, the inverse, and of that the net alone."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Jobs:
         self.made, self.x = made, x
         with torch.no_grad():
             self.z = made(x)[0]
+        self.given = made.split.parts(self.z)[0]
 
     def step(self) -> None:
         """Forward and backward pass; gradients of the weights are added to what is there."""
@@ -186,6 +188,11 @@ class Jobs:
     def inverse(self) -> Tensor:
         """The images of the latents."""
         return self.made.eval().inverse(self.z)[0]
+
+    @torch.no_grad()
+    def net(self) -> Tensor:
+        """What the net gives for the half that it reads."""
+        return self.made.eval().net(self.given, None)
 
 
 def counted(made: Transform, net: nn.Module, run: Callable[[], object]) -> dict[str, int]:
@@ -232,6 +239,7 @@ def measure(given: Arguments, place: str) -> list[dict[str, Any]]:
             taken = seconds[*key, what]
             row[what]["images_per_second"] = spread([given.batch / each for each in taken])
             row[what]["slower"] = ratio(taken, seconds[*first, what])
+        row["net"]["share_of_inverse"] = ratio(seconds[*key, "net"], seconds[*key, "inverse"])
     return rows
 
 
@@ -241,14 +249,16 @@ def shown(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         cells = [f"{'x'.join(map(str, row['shape']))}, {row['place']}", row["coupling"]]
         cells += [row["size"], f"{row['parameters']:,}"]
-        for what in JOBS:
+        for what in JOBS[:2]:
             speed, slower = row[what]["images_per_second"], row[what]["slower"]
             cells.append(f"**{figure(speed['median'])}** ({slower['median']:.2f})")
         cells.append(figure(row["peak_bytes"] / 1e6))
+        cells.append(f"{row['net']['share_of_inverse']['median']:.0%}")
         cells += [str(row["inverse"][each]) for each in ("net", "mixture")]
         lines.append(cells)
     heads = ["images", "coupling", "size", "par.", "step, images/s (times DenseFlow's time)"]
-    heads += ["inverse, images/s", "MB of a step", "nets of an inverse", "mixtures of an inverse"]
+    heads += ["inverse, images/s", "MB of a step", "the net's share of the inverse"]
+    heads += ["nets of an inverse", "mixtures of an inverse"]
     return table(heads, lines)
 
 

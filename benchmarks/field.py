@@ -14,7 +14,7 @@ other programs change little. `benchmarks.passes` says what a pass is. Memory is
 allocates beyond weights, gradients and Adam's state, see `benchmarks.memory`, in fresh processes:
 of each model, and of each of `--deep` with other depths at the start of training. What depth is
 differs by model: the first of its settings among `DEPTHS`; of a setting with a number for each
-block, all of these.
+block, all of these; of Flow++'s and VFlow's list of steps, how often each coupling is repeated.
 
 JSON goes to `--out`, tables in Markdown to standard output.
 """
@@ -165,6 +165,9 @@ def deeper(name: str, depth: int) -> Model:
     """The model of a recipe at another depth."""
     model, setting = recipe(name).model, depth_of(name)
     before = getattr(model, setting)
+    if isinstance(before, tuple) and isinstance(before[0], str):  # a squeeze is done once
+        each = [step for step in before for _ in range(1 if step == "squeeze" else depth)]
+        return replace(model, **{setting: tuple(each)})
     each = (depth,) * len(before) if isinstance(before, tuple) else depth
     return replace(model, **{setting: each})
 

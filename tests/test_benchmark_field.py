@@ -187,6 +187,10 @@ def test_the_command_trains_measures_and_prints(small, monkeypatch, tmp_path):
 def test_a_depth_for_each_block_changes_in_all_of_them():
     assert field.deeper("denseflow-cifar10-tiny", 3).modules == (3, 3)
     assert field.deeper("mixerflow-cifar10-tiny", 3).layers == 3
+    once, twice = (field.deeper("flowpp-cifar10-tiny", n).steps for n in (1, 2))
+    assert once == RECIPES["flowpp-cifar10-tiny"].model.steps
+    assert len(twice) == 2 * len(once) - 1 and twice.count("squeeze") == 1
+    assert twice[:2] == (once[0],) * 2
 
 
 def test_what_cannot_be_rebuilt_is_told(small):

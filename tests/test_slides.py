@@ -14,9 +14,9 @@ from mixerflow.cli import reproduce as command
 from mixerflow.data import make_images
 from mixerflow.experiments import TABLES, outputs, results
 from mixerflow.experiments.cost import hours, scheduled_images, training_speed
-from mixerflow.experiments.slides import IDENSENET, RESIDUAL, SURVAE
+from mixerflow.experiments.slides import ANF, FLOWPP, IDENSENET, RESIDUAL, SURVAE, VFLOW
 from mixerflow.models import Glow
-from mixerflow.optimizers import Adamax
+from mixerflow.optimizers import Adam, Adamax
 from mixerflow.parts import GlowConv, ScaledPixels
 from mixerflow.train_config import TrainConfig
 
@@ -105,12 +105,14 @@ def test_twins_have_as_many_parameters_as_the_mixer_s():
                 (config,) = trained
                 assert (config.lr, config.clip) == (1e-2, 1.0)
                 trained = {replace(config, lr=5e-3, clip=5.0, late_epochs=0.0)}
-            if row is SURVAE:  # its own optimiser
+            if row in (FLOWPP, VFLOW, ANF, SURVAE):  # their own optimisers and rates
                 (config,) = trained
-                assert (config.lr, config.optimizer) == (1e-2, Adamax())
+                adamax = row in (ANF, SURVAE)
+                assert config.optimizer == (Adamax() if adamax else Adam())
+                assert config.lr == (1e-2 if adamax else 2e-3)
                 wanted = own[0].column.setups["time"].train
-                optimiser = {"optimizer": wanted.optimizer, "betas": wanted.betas}
-                trained = {replace(config, lr=5e-3, **optimiser)}
+                same = {name: getattr(wanted, name) for name in ("optimizer", "betas", "lr")}
+                trained = {replace(config, **same)}
             assert trained == {own[0].column.setups["time"].train}
             (model,) = {cell.model("time") for cell in own} | {own[0].model("cpu")}
             flow = replace(model, pixels=ScaledPixels()).build(own[0].column.shape)
