@@ -21,7 +21,6 @@ from mixerflow.parts import (
     MLP,
     Classes,
     ConditionalChannels,
-    ConvContraction,
     GlowConv,
     LogitPixels,
     NormalChannels,
@@ -29,9 +28,9 @@ from mixerflow.parts import (
     ResidualConv,
     RowCoupling,
     ScaledPixels,
-    VectorContraction,
     WideningConv,
 )
+from mixerflow.parts.contractions import ConvContraction, VectorContraction
 from mixerflow.transforms import Augment
 from mixerflow.transforms.checks import perturb
 from mixers import DENSEFLOW
