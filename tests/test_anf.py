@@ -1,4 +1,4 @@
-"""Augmented normalizing flows: counts, densities by quadrature, and the autoencoder that they are."""
+"""Augmented normalizing flows: counts, quadrature, and the variational autoencoders they are."""
 
 import math
 from contextlib import nullcontext
@@ -257,7 +257,7 @@ def test_with_the_exact_posterior_every_draw_gives_the_marginal_density():
 
 
 def test_a_pixel_and_its_noise_have_a_density_and_the_bound_is_below_the_marginal():
-    """One pixel and one number of noise through four couplings: all integrals are sums of a grid."""
+    """One pixel and one number of noise, four couplings: integrals are sums over a grid."""
     model = ANF(net=PlainConv(8))
     torch.manual_seed(1)
     couplings = [model.coupling(Leading(1, flip), (2, 1)) for flip in (False, True) * 2]

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mixerflow.core import is_estimated
 from mixerflow.evaluate import Classification
 
 _PAGE, _PAGE_DPI = (6, 3.2), 130
@@ -121,7 +122,7 @@ def training_plot(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _estimated(records: Sequence[Mapping[str, Any]]) -> str:
     """Return what the label of a curve says besides where the figures are estimates."""
-    return " (estimate)" if records and records[-1].get("density") == "estimate" else ""
+    return " (estimate)" if records and is_estimated(records[-1].get("density")) else ""
 
 
 def accuracy_plot(records: Sequence[Mapping[str, Any]]) -> bytes:

@@ -17,7 +17,7 @@ from mixerflow.cli.frechet import FrechetFlags, frechet, print_frechet
 from mixerflow.cli.likeness import LikenessFlags, judge_samples, print_likeness
 from mixerflow.cli.parse import ComputingArguments, parse
 from mixerflow.cli.reading import ReadingFlags, load_run_data
-from mixerflow.core import Flow, Shape
+from mixerflow.core import Flow, Shape, is_estimated
 from mixerflow.data import Images, Splits
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import PROBES, Bits, FileFeatures, require_comparable
@@ -224,7 +224,7 @@ def _finish(
 def _exactly(evaluator: Evaluator, flow: Flow, metadata: dict[str, Any]) -> tuple[Flow, Evaluator]:
     """Return the flow with exact log-dets, and the evaluator with a batch that fits them."""
     main, before = evaluator.processes.main, evaluator.batch
-    if flow.density != "estimate":
+    if not is_estimated(flow.density):
         if main:
             tell("--exact: no log-det of this flow is an estimate, so it changes nothing")
         return flow, evaluator

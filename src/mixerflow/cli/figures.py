@@ -7,7 +7,7 @@ import math
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mixerflow.core import Flow
+from mixerflow.core import Flow, is_estimated
 from mixerflow.evaluate import Bits, density_of, estimator_of, probes_of
 from mixerflow.progress import ProgressBar
 from mixerflow.runs import Evaluator
@@ -19,7 +19,7 @@ def bar_of(
 ) -> ProgressBar:
     """Return the bar of an evaluation, whose units are draws or probes, one an image."""
     passes = evaluator.passes(flow)
-    many = "probe" if flow.density == "estimate" else "draw"
+    many = "probe" if is_estimated(flow.density) else "draw"
     unit = "image" if passes == 1 else many
     return ProgressBar(unit, times * passes * len(evaluator.images), done=done, quiet=quiet)
 

@@ -29,7 +29,7 @@ from mixerflow.core.solve import (
 )
 from mixerflow.core.transform import (
     Composite, Context, Density, Dequantization, FixedShape, Mapped, MixesPlaces, PlacedLayer,
-    Runner, Shape, Transform, constant, expect, floating, number_streams, total,
+    Runner, Shape, Transform, constant, expect, floating, is_estimated, number_streams, total,
 )
 from mixerflow.core.views import evaluating, submodules, uncounted
 
@@ -41,7 +41,7 @@ __all__ = [
     "PlacedLayer", "Runner", "Samples",
     "Shape", "Solve", "SpikeAndSlab", "StandardNormal", "StudentT", "Transform", "VectorNet",
     "Window", "as_tensor", "checked_context", "class_numbers", "constant", "counting", "evaluating",
-    "example_context", "expect", "fixed_point", "floating", "log_det_wanted",
+    "example_context", "expect", "fixed_point", "floating", "is_estimated", "log_det_wanted",
     "monotone_root", "noted", "number_streams",
     "refuse_sharded", "report", "submodules", "total", "uncounted", "values_alone",
 ]

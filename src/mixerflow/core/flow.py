@@ -28,6 +28,7 @@ from mixerflow.core.transform import (
     Shape,
     Transform,
     floating,
+    is_estimated,
     number_streams,
 )
 from mixerflow.core.uses import Uses
@@ -96,7 +97,7 @@ class Flow(Uses):
 
     @property
     def density(self) -> Density:
-        """Kind of `log_prob`: exact, a lower bound or an estimate."""
+        """Kind of `log_prob`: exact, a lower bound, or an estimate of one of the two."""
         return self.transform.density
 
     def layers(self) -> list[Transform]:
@@ -161,7 +162,7 @@ class Flow(Uses):
         It is for small images: a residual or a continuous transform of n numbers takes n passes
         backward and matrices ``(B, n, n)``. A flow whose density is no estimate is returned itself.
         """
-        if self.density != "estimate":
+        if not is_estimated(self.density):
             return self
 
         def change(part: nn.Module) -> None:

@@ -20,8 +20,15 @@ Context = Tensor | None
 """The condition of each event ``(B, K)``; None for an unconditional transform."""
 Mapped = tuple[Tensor, Tensor]
 """A batch of events ``(B, *event)`` and their log-dets ``(B,)``."""
-Density = Literal["exact", "bound", "estimate"]
+Density = Literal["exact", "bound", "estimate", "estimated bound"]
+"""Kind of a log-probability: exact; a lower bound in expectation over noise; an unbiased estimate
+of the one, or of the other."""
 Dequantization = Literal["uniform", "variational", "none"]
+
+
+def is_estimated(density: str | None) -> bool:
+    """Whether a log-probability of that kind is an unbiased estimate, whatever it is of."""
+    return density in ("estimate", "estimated bound")
 
 
 def total(values: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
@@ -116,8 +123,8 @@ class Transform(nn.Module):
     obey the laws.
 
     Attributes:
-        density: whether a flow's log-probability through this transform is exact, a lower bound
-            or an unbiased estimate.
+        density: whether a flow's log-probability through this transform is exact, a lower bound,
+            or an unbiased estimate of one of the two.
         draws: whether this transform itself, not a part of it, draws noise in `forward`.
         inverse_draws: whether `inverse` draws what z leaves open; of a `Composite`, that of a part.
         stream: number of the noise stream of a transform that draws; a `Flow` assigns it.
@@ -279,9 +286,10 @@ class Composite(Transform):
     def density(self) -> Density:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The weakest density among the parts."""
         kinds = {part.density for part in self.parts()}
-        if "estimate" in kinds:
-            return "estimate"
-        return "bound" if "bound" in kinds else "exact"
+        bounded = not kinds.isdisjoint(("bound", "estimated bound"))
+        if any(map(is_estimated, kinds)):
+            return "estimated bound" if bounded else "estimate"
+        return "bound" if bounded else "exact"
 
     @property
     def invertible(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

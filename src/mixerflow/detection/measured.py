@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mixerflow.core import Flow, Noise, as_tensor, evaluating
+from mixerflow.core import Flow, Noise, as_tensor, evaluating, is_estimated
 from mixerflow.detection.classes import contexts, mixed
 from mixerflow.errors import ConfigError
 
@@ -132,7 +132,7 @@ def _zlib(image: np.ndarray) -> int:
 
 def note_of(flow: Flow) -> str:
     """Return a sentence on the error of a flow's estimated log-density; "" where it is none."""
-    if flow.density != "estimate":
+    if not is_estimated(flow.density):
         return ""
     return "log p of this flow is an estimate by one probe an image: scores have its error too"
 

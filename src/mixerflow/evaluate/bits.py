@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from mixerflow.core import Flow, as_tensor, checked_context
+from mixerflow.core import Flow, as_tensor, checked_context, is_estimated
 from mixerflow.data import Images
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.draws import MARKS, Draws, Estimates, Passes, advance
@@ -148,7 +148,7 @@ def passes_for(flow: Flow, draws: int, probes: int | None) -> tuple[type[Passes]
         raise ConfigError(f"{draws} draws an image", "--importance-samples", "give at least 1")
     if probes is not None and probes < 1:
         raise ConfigError(f"{probes} probes an image", "--probes", "give at least 1")
-    if flow.density == "estimate":
+    if is_estimated(flow.density):
         if draws > 1:  # E exp(log p + error) exceeds p
             what = "the mean over draws would overstate a density whose log-det is an estimate"
             remedy = "use 1, or a model with an exact log-det"

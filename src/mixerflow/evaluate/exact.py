@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mixerflow.core import Composite, Context, Flow, Noise, Transform, evaluating
+from mixerflow.core import Composite, Context, Flow, Noise, Transform, evaluating, is_estimated
 from mixerflow.errors import ConfigError
 
 LARGEST = 1024
@@ -52,7 +52,7 @@ def exact_cost(flow: Flow, image: Tensor, context: Context = None) -> ExactCost:
 
     with evaluating(flow) as still:
         for part in still.modules():
-            estimates = isinstance(part, Transform) and part.density == "estimate"
+            estimates = isinstance(part, Transform) and is_estimated(part.density)
             if estimates and not isinstance(part, Composite):
                 handles.append(part.register_forward_pre_hook(look))
         try:

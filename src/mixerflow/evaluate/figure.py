@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from mixerflow.core import Density, Dequantization
+from mixerflow.core import Density, Dequantization, is_estimated
 
 _DENSITIES = {
     "exact": "exact density",
     "bound": "lower bound of the density",
     "estimate": "estimated density",
+    "estimated bound": "estimated lower bound of the density",
 }
 
 
@@ -53,7 +54,7 @@ class Bits:
         bits_per_dim: mean over the images of ``-log2 p(x) / D``.
         standard_error: of that mean, over images; NaN for a single one.
         images: their number.
-        density: whether log p is exact, a lower bound or an estimate.
+        density: whether log p is exact, a lower bound, or an estimate of one of the two.
         dequantization: "uniform" or "variational" noise on integer images, or "none" for float data
             (whose figure depends on the unit of the data).
         importance_samples: K, the number of noise draws an image. With one, the figure is the
@@ -141,7 +142,7 @@ def probes_of(figure: Mapping[str, Any]) -> str:
     "" where nothing is estimated. Figures of other numbers of probes are of the same kind: their
     expectations are equal.
     """
-    if figure["density"] != "estimate":
+    if not is_estimated(figure["density"]):
         return ""
     probes = figure.get("probes") or 1
     error = figure.get("estimator_error")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mixerflow import page, plots
-from mixerflow.core import Flow, Samples, as_tensor
+from mixerflow.core import Flow, Samples, as_tensor, is_estimated
 from mixerflow.data import Images
 from mixerflow.detection import Threshold
 from mixerflow.evaluate import Bits, DrawnPixels, kind_of, to_pixels
@@ -51,7 +51,7 @@ def training(records: Sequence[Mapping[str, Any]]) -> Section:
     kinds = sorted({kind_of(record) for record in records if record["kind"] == "validation"})
     told = f": {'; '.join(kinds)}" if kinds else ""
     words = f"Validation uses the moving average of the weights{told}."
-    if any(record["kind"] == "train" and record.get("density") == "estimate" for record in records):
+    if any(record["kind"] == "train" and is_estimated(record.get("density")) for record in records):
         words += " The curve of training is of unbiased estimates too, one an image."
     note = page.note(words)
     return Section("Training", [*parts, note])

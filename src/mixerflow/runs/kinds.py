@@ -27,7 +27,7 @@ _FIGURE = {
     **dict.fromkeys(("bits_per_dim", "standard_error", "estimator_error"), _NUMBER),
     **dict.fromkeys(("images", "importance_samples", "probes", "seed"), int),
     **dict.fromkeys(("dataset_id", "split", "images_sha256"), str),
-    "density": frozenset(("exact", "bound", "estimate")),
+    "density": frozenset(("exact", "bound", "estimate", "estimated bound")),
     "dequantization": frozenset(("uniform", "variational", "none")),
 }
 _WHOLE_FIGURE = Needs(

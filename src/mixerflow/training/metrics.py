@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixerflow.core import is_estimated
 from mixerflow.errors import ConfigError
 from mixerflow.objectives import likelihood
 from mixerflow.runs import RunFolder
@@ -99,7 +100,7 @@ class Metrics:
             "skipped": trainer.skipped,
             "seconds": counters.seconds,
             "images_per_second": trainer.config.batch * trainer.step / counters.seconds,
-            **({"density": "estimate"} if self._estimates else {}),
+            **({"density": self.trainer.flow.density} if self._estimates else {}),
             **self._means(),
         }
         self.counters = Counters(counters.best, counters.seconds)
@@ -123,7 +124,7 @@ class Metrics:
     @property
     def _estimates(self) -> bool:
         """Whether log p, and with it the figure, is an estimate by one probe an image."""
-        return self.trainer.flow.density == "estimate"
+        return is_estimated(self.trainer.flow.density)
 
     def _means(self) -> dict[str, float]:
         """The means of the objective's own figures since the last record."""
