@@ -10,7 +10,9 @@ another call takes what is there.
 
 Images/s are those of a step of the package's trainer, of scores by ``flow.fused()`` with one draw
 of the noise, and of samples. All models take turns; time is the processor time of one thread, which
-other programs change little. `benchmarks.passes` says what a pass is. Memory is what a step
+other programs change little. Beside them stands the share of the time that the model's products,
+convolutions and attention take alone, the floor of `benchmarks.heavy`. `benchmarks.passes` says
+what a pass is. Memory is what a step
 allocates beyond weights, gradients and Adam's state, see `benchmarks.memory`, in fresh processes:
 of each model, and of each of `--deep` with other depths at the start of training. What depth is
 differs by model: the first of its settings among `DEPTHS`; of a setting with a number for each
@@ -34,8 +36,9 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.common import facts, figure, interleaved, keep, pin, spread
+from benchmarks.common import facts, figure, interleaved, keep, pin, ratio, spread
 from benchmarks.costs import fresh
+from benchmarks.heavy import recorded
 from benchmarks.kept import require_positive, told_in_a_line
 from benchmarks.memory import MODES, peaks_of
 from benchmarks.ours import jobs
@@ -197,6 +200,13 @@ def memory_of(name: str, given: Arguments, depth: int | None) -> dict[str, Any]:
     return {"peak_bytes": peaks, "warnings": sorted({str(each.message) for each in said})}
 
 
+def beside_floor(run: Callable[[], object], rounds: int) -> dict[str, Any]:
+    """Time of a job's products alone over that of the job, see `benchmarks.heavy`."""
+    again, operators = recorded(run)
+    taken = interleaved({"all": run, "products": again}, rounds, "cpu")
+    return {"operators": operators, "share": ratio(taken["products"], taken["all"])}
+
+
 def measure(given: Arguments) -> dict[str, Any]:
     """Train what is not trained, and measure."""
     begun = {"load": os.getloadavg(), "wall": time.perf_counter(), "cpu": time.process_time()}
@@ -226,6 +236,11 @@ def measure(given: Arguments) -> dict[str, Any]:
         speeds = result["models"][name].setdefault("images_per_second", {})
         speeds[job] = spread([given.batch / seconds for seconds in taken])
     keep(result, given.out)
+    for name, work in works.items():
+        result["models"][name]["floor"] = {
+            job: beside_floor(getattr(work, JOBS[job]), given.rounds) for job in JOBS
+        }
+        keep(result, given.out)
     for name in given.models:
         result["models"][name]["memory"] = fresh(memory_of, name, given, None)
         keep(result, given.out)
@@ -250,14 +265,15 @@ def tables(result: dict[str, Any]) -> str:
             least, median, most = (
                 figure(row["images_per_second"][job][key]) for key in ("least", "median", "most")
             )
-            cells.append(f"**{median}** ({least}-{most})")
+            share = row["floor"][job]["share"]["median"]
+            cells.append(f"**{median}** ({least}-{most}), {share:.0%}")
         speed.append([*cells, *(passes_told(row["passes"][job]) for job in JOBS)])
         lines.append([cells[0], *megabytes(row)])
     for name, setting in result["depth_settings"].items():
         for depth, row in result["depths"][name].items():
             deep = f"{name.removesuffix('-cifar10-tiny')}, {depth} {setting}"
             lines.append([deep, *megabytes(row)])
-    heads = ["model", "par.", *(f"{job}, images/s" for job in JOBS)]
+    heads = ["model", "par.", *(f"{job}, images/s, floor" for job in JOBS)]
     first = table([*heads, *(f"passes, {job}" for job in JOBS)], speed)
     second = table(["MB of a training step", *MODES], lines)
     return f"{first}\n\n{second}"
