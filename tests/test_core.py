@@ -254,7 +254,10 @@ def test_a_flow_is_as_exact_as_its_weakest_step():
 
     assert vectors().density == "exact"
     assert Flow(Chain(Noisy(), LU(3)), (3,)).density == "bound"
-    assert Flow(Chain(Noisy(), Along(0, Estimated(3))), (3,)).density == "estimate"
+    assert Flow(Chain(LU(3), Along(0, Estimated(3))), (3,)).density == "estimate"
+    both = Chain(Noisy(), Along(0, Estimated(3)))
+    assert Flow(both, (3,)).density == "estimated bound"
+    assert Flow(Chain(both, LU(3)), (3,)).density == "estimated bound"
 
 
 def test_initialisation_standardises_what_varies_and_amplifies_nothing():
