@@ -157,7 +157,7 @@ class Inverse(FixedShape, _Wrapper):
         return self.transform.inverse_draws
 
     @property
-    def inverse_draws(self) -> bool:
+    def inverse_draws(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """False: the inverse is the other's forward direction."""
         return False
 
