@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from benchmarks.heavy import is_heavy, recorded
 from torch import nn
 
-from benchmarks.heavy import is_heavy, recorded
 from mixerflow.nets import GatedAttentionNet
 
 
