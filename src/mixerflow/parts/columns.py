@@ -50,7 +50,7 @@ def split_step(
     if isinstance(split, Columns):
         sides = (*sides[:-1], sides[-1] // 2)
     maps = [linear.build(n, bias=False) for n in (given, changed)]
-    mixes = [EachPart(split, *(Along(0, each) for each in maps if each))] if all(maps) else []
+    mixes = [] if None in maps else [EachPart(split, *(Along(0, each) for each in maps))]
     built = net.build(given, elementwise.params * changed, sides=sides, context=context)
     return Layer(ActNorm(shape, floor=FLOOR), *mixes, Coupling(split, built, elementwise))
 
