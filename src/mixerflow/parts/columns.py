@@ -50,7 +50,8 @@ def split_step(
     if isinstance(split, Columns):
         sides = (*sides[:-1], sides[-1] // 2)
     maps = [linear.build(n, bias=False) for n in (given, changed)]
-    mixes = [] if None in maps else [EachPart(split, *(Along(0, each) for each in maps))]
+    mixed = [Along(0, each) for each in maps if each is not None]
+    mixes = [EachPart(split, *mixed)] if mixed else []
     built = net.build(given, elementwise.params * changed, sides=sides, context=context)
     return Layer(ActNorm(shape, floor=FLOOR), *mixes, Coupling(split, built, elementwise))
 
