@@ -137,14 +137,16 @@ def monotone_root(
     """Solve ``function(x) = target`` for an increasing elementwise function in a bracket.
 
     `function` returns value and log-derivative; ``function(low) <= target <= function(high)``, all
-    of one shape. The bracket shrinks with each step. A Newton step that leaves it is replaced by
-    its middle. An element is final once it moves by at most ``tolerance (1 + |x|)``. There are at
-    most `most` steps; 200 halvings exhaust a float64.
+    of one shape. The bracket shrinks with each step. A Newton step that leaves it, or that is more
+    than half as long as the step before, is replaced by one to its middle: steps that go to and fro
+    come to an end. An element is final once it moves by at most ``tolerance (1 + |x|)``. There are
+    at most `most` steps; 200 halvings exhaust a float64.
 
     Returns:
         x, and each element's last relative move; more than `tolerance` if it has not converged.
     """
     x, error = (low + high) / 2, torch.full_like(target, torch.inf)
+    before = error
     for _ in range(most):
         moving = ~(error <= tolerance)
         if not moving.any():
@@ -152,9 +154,11 @@ def monotone_root(
         value, log_slope = function(x)
         above = value > target
         low, high = torch.where(above, low, x), torch.where(above, x, high)
-        newton = x - (value - target) * (-log_slope).exp()
-        inside = (newton > low) & (newton < high)
-        new = torch.where(value == target, x, torch.where(inside, newton, (low + high) / 2))
+        step = (value - target) * (-log_slope).exp()
+        newton = x - step
+        fit = (newton > low) & (newton < high) & (step.abs() <= before / 2)
+        before = torch.where(fit, step.abs(), (high - low) / 2)
+        new = torch.where(value == target, x, torch.where(fit, newton, (low + high) / 2))
         move = (new - x).abs() / (1 + new.abs())
         error, x = torch.where(moving, move, error), torch.where(moving, new, x)
     return x, error
