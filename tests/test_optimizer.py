@@ -16,7 +16,7 @@ from mixerflow.errors import ConfigError
 from mixerflow.models import flow_from
 from mixerflow.registry import construct, describe
 from mixerflow.runs import Checkpoints, RunFolder
-from mixerflow.schedule import Constant, Cosine
+from mixerflow.schedule import Constant, Cosine, Exponential
 from mixerflow.training import TrainConfig, Trainer, train
 from mixerflow.training.batches import Batches
 from mixerflow.training.graphed import GraphedTrainer
@@ -177,3 +177,16 @@ def test_a_run_from_before_these_settings_goes_on_with_their_defaults(tmp_path, 
     assert resumed().step == 4
     assert construct(folder.read_metadata()["train"]) == TrainConfig(**known)
     assert Checkpoints(run / "checkpoints").steps()[-1] == 4
+
+
+def test_an_exponential_rate_holds_falls_and_ends_at_its_least():
+    schedule = Exponential(hold=20, decay=0.9, least=0.1)
+    config = settings(warmup=10, lr=1.0, schedule=schedule)
+    rates = [config.lr_at(step, 200) for step in range(200)]
+    assert rates[9:21] == [1.0] * 12 and rates[4] == 0.5
+    assert rates[21:25] == pytest.approx([0.9, 0.81, 0.729, 0.6561])
+    assert rates[-1] == 0.1 and min(rates[10:]) == 0.1
+    assert schedule.rate(0.05, 150, 200, 10) == 0.05  # never above the rate itself
+    for wrong in ({"hold": -1}, {"decay": 0.0}, {"decay": 1.1}, {"least": 0.0}):
+        with pytest.raises(ValueError, match="Exponential"):
+            Exponential(**wrong)
