@@ -12,6 +12,7 @@ import mixerflow
 from helpers import everything, images, stop_after
 from mixerflow.cli import main
 from mixerflow.core import Chain, Flow, Noise
+from mixerflow.core import memory as core_memory
 from mixerflow.errors import ConfigError
 from mixerflow.models import ANF
 from mixerflow.parts import (
@@ -322,6 +323,7 @@ def test_memory_modes_give_the_gradients_of_store(memory, name):
     flow = moved(MODELS[name], size=0.1).train()
     x, noise, found = drawn(4, (1, 8, 8)), Noise(0, torch.arange(4)), []
     learned = name != "plain"
+    core_memory._warn_once.cache_clear()  # each process warns once, and other tests may have
     for mode in ("store", memory):
         flow.zero_grad()
         flow.memory = mode
@@ -373,7 +375,7 @@ def test_the_recipes_are_of_that_model_and_say_what_the_paper_reports():
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
-    with pytest.raises(ConfigError, match=r"multiples of 4; images are.*model\.scales"):
+    with pytest.raises(ConfigError, match=r"multiples of 4; these are.*model\.scales"):
         SMALL.build((1, 14, 14))
     with pytest.raises(ValueError, match="12 channels of scale 1, and 12 of them are added"):
         SMALL.compose((3, 8, 8))

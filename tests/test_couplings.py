@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixerflow.core import Along, Chain, Flow
+from mixerflow.core import Along, Chain, Flow, Inverse
 from mixerflow.nets import (
     ChannelAffine,
     GlowNet,
@@ -364,3 +364,16 @@ def test_parts_that_are_no_pieces_are_refused():
         EachPart(Columns(), SpaceToDepth((2, 2, 2)), ActNorm(1)).out_shape((2, 2, 4))
     with pytest.raises(ValueError, match="no two parts"):
         EachPart(Leading(2), ActNorm(1), ActNorm(1)).out_shape((2, 2, 4))
+
+
+def test_squeezes_in_other_orders_do_not_cancel():
+    shape = (3, 4, 4)
+    kinds = (Squeeze, SpaceToDepth, CheckerboardSqueeze)
+    x = torch.randn(2, *shape)
+    for first, second in itertools.product(kinds, kinds):
+        chain = Chain(first(shape), Inverse(second(shape), shape))
+        back = Chain(Inverse(first(shape), shape), second(shape))
+        z = first(shape)(x)[0]
+        assert torch.equal(chain.fused()(x)[0], chain(x)[0]), (first, second)
+        assert torch.equal(back.fused()(z)[0], back(z)[0]), (first, second)
+        assert (len(chain.fused()) == 0) == (first is second)

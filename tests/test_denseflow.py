@@ -369,7 +369,7 @@ def test_units_and_modules_of_other_numbers_of_blocks_name_the_flag():
     ],
 )
 def test_sides_that_cannot_be_halved_name_the_flag_and_the_sides_that_can(model, flag):
-    words = rf"multiples of 4; images are \(1, 14, 14\).* model\.{flag}"
+    words = rf"multiples of 4; these are 14 x 14.* model\.{flag}"
     with pytest.raises(ConfigError, match=words):
         model.build((1, 14, 14))
 

@@ -13,11 +13,11 @@ from torch.nn.functional import conv2d, elu, layer_norm
 
 import mixerflow
 from helpers import everything, images, settings, stop_after
-from mixerflow.core import Chain, Noise
+from mixerflow.core import Chain, Inverse, Noise
 from mixerflow.core.transform import fold_parts
 from mixerflow.errors import ConfigError
 from mixerflow.models import FlowPP, VFlow
-from mixerflow.nets import ColumnEncoder, GatedAttentionNet
+from mixerflow.nets import ColumnEncoder, GatedAttentionNet, LipschitzConvNet
 from mixerflow.parts import (
     Classes,
     ColumnChannels,
@@ -30,7 +30,16 @@ from mixerflow.parts import (
 from mixerflow.recipes import RECIPES
 from mixerflow.training import train
 from mixerflow.training.idle import trained_entries
-from mixerflow.transforms import Coupling, EachPart, LogisticMixture
+from mixerflow.transforms import (
+    AbsoluteValue,
+    AugmentByFlow,
+    Coupling,
+    EachPart,
+    LogisticMixture,
+    Residual,
+    Round,
+    VariationalDequantize,
+)
 from mixerflow.transforms.checks import perturb
 from mixerflow.transforms.logistic import Mixture
 
@@ -244,14 +253,21 @@ def test_settings_that_do_not_fit(change):
 
 
 def test_images_that_do_not_fit():
-    with pytest.raises(ConfigError, match="do not make pairs"):
+    with pytest.raises(ConfigError, match=r"even width .*; these are 7 wide: model\.steps"):
         SMALL.build((2, 4, 7))
-    with pytest.raises(ValueError, match="steps must be of"):
-        FlowPP(steps=("rows",))
+    for steps, got in ((("rows",), "'rows'"), ((3,), "3"), ((), "none")):
+        with pytest.raises(ValueError, match=f"steps must be of columns.*; got {got}"):
+            FlowPP(steps=steps)
+    with pytest.raises(ValueError, match=r"norm must be one of batch.*; got 'foo'"):
+        GatedAttentionNet(1, 2, sides=(2, 2), width=4, depth=1, norm="foo")
+    with pytest.raises(ValueError, match="heads must divide the width 4; got 0"):
+        GatedAttentionNet(1, 2, sides=(2, 2), width=4, depth=1, heads=0)
     net = GatedAttentionNet(1, 2, sides=(2, 2), width=4, depth=1, heads=1, context=3)
     x = torch.randn(1, 1, 2, 2)
     with pytest.raises(ValueError, match="built for a context"):
         net(x)
+    with pytest.raises(ValueError, match="reads contexts of length 3; got 4"):
+        net(x, torch.randn(1, 4))
     with pytest.raises(ValueError, match="the context is a map"):
         net(x, torch.randn(1, 3, 2, 1))
     with pytest.raises(ValueError, match=r"reads \(1, 2, 2\); got \(1, 2, 3\)"):
@@ -395,3 +411,13 @@ def test_twins_have_every_mechanism():
         assert type(full.added) is type(twin.added)
         assert isinstance(twin.pixels.dequantizer, ColumnDequantizer)
         assert twin.net.heads > 1 and twin.net.dropout >= 0.01 * full.net.dropout
+
+
+def test_noise_must_come_from_a_flow_with_an_exact_density():
+    shape, noise = (3, 4, 4), (2, 4, 4)
+    residual = Chain(Residual(LipschitzConvNet(2, (4, 4), width=4), log_det="unbiased"))
+    for flow in (residual, Inverse(Round(), noise), AbsoluteValue()):
+        with pytest.raises(ValueError, match="must have an exact density"):
+            AugmentByFlow(shape, 2, nn.Identity(), flow)
+        with pytest.raises(ValueError, match="must have an exact density"):
+            VariationalDequantize(noise, nn.Identity(), flow, noise)

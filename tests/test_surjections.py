@@ -397,7 +397,7 @@ def test_the_density_of_a_pooled_flow_exports():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="side 2 does not divide the 3 pixels"):
         MaxPool((1, 4, 3))
-    with pytest.raises(ValueError, match="MaxPool: factor must be at least 2; got 1"):
+    with pytest.raises(ValueError, match="MaxPool: factor must be a whole number from 2; got 1"):
         MaxPool((1, 4, 4), 1)
     with pytest.raises(ValueError, match=r"Sort: no axis 2 in events of shape \(3, 4\)"):
         Sort(2).out_shape((3, 4))

@@ -170,7 +170,10 @@ def _one_line(boxed: str) -> str:
     choice = re.search(r"invalid choice '([^']*)' for argument '([^']*)'.*?\((.*?)\)", words)
     if choice:
         names = choice[3].replace("'", "")
-        return f"{choice[1]!r} does not fit {choice[2]}, which is one of {names}"
+        words = choice[1].split(",")  # of a list the first that is wrong
+        word = next((word for word in words if word not in names.split(", ")), choice[1])
+        which = "whose words are" if len(words) > 1 else "which is one of"
+        return f"{word!r} does not fit {choice[2]}, {which} {names}"
     wrong = re.search(r"Error parsing (\S+?):.*?'([^']*)'", words)
     if wrong:
         return f"{wrong[2]!r} does not fit {wrong[1]}"

@@ -92,6 +92,8 @@ class ANF(Glow):
 
         A squeeze makes 2^axes channels of each, and half of them go on to the next scale.
         """
+        if not isinstance(self.added, AddedChannels):
+            raise ValueError(f"ANF: added must be channels of noise; got {self.added!r}")
         axes = len(shape) - 1
         noise = self.added.channels * 2 ** (axes + scale * (axes - 1))
         if noise >= shape[0]:

@@ -73,11 +73,16 @@ class FlowPP(Model):
     """How an image's values become real numbers."""
 
     def __post_init__(self) -> None:
-        if not self.steps or any(step not in get_args(Step) for step in self.steps):
-            what = f"steps must be of {', '.join(get_args(Step))}; got {', '.join(self.steps)}"
+        wrong = [step for step in self.steps if step not in get_args(Step)]
+        if wrong or not self.steps:
+            got = repr(wrong[0]) if wrong else "none"
+            what = f"steps must be of {', '.join(get_args(Step))}; got {got}"
             raise ValueError(f"{type(self).__name__}: {what}")
 
     def compose(self, shape: Shape) -> Transform:
+        if "columns" in self.steps and shape[-1] % 2:
+            what = "steps of columns take images of even width (see --resize and --crop)"
+            raise ValueError(f"{type(self).__name__}: {what}; these are {shape[-1]} wide")
         made, before, flip = [], "", False
         for step in self.steps:
             if step == "squeeze":

@@ -153,7 +153,7 @@ class GatedAttentionNet(Conditioner):
         context: int = 0,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"GatedAttentionNet: heads must divide the width {width}; got {heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"GatedAttentionNet: dropout must be in [0, 1); got {dropout}")
@@ -189,6 +189,9 @@ class GatedAttentionNet(Conditioner):
         if not self.context_length:
             return None
         context = self.require_context(context)
+        if context.shape[1] != self.context_length:
+            wanted = f"contexts of length {self.context_length}"
+            raise ValueError(f"{type(self).__name__}: reads {wanted}; got {context.shape[1]}")
         if context.dim() == 2:
             return context[(slice(None), *(None,) * len(self.sides))]
         if tuple(context.shape[2:]) != self.sides:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ def norm_of(kind: Norm, width: int) -> nn.Module:
         return nn.LayerNorm(width)
     if kind == "rms":
         return nn.RMSNorm(width, eps=1e-5, elementwise_affine=False)
+    if kind != "none":
+        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}; got {kind!r}")
     return nn.Identity()
 
 

@@ -37,8 +37,9 @@ def require_halvable(shape: Shape, times: int, what: str) -> None:
     """Raise a ValueError, which names `what` halves images, unless sides halve so many times."""
     factor = 2 ** min(times, 64)  # no side has so many, and a file may name any number
     if any(side % factor for side in shape[1:]):
-        sides = f"sides must be multiples of {factor}"
-        raise ValueError(f"{what} divide each side by {factor}: {sides}; images are {shape}")
+        sides = " x ".join(map(str, shape[1:]))
+        wanted = f"sides must be multiples of {factor}; these are {sides}"
+        raise ValueError(f"{what} divide each side by {factor}: {wanted}")
 
 
 def image_coupling(

@@ -40,6 +40,13 @@ def draw_normal(like: Tensor, noise: Noise | None, stream: int) -> Mapped:
     return e, total(0.5 * e.square() + 0.5 * math.log(2 * math.pi))
 
 
+def require_exact(module: nn.Module, transform: Transform) -> None:
+    """Raise a ValueError unless the noise that `transform` makes of normal noise has a density."""
+    if transform.density != "exact" or transform.inverse_draws:
+        name = type(module).__name__
+        raise ValueError(f"{name}: the flow of the noise must have an exact density")
+
+
 @register
 class Augment(FixedShape):
     """``z = [x, n]`` with noise n of `channels` more channels, drawn from q(n | given).
@@ -112,7 +119,7 @@ class AugmentByFlow(Augment):
         shape: of the data, ``(C, *spatial)``.
         channels: how many channels n has.
         net: maps what is given to the context of `transform`.
-        transform: invertible; it keeps events ``(channels, *spatial)``.
+        transform: invertible, with an exact density; it keeps events ``(channels, *spatial)``.
 
     Reference: Chen et al., VFlow (2020), section 3.3, arXiv:2002.09741.
     """
@@ -121,6 +128,7 @@ class AugmentByFlow(Augment):
         super().__init__(shape, channels, net)
         noise_shape = (channels, *self.shape[1:])
         expect(self, transform.out_shape(noise_shape), noise_shape)
+        require_exact(self, transform)
         self.transform = transform
 
     def shaped(self, e: Tensor, given: Tensor, context: Context) -> Mapped:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixerflow.core import Composite, Context, Mapped, Noise, Runner, Shape, Transform, expect
 from mixerflow.registry import register
-from mixerflow.transforms.coupling import Split
+from mixerflow.transforms.coupling import Halves, Split
 
 
 @register
@@ -18,7 +18,8 @@ class EachPart(Composite):
 
     Args:
         split: the rule that cuts an event into a, which a coupling would read, and b; its parts
-            must be pieces of the event (halves, leading channels, columns).
+            must be pieces of the event (halves, leading channels, columns). A number is short for
+            the halves of that event axis.
         given, changed: the transforms of a and b, which keep their shapes.
 
     Raises:
@@ -29,8 +30,9 @@ class EachPart(Composite):
     walk = Transform.walk
     watch = Transform.watch
 
-    def __init__(self, split: Split, given: Transform, changed: Transform) -> None:
+    def __init__(self, split: int | Split, given: Transform, changed: Transform) -> None:
         super().__init__()
+        split = split if isinstance(split, Split) else Halves(split)
         if not split.disjoint:
             raise ValueError(f"EachPart: the parts of {split} are no pieces of the event")
         self.split, self.given, self.changed = split, given, changed

@@ -23,6 +23,8 @@ class _Rearrangement(FixedShape):
     """
 
     _order: tuple[int, ...]
+    _reordered = False
+    """Whether groups of channels are reordered after the permutation."""
 
     def __init__(self, shape: Shape, sides: Shape, *, contiguous: bool = True) -> None:
         super().__init__(shape)
@@ -58,8 +60,8 @@ class _Rearrangement(FixedShape):
 
     def same_as(self, other: Transform) -> bool:
         return isinstance(other, _Rearrangement) and (
-            (self.latent_shape, self._split, self._order)
-            == (other.latent_shape, other._split, other._order)
+            (self.latent_shape, self._split, self._order, self._reordered)
+            == (other.latent_shape, other._split, other._order, other._reordered)
         )
 
 
@@ -120,6 +122,8 @@ class CheckerboardSqueeze(Squeeze):
     whole image.
     """
 
+    _reordered = True
+
     def __init__(self, shape: Shape) -> None:
         if len(shape) != 3:
             raise ValueError(f"CheckerboardSqueeze: takes images (C, H, W); got {shape}")
@@ -136,9 +140,6 @@ class CheckerboardSqueeze(Squeeze):
         top_left, bottom_right, top_right, bottom_left = z.chunk(4, 1)
         z = torch.cat([top_left, top_right, bottom_left, bottom_right], 1)
         return super().inverse(z, context, noise)
-
-    def same_as(self, other: Transform) -> bool:
-        return isinstance(other, CheckerboardSqueeze) and super().same_as(other)
 
 
 @register

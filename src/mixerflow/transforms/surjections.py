@@ -66,8 +66,8 @@ class MaxPool(FixedShape, _Surjection):
     """
 
     def __init__(self, shape: Shape, factor: int = 2) -> None:
-        if factor < 2:
-            raise ValueError(f"MaxPool: factor must be at least 2; got {factor}")
+        if type(factor) is not int or factor < 2:
+            raise ValueError(f"MaxPool: factor must be a whole number from 2; got {factor!r}")
         cells = Squeeze(shape, factor)
         super().__init__(shape, (shape[0], *cells.latent_shape[1:]))
         self.factor, self.cells = factor, cells
@@ -127,7 +127,13 @@ class AbsoluteValue(_Surjection):
         return torch.where(positive, z, -z), -self._log_density(logit, positive, z)
 
     def _logit(self, z: Tensor, context: Context) -> Tensor | None:
-        return None if self.net is None else self.net(z, context).to(z.dtype)
+        if self.net is None:
+            return None
+        logit = self.net(z, context).to(z.dtype)
+        if logit.shape != z.shape:
+            got = f"{tuple(logit.shape[1:])} for events {tuple(z.shape[1:])}"
+            raise ValueError(f"AbsoluteValue: the net gives a logit for each number; got {got}")
+        return logit
 
     def _log_density(self, logit: Tensor | None, positive: Tensor, z: Tensor) -> Tensor:
         if logit is None:
@@ -148,6 +154,8 @@ class Sort(_Surjection):
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
+        if type(dim) is not int:
+            raise ValueError(f"Sort: dim must be a whole number; got {dim!r}")
         self.dim = dim
 
     def forward(self, x: Tensor, context: Context = None, noise: Noise | None = None) -> Mapped:

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from mixerflow.core import Context, Mapped, Noise, Shape, Transform, expect, total
 from mixerflow.registry import register
-from mixerflow.transforms.augment import draw_normal
+from mixerflow.transforms.augment import draw_normal, require_exact
 from mixerflow.transforms.dequantize import Dequantize
 
 _LEAST = 2.0**-24
@@ -32,7 +32,8 @@ class VariationalDequantize(Dequantize):
     Args:
         shape: of the images, ``(C, *spatial)``.
         net: maps images scaled to ``[-1, 1]`` to the context of `transform`.
-        transform: invertible, from normal noise of `noise_shape` to events of `shape`.
+        transform: invertible, with an exact density, from normal noise of `noise_shape` to events
+            of `shape`.
         noise_shape: shape of the noise e.
         levels: number of values a pixel can have.
 
@@ -52,6 +53,7 @@ class VariationalDequantize(Dequantize):
         super().__init__(levels)
         self.shape, self.noise_shape = tuple(shape), tuple(noise_shape)
         expect(self, transform.out_shape(self.noise_shape), self.shape)
+        require_exact(self, transform)
         self.net, self.transform = net, transform
         # x + u must stay below x + 1 in float32, whose last bits a high level takes
         self.highest = 1 - 2.0 ** -(24 - math.ceil(math.log2(levels)))
