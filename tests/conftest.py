@@ -1,4 +1,4 @@
-"""One thread, which is quickest for tensors this small, and fixed seeds.
+"""One thread, which is quickest for tensors this small, fixed seeds, and warnings that are heard.
 
 With MIXERFLOW_CHECK_TYPES=1 every annotated call is checked, shapes too; compilation cannot be
 tested then. Without a GPU its kernels run in Triton's interpreter.
@@ -6,6 +6,7 @@ tested then. Without a GPU its kernels run in Triton's interpreter.
 
 import gc
 import os
+import sys
 
 import pytest
 import torch
@@ -34,3 +35,6 @@ os.register_at_fork(
 def seeded():
     torch.set_num_threads(1)  # a test that ran before may have asked for more
     torch.manual_seed(0)
+    memory = sys.modules.get("mixerflow.core.memory")
+    if memory is not None:
+        memory._warn_once.cache_clear()  # a test must hear what another one has heard

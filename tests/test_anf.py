@@ -12,7 +12,6 @@ import mixerflow
 from helpers import everything, images, stop_after
 from mixerflow.cli import main
 from mixerflow.core import Chain, Flow, Noise
-from mixerflow.core import memory as core_memory
 from mixerflow.errors import ConfigError
 from mixerflow.models import ANF
 from mixerflow.parts import (
@@ -323,7 +322,6 @@ def test_memory_modes_give_the_gradients_of_store(memory, name):
     flow = moved(MODELS[name], size=0.1).train()
     x, noise, found = drawn(4, (1, 8, 8)), Noise(0, torch.arange(4)), []
     learned = name != "plain"
-    core_memory._warn_once.cache_clear()  # each process warns once, and other tests may have
     for mode in ("store", memory):
         flow.zero_grad()
         flow.memory = mode

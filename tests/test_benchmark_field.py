@@ -10,7 +10,7 @@ from benchmarks import field, passes
 from benchmarks.passes import nets, taken
 from torch import nn
 
-from mixerflow.core import Chain, Flow, counting, memory
+from mixerflow.core import Chain, Flow, counting
 from mixerflow.models import Glow, ResidualFlow
 from mixerflow.models.recipe import Recipe
 from mixerflow.nets import ConvVelocity, LipschitzMLP
@@ -195,7 +195,6 @@ def test_a_depth_for_each_block_changes_in_all_of_them():
 
 def test_what_cannot_be_rebuilt_is_told(small):
     field.trained(small.models[0], small)
-    memory._warn_once.cache_clear()  # in a process of its own nothing has been said yet
     told = field.memory_of(small.models[0], small, None)["warnings"]
     assert any("Residual" in each and "input is stored" in each for each in told)
 
