@@ -197,7 +197,7 @@ class Jobs:
 
 def counted(made: Transform, net: nn.Module, run: Callable[[], object]) -> dict[str, int]:
     """Evaluations of the net in a call, and of the mixture where there is one."""
-    counts, logit = {"net": 0, "mixture": 0}, Mixture.logit
+    counts, logit, search = {"net": 0, "mixture": 0}, Mixture.logit, Mixture.search
 
     def called(*_: object) -> None:
         counts["net"] += 1
@@ -206,8 +206,22 @@ def counted(made: Transform, net: nn.Module, run: Callable[[], object]) -> dict[
         counts["mixture"] += 1
         return logit(mixture, x)
 
+    def searching(mixture: Mixture) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        value = search(mixture)
+
+        def one(x: Tensor) -> tuple[Tensor, Tensor]:
+            before = counts["mixture"]
+            found = value(x)
+            counts["mixture"] = before + 1  # with what it calls for far tails
+            return found
+
+        return one
+
     hook = net.register_forward_hook(called)
-    with mock.patch.object(Mixture, "logit", counting):
+    with (
+        mock.patch.object(Mixture, "logit", counting),
+        mock.patch.object(Mixture, "search", searching),
+    ):
         run()
     hook.remove()
     return counts

@@ -210,8 +210,13 @@ def test_refuses_no_components(components):
 def test_no_search_of_a_hard_mixture_goes_to_and_fro(monkeypatch, dtype):
     generator = torch.Generator().manual_seed(0)
     calls = []
-    logit = Mixture.logit
-    monkeypatch.setattr(Mixture, "logit", lambda self, x: calls.append(1) or logit(self, x))
+    search = Mixture.search
+
+    def counted(self):
+        value = search(self)
+        return lambda x: calls.append(1) or value(x)
+
+    monkeypatch.setattr(Mixture, "search", counted)
     law = LogisticMixture(32)
     raw = 2 * torch.randn(law.params, 8000, dtype=torch.float64, generator=generator)
     z = 2 * torch.randn(8000, dtype=torch.float64, generator=generator)
@@ -219,3 +224,15 @@ def test_no_search_of_a_hard_mixture_goes_to_and_fro(monkeypatch, dtype):
         warnings.simplefilter("error")  # Newton's steps alone never end for some of these
         law.inverse(z.to(dtype), raw.to(dtype))
     assert len(calls) < 70
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_search_evaluates_the_same_function_in_the_tails_too(dtype):
+    law = LogisticMixture(5)
+    raw = draw(law, 2.0, 400, dtype=dtype)
+    mixture = law._read(raw)[2]
+    x = torch.linspace(-300, 300, 400, dtype=dtype)
+    for got, wanted in zip(mixture.search()(x), mixture.logit(x), strict=True):
+        assert wanted.isfinite().all()
+        tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
@@ -115,6 +116,32 @@ class Mixture(NamedTuple):
         log_slope = torch.logaddexp(tails.log_rate_below, tails.log_rate_above)
         return tails.log_below - tails.log_above, log_slope
 
+    def search(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """Return `logit` for many calls: several times as fast, as exact for a search.
+
+        With U = 1 - F, which is a sum too, the slope is ``f / (F U)``. Where F, U or f are so small
+        that they could underflow, it is `logit` itself.
+        """
+        weight, shrink = self.logits.softmax(0), (-self.log_scale).exp()
+        slope = weight * shrink
+        least = torch.finfo(weight.dtype).tiny ** 0.5
+
+        def value(x: Tensor) -> tuple[Tensor, Tensor]:
+            u = (x - self.mean) * shrink
+            low, high = u.sigmoid(), (-u).sigmoid()
+            below, above = (weight * low).sum(0), (weight * high).sum(0)
+            density = (slope * low * high).sum(0)
+            log_below, log_above = below.log(), above.log()
+            logit, log_slope = log_below - log_above, density.log() - log_below - log_above
+            far = torch.minimum(torch.minimum(below, above), density) < least
+            if far.any():
+                exact = self.logit(x)
+                logit = torch.where(far, exact[0], logit)
+                log_slope = torch.where(far, exact[1], log_slope)
+            return logit, log_slope
+
+        return value
+
     def quantile(self, logit: Tensor, transform: object) -> Tensor:
         """Solve ``logit F(x) = logit`` for x; a warning names `transform`.
 
@@ -123,8 +150,9 @@ class Mixture(NamedTuple):
         tolerance = 1e-12 if logit.dtype == torch.float64 else 1e-6
         target, mixture = logit.detach(), Mixture(*(part.detach() for part in self))
         each = mixture.mean + mixture.log_scale.exp() * target
+        search = mixture.search()
         x, error = monotone_root(
-            mixture.logit, target, each.amin(0), each.amax(0), tolerance=tolerance, most=200
+            search, target, each.amin(0), each.amax(0), tolerance=tolerance, most=200
         )
         report(transform, error, tolerance, "look for values that are not finite, or use float64")
         if not torch.is_grad_enabled():
