@@ -186,7 +186,7 @@ class Columns(Split):
 
     def check(self, shape: Shape) -> None:
         if len(shape) < 2 or shape[-1] % 2 or not shape[-1]:
-            what = f"the {shape[-1]} columns of events {tuple(shape)} do not make pairs"
+            what = f"the columns of events {tuple(shape)} do not make pairs"
             raise ValueError(f"Coupling: {what}; the last of 2 axes or more must be even")
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
