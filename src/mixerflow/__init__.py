@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mixerflow.registry import register
     from mixerflow.restoration import restore
     from mixerflow.runs import load
+    from mixerflow.scoring import Scorer
     from mixerflow.train_config import TrainConfig
     from mixerflow.training import Trained, train
 
@@ -88,6 +89,7 @@ _HOME = {
     "RECIPES": "recipes",
     "MaCow": "models",
     "RealNVP": "models",
+    "Scorer": "scoring",
     "TrainConfig": "train_config",
     "Trained": "training",
     "Transform": "core",
@@ -133,6 +135,7 @@ __all__ = [
     "Periodic",
     "RealNVP",
     "ResidualFlow",
+    "Scorer",
     "SurVAE",
     "TrainConfig",
     "Trained",
@@ -166,6 +169,7 @@ _MODULES = (
     "parts",
     "restoration",
     "runs",
+    "scoring",
     "transforms",
 )
 

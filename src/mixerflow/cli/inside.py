@@ -258,7 +258,7 @@ def _require_new(metadata: dict[str, Any], images: Images, spec: str) -> None:
     """
     source = metadata.get("source") or {}
     try:
-        own = load(source.get("data") or "", reading=ReadingFlags().reading(source))
+        own = load(source.get("data") or "", reading=ReadingFlags().reading(metadata))
     except MixerFlowError:
         return
     training = runs.own_parts(metadata, own).get("training")

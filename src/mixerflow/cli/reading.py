@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mixerflow.data import Images, Reading, Splits, load
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.registry import restore
+from mixerflow.runs import reading_of
 from mixerflow.terminal import tell
 
 _SHOWN = 5  # names of classes in a line
@@ -32,17 +32,16 @@ class ReadingFlags:
     grey: bool | None = None
     """Turn colour to grey, ITU-R 601-2 luma; --no-grey undoes it."""
 
-    def reading(self, source: dict[str, Any] | None) -> Reading:
-        """Return the flags' settings, and for absent ones those of a run's source.
+    def reading(self, metadata: dict[str, Any]) -> Reading:
+        """Return the flags' settings, and for absent ones those of a run's images.
 
         Args:
-            source: the entry "source" of ``run.json``; None for a new run.
+            metadata: the content of ``run.json``; empty for a new run.
 
         Raises:
             ConfigError: a setting that cannot be, or a filter without a size.
         """
-        stored = {key: value for key, value in (source or {}).items() if key != "data"}
-        own = restore(Reading, stored)
+        own = reading_of(metadata)
         names = [field.name for field in fields(Reading)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         reading = replace(own, **given)
@@ -70,7 +69,7 @@ def load_run_data(
     spec = source.get("data") if data is None else data
     if spec is None:
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
-    splits = load(spec, reading=flags.reading(source))
+    splits = load(spec, reading=flags.reading(metadata))
     announce(splits)
     own = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
     shape = own if measured is None else tuple(measured)

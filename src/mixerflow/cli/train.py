@@ -137,7 +137,7 @@ def _resumed(run: Path, rest: list[str]) -> tuple[str | None, Arguments]:
         model=model,
         train=restore(TrainConfig, metadata["train"]),
         out=run,
-        **asdict(ReadingFlags().reading(source)),
+        **asdict(ReadingFlags().reading(metadata)),
         weights=Path(origin["path"]) if origin else None,
     )
     given = parse(Arguments, rest, prog=f"mixerflow train {run}", default=default)
@@ -155,7 +155,7 @@ def _train(recipe: str | None, given: Arguments, command: list[str], processes: 
         raise ConfigError("published weights lie there", "--out", "name a folder of its own")
     if given.weights and not (out / "run.json").exists():  # of a run that resumes they may be gone
         require_run(given.weights, "--from")
-    reading = given.reading(None)
+    reading = given.reading({})
     splits = load_data(given.data, reading=reading, cache=given.cache)
     validation, words = _validation(given.train, splits)
     if given.train.objective.classifies and value_of("--model.head", command) == "none":

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from mixerflow.data.formats import unreadable
 from mixerflow.data.losses import loss, palette_entries, palette_loss
 from mixerflow.data.signatures import (
+    HEAD,
     READ_ENDINGS,
     READ_FORMATS,
     has_image_ending,
@@ -54,10 +55,16 @@ def read_image(path: Path, ground: Color | None = None) -> np.ndarray:
     try:
         if not path.is_file():
             raise DataError("a broken link, or not a file", path, "remove or replace it")
-        kind = _read_format(path, sniff(path))
+        _read_format(path, sniff(path))  # before a large file of another kind is read
         content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    return decode_image(content, path, ground)
+
+
+def decode_image(content: bytes, path: Path, ground: Color | None = None) -> np.ndarray:
+    """Decode the content of a file as `read_image` does; `path` names it in errors."""
+    kind = _read_format(path, content[:HEAD])
     try:
         with warnings.catch_warnings(record=True) as remarks:
             warnings.simplefilter("always")

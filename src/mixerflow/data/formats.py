@@ -155,7 +155,7 @@ def make_split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path:
     where = f"{path} [{key}]" if key else str(path)
     if not isinstance(arrays[key], np.ndarray):  # a ZIP archive may hold any file
         raise DataError("not an array", where, "write it again with numpy.savez")
-    pixels = _channels_first(arrays[key], where)
+    pixels = channels_first(arrays[key], where)
     if label_key not in arrays:
         return RawSplit(pixels, None)
     labels = np.asarray(arrays[label_key])
@@ -170,7 +170,7 @@ def make_split(arrays: Mapping[str, np.ndarray], key: str, label_key: str, path:
     return RawSplit(pixels, labels)
 
 
-def _channels_first(array: np.ndarray, where: str) -> np.ndarray:
+def channels_first(array: np.ndarray, where: str) -> np.ndarray:
     """Turn `(N, H, W)` or `(N, H, W, C)` integers into `(N, C, H, W)`, as a view.
 
     Floats are `(N, C, H, W)` already: maps of features, not pixels.

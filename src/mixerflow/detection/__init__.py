@@ -25,6 +25,7 @@ from mixerflow.detection.measured import (
     measure,
     note_of,
     stored,
+    tells_classes,
 )
 from mixerflow.detection.metrics import Detection, detection
 from mixerflow.detection.occlusion import OcclusionMap
@@ -38,7 +39,7 @@ from mixerflow.detection.places import (
     factorises,
     place_scores,
 )
-from mixerflow.detection.scorer import Scorer, scorer
+from mixerflow.detection.scorer import PlaceScorer, scorer
 from mixerflow.detection.scores import Score, bits_of
 from mixerflow.detection.threshold import (
     LEAST_RATE,
@@ -64,9 +65,9 @@ __all__ = [
     "OutlierMap",
     "Outliers",
     "Pasted",
+    "PlaceScorer",
     "Pooling",
     "Score",
-    "Scorer",
     "SlopeMap",
     "Threshold",
     "TopPlaces",
@@ -99,5 +100,6 @@ __all__ = [
     "scores_named",
     "second_half",
     "stored",
+    "tells_classes",
     "threshold_of",
 ]

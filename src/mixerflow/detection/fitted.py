@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,14 @@ class Fitted:
     def needs(self) -> set[str]:
         """What `Measured` must have beside log-densities: "complexity", "background"."""
         return {need for score in self.scores for need in score.needs}
+
+    def without(self, need: str) -> Fitted:
+        """Return the same without the scores that need `need`."""
+        kept = [i for i, score in enumerate(self.scores) if need not in score.needs]
+        scores, thresholds = (
+            tuple(each[i] for i in kept) for each in (self.scores, self.thresholds)
+        )
+        return replace(self, scores=scores, thresholds=thresholds)
 
     def threshold(self, name: str) -> Threshold:
         """Return the threshold of a score."""

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from mixerflow.core import Flow, Noise, as_tensor, evaluating, is_estimated
-from mixerflow.detection.classes import contexts, mixed
+from mixerflow.detection.classes import contexts, is_mixture, mixed
 from mixerflow.errors import ConfigError
 
 Compressor = Literal["webp", "png", "zlib"]
@@ -39,6 +39,8 @@ class Measured:
         background: ``log p(x)`` under a background flow; None without one.
         places: ``-log p`` of each place ``(N, places)``, in nats, of a flow that maps each place by
             itself; None where they were not asked for.
+        class_log_probs: ``log p(k | x)`` of each class ``(N, K)``, in nats, classes as frequent as
+            each other unless a head has learned it; None where they were not asked for.
     """
 
     dims: int
@@ -47,6 +49,7 @@ class Measured:
     complexity: np.ndarray | None = None
     background: np.ndarray | None = None
     places: np.ndarray | None = None
+    class_log_probs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.log_prob)
@@ -146,6 +149,7 @@ def measure(
     background: Flow | None = None,
     lengths: bool = True,
     places: bool = False,
+    classes: bool = False,
     batch: int = 128,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -165,19 +169,25 @@ def measure(
             context.
         lengths: whether images are compressed too.
         places: whether each place is scored too, in a second pass; see `factorises`.
+        classes: whether the classes' probabilities are told, from the same passes: of a flow with
+            a head, or of a class-conditional one without labels.
         batch: images at a time.
         seed: seed of the noise.
         on_batch: called with the number of images after each batch; what it raises stops.
 
     Raises:
         ValueError: images of another shape or range, or not one label for each.
-        ConfigError: a batch below 1, a background flow of other images, or lengths of floats.
+        ConfigError: a batch below 1, a background flow of other images, lengths of floats, or
+            classes of a flow that tells none in these passes.
         MixesPlaces: scores of places of a flow that mixes them.
     """
     if batch < 1:
         raise ConfigError(f"{batch} images at a time", "batch", "give at least 1")
     if background is not None:
         _require_background(flow, background)
+    if classes and not tells_classes(flow, given=labels is not None):
+        what = "a flow without a head, or with labels given, tells no classes"
+        raise ConfigError(what, "classes", "leave them out")
     x, context = as_tensor(images), None if labels is None else as_tensor(labels)
     if context is not None and len(context) != len(x):
         raise ValueError(f"measure: {len(context)} labels for {len(x)} images")
@@ -187,11 +197,11 @@ def measure(
             part = x[start : start + batch]
             given = None if context is None else context[start : start + batch]
             noise, pixels = Noise.of(seed, part), part.to(flow.device)
-            log_prob, log_base = _densities(scored, pixels, given, noise)
+            log_prob, log_base, told = _densities(scored, pixels, given, noise, classes=classes)
             second = None if background is None else _log_prob(background, part, noise)
             bits = complexity(stored(part.cpu().numpy(), flow.levels)) if lengths else None
             each = _places(scored, pixels, given, noise) if places else None
-            parts.append(Measured(flow.dims, log_prob, log_base, bits, second, each))
+            parts.append(Measured(flow.dims, log_prob, log_base, bits, second, each, told))
             if on_batch is not None:
                 on_batch(len(part))
     if not parts:
@@ -199,16 +209,27 @@ def measure(
     return joined(parts)
 
 
+def tells_classes(flow: Flow, *, given: bool = False) -> bool:
+    """Whether `measure` can tell the classes of images, which are `given` their labels or not."""
+    return flow.classifies or (is_mixture(flow) and not given)
+
+
 def _densities(
-    flow: Flow, x: Tensor, context: Tensor | None, noise: Noise
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``log p(x)`` and ``log p(z)`` ``(B,)``; without a class, those of all classes."""
+    flow: Flow, x: Tensor, context: Tensor | None, noise: Noise, *, classes: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return ``log p(x)``, ``log p(z)`` ``(B,)`` and, if asked for, ``log p(k | x)`` ``(B, K)``.
+
+    Without a class, the first two are those of all classes.
+    """
     every = [flow(x, each, noise) for each in contexts(flow, context, len(x))]
     log_prob = torch.stack([each.log_prob.double() for each in every])
     log_base = log_prob - torch.stack([each.log_det.double() for each in every])
     likeliest = log_prob.nan_to_num(nan=-math.inf).argmax(0, keepdim=True)
-    log_base = log_base.gather(0, likeliest)[0]
-    return mixed(log_prob).cpu().numpy(), log_base.cpu().numpy()
+    log_base, told = log_base.gather(0, likeliest)[0], None
+    if classes:
+        scores = flow.logits(every[0].z).double() if flow.classifies else log_prob.T
+        told = scores.log_softmax(1).cpu().numpy()
+    return mixed(log_prob).cpu().numpy(), log_base.cpu().numpy(), told
 
 
 def _places(flow: Flow, x: Tensor, context: Tensor | None, noise: Noise) -> np.ndarray:

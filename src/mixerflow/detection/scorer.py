@@ -15,7 +15,7 @@ from mixerflow.errors import ConfigError, nearest
 from mixerflow.export import Exported
 
 
-class Scorer(Exported):
+class PlaceScorer(Exported):
     """Features to scores of places, a score of the image and whether it is an outlier."""
 
     outputs = ("places", "score", "outlier")
@@ -51,7 +51,7 @@ def scorer(
     *,
     threshold: Threshold | float,
     pooling: Pooling | str = "top",
-) -> Scorer:
+) -> PlaceScorer:
     """Return the scorer of a flow of float features, with the flow's inference copy.
 
     In the ONNX model `threshold` is an input with this value as its default.
@@ -74,4 +74,4 @@ def scorer(
             raise ConfigError(f"no pooling {pooling}", "pooling", nearest(pooling, POOLINGS))
         pooling = POOLINGS[pooling]
     value = threshold.value if isinstance(threshold, Threshold) else float(threshold)
-    return Scorer(flow.fused(), pooling, value)
+    return PlaceScorer(flow.fused(), pooling, value)

@@ -8,9 +8,10 @@ import numpy as np
 from torch import nn
 
 from mixerflow.core import Flow, VectorNet
-from mixerflow.data import Images, Splits, held_out
+from mixerflow.data import Images, Reading, Splits, held_out
 from mixerflow.detection import is_mixture
 from mixerflow.errors import DataError
+from mixerflow.registry import restore
 
 
 def require_context(flow: Flow, images: Images) -> None:
@@ -44,6 +45,12 @@ def require_levels(flow: Flow, images: Images) -> None:
     if images.levels and flow.levels and images.levels > flow.levels:
         what = f"pixels have {images.levels:,} levels, the run's have {flow.levels:,}"
         raise DataError(what, images.dataset_id, "give images of as many levels")
+
+
+def reading_of(metadata: dict[str, Any]) -> Reading:
+    """Return how the images of a run, or of published weights, were read."""
+    source = metadata.get("source") or {}
+    return restore(Reading, {key: value for key, value in source.items() if key != "data"})
 
 
 def labels_of(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray:

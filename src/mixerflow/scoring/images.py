@@ -1,0 +1,75 @@
+"""Images as tables hold them: encoded, decoded by Pillow, or arrays with the channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mixerflow.core import Shape
+from mixerflow.data import Reading
+from mixerflow.data.decode import decode_image, parse_transparency, read_image, to_array
+from mixerflow.data.formats import channels_first
+from mixerflow.errors import DataError
+
+
+def image_of(value: object, where: Path, reading: Reading, shape: Shape) -> np.ndarray:
+    """Return one image as an array ``(C, H, W)``, read as `reading` says.
+
+    Args:
+        value: the bytes of a file; a mapping with `bytes` or a `path`, as Hugging Face's tables
+            hold images; a path; a picture of Pillow's; or an array ``(H, W)`` or ``(H, W, C)``.
+        where: names the image in errors.
+        reading: how images are read.
+        shape: the shape that it must have.
+
+    Raises:
+        DataError: it cannot be read, or is of another shape.
+    """
+    ground = parse_transparency(reading.transparency)
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path")
+        value = Path(path) if content is None and path else content
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        image = decode_image(bytes(value), where, ground)
+    elif isinstance(value, (str, Path)):
+        image = read_image(Path(value), ground)
+    elif isinstance(value, Image.Image):
+        image = to_array(value, where, ground)
+    elif value is None:
+        raise DataError("no image", where, "leave the row out, or give --on-bad-image skip")
+    else:
+        image = channels_first(np.asarray(value)[None], str(where))[0]
+    return _fitting(reading.apply(image, where), where, shape)
+
+
+def pixels_of(values: object, reading: Reading, shape: Shape) -> np.ndarray:
+    """Return the images of a column as one array ``(N, C, H, W)``; see `image_of`.
+
+    Args:
+        values: a sequence of images, or an array ``(N, H, W)`` or ``(N, H, W, C)``.
+        reading: how images are read.
+        shape: the shape that each must have.
+
+    Raises:
+        DataError: one cannot be read, or is of another shape.
+    """
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        where = Path("images")
+        pixels = reading.apply_to_all(channels_first(values, str(where)), where)
+        _fitting(pixels[0], where, shape)
+        return pixels
+    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
+        what = f"a column of images is {type(values).__name__}"
+        raise DataError(what, "images", "give a list of images, or an array")
+    images = [image_of(each, Path(f"image {i}"), reading, shape) for i, each in enumerate(values)]
+    return np.stack(images) if images else np.empty((0, *shape), np.uint8)
+
+
+def _fitting(image: np.ndarray, where: Path, shape: Shape) -> np.ndarray:
+    if image.shape != tuple(shape):
+        what = f"an image is {image.shape}, the run's are {tuple(shape)}"
+        raise DataError(what, where, "give --crop, --resize or --grey, or images of that shape")
+    return image

@@ -1,0 +1,189 @@
+"""`Scorer`: all that a run says of images, as a callable that can be pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerflow.core import Flow, as_tensor
+from mixerflow.data import Reading
+from mixerflow.detection import Fitted, Measured, measure, tells_classes
+from mixerflow.errors import ConfigError
+from mixerflow.evaluate import class_count
+from mixerflow.runs import device_of, kept_fit, read_weights, reading_of
+from mixerflow.runs.weights import Weights, Which
+from mixerflow.scoring.images import pixels_of
+
+
+class Scorer:
+    """Scores images ``(N, C, H, W)``: ``Scorer("runs/photos")(images)["bits_per_dim"]``.
+
+    A call returns columns ``(N,)``:
+        - `bits_per_dim`: ``-log2 p(x) / D``;
+        - `log_base` and `log_det`: ``log p(z)`` and ``log|det dz/dx|``, in nats, whose sum is
+          ``log p(x)``;
+        - `complexity`: bits/dim of a lossless file of the image (not of floats);
+        - `score_NAME` and `outlier_NAME`: outlier scores, and whether they lie beyond their
+          thresholds, where `mixerflow outliers` has fitted some for these weights and this seed;
+        - `p_NAME`: the probability of each class, where the flow tells classes.
+
+    An image's figures depend on no other image of the call, up to rounding. A class-conditional
+    flow that is given no labels is the mixture of its K classes, in K passes.
+
+    Given a mapping of columns, as `datasets.map(..., batched=True)`, Ray's `map_batches` and
+    Spark's `mapInPandas` do, it scores the images of one column, see `pixels_of`, and returns the
+    other columns with its own. Each process builds the flow at its first call.
+
+    Args:
+        run: a run folder or published weights.
+        seed: seed of the noise.
+        batch: images at a time.
+        device: cpu or cuda (experimental).
+        labels: whether a class-conditional flow is given the images' labels.
+        which: the checkpoint of a run.
+        average: take the averaged weights rather than the raw ones.
+        reading: how encoded images are read; by default as the run's own were.
+        column: the column of a mapping with the images.
+        label_column: and the one with their labels, numbers of the run's classes.
+        threads: CPU threads; by default what torch has.
+
+    Raises:
+        CheckpointError: no weights there, or damaged ones.
+        ConfigError: labels for a flow that takes none, or a flow conditional on vectors.
+    """
+
+    def __init__(
+        self,
+        run: Path | str,
+        *,
+        seed: int = 0,
+        batch: int = 128,
+        device: str = "cpu",
+        labels: bool = False,
+        which: Which = "best",
+        average: bool = True,
+        reading: Reading | None = None,
+        column: str = "image",
+        label_column: str = "label",
+        threads: int | None = None,
+    ) -> None:
+        self.run = Path(run)
+        self.weights: Weights = read_weights(self.run, which=which, average=average)
+        self.seed, self.batch, self.device = seed, batch, device
+        self.labels, self.column, self.label_column = labels, column, label_column
+        self.reading = reading_of(self.weights.metadata) if reading is None else reading
+        self.threads = threads
+        self._flow: Flow | None = None
+        self._check(self.flow)
+        self.fitted = self._fitted()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_flow": None}
+
+    @property
+    def flow(self) -> Flow:
+        """The flow, an inference copy; this process builds it at its first use."""
+        if self._flow is None:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            self._flow = self.weights.flow(device_of(self.device)).fused()
+        return self._flow
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that a call returns, in their order."""
+        own = ["bits_per_dim", "log_base", "log_det"]
+        own += ["complexity"] if self.flow.levels is not None else []
+        names = [] if self.fitted is None else [score.name for score in self.fitted.scores]
+        own += [f"score_{name}" for name in names if name != "bits"]
+        own += [f"outlier_{name}" for name in names]
+        return (*own, *(f"p_{name}" for name in self.classes))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, or else numbers, of the classes that it tells; empty where it tells none."""
+        if not tells_classes(self.flow, given=self.labels):
+            return ()
+        count, names = class_count(self.flow), tuple(self.weights.metadata["data"]["classes"])
+        return names if len(names) == count else tuple(map(str, range(count)))
+
+    def __call__(
+        self,
+        images: np.ndarray | Tensor | Mapping[str, Any],
+        labels: np.ndarray | Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Return the columns of images ``(N, *shape)``, or of a mapping of columns.
+
+        Raises:
+            DataError: encoded images that cannot be read, or of another shape.
+            ValueError: images of another shape or range, or labels that are no classes.
+        """
+        if not isinstance(images, Mapping):
+            return self._score(images, labels)
+        if self.column not in images:
+            remedy = f"give the column of the images; there are {', '.join(map(str, images))}"
+            raise ConfigError(f"no column {self.column!r}", "column", remedy)
+        pixels = pixels_of(images[self.column], self.reading, self.flow.shape)
+        given = np.asarray(images[self.label_column]) if self.labels else None
+        rest = {name: images[name] for name in images if name != self.column}
+        return {**rest, **self._score(pixels, given)}
+
+    def _score(
+        self, images: np.ndarray | Tensor, labels: np.ndarray | Tensor | None
+    ) -> dict[str, np.ndarray]:
+        if not len(images):
+            empty = {name: np.empty(0) for name in self.columns}
+            return {k: v.astype(bool) if k.startswith("outlier_") else v for k, v in empty.items()}
+        if self.labels and labels is None:
+            raise ValueError("Scorer: labels=True, and no labels")
+        needs = set() if self.fitted is None else self.fitted.needs
+        measured = measure(
+            self.flow,
+            as_tensor(images),
+            labels=labels if self.labels else None,
+            lengths=self.flow.levels is not None,
+            places="places" in needs,
+            classes=bool(self.classes),
+            batch=self.batch,
+            seed=self.seed,
+        )
+        return dict(zip(self.columns, self._values(measured), strict=True))
+
+    def _values(self, measured: Measured) -> list[np.ndarray]:
+        """Return the columns of measured images in the order of `columns`."""
+        dims, fitted = measured.dims, self.fitted
+        own = [-measured.log_prob / (dims * np.log(2)), measured.log_base, measured.log_det]
+        own += [] if measured.complexity is None else [measured.complexity / dims]
+        if fitted is not None:
+            scores = {score.name: score(measured) for score in fitted.scores}
+            own += [values for name, values in scores.items() if name != "bits"]
+            own += [fitted.threshold(name).flags(values) for name, values in scores.items()]
+        if measured.class_log_probs is not None:
+            own += list(np.exp(measured.class_log_probs).T)
+        return own
+
+    def _check(self, flow: Flow) -> None:
+        """Refuse labels for a flow without them, and a flow that needs vectors."""
+        mixture = flow.context_net is None or tells_classes(flow)
+        if not mixture:
+            what, remedy = "a flow conditional on vectors", "use `mixerflow evaluate`"
+            raise ConfigError(what, self.run, remedy)
+        if self.labels and flow.context_net is None:
+            raise ConfigError("the flow takes no labels", "labels", "leave it out")
+
+    def _fitted(self) -> Fitted | None:
+        """Return the scores that the run keeps for these weights and this seed, if any.
+
+        One that needs a background flow is left out.
+        """
+        fit = kept_fit(self.run)
+        if fit is None or self.labels:  # thresholds are of images without labels
+            return None
+        if (fit.key["weights_sha256"], fit.key["seed"]) != (self.weights.sha256, self.seed):
+            return None
+        return fit.fitted.without("background")
