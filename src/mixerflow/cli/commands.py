@@ -10,6 +10,7 @@ import warnings
 
 from mixerflow.cli import early, known, pages
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line, nearest
+from mixerflow.named import is_name
 from mixerflow.signals import end_quietly
 from mixerflow.terminal import any_encoding, finish_output, recording, replay, say, tell
 from mixerflow.version import __version__
@@ -91,6 +92,7 @@ def _work(command: str, words: list[str]) -> int:
         replay(text)
         return 0
     early.refuse(command, words)
+    words = _brought(command, words)
     module, function = _COMMANDS[command][0].split(".")
     work = getattr(importlib.import_module(f"mixerflow.cli.{module}"), function)
     if page is None:
@@ -106,6 +108,23 @@ def _work(command: str, words: list[str]) -> int:
             if code == 0:
                 pages.keep("".join(printed), *page)
     return code
+
+
+def _brought(command: str, words: list[str]) -> list[str]:
+    """Bring weights that a command names as its run to a local folder, and return its path.
+
+    Of several processes of this machine each may bring them; the first that has them is used.
+    """
+    if command not in early.OF_RUNS or not words or {"-h", "--help"} & set(words):
+        return words
+    if not is_name(words[0]):
+        return words
+    from mixerflow.runs.located import bring  # which imports torch
+
+    folder, line = bring(words[0])
+    if line and os.environ.get("RANK", "0") == "0":
+        tell(line)
+    return [str(folder), *words[1:]]
 
 
 def _report(problem: MixerFlowError) -> int:

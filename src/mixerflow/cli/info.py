@@ -33,6 +33,7 @@ from mixerflow.core import (
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
+from mixerflow.named import shipped
 from mixerflow.parts import Model
 from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.terminal import console, say, show
@@ -60,9 +61,10 @@ class Arguments(ComputingArguments):
 
 
 def main(arguments: list[str]) -> int:
-    """Print the list, or the chain."""
+    """Print the lists, or the chain."""
     if not arguments:
         _print_recipes()
+        _print_shipped()
         return 0
     if arguments[0].startswith("-") and {"-h", "--help"} & set(arguments):
         say("usage: mixerflow info [RECIPE or RUN] [flags]", "")
@@ -110,6 +112,29 @@ def _print_recipes() -> None:
     # the papers' figures are of several kinds, which one column cannot have
     hint = "`mixerflow info RECIPE` shows the chain, and the paper's figure with its kind."
     say(*_lines([hint]))
+
+
+def _print_shipped() -> None:
+    """List the weights that ship, by their cards."""
+    from mixerflow.runs import read_metadata
+
+    rows = []
+    for name, folder in shipped().items():
+        card = read_metadata(folder)
+        figure, size = card["figure"], card["files"]["model.safetensors"]["bytes"]
+        data = f"{_times(card['model']['shape'])}, {card['data']['dataset_id']}"
+        rows.append((name, data, f"{figure['bits_per_dim']:.3f}", f"{size / 1e6:.1f} MB"))
+    if not rows:
+        return
+    if console().width < _COLUMNS:
+        lines = (f"{name} ({data}; {bits} bits/dim; {size})" for name, data, bits, size in rows)
+        say("", *_lines(lines))
+        return
+    columns = [Column(each, justify="right") for each in ("bits/dim", "size")]
+    table = Table(Column("weights", no_wrap=True), "images", *columns, box=SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    show(table)
 
 
 def _budget(train: TrainConfig) -> str:

@@ -24,7 +24,8 @@ from typing import Any
 from mixerflow.caches import source_sha256, store, user_cache, without_digest
 from mixerflow.cli.paths import RUN_FILES
 from mixerflow.compiler import compiler
-from mixerflow.errors import ResourceError
+from mixerflow.errors import ConfigError, ResourceError
+from mixerflow.named import hub_name, shipped, shipped_path
 
 active = False
 """Whether this process keeps and reads anything: nothing was registered before the command."""
@@ -76,15 +77,19 @@ def page_of(command: str, words: list[str]) -> tuple[object, ...] | None:
         return None
     runs = []
     try:
-        for word in filter(os.path.lexists, words):
-            files = [file for name in RUN_FILES if (file := Path(word) / name).is_file()]
+        if any(map(hub_name, words)):  # whose newest commit may be another by now
+            return None
+        folders = [shipped_path(word) or Path(word) for word in words]
+        folders += shipped().values() if command == "info" else []
+        for folder in filter(os.path.lexists, folders):
+            files = [file for name in RUN_FILES if (file := folder / name).is_file()]
             if not files or any(file.stat().st_size > _LARGEST for file in files):
                 return None
             runs.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
         machine = _machine() if command == "info" else []
         return ("page", command, words, runs, _terminal(), machine)
-    except (OSError, ValueError, AttributeError):  # AttributeError: there is no stdout
-        return None
+    except (OSError, ValueError, AttributeError, ConfigError):
+        return None  # AttributeError: there is no stdout; ConfigError: no name of the hub
 
 
 def _path(key: tuple[object, ...]) -> Path:

@@ -1,4 +1,4 @@
-"""Paths that a command is given: what can be none, and what names a part of a run."""
+"""Paths and names that a command is given: what can be none, and what names a part of a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.named import is_name, require_known
 
 RUN_FILES = ("run.json", "card.json")
 """Files of which a run folder, or published weights, have one."""
@@ -35,8 +36,14 @@ def check_run_path(path: Path) -> None:
 
 
 def require_run(path: Path, where: str) -> None:
-    """Raise a CheckpointError where no run folder is, or an error of `check_run_path`."""
+    """Raise a CheckpointError where no run folder is, or an error of `check_run_path`.
+
+    A name of weights that ship, or of a repository of the hub, needs no folder.
+    """
     check_path(path, where)
+    if is_name(path):
+        return
+    require_known(path)
     check_run_path(path)
     closed = path.exists() and not os.access(path, os.X_OK)  # reading says so
     if not is_run(path) and not closed:
@@ -55,5 +62,8 @@ def check_run_name(name: str) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, or has published weights; what is no file, reading says."""
-    return any(os.path.lexists(path / name) for name in RUN_FILES)
+    """Whether a path, or a name, is a run's or has published weights.
+
+    What is no file, reading says.
+    """
+    return is_name(path) or any(os.path.lexists(path / name) for name in RUN_FILES)

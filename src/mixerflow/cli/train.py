@@ -24,6 +24,7 @@ from mixerflow.data import load as load_data
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate.codecs import coded_in_seconds
 from mixerflow.models import from_spec
+from mixerflow.named import is_name
 from mixerflow.parts import Model
 from mixerflow.processes import Processes, joined
 from mixerflow.registry import restore
@@ -76,8 +77,9 @@ class Arguments(ComputingArguments, ReadingFlags):
     weight: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """Short for --train.objective.weight: lambda in units of 1/D."""
     weights: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Begin from published weights or a run folder: averaged weights of the same model, or a run of
-    fewer layers, whose schedule and moments of the optimiser continue."""
+    """Begin from published weights (also weights/NAME that ships, hf://OWNER/NAME) or a run folder:
+    averaged weights of the same model, or a run of fewer layers, whose schedule and moments of the
+    optimiser continue."""
     from_step: int | None = None
     """Resume from the checkpoint of this step rather than the last."""
     device: str = "auto"
@@ -109,7 +111,7 @@ def main(arguments: list[str]) -> int:
 
 def of_recipe(name: str, rest: list[str]) -> Arguments:
     """Return the arguments of a recipe, with the flags given."""
-    if is_published(Path(name)):
+    if is_name(name) or is_published(Path(name)):
         remedy = f"mixerflow train RECIPE --from {quoted(name)}"
         raise ConfigError("weights, not a recipe", name, remedy)
     weight, objective = (value_of(f"--{_LONG[w]}", rest) for w in ("lambda", "objective"))

@@ -75,7 +75,13 @@ KINDS: Kind = {
     "versions": (dict, None),
     "machine": (dict, None),
     "result": (_WHOLE_FIGURE, None),
-    "origin": ({"path": str, "sha256": _TEXT, "steps": int, "pieces": [_PIECE]}, None),
+    "origin": (
+        {
+            **dict.fromkeys(("path", "source", "revision"), str),
+            **{"sha256": _TEXT, "steps": int, "pieces": [_PIECE]},
+        },
+        None,
+    ),
     "pieces": [_PIECE],
     "figure": _WHOLE_FIGURE,
     "float32": {"bits_per_dim": _NUMBER, "standard_error": _NUMBER},

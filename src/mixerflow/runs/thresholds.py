@@ -19,6 +19,7 @@ from mixerflow.detection import Fitted, Measured
 from mixerflow.errors import CheckpointError
 from mixerflow.registry import construct, describe
 from mixerflow.runs.files import read_record, sealed, write_atomically, writing
+from mixerflow.runs.located import locate
 from mixerflow.runs.reading import read_file
 
 _REMEDY = "`mixerflow outliers` fits and keeps others"
@@ -66,12 +67,12 @@ def keep_fit(run: Path, fit: InsideFit) -> None:
 def kept_fit(run: Path | str) -> InsideFit | None:
     """Return the fit that a run folder, or published weights, keep; None without one.
 
-    Whoever uses it compares its key with the weights at hand.
+    A name of weights stands for their folder, as in `read_weights`. Whoever uses it compares its key with the weights at hand.
 
     Raises:
         CheckpointError: the files are damaged, or of another version.
     """
-    path = Path(run) / "outliers" / "fitted.json"
+    path = locate(run).path / "outliers" / "fitted.json"
     record = read_record(path, _REMEDY)
     if record is None:
         if path.with_name("inside.safetensors").exists():

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from mixerflow.core import Flow
 from mixerflow.errors import CheckpointError, ConfigError
+from mixerflow.named import CARD
 from mixerflow.registry import describe, restore
 from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.runs.kinds import CARD_KINDS, misfit
+from mixerflow.runs.located import Located, locate, spelled
 from mixerflow.runs.manifest import (
     MODEL,
     Damage,
@@ -28,8 +30,6 @@ from mixerflow.runs.manifest import (
 from mixerflow.runs.metadata import model_settings
 from mixerflow.train_config import TrainConfig
 
-CARD = "card.json"
-"""The file that marks a folder of published weights: it holds the metadata of `MODEL` beside it."""
 _OF_HEADS = ("head", "base")
 """Modules of a flow that hold what a head learns."""
 _KINDS = ("not averaged", "averaged")
@@ -48,6 +48,7 @@ class Weights:
         steps: steps that the run took to the weights; for published ones, the steps of all runs.
         published: whether `metadata` is a card.
         kind: words for which weights they are: "best checkpoint, averaged".
+        located: where they are from: the package, the hub, or a path alone.
     """
 
     metadata: dict[str, Any]
@@ -56,6 +57,13 @@ class Weights:
     steps: int
     published: bool = False
     kind: str = ""
+    located: Located | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What results say of published weights: "sha256", and where from, as `Located.named`."""
+        source = {} if self.located is None else self.located.named()
+        return {"sha256": self.sha256, **source} if self.published else {}
 
     @property
     def sha256(self) -> str:
@@ -141,7 +149,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: neither is there.
         CheckpointError: it is damaged, or of another format.
+        ResourceError: the hub cannot be reached; see `locate`.
     """
+    path = locate(path).path
     if not is_published(path):
         return RunFolder(path).read_started()
     try:
@@ -160,19 +170,22 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
     """Read the weights of a run folder, or published ones; a file is verified before it is parsed.
 
     Args:
-        path: the folder.
+        path: the folder, or a name: ``weights/NAME`` of the package, ``hf://OWNER/NAME`` of the hub.
         which: the checkpoint of a run.
         average: for a run, take the averaged weights rather than the raw ones.
 
     Raises:
         CheckpointError: no weights there, or damaged ones; names the file and the remedy.
         ConfigError: a checkpoint, or raw weights, that published weights do not have.
+        ResourceError: the hub cannot be reached; see `locate`.
     """
+    located = locate(path)
+    path = located.path
     if is_published(path):
         if not average or isinstance(which, int):
             remedy = "name the run folder that they are from"
             raise ConfigError("published weights are of one kind and step", path, remedy)
-        return _read_published(path)
+        return _read_published(located)
     folder = RunFolder(path)
     try:
         metadata = folder.read_started()
@@ -189,7 +202,8 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
     return Weights(metadata, checkpoint.path, tensors, checkpoint.step, kind=kind)
 
 
-def _read_published(path: Path) -> Weights:
+def _read_published(located: Located) -> Weights:
+    path = located.path
     card = read_metadata(path)
     try:
         data = read_verified(path / MODEL, card["files"][MODEL])
@@ -197,7 +211,8 @@ def _read_published(path: Path) -> Weights:
     except Damage as damage:
         raise _damaged(damage) from damage
     kind = f"published, {_KINDS[bool(card['averaged'])]}" if "averaged" in card else "published"
-    return Weights(card, path, tensors, card["steps"], published=True, kind=kind)
+    steps = card["steps"]
+    return Weights(card, path, tensors, steps, published=True, kind=kind, located=located)
 
 
 def _damaged(damage: Damage) -> CheckpointError:
@@ -217,14 +232,16 @@ def load(
     """Return the flow of a run folder or of published weights, in eval mode.
 
     Args:
-        run: the folder.
+        run: the folder, or a name: ``weights/NAME`` that ships with the package, or
+            ``hf://OWNER/NAME[@REVISION]`` on the Hugging Face hub (extra `hub`).
         which: the step with the lowest validation bits/dim, the last, or a step's number.
         average: take the averaged weights, of which the published figures are, not the raw ones.
         device: the flow's device.
 
     Raises:
         CheckpointError: no run there, or a damaged one; names the file and the remedy.
-        ConfigError: no such device or checkpoint.
+        ConfigError: no such device, checkpoint or repository.
+        ResourceError: the hub cannot be reached, or a file there is too large.
     """
     if which not in ("best", "last") and not isinstance(which, int):
         raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
@@ -258,8 +275,8 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     density.
 
     Returns:
-        The entry "origin" of ``run.json``: the path as given, the file's SHA-256, the steps that
-        all runs before took, and those runs.
+        The entry "origin" of ``run.json``: the path or name as given, the file's SHA-256, the steps
+        that all runs before took, and those runs; for weights of the hub, their revision.
 
     Raises:
         ConfigError: the flow is of another model; names the first setting that differs.
@@ -278,13 +295,15 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
         what, remedy = f"the weights do not fit their own model ({difference})", "get it anew"
         raise CheckpointError(what, weights.path, remedy)
     flow.load_state_dict(tensors)
-    return origin_of(path, weights.sha256, weights.pieces)
+    located = weights.located
+    source = {} if located is None else located.named()
+    return origin_of(path, weights.sha256, weights.pieces) | source
 
 
 def origin_of(path: Path, sha256: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the entry "origin" of a run that begins from weights with this SHA-256."""
     steps = sum(piece["steps"] for piece in pieces)
-    return {"path": str(path), "sha256": sha256, "steps": steps, "pieces": pieces}
+    return {"path": spelled(path), "sha256": sha256, "steps": steps, "pieces": pieces}
 
 
 def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:

@@ -25,6 +25,7 @@ from mixerflow.runs import (
     begin_from,
     existing_run,
 )
+from mixerflow.runs.located import spelled
 from mixerflow.runs.metadata import make_metadata, require_same_run
 from mixerflow.train_config import TrainConfig
 from mixerflow.training.batches import Batches
@@ -279,7 +280,7 @@ def _known_origin(
     """
     origin = existing.get("origin")
     path = None if origin is None else origin["path"]
-    if begin is not None and str(begin) != path:
+    if begin is not None and spelled(begin) != path:
         what = f"another run is here: it began from {path or 'weights of its own'}"
         remedy = "leave --from out to resume it, or use another --out"
         raise ConfigError(what, out, remedy)

@@ -26,6 +26,7 @@ from mixerflow.models import flow_from
 from mixerflow.optimizers import Optimizer
 from mixerflow.registry import restore, word_of
 from mixerflow.runs import Checkpoint, Checkpoints, RunFolder, is_published, read_metadata
+from mixerflow.runs.located import locate
 from mixerflow.runs.manifest import entry, pack_tensors
 from mixerflow.runs.metadata import model_settings
 from mixerflow.runs.weights import origin_of, pieces_of, require_same_model
@@ -67,7 +68,7 @@ def grow_from(flow: Flow, path: Path, optimizer: Optimizer) -> Stage | None:
             weights are published ones, which have no moments, or `optimizer` is not the run's.
         CheckpointError: the run is damaged.
     """
-    published = is_published(path)
+    published = is_published(locate(path).path)
     known = published or RunFolder(path).metadata_path.exists()
     metadata = read_metadata(path) if known else {}
     spec = metadata.get("model")
