@@ -1,6 +1,5 @@
 """Weights by name: those of the package, and of the hub, by a stand-in server on the loopback."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -8,17 +7,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from helpers import flow_of, images, settings
 from hub_server import TOKEN, serving
-from mixerflow import hub, named
+from mixerflow import named
 from mixerflow.cli import main
+from mixerflow.data import load as load_data
 from mixerflow.errors import CheckpointError, ConfigError, ResourceError
-from mixerflow.hub import Fetched, fetch, fetch_file
 from mixerflow.named import HubName, hub_name
-from mixerflow.runs import Evaluator, begin_from, kept_fit, load, located, publish, read_metadata
+from mixerflow.runs import (
+    Evaluator,
+    RunFolder,
+    begin_from,
+    kept_fit,
+    load,
+    located,
+    publish,
+    read_metadata,
+)
 from mixerflow.runs.weights import read_weights
 from mixerflow.scoring import Scorer
 from mixerflow.training import train
@@ -29,11 +38,21 @@ constants = pytest.importorskip("huggingface_hub.constants")
 LARGE = mixer(layers=2, flow_layers=2, hidden=40, patch=2, shift=1)
 
 
+SERVED = ("ETAG_TIMEOUT", 0.5), ("DOWNLOAD_TIMEOUT", 0.2)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of a few steps, and its own images in a file."""
+    """A run of a few steps, on images of two classes in a file beside it."""
     out = tmp_path_factory.mktemp("hub") / "run"
-    train(flow_of(LARGE), images(200), out=out, config=settings(steps=8), quiet=True)
+    own = images(200, classes=2)
+    np.savez(out.parent / "own.npz", x=np.moveaxis(own.pixels, 1, -1), y=own.labels)
+    data = str(out.parent / "own.npz")
+    config = settings(steps=8, ema=0.5)
+    metadata = {"recipe": "small", "source": {"data": data}}
+    train(
+        flow_of(LARGE), load_data(data).train, out=out, config=config, metadata=metadata, quiet=True
+    )
     return out
 
 
@@ -59,7 +78,7 @@ def server(address, tmp_path, monkeypatch):
     named_values = {"ENDPOINT": url, "HUGGINGFACE_CO_URL_TEMPLATE": template}
     named_values |= {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": True}
     named_values |= {"HF_TOKEN_PATH": str(tmp_path / "token"), "HF_HUB_OFFLINE": False}
-    named_values |= {"HF_HUB_ETAG_TIMEOUT": 0.5, "HF_HUB_DOWNLOAD_TIMEOUT": 0.2}
+    named_values |= {f"HF_HUB_{name}": value for name, value in SERVED}
     for name, value in named_values.items():
         monkeypatch.setattr(constants, name, value)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT"):
@@ -104,7 +123,8 @@ def test_names_of_the_hub(text, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf://a", "hf://a/b/c", "hf://a/b@", "hf://../b", "hf://a/..", "hf://a/b c", "hf://a--x/b"]
+    "text",
+    ["hf://a", "hf://a/b/c", "hf://a/b@", "hf://../b", "hf://a/..", "hf://a/b c", "hf://a--x/b"],
 )
 def test_what_is_no_name_of_the_hub(text):
     with pytest.raises(ConfigError, match="give hf://OWNER/NAME"):
@@ -195,7 +215,11 @@ def test_files_that_are_too_large_are_not_fetched(server, published):
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        (401, ConfigError, "no such repository on the hub: hf://me/ramps: check the name; if it is"),
+        (
+            401,
+            ConfigError,
+            "the hub refuses the token: hf://me/ramps: run `hf auth login`",
+        ),
         (403, ConfigError, "the token may not do this there: hf://me/ramps"),
         (404, ConfigError, "no such repository on the hub: hf://me/ramps"),
         (429, ResourceError, "too many requests to the hub"),
@@ -234,3 +258,190 @@ def test_the_package_imports_without_the_hubs():
     code = "import sys; sys.modules['huggingface_hub'] = None; import mixerflow.cli.publish as p"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_scorer_and_a_run_begin_from_the_hub(server, published, tmp_path):
+    commit = server.add("me/ramps", files_of(published))
+    pixels = images(5, 3).pixels
+    there = Scorer("hf://me/ramps")(pixels)
+    assert np.array_equal(there["bits_per_dim"], Scorer(published)(pixels)["bits_per_dim"])
+    origin = begin_from(flow_of(LARGE), Path("hf://me/ramps"))
+    assert (origin["path"], origin["source"]) == ("hf://me/ramps", "hf://me/ramps")
+    assert origin["revision"] == commit and origin["steps"] == 8
+    given = {"config": settings(steps=2), "out": tmp_path / "on", "quiet": True}
+    train(flow_of(LARGE), images(200), begin=Path("hf://me/ramps"), **given)
+    assert RunFolder(tmp_path / "on").read_started()["origin"] == origin
+    trained = train(flow_of(LARGE), images(200), begin="hf://me/ramps", **given)  # has finished
+    assert trained.step == 2
+
+
+def test_a_command_brings_weights_to_a_folder_here(server, published, run, capsys):
+    commit = server.add("me/ramps", files_of(published))
+    code, out, lines = told(capsys, "sample", "hf://me/ramps", "-n", 2)
+    size = sum(map(len, files_of(published).values()))
+    brought = f"brought to weights/me/ramps from hf://me/ramps, revision {commit}: "
+    assert code == 0 and lines == [f"{brought}4 files, {size:,} bytes"]
+    assert "in weights/me/ramps/samples/n2-t1-seed0.png" in out
+    own = files_of(Path("weights/me/ramps"))
+    assert files_of(published).items() <= own.items()
+    assert own.keys() - files_of(published).keys() == {"source.json", "samples/n2-t1-seed0.png"}
+    server.add("me/ramps", {})
+    assert told(capsys, "sample", "hf://me/ramps", "-n", 2)[::2] == (0, [])  # the local one
+    assert told(capsys, "sample", f"hf://me/ramps@{commit[:9]}", "-n", 2)[::2] == (0, [])
+    few = ("--data", run.parent / "own.npz", "--images", 20)
+    code, out, lines = told(capsys, "evaluate", "weights/me/ramps", "--json", *few)
+    assert code == 0 and json.loads(out)["weights"] == {
+        "checkpoint": "best",
+        "averaged": True,
+        "sha256": read_weights(published).sha256,
+        "source": "hf://me/ramps",
+        "revision": commit,
+    }
+    assert list(Path("weights/me").iterdir()) == [Path("weights/me/ramps")]
+
+
+def test_a_folder_of_another_revision_is_in_the_way(server, published, capsys):
+    first = server.add("me/ramps", files_of(published))
+    assert told(capsys, "sample", "hf://me/ramps", "-n", 2)[0] == 0
+    second = server.add("me/ramps", files_of(published) | {"card.md": b"another"})
+    located._fetched.clear()
+    code, out, lines = told(capsys, "sample", f"hf://me/ramps@{second}", "-n", 2)
+    there = f"error: revision {first[:12]} is there, and {second} is {second[:12]}"
+    assert (code, out) == (2, "") and lines[0].startswith(f"{there}: weights/me/ramps: move it")
+    server.tags["me/ramps", "v1"] = first
+    assert told(capsys, "sample", "hf://me/ramps@v1", "-n", 2)[0] == 0
+    shutil.rmtree("weights")
+    shutil.copytree(published, "weights/me/ramps")
+    code, _, lines = told(capsys, "sample", "hf://me/ramps", "-n", 2)
+    assert code == 0 and lines[0].startswith("weights/me/ramps, which is here, is used")
+    code, _, lines = told(capsys, "sample", "hf://me/ramps@v1", "-n", 2)
+    assert code == 2 and lines[0].startswith("error: other weights than hf://me/ramps@v1 are there")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(server, published, tmp_path, capsys):
+    server.add("me/ramps", files_of(published))
+    (tmp_path / "weights").mkdir(mode=0o500)
+    code, _, lines = told(capsys, "sample", "hf://me/ramps")
+    assert code == 5 and lines[0].startswith("error: cannot write (Permission denied): weights")
+
+
+def test_a_file_in_the_folders_place_is_one_line(server, published, tmp_path, capsys):
+    server.add("me/ramps", files_of(published))
+    (tmp_path / "weights").write_text("mine")
+    code, _, lines = told(capsys, "sample", "hf://me/ramps")
+    assert code == 5 and len(lines) == 1 and lines[0].startswith("error: cannot write (")
+    assert (tmp_path / "weights").read_text() == "mine"
+
+
+@pytest.fixture
+def package(published, tmp_path, monkeypatch):
+    """A package that ships the published weights as ``weights/ramps``."""
+    shutil.copytree(published, tmp_path / "package" / "ramps")
+    monkeypatch.setattr(named, "SHIPPED", tmp_path / "package")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "package"
+
+
+def test_weights_that_ship_are_found_by_name(package, published):
+    assert same(load("weights/ramps"), load(published))
+    assert read_metadata("weights/ramps") == read_metadata(published)
+    assert kept_fit("weights/ramps") is None
+    origin = begin_from(flow_of(LARGE), Path("weights/ramps"))
+    assert (origin["path"], origin["source"]) == ("weights/ramps", "weights/ramps")
+    shutil.copytree(published, "weights/ramps")
+    assert read_weights(Path("weights/ramps")).path == Path("weights/ramps")  # what is here
+    assert not list(Path().rglob("source.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("weights/ramqs", "did you mean weights/ramps?"),
+        ("weights/q", "choose one of weights/ramps"),
+    ],
+)
+def test_unknown_names(package, name, remedy, capsys):
+    with pytest.raises(CheckpointError, match=rf"no such weights: {name}: ") as caught:
+        load(name)
+    assert str(caught.value).endswith(remedy)
+    for command in ("sample", "info", "train"):
+        assert told(capsys, command, name) == (4, "", [f"error: {caught.value}"])
+    words = ("train", "mixerflow-tiny", "--from", name)
+    assert told(capsys, *words) == (4, "", [f"error: {caught.value}"])
+
+
+def test_commands_take_weights_that_ship(package, published, run, tmp_path, capsys):
+    assert told(capsys, "info")[1].count("weights/ramps") == 1
+    assert "published, 8 steps" in told(capsys, "info", "weights/ramps")[1]
+    assert not Path("weights").exists()
+    remedy = "mixerflow train RECIPE --from weights/ramps"
+    assert told(capsys, "train", "weights/ramps")[2] == [
+        f"error: weights, not a recipe: weights/ramps: {remedy}"
+    ]
+    code, out, lines = told(capsys, "sample", "weights/ramps", "-n", 2)
+    assert code == 0 and "in weights/ramps/samples/n2-t1-seed0.png" in out
+    assert len(lines) == 1 and lines[0].startswith("brought to weights/ramps from the package: 4")
+    assert same(load("weights/ramps"), load(published))
+    assert told(capsys, "sample", "weights/ramps", "-n", 2)[::2] == (0, [])
+
+
+def test_names_are_known_without_torch(package):
+    code = f"""
+import sys, pathlib
+from mixerflow import named
+named.SHIPPED = pathlib.Path({str(package)!r})
+from mixerflow.cli import main
+assert main(["sample", "weights/ramqs"]) == 4
+assert main(["sample", "hf://x"]) == 2
+assert "torch" not in sys.modules and "huggingface_hub" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    said = ["no such weights: weights/ramqs", "no name of a repository of the hub: hf://x"]
+    assert [line[7:].rpartition(": ")[0] for line in done.stderr.splitlines()] == said
+
+
+@pytest.fixture
+def signed_in(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return server
+
+
+def front(text):
+    """The entries at the head of a model card, whose values are JSON."""
+    _, head, rest = text.split("---\n", 2)
+    return {k: json.loads(v) for k, v in (line.split(": ", 1) for line in head.splitlines())}, rest
+
+
+def test_a_run_is_published_and_pushed_in_one_commit(signed_in, run, capsys):
+    data = ("--data", run.parent / "own.npz", "--images", 50)
+    push = ("--push", "me/ramps", "--license", "apache-2.0", "--private", "--thresholds")
+    code, out, lines = told(capsys, "publish", run, "--to", "out", *data, *push)
+    assert code == 0, lines
+    (_, made), (commit, files) = signed_in.repositories["me/ramps"]
+    assert list(made) == [".gitattributes"] and signed_in.private["me/ramps"]
+    url = f"{constants.ENDPOINT}/me/ramps"
+    assert out.splitlines()[-1] == f"pushed to {url}, commit {commit}"
+    own = files_of(Path("out"))
+    assert own.keys() == set(located.FILES)
+    assert files.keys() == {*own, ".gitattributes", "README.md"}
+    assert own.items() <= files.items()
+    assert set(signed_in.large.values()) == {
+        data for name, data in own.items() if name.endswith((".safetensors", ".png"))
+    }
+    entries, rest = front(files["README.md"].decode())
+    assert signed_in.readme == [files["README.md"].decode()]
+    assert entries["license"] == "apache-2.0" and entries["library_name"] == "mixerflow"
+    assert entries["pipeline_tag"] == "unconditional-image-generation"
+    (result,) = entries["model-index"][0]["results"]
+    (metric,) = result["metrics"]
+    card = read_metadata(Path("out"))
+    assert metric["value"] == card["figure"]["bits_per_dim"]
+    assert metric["name"] == "bits/dim, lower bound, uniform dequantization, noise of seed 0"
+    assert result["dataset"]["name"] == "npz:own" and "datasets" not in entries
+    assert rest.lstrip().startswith("# ramps\n") and "](samples.png)" in rest
+    assert same(load("hf://me/ramps"), load("out"))
+    scorer = Scorer("hf://me/ramps")
+    assert scorer.fitted is not None and "outlier_bits" in scorer.columns

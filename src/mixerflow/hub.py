@@ -131,8 +131,19 @@ def fetch_file(repository: str, file: str, *, most: int) -> Path:
     return fetch(HubName(repository), {file: most}).folder / file
 
 
+def require_token(name: HubName) -> None:
+    """Raise a ConfigError where the hub's package, or a token of the hub, is missing."""
+    if _package(str(name)).get_token() is None:
+        raise ConfigError("no token of the hub", name, "run `hf auth login`, or set HF_TOKEN")
+
+
 def push(
-    name: HubName, files: Mapping[str, bytes], message: str, *, known: tuple[str, ...], private: bool
+    name: HubName,
+    files: Mapping[str, bytes],
+    message: str,
+    *,
+    known: tuple[str, ...],
+    private: bool = False,
 ) -> Pushed:
     """Write files into a repository in one commit; the repository is made if it is missing.
 
@@ -147,9 +158,8 @@ def push(
         ConfigError: the hub's package or a token is missing, or the token may not write there.
         ResourceError: the hub cannot be reached, or fails.
     """
+    require_token(name)
     hub = _package(str(name))
-    if hub.get_token() is None:
-        raise ConfigError("no token of the hub", name, "run `hf auth login`, or set HF_TOKEN")
     with _quietly(), _limited(hub), _told(name, ""):
         api = hub.HfApi(library_name="mixerflow")
         url = api.create_repo(name.repository, private=private or None, exist_ok=True)

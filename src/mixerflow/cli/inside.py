@@ -47,16 +47,12 @@ _SEEN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class InsideFlags:
-    """Which images are inside, and what is fitted to them."""
+class FitFlags:
+    """Which images the scores are fitted to, and how."""
 
     inside: str | None = None
     """Images of the inside that training has not seen, as --data; their test part, where there is
     one. By default those that the run keeps, or else its validation images."""
-    inside_classes: str = ""
-    """Classes of --data that are inside, as in `good,ok`: the others are outliers."""
-    background: Path | None = None
-    """A run of perturbed or of any images, for the likelihood ratio."""
     false_alarms: float | None = None
     """Rate of inside images that a threshold flags; 0.05 unless given or kept."""
     group: int | None = None
@@ -66,6 +62,16 @@ class InsideFlags:
         """Refuse impossible numbers with a ConfigError."""
         alarms = _FALSE_ALARMS if self.false_alarms is None else self.false_alarms
         require_settings(alarms, _GROUP if self.group is None else self.group)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideFlags(FitFlags):
+    """Which images are inside, and what is fitted to them."""
+
+    inside_classes: str = ""
+    """Classes of --data that are inside, as in `good,ok`: the others are outliers."""
+    background: Path | None = None
+    """A run of perturbed or of any images, for the likelihood ratio."""
 
     def load_background(self, device: torch.device) -> tuple[Flow, str] | None:
         """Return the background flow and the SHA-256 of its weights, if one is named."""

@@ -13,7 +13,7 @@ from mixerflow.runs.fitting import (
 )
 from mixerflow.runs.folder import RunFolder
 from mixerflow.runs.metadata import existing_run
-from mixerflow.runs.publish import publish
+from mixerflow.runs.publish import publish, push
 from mixerflow.runs.thresholds import InsideFit, keep_fit, kept_fit
 from mixerflow.runs.weights import (
     begin_from,
@@ -42,6 +42,7 @@ __all__ = [
     "numbered",
     "own_parts",
     "publish",
+    "push",
     "read_metadata",
     "read_weights",
     "reading_of",

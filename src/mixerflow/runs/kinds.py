@@ -84,6 +84,7 @@ KINDS: Kind = {
     ),
     "pieces": [_PIECE],
     "figure": _WHOLE_FIGURE,
+    "samples": ({"images": int, "temperature": float, "seed": int}, None),
     "float32": {"bits_per_dim": _NUMBER, "standard_error": _NUMBER},
     "files": Needs({"model.safetensors": FILE}, ("model.safetensors",)),
 }

@@ -10,6 +10,7 @@ A kernel of a convolution, ``(out, in, *kernel)``, is a matrix whose rows are as
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixerflow import markdown
+from mixerflow import hub, pictures
 from mixerflow.core import Flow, Transform
 from mixerflow.errors import CheckpointError, ConfigError
-from mixerflow.evaluate import Bits, estimator_of, kind_of, probes_of
+from mixerflow.evaluate import Bits, draw_pixels, has_pictures, kind_of
+from mixerflow.hub import Pushed
+from mixerflow.named import HubName
 from mixerflow.runs.evaluations import Evaluator
 from mixerflow.runs.files import require_writable, without_nan, write_atomically, writing
+from mixerflow.runs.fitting import vectors_of
 from mixerflow.runs.folder import FORMAT
+from mixerflow.runs.located import FILES, locate
 from mixerflow.runs.manifest import MODEL, entry, pack_tensors, seal
-from mixerflow.runs.metadata import device_name, model_settings, versions
+from mixerflow.runs.metadata import device_name, versions
+from mixerflow.runs.model_card import card_text, front_matter
+from mixerflow.runs.thresholds import kept_fit
 from mixerflow.runs.weights import (
     CARD,
     Weights,
@@ -39,6 +46,9 @@ from mixerflow.temporary import sweep
 
 _SMALL = 1024
 """Numbers below which a matrix is not worth rounding: the colour transform has nine."""
+PICTURE = "samples.png"
+"""The file of samples beside the card."""
+_SAMPLES = {"images": 64, "temperature": 0.8, "seed": 0}
 
 
 def is_large(weight: Tensor) -> bool:
@@ -74,7 +84,7 @@ def publish(
     force: bool = False,
     on_card: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a run's weights to a folder: `MODEL`, `CARD`, and the card for people.
+    """Write a run's weights to a folder: `MODEL`, `CARD`, samples, and the card for people.
 
     A kill leaves each file whole or absent; the card is written last. Weights that their card does
     not verify are replaced by the same call again.
@@ -98,7 +108,7 @@ def publish(
         DataError: images that do not fit.
         ResourceError: the folder cannot be written.
     """
-    if is_published(run):
+    if is_published(locate(run).path):
         raise ConfigError("these weights are published already", run, "name a run folder")
     held = read_weights(run, which=which, average=average)
     before = _published(to, force=force)
@@ -120,13 +130,64 @@ def publish(
         "versions": versions(),
     }
     _compare(before, scored, to)
+    picture = _picture(flow, evaluator, held.metadata)
     flow.load_state_dict(held.tensors)
     exact = evaluator.score(flow, held.metadata)
-    card = without_nan(_card(held, scored, exact, data) | {"averaged": average})
+    card = _card(held, scored, exact, data) | {"averaged": average}
+    card = without_nan(card | ({"samples": _SAMPLES} if picture else {}))
     if on_card is not None:
         on_card(card)
-    _write(to, card, data)
+    _write(to, card, data, picture)
     return card
+
+
+def _picture(flow: Flow, evaluator: Evaluator, metadata: dict[str, Any]) -> bytes | None:
+    """Return a PNG file of samples, in rows of 8; None for images that are no pictures.
+
+    A flow conditional on vectors is given those of the images that score it.
+    """
+    if not has_pictures(flow) or len(flow.shape) != 3:
+        return None
+    vectors = vectors_of(flow, metadata, evaluator.images)
+    seed, temperature = _SAMPLES["seed"], _SAMPLES["temperature"]
+    count = _SAMPLES["images"]
+    drawn = draw_pixels(flow, count, seed=seed, temperature=temperature, examples=vectors)
+    return pictures.png_grid(drawn.pixels, columns=8)
+
+
+def push(folder: Path, name: HubName, *, license: str = "", private: bool = False) -> Pushed:
+    """Push published weights to a repository of the Hugging Face hub, in one commit.
+
+    ``README.md`` there is the card for people, with the entries that the hub reads. Thresholds of
+    outliers go along if they are of these weights; a warning says if not.
+
+    Args:
+        folder: published weights.
+        name: the repository, which is made if it is missing.
+        license: identifier of the weights' license, as the hub has it; empty for none.
+        private: whether a repository that is made is private.
+
+    Raises:
+        CheckpointError: no published weights there, or damaged ones.
+        ConfigError: the hub's package or a token is missing, or it may not write there.
+        ResourceError: the hub cannot be reached, or fails.
+    """
+    held = read_weights(folder)
+    if not held.published:
+        remedy = "publish it first: `mixerflow publish RUN --to FOLDER`"
+        raise ConfigError("a run, not published weights", folder, remedy)
+    files = {each: (folder / each).read_bytes() for each in FILES if (folder / each).is_file()}
+    fit = kept_fit(folder)
+    if fit is not None and fit.key["weights_sha256"] != held.sha256:
+        warnings.warn("the thresholds there are of other weights, and are left out", stacklevel=2)
+        files = {each: data for each, data in files.items() if not each.startswith("outliers/")}
+    card = held.metadata if PICTURE in files else held.metadata | {"samples": None}
+    title = name.repository.partition("/")[2]
+    text = front_matter(title, card, license) + card_text(title, card)
+    files["README.md"] = text.encode("utf-8", "backslashreplace")
+    figure = card["figure"]
+    message = f"{figure['bits_per_dim']:.4f} bits/dim on {figure['dataset_id']}, {figure['split']}"
+    return hub.push(name, files, message, known=FILES, private=private)
 
 
 def _published(to: Path, *, force: bool) -> dict[str, Any] | None:
@@ -181,99 +242,15 @@ def _card(weights: Weights, scored: dict[str, Any], exact: Bits, data: bytes) ->
     }
 
 
-def _write(to: Path, card: dict[str, Any], data: bytes) -> None:
+def _write(to: Path, card: dict[str, Any], data: bytes, picture: bytes | None) -> None:
     with writing(to, lambda: len(data)):
         to.mkdir(parents=True, exist_ok=True)
         sweep(to)
         write_atomically(to / MODEL, data)
-        text = _card_text(to.resolve().name, card)
+        if picture is None:
+            (to / PICTURE).unlink(missing_ok=True)
+        else:
+            write_atomically(to / PICTURE, picture)
+        text = card_text(to.resolve().name, card)
         write_atomically(to / "card.md", text.encode("utf-8", "backslashreplace"))
         write_atomically(to / CARD, seal(card))
-
-
-def _card_text(name: str, card: dict[str, Any]) -> str:
-    """Return the card as Markdown, under the weights' name."""
-    figure, model, file = card["figure"], card["model"], card["files"][MODEL]
-    settings = model_settings(model)
-    named = (f"{key.removeprefix('model.')} {_plain(value)}" for key, value in settings.items())
-    rows = {
-        "recipe": card["recipe"] or "none",
-        "model": ", ".join(named),
-        "images": " x ".join(map(str, model["shape"])),
-        "parameters": f"{card['parameters']:,}",
-        "trained on": f"{card['data']['training_images']:,} images of {card['data']['dataset_id']}",
-        "objective": card["objective"],
-        "weights": "their moving average" if card["averaged"] else "raw, not averaged",
-        "steps": f"{card['steps']:,}",
-        "restarts": card["restarts"],
-        "command": f"`{card['command']}`" if card["command"] else "mixerflow.train",
-        "hardware": card["pieces"][-1]["device"],
-        "versions": _versions(card["versions"]),
-        "file": f"`{MODEL}`, {file['bytes']:,} bytes",
-        "SHA-256": f"`{file['sha256']}`",
-    }
-    head = ["steps", "from, to, of", "batch", "lr", "training", "seed", "precision", "device"]
-    head += ["began from"]
-    lines = [
-        f"# {markdown.plain(name)}",
-        "",
-        f"**{_figure(figure)} bits/dim** on {figure['images']:,} images of "
-        f"{markdown.plain(figure['dataset_id'])}, {figure['split']}: {_kind(figure)}. The "
-        f"weights in float32, before they were rounded for this file, have "
-        f"{_figure(card['float32'], 5)}; these have {_figure(figure, 5)}.",
-        "",
-        markdown.table(["", ""], [[key, str(value)] for key, value in rows.items()]),
-        "",
-        "## The runs that led here",
-        "",
-        "Each began from weights of the run before; moments began at zero unless named.",
-        "",
-        markdown.table(head, map(_piece, card["pieces"])),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _piece(piece: dict[str, Any]) -> list[str]:
-    start, steps = piece["schedule_start"], piece["steps"]
-    whole = piece["schedule_steps"] or start + (piece["of"] or steps)
-    source = f"`{piece['from_sha256'][:12]}`" if piece["from_sha256"] else "new weights"
-    source += ", with moments" if piece["moments"] else ""
-    cells = [f"{steps:,}", f"{start:,}, {start + steps:,}, {whole:,}"]
-    cells += [str(piece[key]) for key in ("batch", "lr")] + [_training(piece)]
-    cells += [str(piece[key]) for key in ("seed", "precision", "device")]
-    return [*cells, source]
-
-
-def _training(piece: dict[str, Any]) -> str:
-    """Name the optimiser, the schedule and what changes images; older pieces had no choice."""
-    schedule = piece.get("schedule", {"type": "Cosine"})
-    changes = piece.get("augmentation", {})
-    optimizer = piece.get("optimizer", "adam")
-    words = [optimizer if isinstance(optimizer, str) else optimizer["type"].lower()]
-    words += [schedule["type"].lower()]
-    words += ["flip"] if changes.get("flip") else []
-    words += [f"shift {changes['shift']}"] if changes.get("shift") else []
-    words += [f"mutation {changes['mutation']:g}"] if changes.get("mutation") else []
-    return ", ".join(words)
-
-
-def _kind(figure: dict[str, Any]) -> str:
-    seed = f"noise of seed {figure['seed']}" if estimator_of(figure) else ""
-    return ", ".join(filter(None, (kind_of(figure), probes_of(figure), seed)))
-
-
-def _figure(figure: dict[str, Any], digits: int = 3) -> str:
-    error = figure["standard_error"]
-    if figure["bits_per_dim"] is None:
-        return "not finite"
-    shown = f"{figure['bits_per_dim']:.{digits}f}"
-    return shown if error is None else f"{shown} ± {error:.3f}"
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _plain(value: object) -> str:
-    return "/".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)

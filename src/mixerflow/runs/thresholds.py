@@ -67,7 +67,8 @@ def keep_fit(run: Path, fit: InsideFit) -> None:
 def kept_fit(run: Path | str) -> InsideFit | None:
     """Return the fit that a run folder, or published weights, keep; None without one.
 
-    A name of weights stands for their folder, as in `read_weights`. Whoever uses it compares its key with the weights at hand.
+    A name of weights stands for their folder, as in `read_weights`. Whoever uses the fit compares
+    its key with the weights at hand.
 
     Raises:
         CheckpointError: the files are damaged, or of another version.

@@ -170,7 +170,8 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
     """Read the weights of a run folder, or published ones; a file is verified before it is parsed.
 
     Args:
-        path: the folder, or a name: ``weights/NAME`` of the package, ``hf://OWNER/NAME`` of the hub.
+        path: the folder, or a name: ``weights/NAME`` of the package, ``hf://OWNER/NAME`` of the
+            hub.
         which: the checkpoint of a run.
         average: for a run, take the averaged weights rather than the raw ones.
 
