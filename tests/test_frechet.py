@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import sys
-from types import SimpleNamespace
 from zipfile import ZipFile
 
 import numpy as np
@@ -349,29 +347,6 @@ def test_a_damaged_program_is_one_line(tmp_path, caplog):
     with pytest.raises(CheckpointError, match="no features net"):
         load_features(tmp_path / "damaged.pt2", trust=True)
     assert not caplog.records
-
-
-def test_a_file_of_the_hub_is_fetched(tmp_path, monkeypatch):
-    asked = []
-
-    def fetch(repository, file):
-        asked.append((repository, file))
-        if file == "gone.pth":
-            raise OSError("404 Client Error\nnot there")
-        return str(tmp_path / file)
-
-    torch.save({"weight": torch.zeros(3)}, tmp_path / "no-net.pth")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=fetch))
-    with pytest.raises(CheckpointError, match=r"no features net.*no-net\.pth"):
-        load_features("hub:owner/name/no-net.pth")
-    with pytest.raises(CheckpointError, match=r"404 Client Error\): hub:owner/name/gone\.pth"):
-        load_features("hub:owner/name/gone.pth")
-    assert asked == [("owner/name", "no-net.pth"), ("owner/name", "gone.pth")]
-    with pytest.raises(ConfigError, match="hub:OWNER/NAME/FILE"):
-        load_features("hub:name/file.pth")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mixerflow\[hub\]'"):
-        load_features("hub:owner/name/no-net.pth")
 
 
 @pytest.fixture

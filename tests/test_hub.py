@@ -17,6 +17,7 @@ from mixerflow import named
 from mixerflow.cli import main
 from mixerflow.data import load as load_data
 from mixerflow.errors import CheckpointError, ConfigError, ResourceError
+from mixerflow.evaluate import load_features
 from mixerflow.named import HubName, hub_name
 from mixerflow.runs import (
     Evaluator,
@@ -28,6 +29,7 @@ from mixerflow.runs import (
     publish,
     read_metadata,
 )
+from mixerflow.runs.files import sealed, unsealed
 from mixerflow.runs.weights import read_weights
 from mixerflow.scoring import Scorer
 from mixerflow.training import train
@@ -45,7 +47,7 @@ SERVED = ("ETAG_TIMEOUT", 0.5), ("DOWNLOAD_TIMEOUT", 0.2)
 def run(tmp_path_factory):
     """A run of a few steps, on images of two classes in a file beside it."""
     out = tmp_path_factory.mktemp("hub") / "run"
-    own = images(200, classes=2)
+    own = images(1200, classes=2)
     np.savez(out.parent / "own.npz", x=np.moveaxis(own.pixels, 1, -1), y=own.labels)
     data = str(out.parent / "own.npz")
     config = settings(steps=8, ema=0.5)
@@ -359,7 +361,7 @@ def test_weights_that_ship_are_found_by_name(package, published):
     ("name", "remedy"),
     [
         ("weights/ramqs", "did you mean weights/ramps?"),
-        ("weights/q", "choose one of weights/ramps"),
+        ("weights/other-ones", "choose one of weights/ramps"),
     ],
 )
 def test_unknown_names(package, name, remedy, capsys):
@@ -439,9 +441,148 @@ def test_a_run_is_published_and_pushed_in_one_commit(signed_in, run, capsys):
     (metric,) = result["metrics"]
     card = read_metadata(Path("out"))
     assert metric["value"] == card["figure"]["bits_per_dim"]
-    assert metric["name"] == "bits/dim, lower bound, uniform dequantization, noise of seed 0"
+    assert metric["name"] == (
+        "bits/dim, exact density, uniform dequantisation, single-sample, noise of seed 0"
+    )
     assert result["dataset"]["name"] == "npz:own" and "datasets" not in entries
     assert rest.lstrip().startswith("# ramps\n") and "](samples.png)" in rest
     assert same(load("hf://me/ramps"), load("out"))
     scorer = Scorer("hf://me/ramps")
     assert scorer.fitted is not None and "outlier_bits" in scorer.columns
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    """Published weights with thresholds, in a folder of the test's own."""
+    return shutil.copytree(published, tmp_path / "mine")
+
+
+def test_published_weights_are_pushed_as_they_are(signed_in, folder, capsys):
+    code, out, lines = told(capsys, "publish", folder, "--push", "me/ramps")
+    assert (code, lines) == (0, []) and out.startswith("pushed to ")
+    stale = dict(signed_in.files("me/ramps")[1])
+    stale |= {"outliers/fitted.json": b"{}", "outliers/inside.safetensors": b"", "own.txt": b"1"}
+    signed_in.add("me/ramps", stale)
+    code, out, lines = told(capsys, "publish", folder, "--push", "hf://me/ramps")
+    commit, files = signed_in.files("me/ramps")
+    assert (code, lines) == (0, []) and commit in out
+    assert files.keys() == {*files_of(folder), ".gitattributes", "README.md", "own.txt"}
+    pushed = [each for each in signed_in.asked if "/commit/main" in each]
+    assert len(pushed) == 2
+
+
+@pytest.mark.filterwarnings("default:the thresholds there")
+def test_thresholds_of_other_weights_stay_behind(signed_in, run, folder, capsys):
+    inside = ("--data", run.parent / "own.npz", "--images", 20)
+    assert told(capsys, "outliers", folder, "--json", *inside)[0] == 0
+    assert kept_fit(folder) is not None
+    fitted = folder / "outliers" / "fitted.json"
+    record = unsealed(json.loads(fitted.read_text()))
+    record["key"]["weights_sha256"] = "0" * 64
+    fitted.write_bytes(sealed(record))
+    code, _, lines = told(capsys, "publish", folder, "--push", "me/ramps")
+    assert code == 0 and "thresholds there are of other weights, and are left out" in lines[0]
+    assert not [name for name in signed_in.files("me/ramps")[1] if name.startswith("outliers")]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ((), "these weights are published already: WEIGHTS: name a run folder, or give --push"),
+        (("--push", "ramps"), "no name of a repository of the hub: hf://ramps: give hf://OWNER"),
+        (("--push", "me/ramps@v1"), "no name of a repository: --push me/ramps@v1: give OWNER/NAME"),
+        (("--push", "me/ramps", "--to", "x"), "these weights are published already: WEIGHTS: name"),
+        (("--private",), "only what is pushed has it: --private: give --push OWNER/NAME"),
+        (("--license", "mit"), "only what is pushed has it: --license: give --push OWNER/NAME"),
+        (("--push", "you/ramps"), "the token may not do this there: hf://you/ramps: use a token"),
+    ],
+)
+def test_what_cannot_be_pushed(signed_in, folder, words, line, capsys):
+    code, out, lines = told(capsys, "publish", folder, *words)
+    assert (code, out) == (2, "") and len(lines) == 1
+    assert lines[0].startswith("error: " + line.replace("WEIGHTS", str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fault", "code", "line"),
+    [
+        ("repos/create", 401, 2, "the hub refuses the token: hf://me/ramps: run `hf auth login`"),
+        ("repos/create", 403, 2, "the token may not do this there: hf://me/ramps: use a token"),
+        ("repos/create", 500, 5, "the hub answers 500 ("),
+        ("repos/create", "hang", 5, "the hub does not answer: hf://me/ramps: check the network"),
+        ("POST .*/commit/", 500, 5, "the hub answers 500 ("),
+        ("POST .*/commit/", "hang", 5, "the hub does not answer: hf://me/ramps"),
+        ("PUT /large", 403, 2, "the token may not do this there"),
+    ],
+)
+def test_faults_while_pushing(signed_in, folder, pattern, fault, code, line, capsys):
+    signed_in.fault[pattern] = fault
+    said = told(capsys, "publish", folder, "--push", "me/ramps")
+    assert said[:2] == (code, "") and len(said[2]) == 1
+    assert said[2][0].startswith(f"error: {line}")
+
+
+def test_pushing_needs_a_token_and_the_hubs_package(server, run, monkeypatch, capsys):
+    words = ("publish", run, "--to", "out", "--push", "me/ramps")
+    assert told(capsys, *words) == (
+        2,
+        "",
+        ["error: no token of the hub: hf://me/ramps: run `hf auth login`, or set HF_TOKEN"],
+    )
+    assert not server.asked and not Path("out").exists()  # known before any work
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert told(capsys, *words)[2] == [
+        "error: the hub's package is missing: hf://me/ramps: pip install 'mixerflow[hub]'"
+    ]
+
+
+def test_thresholds_go_along_where_the_run_has_some(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = shutil.copytree(run, tmp_path / "run")
+    data = ("--data", run.parent / "own.npz", "--images", 30)
+    assert told(capsys, "outliers", mine, "--json", "--false-alarms", 0.1, *data)[0] == 0
+    code, _, lines = told(capsys, "publish", mine, "--to", "out", *data)
+    assert code == 0 and "thresholds at 10 % false alarms" in lines[-1]
+    before, after = kept_fit(mine), kept_fit("out")
+    assert after.images == before.images and after.images["split"] == "validation"
+    assert after.key["weights_sha256"] == read_weights(Path("out")).sha256
+    assert after.key["weights_sha256"] != before.key["weights_sha256"]
+    assert np.allclose(after.inside.log_prob, before.inside.log_prob, atol=0.2)
+    assert told(capsys, "publish", mine, "--to", "no", "--no-thresholds", *data)[0] == 0
+    assert kept_fit("no") is None
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.moveaxis(images(40, 9).pixels, 1, -1))
+    assert told(capsys, "outliers", mine, "--json", "--inside", other, *data)[0] == 0
+    code, _, lines = told(capsys, "publish", mine, "--to", "new", *data)
+    assert code == 0 and "--inside takes them along" in lines[-1] and kept_fit("new") is None
+    words = ("publish", mine, "--to", "new", "--force", "--inside", other)
+    assert told(capsys, *words, *data)[0] == 0
+    assert kept_fit("new").images["dataset_id"] == "npz:other.npz"
+
+
+def test_features_of_the_hub(server, monkeypatch, tmp_path):
+    buffer = tmp_path / "net.pth"
+    torch.save({"weight": torch.zeros(3)}, buffer)
+    server.add("owner/name", {"no-net.pth": buffer.read_bytes()})
+    with pytest.raises(CheckpointError, match=r"no features net.*no-net\.pth"):
+        load_features("hub:owner/name/no-net.pth")
+    with pytest.raises(ConfigError, match=r"no gone\.pth in this repository: hf://owner/name"):
+        load_features("hub:owner/name/gone.pth")
+    with pytest.raises(ConfigError, match="hub:OWNER/NAME/FILE"):
+        load_features("hub:name/file.pth")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mixerflow\[hub\]'"):
+        load_features("hub:owner/name/no-net.pth")
+
+
+def test_a_process_of_its_own_finds_the_hub_by_the_environment(server, published, tmp_path):
+    commit = server.add("me/ramps", files_of(published))
+    settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": str(tmp_path / "cache")}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "mixerflow", "sample", "hf://me/ramps", "-n", "2"]
+    done = subprocess.run(
+        words, env={**os.environ, **settings}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"revision {commit}" in done.stderr and done.stderr.count("\n") == 1
+    assert Path("weights/me/ramps/samples/n2-t1-seed0.png").exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import ConfigError, MixerFlowError, ResourceError, first_line
-from mixerflow.named import HubName
+from mixerflow.named import HubName, hub_name
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNREACHED = ("ConnectError", "ConnectionError", "ProxyError", "NetworkError", "ReadError")
@@ -128,7 +128,9 @@ def _within(path: Path | str, size: int, most: int) -> Any:  # noqa: ANN401
 
 def fetch_file(repository: str, file: str, *, most: int) -> Path:
     """Fetch one file of a repository's newest commit; see `fetch`."""
-    return fetch(HubName(repository), {file: most}).folder / file
+    name = hub_name(f"hf://{repository}")
+    assert name is not None
+    return fetch(name, {file: most}).folder / file
 
 
 def require_token(name: HubName) -> None:
@@ -188,7 +190,8 @@ def _quietly() -> Iterator[None]:
     shown, log = not utils.are_progress_bars_disabled(), logging.getLogger("huggingface_hub")
     level = log.level
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"huggingface_hub\b")
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
         if shown:
             utils.disable_progress_bars()
         log.setLevel(logging.CRITICAL)
@@ -281,4 +284,5 @@ def _as_error(error: Exception, name: HubName, file: str) -> MixerFlowError:
         remedy = "free some space, or set HF_HUB_CACHE to a folder that can be written"
         return ResourceError(f"the hub's cache cannot be written ({error.strerror})", name, remedy)
     what = f"the hub's package fails ({first_line(error)[:200]})"
-    return ResourceError(what, name, "try again, or fetch the files by hand")
+    by_hand = "fetch the files" if file else "push the folder"
+    return ResourceError(what, name, f"try again, or {by_hand} by hand")

@@ -7,6 +7,7 @@ torch or the hub's package, and nothing is fetched.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def hub_name(path: Path | str) -> HubName | None:
     match = _HUB.fullmatch(text)
     if match is None or ".." in text or "--" in text.partition("@")[0]:
         remedy = "give hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
-        raise ConfigError("no name of a repository of the hub", text, remedy)
+        spelled = f"hf://{text[3:].lstrip('/')}"
+        raise ConfigError("no name of a repository of the hub", spelled, remedy)
     return HubName(f"{match[1]}/{match[2]}", match[3] or "")
 
 
@@ -82,7 +84,10 @@ def require_known(path: Path | str) -> None:
     """Raise a CheckpointError for ``weights/NAME`` that is neither a path nor a name that ships."""
     name, known = _shipped_name(path), shipped()
     if name and known and name not in known:
-        raise CheckpointError("no such weights", name, nearest(name, known))
+        last = {Path(each).name: each for each in known}
+        near = difflib.get_close_matches(Path(name).name, last, n=1)
+        remedy = f"did you mean {last[near[0]]}?" if near else nearest("", known)
+        raise CheckpointError("no such weights", name, remedy)
 
 
 def _shipped_name(path: Path | str) -> str:

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     if labels is not None:
-        _show(log_probs, labels, flow, images, split, names, given)
+        _show(log_probs, labels, flow, images, split, names, given, given.entry(held))
     if given.predictions is not None:
         _write_predictions(given.predictions, log_probs, names, images.files)
         say(f"in {given.predictions}")
@@ -102,6 +102,7 @@ def _show(
     split: str,
     names: tuple[str, ...],
     given: _ClassifyArguments,
+    weights: dict[str, Any],
 ) -> None:
     """Print the figures of the images that have a label; keep them, and the plots."""
     known = np.flatnonzero(labels >= 0)
@@ -113,7 +114,7 @@ def _show(
         "split": split,
         "images_sha256": images.fingerprint(),
         "seed": given.seed,
-        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
+        "weights": weights,
         "class_names": list(names),
         **result.as_dict(),
     }

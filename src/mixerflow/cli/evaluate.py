@@ -24,6 +24,7 @@ from mixerflow.evaluate import PROBES, Bits, FileFeatures, require_comparable
 from mixerflow.processes import Processes, joined
 from mixerflow.runs import Evaluator, KeptDraws
 from mixerflow.runs.files import json_text, sealed, write_atomically, writing
+from mixerflow.runs.weights import Weights
 from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, tell
 
@@ -41,6 +42,11 @@ class WeightsArguments(ComputingArguments):
     """The weights themselves rather than their moving average."""
     device: str = "cpu"
     """Device: cpu or cuda (experimental)."""
+
+    def entry(self, held: Weights) -> dict[str, Any]:
+        """Return what results say of the weights that were read by these flags."""
+        averaged = held.metadata.get("averaged", not self.raw)
+        return {"checkpoint": self.checkpoint, "averaged": averaged, **held.named}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +167,7 @@ def _evaluate(given: _EvaluateArguments, processes: Processes) -> int:
         return stopped.exit_code
 
     exit_code = processes.on_main(
-        lambda: _finish(given, figure, flow, images, split, features, judging, metadata)
+        lambda: _finish(given, figure, flow, images, split, features, judging, held)
     )
     if not exit_code:
         kept.finish()
@@ -176,20 +182,20 @@ def _finish(
     split: str,
     features: FileFeatures | None,
     judging: tuple[Images, Images] | None,
-    metadata: dict[str, Any],
+    held: Weights,
 ) -> int:
     """Print the figure, then compare samples and codecs if they are asked for; keep all of it.
 
     The exit code is 0, or that of a signal, after which the figure is kept.
     """
     keys = ("recipe", "command", "steps", "seconds", "parameters", "versions", "machine")
-    averaged = metadata.get("averaged", not given.raw)
+    metadata = held.metadata
     if not given.json:
         print_figures(figure)  # samples and codecs may take minutes
     result = figure.as_dict() | {
         "codecs": {},
         "images_sha256": images.fingerprint(),
-        "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
+        "weights": given.entry(held),
         "run": {key: metadata.get(key) for key in keys},
     }
     result |= {"log_dets": "exact"} if given.exact else {}

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     entry = judged.as_dict() | {
         "inside_classes": given.inside_classes,
         "density": flow.density,
-        "weights": {"checkpoint": given.checkpoint, "averaged": not given.raw},
+        "weights": given.entry(held),
     }
     if masks is not None:
         entry["places"] = compare_places(found.measured, masks)

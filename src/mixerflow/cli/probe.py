@@ -135,9 +135,8 @@ def main(arguments: list[str]) -> int:
         say(f"{of}; {given.epochs} epochs, means ± s.e. over {given.seeds} seeds")
         _print(rows)
     if not stopped:
-        averaged = held.metadata.get("averaged", not given.raw)
         with keeping("the table"):
-            _write(given, rows, train, test, split, settings, averaged=averaged)
+            _write(given, rows, train, test, split, settings, given.entry(held))
     return stopped
 
 
@@ -281,13 +280,12 @@ def _write(
     test: Images,
     split: str,
     settings: ProbeSettings,
-    *,
-    averaged: bool,
+    weights: dict[str, Any],
 ) -> None:
     """Write the figures as JSON, and a plot of several layers, beside the run's evaluations."""
     name = f"probe-{test.dataset_id}-{split}"
     name += "-last" if given.checkpoint == "last" else ""
-    name += "" if averaged else "-raw"
+    name += "" if weights["averaged"] else "-raw"
     name = "".join(c if c.isalnum() else "-" for c in name)[:120]
     result: dict[str, Any] = {
         "dataset_id": test.dataset_id,
@@ -296,7 +294,7 @@ def _write(
         "images_sha256": test.fingerprint(),
         "training_images": len(train),
         "training_sha256": train.fingerprint(),
-        "weights": {"checkpoint": given.checkpoint, "averaged": averaged},
+        "weights": weights,
         "epochs": settings.epochs,
         "batch": settings.batch,
         "lr": settings.lr,

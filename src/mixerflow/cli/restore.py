@@ -157,8 +157,7 @@ def restore(arguments: list[str]) -> int:
     measured, labels = measured[:done], None if labels is None else labels[:done]
     known = None if given.measured else truth[:done]
     rows = compare(flow, measurement, measured, restored.images, known, labels=labels)
-    averaged = held.metadata.get("averaged", not given.raw)
-    entries = {"weights": {"checkpoint": given.checkpoint, "averaged": averaged}}
+    entries = {"weights": given.entry(held)}
     entries |= {"split": split, "seconds": seconds, "gain_per_image": restored.gain.tolist()}
     result = _record(given, images.first(done), measurement, search) | entries
     result["rows"] = [row.as_dict() for row in rows]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixerflow import hub
 from mixerflow.errors import CheckpointError, ConfigError, DataError, first_line
 from mixerflow.evaluate.inception import InceptionV3
 
@@ -26,6 +27,8 @@ INCEPTION_URL = (
     "pt_inception-2015-12-05-6726825d.pth"
 )
 _INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_LARGEST = 4 << 30
+"""Bytes of a file that is fetched from the hub."""
 
 
 @runtime_checkable
@@ -81,8 +84,10 @@ def load_features(
         trust: whether you trust who wrote a ``.pt2`` file, and let its program run.
 
     Raises:
-        ConfigError: no path, a program that is not trusted, or the extra is missing.
+        ConfigError: no path, a program that is not trusted, no such file of the hub, or the extra
+            is missing.
         CheckpointError: no such file, or one that is neither.
+        ResourceError: the hub cannot be reached, or its file is too large.
     """
     if path is None:
         remedy = f"get {INCEPTION_URL} and give its path"
@@ -120,16 +125,7 @@ def _from_hub(spec: str) -> Path:
     name, _, file = rest.partition("/")
     if not (owner and name and file):
         raise ConfigError(spec, "--features", "give hub:OWNER/NAME/FILE")
-    try:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        remedy = "pip install 'mixerflow[hub]'"
-        raise ConfigError("the hub's package is missing", spec, remedy) from error
-    try:
-        return Path(hf_hub_download(f"{owner}/{name}", file))
-    except Exception as error:  # a dozen kinds: no such repository, no network, a bad name
-        what = f"cannot be fetched ({first_line(error)})"
-        raise CheckpointError(what, spec, f"get {INCEPTION_URL} and give its path") from error
+    return hub.fetch_file(f"{owner}/{name}", file, most=_LARGEST)
 
 
 def _program(data: bytes) -> nn.Module:
