@@ -444,7 +444,7 @@ def test_a_run_is_published_and_pushed_in_one_commit(signed_in, run, capsys):
     assert metric["name"] == (
         "bits/dim, exact density, uniform dequantisation, single-sample, noise of seed 0"
     )
-    assert result["dataset"]["name"] == "npz:own" and "datasets" not in entries
+    assert result["dataset"]["name"] == "npz:own.npz" and "datasets" not in entries
     assert rest.lstrip().startswith("# ramps\n") and "](samples.png)" in rest
     assert same(load("hf://me/ramps"), load("out"))
     scorer = Scorer("hf://me/ramps")

@@ -65,7 +65,7 @@ def test_a_missing_start_is_known_before_images_are_read(tmp_path, capsys, monke
     ("words", "line"),
     [
         (["report"], "no run given: mixerflow report: see mixerflow report --help"),
-        (["publish"], "no run and no --to PATH given: mixerflow publish: see"),
+        (["publish"], "no run given: mixerflow publish: see mixerflow publish --help"),
         (["sample", "RUN", "--number"], "Missing value for argument '-n/--number'. Expected 1"),
         (["report", "RUN", "more"], "Unrecognized options: more: mixerflow report: see"),
         (["info", "--model.layers", "2"], "no recipe: mixerflow info RECIPE: name one before its"),

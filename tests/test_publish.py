@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from helpers import (
     MODEL,
@@ -71,7 +72,11 @@ def test_published_weights_come_back_in_float32_to_rounding(run, tmp_path):
         "card.json",
         "card.md",
         "model.safetensors",
+        "samples.png",
     ]
+    with Image.open(to / "samples.png") as grid:
+        assert grid.size[0] == grid.size[1] > 8 * 64  # 8 x 8 images
+    assert "![64 samples at temperature 0.8](samples.png)" in (to / "card.md").read_text()
     flow, pixels = load(to), judge().images.pixels
     assert {p.dtype for p in flow.parameters()} == {torch.float32}
     assert not flow.training
