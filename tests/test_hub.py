@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import flow_of, images, settings
 from hub_server import TOKEN, serving
@@ -586,3 +587,17 @@ def test_a_process_of_its_own_finds_the_hub_by_the_environment(server, published
     assert done.returncode == 0, done.stderr
     assert f"revision {commit}" in done.stderr and done.stderr.count("\n") == 1
     assert Path("weights/me/ramps/samples/n2-t1-seed0.png").exists()
+
+
+def test_weights_that_ship_are_whole_small_and_have_thresholds():
+    folders = [path for path in named.SHIPPED.glob("*") if path.is_dir()]
+    assert sorted(folders) == [*named.shipped().values()]
+    for name, folder in named.shipped().items():
+        files = files_of(folder)
+        assert files.keys() == set(located.FILES) and sum(map(len, files.values())) <= 4_000_000
+        weights, fit = read_weights(Path(name)), kept_fit(name)
+        assert weights.flow(torch.device("cpu")).levels is not None
+        assert fit is not None and fit.key["weights_sha256"] == weights.sha256
+        assert "](samples.png)" in files["card.md"].decode()
+        with Image.open(folder / "samples.png") as picture:
+            picture.verify()
