@@ -278,6 +278,21 @@ def test_a_scorer_and_a_run_begin_from_the_hub(server, published, tmp_path):
     assert trained.step == 2
 
 
+def test_train_takes_names(server, package, published, run, capsys):
+    server.add("me/ramps", files_of(published))
+    words = ("train", "mixerflow-tiny", "--data", run.parent / "own.npz", "--out", "out")
+    for name in ("hf://me/ramps", "weights/ramps"):
+        code, _, lines = told(capsys, *words, "--model.patching.shift", 0, "--from", name)
+        assert code == 2 and lines[-1].startswith("error: its model.") and name in lines[-1]
+        code, _, lines = told(capsys, "train", name)
+        assert (code, lines) == (
+            2,
+            [f"error: weights, not a recipe: {name}: mixerflow train RECIPE --from {name}"],
+        )
+    code, _, lines = told(capsys, *words, "--from", "hf://me")
+    assert code == 2 and lines[-1].startswith("error: no name of a repository of the hub: hf://me:")
+
+
 def test_a_command_brings_weights_to_a_folder_here(server, published, run, capsys):
     commit = server.add("me/ramps", files_of(published))
     code, out, lines = told(capsys, "sample", "hf://me/ramps", "-n", 2)

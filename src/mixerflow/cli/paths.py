@@ -26,7 +26,7 @@ def check_path(path: Path, where: str) -> None:
 
 def check_run_path(path: Path) -> None:
     """Raise a ConfigError for a path in a run folder, which it names, or for a file."""
-    if path.is_dir() and is_run(path):
+    if is_name(path) or (path.is_dir() and is_run(path)):
         return
     for parent in list(path.parents)[:3]:
         if is_run(parent):

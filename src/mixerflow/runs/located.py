@@ -81,6 +81,11 @@ def spelled(path: Path | str) -> str:
     return str(path) if name is None else str(name)
 
 
+def shown(path: Path) -> Path | str:
+    """Return a path for an error, or the name that it stands for."""
+    return path if hub_name(path) is None else spelled(path)
+
+
 def bring(name: str) -> tuple[Path, str]:
     """Bring the weights of a name to a folder of the present folder, so that results have a place.
 
@@ -107,7 +112,7 @@ def bring(name: str) -> tuple[Path, str]:
         made = temporary_path(to)
         try:
             size = sum(_copy(at.path / file, made / file) for file in files)
-            write_synced(made / SOURCE, sealed({**at.named(), "asked": spelled(name)}))
+            write_synced(made / SOURCE, sealed(dict(at.named())))
             try:
                 made.rename(to)
             except OSError:

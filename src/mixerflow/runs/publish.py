@@ -181,7 +181,7 @@ def push(folder: Path, name: HubName, *, license: str = "", private: bool = Fals
     if fit is not None and fit.key["weights_sha256"] != held.sha256:
         warnings.warn("the thresholds there are of other weights, and are left out", stacklevel=2)
         files = {each: data for each, data in files.items() if not each.startswith("outliers/")}
-    card = held.metadata if PICTURE in files else held.metadata | {"samples": None}
+    card: dict[str, Any] = held.metadata if PICTURE in files else held.metadata | {"samples": None}
     title = name.repository.partition("/")[2]
     text = front_matter(title, card, license) + card_text(title, card)
     files["README.md"] = text.encode("utf-8", "backslashreplace")

@@ -17,7 +17,7 @@ from mixerflow.runs.bounded import flow_within
 from mixerflow.runs.checkpoint import Checkpoints
 from mixerflow.runs.folder import FORMAT, RunFolder
 from mixerflow.runs.kinds import CARD_KINDS, misfit
-from mixerflow.runs.located import Located, locate, spelled
+from mixerflow.runs.located import Located, locate, shown, spelled
 from mixerflow.runs.manifest import (
     MODEL,
     Damage,
@@ -285,7 +285,7 @@ def begin_from(flow: Flow, path: Path) -> dict[str, Any]:
     """
     weights = read_weights(path)
     spec = weights.metadata["model"]
-    require_same_model(flow, spec, path)
+    require_same_model(flow, spec, shown(path))
     tensors = weights.tensors
     if spec is not None and spec.get("head") is None:
         own = {k: t for k, t in flow.state_dict().items() if k.partition(".")[0] in _OF_HEADS}
@@ -307,7 +307,7 @@ def origin_of(path: Path, sha256: str, pieces: list[dict[str, Any]]) -> dict[str
     return {"path": spelled(path), "sha256": sha256, "steps": steps, "pieces": pieces}
 
 
-def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path) -> None:
+def require_same_model(flow: Flow, spec: dict[str, Any] | None, path: Path | str) -> None:
     """Raise a ConfigError that names the first setting in which a flow differs from a spec."""
     if spec is None or flow.spec is None:
         remedy = "build the flow yourself, load model.safetensors into it, and call mixerflow.train"
