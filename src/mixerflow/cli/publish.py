@@ -36,8 +36,8 @@ class _PublishArguments(FitFlags, EvaluationArguments):
     force: bool = False
     """Replace the published weights there, even by worse ones."""
     thresholds: bool | None = None
-    """Fit thresholds of outliers for the rounded weights, to --inside; by default if the run has
-    thresholds from its validation images, or with --inside."""
+    """Fit thresholds of outliers for the rounded weights; by default if the run has thresholds from
+    its validation images, or --inside names others."""
     push: str | None = None
     """Push to this repository of the Hugging Face hub, OWNER/NAME, in one commit."""
     private: bool = False

@@ -40,7 +40,8 @@ class Scorer:
     other columns with its own. Each process builds the flow at its first call.
 
     Args:
-        run: a run folder or published weights.
+        run: a run folder or published weights; also a name, ``weights/NAME`` that ships with the
+            package, or ``hf://OWNER/NAME[@REVISION]`` of the Hugging Face hub.
         seed: seed of the noise.
         batch: images at a time.
         device: cpu or cuda (experimental).
