@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": ("train.main", "train a recipe on images, or resume a run"),
     "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
     "classify": ("classify.main", "accuracy and calibration of a run that tells classes"),
+    "score": ("score.main", "scores of many images, one row an image, as parquet or CSV"),
     "outliers": ("outliers.main", "which images are abnormal, by a threshold, and where"),
     "probe": ("probe.main", "train a linear layer on a run's features, to tell classes"),
     "sample": ("sample.sample", "draw images from a run"),

@@ -13,8 +13,28 @@ from mixerflow.cli.paths import check_run_name, is_run, require_run
 from mixerflow.errors import ConfigError, nearest
 
 _OF_RECIPES = ("train", "info")
-_OF_RUNS = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish")
-_OF_IMAGES = ("train", "evaluate", "classify", "outliers", "probe", "restore", "report", "publish")
+_OF_RUNS = (
+    "evaluate",
+    "classify",
+    "score",
+    "outliers",
+    "probe",
+    "sample",
+    "restore",
+    "report",
+    "publish",
+)
+_OF_IMAGES = (
+    "train",
+    "evaluate",
+    "classify",
+    "score",
+    "outliers",
+    "probe",
+    "restore",
+    "report",
+    "publish",
+)
 
 
 def refuse(command: str, words: list[str]) -> None:
