@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -137,14 +138,13 @@ def write_part(
     try:
         with writing(path.parent):
             file = temporary.open("wb")
-        with file:
-            writer = pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)
+        with file, _closed(pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)) as to:
             for group in _grouped(rows):
                 table = _table(pa, schema, group)
                 with writing(path.parent):
-                    writer.write_table(table, row_group_size=_GROUP)
+                    to.write_table(table, row_group_size=_GROUP)
             with writing(path.parent):
-                writer.close()
+                to.close()
                 file.flush()
                 os.fsync(file.fileno())
         with writing(path.parent):
@@ -154,6 +154,17 @@ def write_part(
         raise
     with writing(path.parent):
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _closed(writer: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Close a parquet writer after an error too: else it would write when it is collected."""
+    try:
+        yield writer
+    finally:
+        with contextlib.suppress(OSError):
+            writer.close()
+        writer.is_open = False
 
 
 def _schema(pa: Any, names: Iterable[str], key: dict[str, Any]) -> Any:  # noqa: ANN401
