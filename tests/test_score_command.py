@@ -274,7 +274,7 @@ def test_bad_rows(model, tmp_path, capsys):
     assert score(model, path, "--on-bad-image", "skip") == 0
     assert "not an image file" in capsys.readouterr().out
     assert score(model, path, "--on-bad-image", "skip", "--csv", tmp_path / "rows.csv") == 0
-    lines = [*csv.DictReader((tmp_path / "rows.csv").open())]
+    lines = [*csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())]
     assert (lines[3]["bits_per_dim"], lines[3]["error"]) == ("NaN", "not an image file")
 
 
@@ -470,7 +470,7 @@ def test_without_pyarrow_csv_works_and_parquet_says_what_to_install(model, tmp_p
 
     done = ended("--csv", tmp_path / "rows.csv")
     assert done.returncode == 0, done.stderr
-    rows = [*csv.DictReader((tmp_path / "rows.csv").open())]
+    rows = [*csv.DictReader((tmp_path / "rows.csv").read_text().splitlines())]
     expected = Scorer(model)(images(3).pixels)["bits_per_dim"]
     np.testing.assert_allclose([float(row["bits_per_dim"]) for row in rows], expected, rtol=1e-5)
     refused = ended("--out", tmp_path / "out")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -14,22 +13,20 @@ from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
 from mixerflow.cli.reading import ReadingFlags
+from mixerflow.cli.score_watch import Watch, first_to_say
 from mixerflow.cli.scores import FEW, Summary, as_records, print_csv, print_table, write_csv
 from mixerflow.errors import ConfigError, DataError, ResourceError
-from mixerflow.processes import SINGLE, Processes, first_to_report, is_lost_process, joined
-from mixerflow.progress import ProgressBar
+from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
 from mixerflow.scoring import Scorer
-from mixerflow.scoring.parts import Totals, figures_of, require_key, totals_of, write_part
+from mixerflow.scoring.parts import Totals, require_key, totals_of, write_part
 from mixerflow.scoring.rows import Columns
 from mixerflow.scoring.shards import find_shards
 from mixerflow.scoring.tables import need_pyarrow
 from mixerflow.scoring.work import Plan, Work, plan, write_parts
-from mixerflow.signals import Interrupt, Stopped
+from mixerflow.signals import Stopped
 from mixerflow.temporary import sweep
 from mixerflow.terminal import tell
-
-_END = "the end of scoring"  # one process has a word on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,15 +121,13 @@ def _score(given: _ScoreArguments, processes: Processes) -> int:
         else:
             summary = _to_one(given, work)
     except Stopped as stopped:
-        if first_to_report(_END):
-            tell(str(stopped.__cause__ or stopped))
         return stopped.exit_code
     except RuntimeError as error:
-        if not is_lost_process(error) or first_to_report(_END):
+        if not is_lost_process(error) or first_to_say():
             raise
         return ResourceError.exit_code  # the process that is lost has said why
     except Exception:
-        first_to_report(_END)
+        first_to_say()  # the others, which end with this one, say nothing
         raise
     if processes.main:
         summary.print(as_json=given.json, aside=given.csv == "-")
@@ -228,85 +223,3 @@ def _to_one(given: _ScoreArguments, work: Work) -> Summary:
             return watch.summary(totals, rows=as_records(few))
     print_table(few)
     return watch.summary(totals)
-
-
-class Watch:
-    """A bar over the rows of all processes, and the signals that stop the work between blocks.
-
-    Args:
-        work: what is done.
-        planned: for parts, what is left of it; None for one output.
-        processes: that do it.
-        quiet: show no bar.
-    """
-
-    def __init__(
-        self, work: Work, planned: Plan | None, processes: Processes, *, quiet: bool
-    ) -> None:
-        self._work, self._planned = work, planned
-        self._before = 0 if planned is None else planned.done.images
-        self._rows, self._taken, self._finished = (
-            processes.counter(name) for name in ("rows", "taken", "finished")
-        )
-        quiet = quiet or not processes.main
-        self.bar = ProgressBar("image", work.images, done=self._before, quiet=quiet)
-        self._interrupt = Interrupt()
-
-    def __enter__(self) -> Watch:
-        self.bar.__enter__()
-        self._interrupt.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:  # noqa: ANN401
-        self._interrupt.__exit__(*error)
-        self.bar.__exit__(*error)
-
-    def over(self, work: Work) -> Work:
-        """Return the same work, watched."""
-        return replace(work, on_rows=self._on_rows)
-
-    def take(self) -> int:
-        """Return the place of a shard that no other process takes."""
-        return self._taken(1) - 1
-
-    def finished(self) -> None:
-        """Count a shard that has its part."""
-        self._finished(1)
-
-    def _on_rows(self, count: int) -> None:
-        self.bar.update(self._before + self._rows(count), f"{self.bar.rate:,.0f} images/s")
-        if number := self._interrupt.requested:
-            raise Stopped(number) from Exception(self._line())
-
-    def _line(self) -> str:
-        line = f"stopped after {self.bar.done:,} of {self.bar.total:,} images"
-        if self._planned is None:
-            return f"{line}: nothing is kept"
-        shards = len(self._work.shards)
-        done = shards - len(self._planned.left) + self._finished(0)
-        return f"{line}, with {done:,} of {shards:,} shards done: the same command goes on"
-
-    def summary(
-        self,
-        totals: Totals,
-        path: Path | None = None,
-        *,
-        nothing_done: bool = False,
-        rows: list[dict[str, Any]] | None = None,
-    ) -> Summary:
-        """Return what is said at the end."""
-        if not nothing_done:
-            self.bar.done = self._before + self._rows(0)
-        shards = len(self._work.shards)
-        skipped = shards * nothing_done
-        if self._planned is not None:
-            skipped = shards - len(self._planned.left)
-        return Summary(
-            totals=totals,
-            shards=shards,
-            skipped=skipped,
-            rate=self.bar.rate,
-            figures=figures_of(self._work.scorer.flow),
-            path=path,
-            rows=rows,
-        )

@@ -26,7 +26,7 @@ from mixerflow.version import __version__
 KEY = "mixerflow"
 """The entry of a part's schema metadata that holds its key, as JSON."""
 FORMAT = 1
-_GROUP = 1 << 14  # rows of a row group, which the writer has in memory
+_ROWS, _VALUES = 1 << 14, 1 << 20  # the most of a row group, which the writer has in memory
 _REMEDY = "give another --out, or delete what is there"
 
 
@@ -90,17 +90,16 @@ def figures_of(flow: Flow) -> str:
     return kind_of({"density": flow.density, "dequantization": flow.dequantization})
 
 
-def key_of(scorer: Scorer, columns: Columns, shard: dict[str, Any]) -> dict[str, Any]:
-    """Return all that the figures of a part depend on, but for the rounding of the machine.
+def settings_of(scorer: Scorer, columns: Columns) -> dict[str, Any]:
+    """Return all that figures depend on but the images, and the rounding of the machine, as JSON.
 
     Args:
         scorer: the weights and how they score.
         columns: the names of the tables' columns, as asked for.
-        shard: what is scored, its "name", "images" and "digest".
     """
     fitted = scorer.fitted
     thresholds = {} if fitted is None else {s.name: fitted.threshold(s.name) for s in fitted.scores}
-    key = {
+    settings = {
         "format": FORMAT,
         "version": __version__,
         "weights_sha256": scorer.weights.sha256,
@@ -113,9 +112,8 @@ def key_of(scorer: Scorer, columns: Columns, shard: dict[str, Any]) -> dict[str,
         "columns": columns._asdict(),
         "classes": list(scorer.classes),
         "thresholds": {name: asdict(each) for name, each in thresholds.items()},
-        "shard": shard,
     }
-    return unsealed(json.loads(sealed(key)))  # as it is read back
+    return unsealed(json.loads(sealed(settings)))  # as it is read back
 
 
 def write_part(
@@ -125,7 +123,7 @@ def write_part(
 
     Args:
         path: of the part.
-        key: what `key_of` returns.
+        key: all that its figures depend on, as JSON: `settings_of`, and the shard.
         names: those of the columns, `Scorer.columns`.
         rows: what is scored, a few thousand rows of which are in memory.
 
@@ -139,10 +137,10 @@ def write_part(
         with writing(path.parent):
             file = temporary.open("wb")
         with file, _closed(pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)) as to:
-            for group in _grouped(rows):
+            for group in _grouped(rows, min(_ROWS, _VALUES // len(schema))):
                 table = _table(pa, schema, group)
                 with writing(path.parent):
-                    to.write_table(table, row_group_size=_GROUP)
+                    to.write_table(table, row_group_size=len(table))
             with writing(path.parent):
                 to.close()
                 file.flush()
@@ -176,11 +174,11 @@ def _schema(pa: Any, names: Iterable[str], key: dict[str, Any]) -> Any:  # noqa:
     return pa.schema(fields, {KEY: sealed(key, indent=None)})
 
 
-def _grouped(rows: Iterable[Scored]) -> Iterator[list[Scored]]:
-    """Yield blocks of rows, together at most those of a row group, or one block."""
+def _grouped(rows: Iterable[Scored], most: int) -> Iterator[list[Scored]]:
+    """Yield blocks of rows, together at most so many, or one block."""
     group, count = [], 0
     for each in rows:
-        if group and count + len(each) > _GROUP:
+        if group and count + len(each) > most:
             yield group
             group, count = [], 0
         group.append(each)
@@ -232,7 +230,7 @@ def totals_of(path: Path, images: int) -> Totals | None:
     pa, totals = need_pyarrow(), Totals()
     try:
         with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(_GROUP, use_threads=False):
+            for batch in file.iter_batches(_ROWS, use_threads=False):
                 bits = batch.column("bits_per_dim")
                 flags = {
                     name: np.asarray(batch.column(name).fill_null(False))

@@ -139,7 +139,11 @@ def _text(text: str) -> str:
 def _image(row: Row, scorer: Scorer) -> np.ndarray:
     shape, levels = scorer.flow.shape, scorer.flow.levels
     image = image_of(row.image, row.where, scorer.reading, shape, levels)
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    if image.dtype.kind != "f":
+        return image.astype(image.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):  # what is infinite as float32 is refused
+        image = image.astype(np.float32)
+    if not np.isfinite(image).all():
         what = "a value that is NaN, infinite or beyond float32"
         raise DataError(what, row.where, "leave the image out, or correct it")
     return image

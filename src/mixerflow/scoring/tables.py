@@ -86,14 +86,14 @@ class TableShard(Shard):
         number = 0
         with self._opened() as table, closing(table.batches([*dict.fromkeys(names)])) as batches:
             for batch in batches:
-                images = _images(batch.column(self._image), self._path.parent)
+                images = _images(batch.column(self._image))
                 ids = self._plain(batch, self._id)
                 labels = self._plain(batch, self._label)
                 for image, given, label in zip(images, ids, labels, strict=True):
                     named = given if self._id else _path_in(image)
                     name = f"{self._prefix}{number}" if named is None else str(named)
                     where = Path(f"{self._path}, row {number}")
-                    yield Row(name, image, where, label)
+                    yield Row(name, _located(image, self._path.parent), where, label)
                     number += 1
 
     def _plain(self, batch: Any, name: str | None) -> list[Any]:  # noqa: ANN401
@@ -225,7 +225,7 @@ def _depth(kind: Any) -> int:  # noqa: ANN401
     return depth if kind in (pa.uint8(), pa.uint16()) else 0
 
 
-def _images(column: Any, folder: Path) -> list[object]:  # noqa: ANN401
+def _images(column: Any) -> list[object]:  # noqa: ANN401
     """Return the images of a column as `image_of` takes them."""
     pa = need_pyarrow()
     if isinstance(column.type, pa.FixedShapeTensorType):
@@ -239,7 +239,7 @@ def _images(column: Any, folder: Path) -> list[object]:  # noqa: ANN401
             kind = kind.value_type
         dtype = np.uint8 if kind == pa.uint8() else np.uint16
         return [None if each is None else _array(each, dtype) for each in column.to_pylist()]
-    return [_located(each, folder) for each in column.to_pylist()]
+    return column.to_pylist()
 
 
 def _array(lists: object, dtype: type[np.integer[Any]]) -> object:

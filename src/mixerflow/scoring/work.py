@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mixerflow.errors import ConfigError
-from mixerflow.scoring.parts import Totals, key_of, require_key, totals_of, write_part
+from mixerflow.scoring.parts import Totals, require_key, settings_of, totals_of, write_part
 from mixerflow.scoring.rows import Columns, Scored, Shard, score_rows
 from mixerflow.scoring.scorer import Scorer
 
@@ -47,10 +48,15 @@ class Work:
         for shard in self.shards:
             yield from self.rows(shard, totals)
 
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the keys of all parts have in common."""
+        return settings_of(self.scorer, self.columns)
+
     def key(self, shard: Shard) -> dict[str, Any]:
         """Return the key of a shard's part."""
         told = {"name": shard.name, "images": shard.images, "digest": shard.digest}
-        return key_of(self.scorer, self.columns, told)
+        return {**self.settings, "shard": told}
 
     def whole_key(self) -> dict[str, Any]:
         """Return the key of one file of all shards."""
@@ -58,7 +64,7 @@ class Work:
         for shard in self.shards:
             digest.update(f"{shard.name} {shard.images} {shard.digest}\n".encode())
         told = {"name": "all", "images": self.images, "digest": digest.hexdigest()}
-        return key_of(self.scorer, self.columns, told)
+        return {**self.settings, "shard": told}
 
 
 @dataclass(frozen=True)
