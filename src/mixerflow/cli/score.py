@@ -207,7 +207,8 @@ def _to_one(given: _ScoreArguments, work: Work) -> Summary:
             with writing(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 sweep(path.parent)
-            before = totals_of(path, work.images) if require_key(path, key) else None
+            there = require_key(path, key, work.scorer.columns)
+            before = totals_of(path, work.images) if there else None
             if before is not None:
                 return watch.summary(before, path, nothing_done=True)
             write_part(path, key, work.scorer.columns, rows)

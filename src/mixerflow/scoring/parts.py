@@ -203,8 +203,8 @@ def _table(pa: Any, schema: Any, group: list[Scored]) -> Any:  # noqa: ANN401
     return pa.table(arrays, schema=schema)
 
 
-def require_key(path: Path, key: dict[str, Any]) -> bool:
-    """Whether a part is there with this key; False for none, or a damaged one.
+def require_key(path: Path, key: dict[str, Any], names: Iterable[str]) -> bool:
+    """Whether a part is there with this key and these columns; False for none, or a damaged one.
 
     Raises:
         ConfigError: its key differs; names the first difference.
@@ -222,7 +222,7 @@ def require_key(path: Path, key: dict[str, Any]) -> bool:
         if mine.get(name) != theirs.get(name):
             what = f"scored with another {name}: {_shown(theirs.get(name))}"
             raise ConfigError(f"{what} there, {_shown(mine.get(name))} now", path, _REMEDY)
-    return True
+    return schema.equals(_schema(pa, names, key))  # a name of a column may be damaged
 
 
 def totals_of(path: Path, images: int) -> Totals | None:

@@ -94,7 +94,7 @@ def plan(work: Work, folder: Path) -> Plan:
         raise ConfigError("a part of no shard of these images", strange[0], remedy)
     there = [path.exists() for path in paths]
     whole = [
-        here and require_key(path, work.key(shard))
+        here and require_key(path, work.key(shard), work.scorer.columns)
         for here, path, shard in zip(there, paths, work.shards, strict=True)
     ]
     left, done, damaged = [], Totals(), []
