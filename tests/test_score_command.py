@@ -563,3 +563,14 @@ def test_memory_does_not_grow_with_the_images(model, tmp_path):
         done = subprocess.run(argv, capture_output=True, text=True, check=True, env=os.environ)
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < 1.1 * peaks[0], peaks
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12 and later
+def test_the_campaign_kills_the_scoring_of_shards(tmp_path):
+    """Three kills, each a process that is gone at a random moment; the campaign itself has 50."""
+    words = ["-m", "campaign", "score", "--trials", "3", "--runs", tmp_path / "runs"]
+    argv = [sys.executable, *map(str, words)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| 3 | 0 | 0 | 0 |" in done.stdout
