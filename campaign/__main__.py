@@ -11,7 +11,7 @@ from pathlib import Path
 
 from campaign.base import Row
 
-_COMMANDS = ("train", "evaluate", "sample", "report", "publish", "reproduce", "info")
+_COMMANDS = ("train", "evaluate", "sample", "report", "publish", "reproduce", "info", "score")
 _WARM = ("matplotlib.figure", "mixerflow.report", *(f"mixerflow.cli.{each}" for each in _COMMANDS))
 """What the commands import: once, before the forks."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from campaign import commands, endurance, files, hostile, images, processes, saving
+from campaign import commands, endurance, files, hostile, images, processes, saving, scoring
 from campaign.base import Row
 
-_THEMES = (saving, files, commands, processes, endurance, hostile, images)
+_THEMES = (saving, files, commands, processes, endurance, hostile, images, scoring)
 ROWS: dict[str, Row] = {row.name: row for theme in _THEMES for row in theme.ROWS}

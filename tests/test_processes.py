@@ -584,3 +584,20 @@ def test_torchrun_ends_when_a_process_is_killed(tmp_path):
     saved = checkpoints.load("last").step
     assert f"the checkpoint of step {saved} is intact" in said
     assert load(tmp_path / "run", which="last").sample(1).shape == (1, 1, 28, 28)
+
+
+def counted(processes):
+    """What this process is given, while another may take none."""
+    take, other, mine = processes.counter("taken"), processes.counter("other"), []
+    while (place := take(1) - 1) < 20:
+        mine.append(place)
+    other(10)
+    processes.collect(None)
+    return mine, other(0)
+
+
+def test_a_counter_gives_each_place_to_one_process():
+    results = together(2, counted)
+    assert sorted(place for mine, _ in results for place in mine) == [*range(20)]
+    assert [total for _, total in results] == [20, 20]
+    assert counted(SINGLE) == ([*range(20)], 10)

@@ -133,6 +133,23 @@ class Processes:
             raise told if error is None else error
         return result
 
+    def counter(self, name: str) -> Callable[[int], int]:
+        """Return a function that adds to a number of all processes, and returns the sum.
+
+        It begins with 0. No process waits for another. Two counters have two names.
+        """
+        if self.together:
+            store = dist.distributed_c10d._get_default_store()
+            return lambda amount: store.add(f"counter/{name}", amount)
+        total = 0
+
+        def add(amount: int) -> int:
+            nonlocal total
+            total += amount
+            return total
+
+        return add
+
     def align(self, tensors: Iterator[Tensor]) -> None:
         """Overwrite `tensors` with process 0's tensors."""
         if self.together:

@@ -19,6 +19,7 @@ _COMMANDS = {
     "train": ("train.main", "train a recipe on images, or resume a run"),
     "evaluate": ("evaluate.evaluate", "bits/dim of a run on images, beside PNG and WebP"),
     "classify": ("classify.main", "accuracy and calibration of a run that tells classes"),
+    "score": ("score.main", "scores of many images, one row an image, as parquet or CSV"),
     "outliers": ("outliers.main", "which images are abnormal, by a threshold, and where"),
     "probe": ("probe.main", "train a linear layer on a run's features, to tell classes"),
     "sample": ("sample.sample", "draw images from a run"),
@@ -115,7 +116,7 @@ def _brought(command: str, words: list[str]) -> list[str]:
 
     Of several processes of this machine each may bring them; the first that has them is used.
     """
-    if command not in early.OF_RUNS or not words or {"-h", "--help"} & set(words):
+    if command not in early.BRINGING or not words or {"-h", "--help"} & set(words):
         return words
     if not is_name(words[0]):
         return words

@@ -13,9 +13,10 @@ from mixerflow.cli.paths import check_run_name, is_run, require_run
 from mixerflow.errors import ConfigError, nearest
 
 _OF_RECIPES = ("train", "info")
-OF_RUNS = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish")
+BRINGING = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish")
 """Commands whose first word is a run, and which write their results into its folder."""
-_OF_IMAGES = ("train", "evaluate", "classify", "outliers", "probe", "restore", "report", "publish")
+_OF_RUNS = (*BRINGING, "score", "view")
+_OF_IMAGES = (*BRINGING, "train", "score", "view")
 
 
 def refuse(command: str, words: list[str]) -> None:
@@ -33,7 +34,7 @@ def refuse(command: str, words: list[str]) -> None:
             raise ConfigError("no such recipe", name, nearest(name, names, cutoff=0.4))
     prog = f"mixerflow {command} {name}" if command in _OF_RECIPES else f"mixerflow {command}"
     _refuse_flags(words, prog)
-    if command in OF_RUNS and name:
+    if command in _OF_RUNS and name:
         require_run(Path(name), "run")
     images = value_of("--data", words) if command in _OF_IMAGES else ""
     if images and not os.path.lexists(images):

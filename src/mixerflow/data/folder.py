@@ -18,7 +18,7 @@ from mixerflow.data import pixel_cache
 from mixerflow.data.decode import Color, parse_transparency, read_image
 from mixerflow.data.formats import RawSplit, RawSplits
 from mixerflow.data.layout import find_layout, foreign_folders
-from mixerflow.data.listing import list_images
+from mixerflow.data.listing import Listing, list_images
 from mixerflow.data.reading import Reading, size_of
 from mixerflow.data.signatures import READ_ENDINGS
 from mixerflow.errors import DataError
@@ -40,14 +40,11 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
         DataError: no images, or one that cannot be used (`stop`), or none that can (`skip`), or
             subfolders that may be splits and cannot be told apart.
     """
-    foreign = foreign_folders(root)
-    files, others = list_images(root, leave_out=foreign)
-    if not files:
-        raise _no_images(root, *others)
+    files, others = list_folder(root)
     layout = find_layout(root, files)
     reader = _Reader(root, reading, cache)
     train = reader.read(files, layout.train, classes=None)
-    notes = (*layout.notes, *_passed_over(foreign), *others)
+    notes = (*layout.notes, *others)
     train = train._replace(skipped=(*train.skipped, *notes))
     classes = () if train.labels is None else train.classes
     test, validation = (
@@ -55,6 +52,41 @@ def read_folder(root: Path, *, reading: Reading, cache: Path | None = None) -> R
         for folder in (layout.test, layout.validation)
     )
     return RawSplits(train, test, validation)
+
+
+def list_folder(root: Path) -> Listing:
+    """List the images that `read_folder` finds below a folder, and lines on what it passes over.
+
+    Raises:
+        DataError: there are none, or a folder cannot be listed.
+    """
+    foreign = foreign_folders(root)
+    files, others = list_images(root, leave_out=foreign)
+    if not files:
+        raise _no_images(root, *others)
+    return Listing(files, (*_passed_over(foreign), *others))
+
+
+def place_labels(root: Path, files: Sequence[Path], classes: tuple[str, ...]) -> list[int | None]:
+    """Return the number of each file's class, whose folder it lies in; None beside the splits.
+
+    Args:
+        root: the folder, perhaps with splits in it.
+        files: all images below it.
+        classes: the names that the class folders have.
+
+    Raises:
+        DataError: no class folders, one of another name, or splits that cannot be told apart.
+    """
+    layout, found = find_layout(root, files), dict[Path, int]()
+    for folder in filter(None, (layout.train, layout.test, layout.validation)):
+        inside = [path for path in files if path.is_relative_to(folder)]
+        _, labels = _labels(inside, folder, classes)
+        if labels is None:
+            remedy = "give a folder of images for each class, or leave out --labels"
+            raise DataError("no folders of classes", folder, remedy)
+        found |= dict(zip(inside, map(int, labels), strict=True))
+    return [found.get(path) for path in files]
 
 
 def _no_images(folder: Path, *others: str) -> DataError:

@@ -84,6 +84,35 @@ def load(
     return _checked_splits(raw, reading, dataset_id)
 
 
+def path_of(spec: str | Path) -> Path | None:
+    """Return the path whose content alone `load` would read; None for a set known by its name."""
+    name, path = _parsed(str(spec))
+    return None if name else path
+
+
+def open_arrays(spec: str | Path, reading: Reading) -> RawSplits | None:
+    """Return the images of a file or a set as they are stored; None for a folder of pictures.
+
+    An .npy file stays a memory map. Of `reading` only what concerns files counts; `Reading.apply`
+    does the rest.
+
+    Raises:
+        DataError: there are no such data, or they cannot be read.
+    """
+    path = path_of(spec)
+    if path is not None:
+        return _read_arrays(path, reading)
+    as_stored = replace(reading, crop="none", resize="none", grey=False)
+
+    def raw(images: Images) -> RawSplit:
+        return RawSplit(images.pixels, images.labels, images.classes, images.skipped, images.files)
+
+    splits = load(spec, reading=as_stored)
+    return RawSplits(
+        *(each and raw(each) for each in (splits.train, splits.test, splits.validation))
+    )  # pyright: ignore[reportArgumentType]
+
+
 def require_data(spec: str) -> None:
     """Raise the DataError of `load` for a path that does not exist, before any image is read."""
     _, path = _parsed(spec)

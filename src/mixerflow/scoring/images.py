@@ -15,7 +15,9 @@ from mixerflow.data.formats import channels_first
 from mixerflow.errors import DataError
 
 
-def image_of(value: object, where: Path, reading: Reading, shape: Shape) -> np.ndarray:
+def image_of(
+    value: object, where: Path, reading: Reading, shape: Shape, levels: int | None = None
+) -> np.ndarray:
     """Return one image as an array ``(C, H, W)``, read as `reading` says.
 
     Args:
@@ -24,9 +26,10 @@ def image_of(value: object, where: Path, reading: Reading, shape: Shape) -> np.n
         where: names the image in errors.
         reading: how images are read.
         shape: the shape that it must have.
+        levels: the most levels that its pixels may have, 256 or 65,536; None for any, and floats.
 
     Raises:
-        DataError: it cannot be read, or is of another shape.
+        DataError: it cannot be read, is of another shape, or has more levels.
     """
     ground = parse_transparency(reading.transparency)
     if isinstance(value, Mapping):
@@ -41,35 +44,57 @@ def image_of(value: object, where: Path, reading: Reading, shape: Shape) -> np.n
     elif value is None:
         raise DataError("no image", where, "leave the row out, or give --on-bad-image skip")
     else:
-        image = channels_first(np.asarray(value)[None], str(where))[0]
-    return _fitting(reading.apply(image, where), where, shape)
+        image = channels_first(_array(value, where)[None], str(where))[0]
+    floats = image.dtype.kind == "f"
+    image = reading.apply_to_all(image[None], where)[0] if floats else reading.apply(image, where)
+    return _fitting(image, where, shape, levels)
 
 
-def pixels_of(values: object, reading: Reading, shape: Shape) -> np.ndarray:
+def pixels_of(
+    values: object, reading: Reading, shape: Shape, levels: int | None = None
+) -> np.ndarray:
     """Return the images of a column as one array ``(N, C, H, W)``; see `image_of`.
 
     Args:
         values: a sequence of images, or an array ``(N, H, W)`` or ``(N, H, W, C)``.
         reading: how images are read.
         shape: the shape that each must have.
+        levels: the most levels that their pixels may have, as in `image_of`.
 
     Raises:
-        DataError: one cannot be read, or is of another shape.
+        DataError: one cannot be read, is of another shape, or has more levels.
     """
     if isinstance(values, np.ndarray) and values.dtype != object:
         where = Path("images")
+        if not len(values):
+            return np.empty((0, *shape), values.dtype)
         pixels = reading.apply_to_all(channels_first(values, str(where)), where)
-        _fitting(pixels[0], where, shape)
+        _fitting(pixels[0], where, shape, levels)
         return pixels
     if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
         what = f"a column of images is {type(values).__name__}"
         raise DataError(what, "images", "give a list of images, or an array")
-    images = [image_of(each, Path(f"image {i}"), reading, shape) for i, each in enumerate(values)]
+    images = [
+        image_of(each, Path(f"image {i}"), reading, shape, levels) for i, each in enumerate(values)
+    ]
     return np.stack(images) if images else np.empty((0, *shape), np.uint8)
 
 
-def _fitting(image: np.ndarray, where: Path, shape: Shape) -> np.ndarray:
+def _array(value: object, where: Path) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of unequal lengths
+        remedy = "give rows of one length, (H, W) or (H, W, C)"
+        raise DataError("no array of pixels", where, remedy) from error
+
+
+def _fitting(image: np.ndarray, where: Path, shape: Shape, levels: int | None) -> np.ndarray:
     if image.shape != tuple(shape):
         what = f"an image is {image.shape}, the run's are {tuple(shape)}"
         raise DataError(what, where, "give --crop, --resize or --grey, or images of that shape")
+    floats = image.dtype.kind == "f"
+    if levels is not None and (floats or 256**image.itemsize > levels):
+        words = "floats" if floats else f"integers of {256**image.itemsize:,} levels"
+        what = f"pixels are {words}, the run's are integers of {levels:,}"
+        raise DataError(what, where, "give images of as many levels")
     return image

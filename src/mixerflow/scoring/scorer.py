@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Reading
@@ -53,6 +53,10 @@ class Scorer:
         label_column: and the one with their labels, numbers of the run's classes.
         threads: CPU threads; by default what torch has.
 
+    Attributes:
+        fitted: the outlier scores with their thresholds; None without any.
+        note: why there are none, or not all, in a few words; else empty.
+
     Raises:
         CheckpointError: no weights there, or damaged ones.
         ConfigError: labels for a flow that takes none, or a flow conditional on vectors.
@@ -81,7 +85,7 @@ class Scorer:
         self.threads = threads
         self._flow: Flow | None = None
         self._check(self.flow)
-        self.fitted = self._fitted()
+        self.fitted, self.note = self._fitted()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_flow": None}
@@ -113,6 +117,12 @@ class Scorer:
         count, names = class_count(self.flow), tuple(self.weights.metadata["data"]["classes"])
         return names if len(names) == count else tuple(map(str, range(count)))
 
+    @property
+    def given_classes(self) -> int:
+        """The number of classes that labels may name; 0 for a flow that takes none."""
+        net = self.flow.context_net
+        return net.num_embeddings if isinstance(net, nn.Embedding) else 0
+
     def __call__(
         self,
         images: np.ndarray | Tensor | Mapping[str, Any],
@@ -129,7 +139,8 @@ class Scorer:
         if self.column not in images:
             remedy = f"give the column of the images; there are {', '.join(map(str, images))}"
             raise ConfigError(f"no column {self.column!r}", "column", remedy)
-        pixels = pixels_of(images[self.column], self.reading, self.flow.shape)
+        shape, levels = self.flow.shape, self.flow.levels
+        pixels = pixels_of(images[self.column], self.reading, shape, levels)
         given = np.asarray(images[self.label_column]) if self.labels else None
         rest = {name: images[name] for name in images if name != self.column}
         return {**rest, **self._score(pixels, given)}
@@ -177,14 +188,21 @@ class Scorer:
         if self.labels and flow.context_net is None:
             raise ConfigError("the flow takes no labels", "labels", "leave it out")
 
-    def _fitted(self) -> Fitted | None:
-        """Return the scores that the run keeps for these weights and this seed, if any.
+    def _fitted(self) -> tuple[Fitted | None, str]:
+        """Return the scores that the run keeps for these weights and this seed, if any, and a note.
 
         One that needs a background flow is left out.
         """
         fit = kept_fit(self.run)
-        if fit is None or self.labels:  # thresholds are of images without labels
-            return None
-        if (fit.key["weights_sha256"], fit.key["seed"]) != (self.weights.sha256, self.seed):
-            return None
-        return fit.fitted.without("background")
+        if fit is None:
+            return None, "the run keeps no thresholds; `mixerflow outliers` fits them"
+        if self.labels:
+            return None, "the run's thresholds are of images without labels"
+        if fit.key["weights_sha256"] != self.weights.sha256:
+            return None, "the run's thresholds are of other weights; `mixerflow outliers` fits them"
+        if fit.key["seed"] != self.seed:
+            return None, f"the run's thresholds are of noise of seed {fit.key['seed']}"
+        fitted = fit.fitted.without("background")
+        left_out = [each.name for each in fit.fitted.scores if each not in fitted.scores]
+        note = f"{', '.join(left_out)} needs a background flow" if left_out else ""
+        return (fitted if fitted.scores else None), note
