@@ -75,7 +75,8 @@ def kills(number: int, folder: Path) -> Outcome:
     told = f"of which {kept:,} were done before" if kept else f"{SHARDS} shards;"
     if told not in last.out:
         raise Found("lost", f"{last}\nexpected {told!r}")
-    return Outcome(last.seconds)
+    cut = sum(name.startswith(".tmp-") for name in left)
+    return Outcome(last.seconds, text=f"{kept} parts whole, {cut} cut short")
 
 
 ROWS = (

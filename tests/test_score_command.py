@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -502,6 +503,23 @@ def test_a_signal_stops_between_two_blocks(model, tmp_path, monkeypatch, capsys,
     assert sorted(contents(out)) == sorted(expected)[:2]
     assert score(model, data, "--out", out, "--batch", 5) == 0
     assert contents(out) == expected
+
+
+@pytest.mark.parametrize("words", [["--out", "out"], ["--out", "it.parquet"], ["--csv", "it.csv"]])
+def test_a_disk_that_is_full(model, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("it.npy", images(200).pixels[:, 0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))  # less than the rows take
+    try:
+        code = score(model, "it.npy", *words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 5
+    assert "error: cannot write (File too large)" in capsys.readouterr().err
+    left = [path.name for path in tmp_path.rglob("*") if path.name not in (".lock", "out")]
+    assert left == ["it.npy"]
+    assert score(model, "it.npy", *words) == 0
 
 
 def test_another_writer_is_told(model, tmp_path, capsys):

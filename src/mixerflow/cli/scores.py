@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mixerflow.runs.files import json_text, sync_folder, writing
+from mixerflow.runs.files import json_text, replacing, writing
 from mixerflow.scoring import Scorer
 from mixerflow.scoring.parts import Totals, flags_of
 from mixerflow.scoring.rows import Scored
-from mixerflow.temporary import sweep, temporary_path
+from mixerflow.temporary import sweep
 from mixerflow.terminal import say, show, tell
 
 FEW = 32
@@ -135,25 +134,12 @@ def write_csv(path: Path, scorer: Scorer, blocks: Iterable[Scored]) -> None:
     Raises:
         ResourceError: it cannot be written.
     """
-    temporary = temporary_path(path)
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        file = temporary.open("wb")
-    try:
-        with file:
+        with replacing(path) as file:
             for text in _csv(scorer, blocks):
-                with writing(path.parent):
-                    file.write(text.encode())
-            with writing(path.parent):
-                file.flush()
-                os.fsync(file.fileno())
-        with writing(path.parent):
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+                file.write(text.encode())
 
 
 def _csv(scorer: Scorer, blocks: Iterable[Scored]) -> Iterator[str]:

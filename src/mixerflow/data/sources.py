@@ -104,13 +104,15 @@ def open_arrays(spec: str | Path, reading: Reading) -> RawSplits | None:
         return _read_arrays(path, reading)
     as_stored = replace(reading, crop="none", resize="none", grey=False)
 
-    def raw(images: Images) -> RawSplit:
+    def raw(images: Images | None) -> RawSplit | None:
+        if images is None:
+            return None
         return RawSplit(images.pixels, images.labels, images.classes, images.skipped, images.files)
 
     splits = load(spec, reading=as_stored)
-    return RawSplits(
-        *(each and raw(each) for each in (splits.train, splits.test, splits.validation))
-    )  # pyright: ignore[reportArgumentType]
+    train = raw(splits.train)
+    assert train is not None
+    return RawSplits(train, raw(splits.test), raw(splits.validation))
 
 
 def require_data(spec: str) -> None:

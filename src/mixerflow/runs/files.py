@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mixerflow.errors import CheckpointError, InUseError, ResourceError, first_line
 from mixerflow.runs.reading import LARGEST, parse_json, read_file
@@ -78,6 +78,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = temporary_path(path)
     try:
         write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file in pieces, in a ``with`` block: it takes the place of `path` when it is whole.
+
+    A reader, or a crash, sees the whole old or the whole new content, as of `write_atomically`.
+    """
+    temporary = temporary_path(path)
+    try:
+        file = temporary.open("wb")
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, once more
+                file.close()
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +15,10 @@ from mixerflow.core import Flow
 from mixerflow.errors import ConfigError
 from mixerflow.evaluate import kind_of
 from mixerflow.registry import describe
-from mixerflow.runs.files import sealed, sync_folder, unsealed, writing
+from mixerflow.runs.files import replacing, sealed, unsealed, writing
 from mixerflow.scoring.rows import Columns, Scored
 from mixerflow.scoring.scorer import Scorer
 from mixerflow.scoring.tables import need_pyarrow
-from mixerflow.temporary import temporary_path
 from mixerflow.version import __version__
 
 KEY = "mixerflow"
@@ -132,33 +130,20 @@ def write_part(
     """
     pa = need_pyarrow()
     schema = _schema(pa, names, key)
-    temporary = temporary_path(path)
-    try:
-        with writing(path.parent):
-            file = temporary.open("wb")
-        with file, _closed(pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)) as to:
+    with writing(path.parent), replacing(path) as file:
+        writer = pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)
+        with _closed(writer):
             for group in _grouped(rows, min(_ROWS, _VALUES // len(schema))):
                 table = _table(pa, schema, group)
-                with writing(path.parent):
-                    to.write_table(table, row_group_size=len(table))
-            with writing(path.parent):
-                to.close()
-                file.flush()
-                os.fsync(file.fileno())
-        with writing(path.parent):
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with writing(path.parent):
-        sync_folder(path.parent)
+                writer.write_table(table, row_group_size=len(table))
+            writer.close()
 
 
 @contextlib.contextmanager
-def _closed(writer: Any) -> Iterator[Any]:  # noqa: ANN401
+def _closed(writer: Any) -> Iterator[None]:  # noqa: ANN401
     """Close a parquet writer after an error too: else it would write when it is collected."""
     try:
-        yield writer
+        yield
     finally:
         with contextlib.suppress(OSError):
             writer.close()

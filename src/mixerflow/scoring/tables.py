@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -121,7 +121,7 @@ class _Parquet:
     def count(self) -> int:
         return self._file.metadata.num_rows
 
-    def batches(self, columns: list[str]) -> Iterator[Any]:
+    def batches(self, columns: list[str]) -> Generator[Any, None, None]:
         yield from self._file.iter_batches(_BATCH, columns=columns, use_threads=False)
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class _Arrow:
     def count(self) -> int:
         return sum(batch.num_rows for batch in self._every())
 
-    def batches(self, columns: list[str]) -> Iterator[Any]:
+    def batches(self, columns: list[str]) -> Generator[Any, None, None]:
         for batch in self._every():
             chosen = batch.select(columns)
             for start in range(0, batch.num_rows, _BATCH):
