@@ -62,7 +62,9 @@ def kin(pid):
 
 
 def kill(process):
-    """Kill a process and all that it started, and wait until they are gone."""
+    """Kill a process that runs, and all that it started, and wait until they are gone."""
+    if process.poll() is not None:
+        return
     every = kin(process.pid)
     for pid in every:
         try:
@@ -116,10 +118,10 @@ def test_ray_killed_goes_on_and_has_each_row_once(tmp_path, ray_folder):
     }
 
     def start():
-        log = (tmp_path / "log").open("ab")
-        return subprocess.Popen(
-            words, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        with (tmp_path / "log").open("ab") as log:
+            return subprocess.Popen(
+                words, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def said():
         return (tmp_path / "log").read_text(errors="replace")[-3000:]
@@ -172,3 +174,9 @@ def test_the_file_for_skypilot_names_flags_that_there_are(capsys):
     assert commands.main(["score", "--help"]) == 0
     told = re.findall(r"--[a-z-]+", capsys.readouterr().out)
     assert {word for word in words[command:] if word.startswith("--")} <= set(told)
+
+
+def test_the_page_has_the_file_for_skypilot_word_for_word():
+    page = (ROOT / "docs" / "scoring.md").read_text()
+    shown = re.search(r"```yaml\n(.*?)```", page, re.S)[1]
+    assert shown == (ROOT / "examples" / "score.sky.yaml").read_text().partition("\n")[2]
