@@ -40,6 +40,7 @@ from mixerflow.training.given import (
 from mixerflow.training.graphed import trainer_of
 from mixerflow.training.growth import Stage, grow_from
 from mixerflow.training.loop import Loop
+from mixerflow.training.metrics import OnRecord
 from mixerflow.training.objective import name_of
 
 _PROVISIONAL = 1000
@@ -51,7 +52,7 @@ class Trained:
     """Result of a run.
 
     Attributes:
-        status: "finished", or "interrupted" by a signal.
+        status: "finished", or "interrupted" by a signal or by `on_record`.
         step: steps done.
         validation: bits/dim of the averaged weights on the validation images, when finished.
         figures: the objective there, over D ln 2, and its figures; empty for the likelihood.
@@ -83,6 +84,7 @@ def train(
     minutes: float | None = None,
     from_step: int | None = None,
     metadata: dict[str, Any] | None = None,
+    on_record: OnRecord | None = None,
     quiet: bool = False,
 ) -> Trained:
     """Train a flow on images, in place; it ends with the averaged weights, in eval mode.
@@ -113,9 +115,16 @@ def train(
             budgets the one counts that ends first.
         from_step: resume from the checkpoint of this step rather than the last.
         metadata: more entries of ``run.json``, such as the command.
+        on_record: is called with each record, a dict as in ``metrics.jsonl``, in order, with a run
+            folder or without: the means of training steps ("kind" is "train"), validations
+            ("validation") and, of minutes, plans ("plan"). True from it stops training after a
+            checkpoint, as a signal does. What it raises ends training: the run's status is then
+            "failed", and the same call resumes from the last checkpoint. A run that resumes gives
+            no record again that its checkpoint has. Process 0 alone calls it; all processes stop.
         quiet: show no progress.
 
     Raises:
+        Exception: what `on_record` raises.
         ConfigError: settings or images that do not fit, or a folder that holds another run.
         DataError: images, labels or validation images that cannot be used.
         CheckpointError: the folder's checkpoint is damaged.
@@ -124,6 +133,9 @@ def train(
     """
     config = TrainConfig() if config is None else config
     check_kinds(flow, config)
+    if on_record is not None and not callable(on_record):
+        what = f"{type(on_record).__name__} cannot be called"
+        raise ConfigError(what, "on_record", "give a function of a record")
     for name, path in (("out", out), ("begin", begin)):
         if isinstance(path, str) and not path.strip():
             raise ConfigError("an empty path", name, "give a folder, or leave it out")
@@ -195,7 +207,15 @@ def train(
         number = planned or limit or max(_PROVISIONAL, 10 * config.warmup)
         trainer = trainer_of(flow, batches, config, steps=number, objective=objective)
         trainer.moments = bool(origin and origin.get("moments"))
-        loop = Loop(trainer, validation, folder, clock=clock, limit=limit, quiet=quiet)
+        loop = Loop(
+            trainer,
+            validation,
+            folder,
+            clock=clock,
+            limit=limit,
+            on_record=on_record,
+            quiet=quiet,
+        )
         if existing is not None:
             loop.restore(_checkpoint(folder, from_step, processes))
         elif trainer.moments:
@@ -207,7 +227,8 @@ def train(
 
 def _finish(flow: Flow, loop: Loop, exit_code: int) -> Trained:
     """Record the result in ``run.json``; give the flow the averaged weights, in eval mode."""
-    trainer, status = loop.trainer, "finished" if exit_code == 0 else "interrupted"
+    trainer = loop.trainer
+    status = "finished" if trainer.step == trainer.steps else "interrupted"
     if loop.folder is not None:
         result = None if loop.result is None else loop.result.as_dict() | loop.figures
         seconds = loop.metrics.counters.seconds

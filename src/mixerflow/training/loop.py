@@ -19,13 +19,16 @@ from mixerflow.runs import Checkpoint, Checkpoints, RunFolder
 from mixerflow.signals import Interrupt
 from mixerflow.training.agenda import Agenda
 from mixerflow.training.budget import EVALUATIONS, Clock
-from mixerflow.training.metrics import Counters, Metrics
+from mixerflow.training.metrics import Counters, Metrics, OnRecord
 from mixerflow.training.objective import name_of
 from mixerflow.training.trainer import Step, Trainer
 from mixerflow.training.validation import Validation
 
 _LINES = 200
 """Training records in metrics.jsonl, about."""
+
+_ASKED = 1
+"""`on_record`'s wish to stop, among the numbers of signals: any signal counts more."""
 
 _REMEDY = "lower --train.lr, or bound a coupling's scales (its elementwise.bound)"
 
@@ -39,6 +42,7 @@ class Loop:
         folder: the run folder, of which process 0's counts; None keeps nothing.
         clock: the time of a budget in minutes, of which process 0's counts; None without one.
         limit: largest number of steps; None where only time limits them.
+        on_record: is given each record, in process 0, whose argument counts; True from it stops.
         quiet: show no progress.
     """
 
@@ -50,6 +54,7 @@ class Loop:
         *,
         clock: Clock | None = None,
         limit: int | None = None,
+        on_record: OnRecord | None = None,
         quiet: bool = False,
     ) -> None:
         self.trainer = trainer
@@ -59,7 +64,7 @@ class Loop:
         self.quiet = quiet or not self.processes.main
         self.validation = Validation(trainer, validation)
         self.agenda = Agenda(trainer, self.validation, clock, limit)
-        self.metrics = Metrics(trainer, self.folder)
+        self.metrics = Metrics(trainer, self.folder, on_record)
         self._record_often()
         self.result: Bits | None = None
         self.figures: dict[str, float] = {}
@@ -72,7 +77,9 @@ class Loop:
         self._said: set[str] = set()
 
     def run(self) -> int:
-        """Train to the end or to a signal; return 0, 143 (SIGTERM) or 130 (SIGINT).
+        """Train to the end, to a signal, or to `on_record`'s wish; return 0, 143 or 130.
+
+        The last two are for SIGTERM and SIGINT.
 
         Raises:
             NonFiniteError: too many steps in a row were not finite; the last checkpoint is intact.
@@ -99,6 +106,7 @@ class Loop:
                 bar.update(trainer.step, self.metrics.summary(step))
                 if self.agenda.evaluates():
                     self._evaluate(bar)
+                    stop = max(stop, self.processes.largest(self._asked(interrupt)))
                 elif stop or self.agenda.saves():
                     with self.agenda.aside(saving=True):
                         self._save(best=False)
@@ -108,11 +116,15 @@ class Loop:
                 score = self.validation.score(trainer.settle(), images)
                 self.result, self.figures = score.figure, score.objective
         self._require_figure()
-        return 128 + stop if stop and trainer.step < trainer.steps else 0
+        return 128 + stop if stop > _ASKED and trainer.step < trainer.steps else 0
+
+    def _asked(self, interrupt: Interrupt) -> int:
+        """Return the number of a signal that this process got, `_ASKED`, or 0."""
+        return interrupt.requested or (_ASKED if self.metrics.stop else 0)
 
     def _signals(self, interrupt: Interrupt, bar: ProgressBar) -> int:
         """Return a signal's number, or 0; plan anew if the clock asks; alike in all processes."""
-        asked = 2 * (interrupt.requested or 0) + self.agenda.due
+        asked = 2 * self._asked(interrupt) + self.agenda.due
         stop, due = divmod(self.processes.largest(asked), 2)
         if due and not stop:
             first = not self.agenda.planned
@@ -221,11 +233,13 @@ class Loop:
         self.metrics.write(record | score.objective)
         if at_end:
             self.result, self.figures = figure, score.objective
+        samples = None
         if self.path is not None:
             if agenda.evaluations.grid:
-                self.validation.draw(flow, self.folder)
+                samples = self.validation.draw(flow, self.folder)
                 times.append(self.trainer.config.now())
             self._save(best=best, settled=True)
+        self.metrics.evaluation(flow, figure.per_image, samples)
         agenda.remember(times, figure.images, self._saving)
         bar.say(f"step {trainer.step}: validation {score}")
 

@@ -1,16 +1,23 @@
-"""Figures of a run: means between two records, ``metrics.jsonl``, and TensorBoard."""
+"""Figures of a run: means between two records, and who is given the records."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixerflow.core import is_estimated
-from mixerflow.errors import ConfigError
+import numpy as np
+from PIL.Image import Image
+
+from mixerflow.core import Flow, is_estimated
 from mixerflow.objectives import likelihood
 from mixerflow.runs import RunFolder
+from mixerflow.training.curves import Curves
 from mixerflow.training.trainer import Step, Trainer
+
+OnRecord = Callable[[dict[str, Any]], object]
+"""What is given each record; see `mixerflow.train`."""
 
 
 @dataclass
@@ -37,17 +44,24 @@ class Metrics:
     Args:
         trainer: the trainer whose steps are recorded.
         folder: the run folder; None keeps no records.
+        on_record: is given each record too, in process 0, whose argument alone counts.
 
     Attributes:
         every: steps between two records.
+        stop: whether `on_record` has asked training to stop; in process 0 only.
     """
 
     every: int = 1
+    stop: bool = False
 
-    def __init__(self, trainer: Trainer, folder: RunFolder | None) -> None:
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder | None, on_record: OnRecord | None = None
+    ) -> None:
         self.trainer, self.folder = trainer, folder
         self.counters = Counters()
-        self._writer = None
+        self._on_record = on_record
+        self._heard = trainer.processes.from_main(on_record is not None)
+        self._curves: Curves | None = None
 
     def open(self) -> None:
         """Open TensorBoard's file, if asked for, and remove its events after the current step.
@@ -55,29 +69,37 @@ class Metrics:
         Raises:
             ConfigError: TensorBoard is not installed.
         """
-        if self.folder is None or not self.trainer.config.tensorboard:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            remedy = "pip install 'mixerflow[tensorboard]'"
-            raise ConfigError("TensorBoard is missing", "--train.tensorboard", remedy) from error
-        path = str(self.folder.path / "tensorboard")
-        self._writer = SummaryWriter(path, purge_step=self.trainer.step)
+        if self.folder is not None and self.trainer.config.tensorboard:
+            self._curves = Curves(self.folder.path / "tensorboard", self.trainer.step)
 
     def close(self) -> None:
         """Close TensorBoard's file."""
-        if self._writer is not None:
-            self._writer.close()
+        if self._curves is not None:
+            self._curves.close()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record to ``metrics.jsonl``, and its numbers to TensorBoard's curves."""
+        """Give a record to ``metrics.jsonl``, TensorBoard and `on_record`; all processes call it.
+
+        Raises:
+            Exception: what `on_record` raises, in every process.
+        """
         if self.folder is not None:
             self.folder.append(record)
-        if self._writer is not None:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        if self._curves is not None:
+            self._curves.record(record)
+        if self._heard:
+            self.trainer.processes.on_main(lambda: self._tell(record))
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        assert self._on_record is not None
+        answer = self._on_record(dict(record))
+        if isinstance(answer, (bool, np.bool_)) and answer:  # of others nobody knows the meaning
+            self.stop = True
+
+    def evaluation(self, flow: Flow, bits_per_dim: np.ndarray, samples: Image | None) -> None:
+        """Give TensorBoard what an evaluation knows beside its record; see `Curves`."""
+        if self._curves is not None:
+            self._curves.evaluation(self.trainer.step, flow, bits_per_dim, samples)
 
     def add(self, step: Step) -> None:
         """Add the figures of a step, and write a record if one is due."""

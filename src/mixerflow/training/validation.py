@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL.Image import Image
 
 from mixerflow import pictures
 from mixerflow.core import Flow, Noise, as_tensor, evaluating
@@ -109,14 +110,16 @@ class Validation:
         means = {n: value / (labelled if n in OF_LABELS else count) for n, value in sums.items()}
         return means | {"labelled_images": labelled}
 
-    def draw(self, flow: Flow, folder: RunFolder | None) -> None:
-        """Draw a grid of samples into a run folder, if there is one."""
+    def draw(self, flow: Flow, folder: RunFolder | None) -> Image | None:
+        """Draw a grid of samples into a run folder, if there is one, and return it."""
         pixels = self._samples(flow, GRID)  # by all: layers may be sharded
-        if folder is not None and pixels is not None:
-            path = folder.path / "samples" / f"step-{self.trainer.step}.png"
-            with writing(folder.path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                pictures.save(pictures.grid(pixels, scale=2), path)
+        if folder is None or pixels is None:
+            return None
+        grid, path = pictures.grid(pixels, scale=2), folder.path / "samples"
+        with writing(folder.path):
+            path.mkdir(parents=True, exist_ok=True)
+            pictures.save(grid, path / f"step-{self.trainer.step}.png")
+        return grid
 
     def _samples(self, flow: Flow, count: int) -> np.ndarray | None:
         if len(flow.shape) != 3 or not has_pictures(flow):
