@@ -26,6 +26,7 @@ MODEL = mixer(layers=2, flow_layers=2, hidden=8, patch=2, shift=1, shift_every=2
 WITH_BATCH_NORM = mixer(layers=1, flow_layers=2, hidden=8, patch=2, shift=0, norm="batch")
 
 OF_RUNS = ["evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish"]
+OF_RUNS += ["view"]
 """Commands whose first word is a run."""
 
 

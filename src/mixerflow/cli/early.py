@@ -14,7 +14,9 @@ from mixerflow.errors import ConfigError, nearest
 
 _OF_RECIPES = ("train", "info")
 _OF_RUNS = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish")
+_OF_RUNS += ("view",)
 _OF_IMAGES = ("train", "evaluate", "classify", "outliers", "probe", "restore", "report", "publish")
+_OF_IMAGES += ("view",)
 
 
 def refuse(command: str, words: list[str]) -> None:
