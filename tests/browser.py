@@ -111,7 +111,11 @@ class Browser:
 
     def press(self, key):
         """Press a key and let it go."""
-        code = {"windowsVirtualKeyCode": KEYS[key], "key": key, "code": key if key != " " else "Space"}
+        code = {
+            "windowsVirtualKeyCode": KEYS[key],
+            "key": key,
+            "code": key if key != " " else "Space",
+        }
         text = {"text": "\r" if key == "Enter" else key} if key in ("Enter", " ") else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **code, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **code)

@@ -121,7 +121,7 @@ def example(viewed: Viewed, body: bytes) -> dict[str, Any]:
     """Answer with an image of the set: the one of this `number`."""
     images = viewed.examples
     if images is None:
-        raise ConfigError("no images beside the model", "the page", "start it with --data SET")
+        raise _without_images()
     number = ask.whole(ask.parsed(body), "number", 0, len(images) - 1)
     name = f"{viewed.split[0]} image {number} of {images.dataset_id}"
     return {"image": _png(images.pixels[number]), "name": name + _class(images, number)}
@@ -168,9 +168,7 @@ def path(viewed: Viewed, body: bytes) -> dict[str, Any]:
         probes=1 if is_estimated(viewed.flow.density) else None,
     )
     same = np.array_equal(frames[[0, -1]], ends)
-    words = (
-        "Its ends are the images, pixel for pixel" if same else "Its ends differ from the images"
-    )
+    words = f"Its ends {'are' if same else 'are not'} the images, pixel for pixel"
     if label is not None:
         words += f"; all are encoded, decoded and scored as {viewed.drawn_classes[label]}"
     return {
@@ -188,7 +186,7 @@ def neighbours(viewed: Viewed, body: bytes) -> dict[str, Any]:
     """
     given, images = ask.parsed(body), viewed.searched
     if images is None:
-        raise ConfigError("no images beside the model", "the page", "start it with --data SET")
+        raise _without_images()
     number = ask.whole(given, "number", 1, 24)
     image = _own(viewed, given, "image")
     label = viewed.label(image)
@@ -217,6 +215,11 @@ def neighbours(viewed: Viewed, body: bytes) -> dict[str, Any]:
         "pixels": shown(nearest(images.pixels, image, number), viewed.levels - 1.0),
         "words": words,
     }
+
+
+def _without_images() -> ConfigError:
+    remedy = "start it as `mixerflow view RUN --data SET`"
+    return ConfigError("no images beside the model", "the page", remedy)
 
 
 def _own(viewed: Viewed, given: ask.Given, name: str) -> np.ndarray:

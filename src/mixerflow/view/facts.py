@@ -34,32 +34,33 @@ def _facts(viewed: Viewed, metadata: dict[str, Any]) -> list[tuple[str, str]]:
     weights, flow = viewed.scorer.weights, viewed.flow
     data, colour = metadata["data"], "grey" if flow.shape[0] == 1 else "colour"
     figure = metadata.get("figure") or metadata.get("result")
+    given = ", given the class" if is_mixture(flow) else ""
     facts = [
         ("recipe", str(metadata.get("recipe") or "none, a model of its own")),
         ("weights", weights.kind),
         ("parameters", f"{metadata.get('parameters') or 0:,}"),
         ("training", f"{weights.steps:,} steps on {data['dataset_id']}"),
         ("images", f"{flow.shape[2]} x {flow.shape[1]}, {colour}"),
-        ("bits/dim", "not scored yet" if not figure else _figure(figure)),
+        ("bits/dim", "not scored yet" if not figure else _figure(figure, given)),
         ("kind of figures", _kind(viewed)),
         ("SHA-256 of the weights", weights.sha256),
     ]
     return [(name, value) for name, value in facts if value]
 
 
-def _figure(figure: dict[str, Any]) -> str:
+def _figure(figure: dict[str, Any], given: str) -> str:
     error = figure.get("standard_error")
     told = f"{figure['bits_per_dim']:.3f}" + ("" if error is None else f" ± {error:.3f}")
     where = f"{figure.get('images', 0):,} {figure.get('split', '')} images"
-    return f"{told} of {where} of {figure.get('dataset_id', '')} ({kind_of(figure)})"
+    return f"{told} of {where} of {figure.get('dataset_id', '')} ({kind_of(figure)}{given})"
 
 
 def _kind(viewed: Viewed) -> str:
     """Return the kind of figure that the page shows of an image."""
     flow = viewed.flow
     words = kind_of({"density": flow.density, "dequantization": flow.dequantization})
-    if viewed.drawn_classes and flow.context_net is not None:
-        words += f"; the mixture of {len(viewed.drawn_classes)} classes, equally frequent"
+    if is_mixture(flow):
+        words += f", of the mixture of {len(viewed.drawn_classes)} equally frequent classes"
     return words
 
 

@@ -34,9 +34,8 @@ def spherical(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
         Shoemake, Animating rotation with quaternion curves (1985), doi:10.1145/325165.325242.
     """
     one, two = a.double(), b.double()
-    cosine = (one @ two) / (one.norm() * two.norm()).clamp_min(1e-300)
-    angle = cosine.clamp(-1, 1).arccos()
-    if not bool(angle.sin() > 1e-6):
+    angle = ((one @ two) / (one.norm() * two.norm())).clamp(-1, 1).arccos()
+    if not bool(angle.sin() > 1e-6):  # NaN where one is 0
         return straight(a, b, shares)
     t = shares.double()[:, None]
     along = (((1 - t) * angle).sin() * one + (t * angle).sin() * two) / angle.sin()

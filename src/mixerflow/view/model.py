@@ -70,10 +70,8 @@ class Viewed:
         gaussians = self.flow.classifies and self.flow.head is None
         if not (is_mixture(self.flow) or gaussians):
             return ()
-        count, names = (
-            class_count(self.flow),
-            tuple(self.scorer.weights.metadata["data"]["classes"]),
-        )
+        count, metadata = class_count(self.flow), self.scorer.weights.metadata
+        names = tuple(metadata["data"]["classes"])
         return names if len(names) == count else tuple(map(str, range(count)))
 
     @cached_property

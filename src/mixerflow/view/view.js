@@ -68,12 +68,10 @@ function option(value, text) {
 // ---- an image
 
 function scoreFile(file) {
-  if (!file) return within("one", async () => { throw new Error("no file was given: drop an image file"); });
-  if (file.size > model.largest) {
-    const line = `${file.size.toLocaleString("en")} bytes, and at most ${model.largest.toLocaleString("en")} are taken`;
-    return within("one", async () => { throw new Error(`${line}: give a smaller file`); });
-  }
-  return scoreBytes(file, file.name);
+  const [size, most] = [file?.size ?? 0, model.largest].map((each) => each.toLocaleString("en"));
+  let wrong = file ? "" : "no file was given: drop an image file";
+  if (file?.size > model.largest) wrong = `${size} bytes, and at most ${most} are taken: give a smaller file`;
+  return wrong ? within("one", async () => { throw new Error(wrong); }) : scoreBytes(file, file.name);
 }
 
 function scoreBytes(body, name) {
@@ -264,7 +262,7 @@ function findNeighbours() {
     } while (found.total);
     for (const [id, rows] of [["by-latents", found.latents], ["by-pixels", found.pixels]]) {
       at(id).replaceChildren(...rows.map(({ image: shown, name, distance }) =>
-        element("figure", {}, picture(shown, name), element("figcaption", { textContent: `${figure(distance)} ${name}` }))));
+        element("figure", {}, picture(shown, name), element("figcaption", {}, element("b", { textContent: figure(distance) }), ` ${name}`))));
     }
     at("near-words").textContent = `Neighbours of ${image.name}, ${found.words}. ` +
       "Distances are roots of mean squares: of latents, and of pixels from 0 to 1.";
