@@ -13,6 +13,7 @@ from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import draw_values
 from mixerflow.runs import kept_fit, load
 from mixerflow.view import ROUTES, spherical, straight, view_of
+from mixerflow.view.latents import angles, nearest
 from viewed import CLASSES, coded, decoded, pictured, png_of, small_view
 
 
@@ -121,7 +122,7 @@ def test_maps_beside_samples_where_there_are_no_images(grey):
 def test_examples_are_images_of_the_set(viewed, grey):
     told = ask(viewed, "/example", number=4)
     assert np.array_equal(decoded(told["image"]), grey[1].test.pixels[4])
-    assert told["name"] == f"test image 4 of ramps, {CLASSES[grey[1].test.labels[4]]}"
+    assert told["name"] == f"test image 4 of ramps ({CLASSES[grey[1].test.labels[4]]})"
 
 
 @pytest.mark.parametrize("label", [-1, 2])
@@ -165,6 +166,13 @@ def test_an_arc_keeps_lengths_and_a_line_is_taken_where_there_is_no_arc():
         assert torch.equal(spherical(a, other, t), straight(a, other, t))
 
 
+def test_what_has_no_distance_comes_last():
+    rows = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0], [np.nan, 1.0]])
+    found = nearest(angles, rows, np.array([3.0, 0.0]), 4)
+    assert found[:2] == [(2, 0.0), (1, pytest.approx(45.0))]
+    assert [i for i, _ in found[2:]] == [0, 3] and all(np.isinf(d) for _, d in found[2:])
+
+
 def test_neighbours_are_the_nearest_of_all(viewed, grey, monkeypatch):
     monkeypatch.setattr("mixerflow.view.answers._SECONDS", 0.0)
     monkeypatch.setattr("mixerflow.view.latents._BATCH", 16)
@@ -177,18 +185,19 @@ def test_neighbours_are_the_nearest_of_all(viewed, grey, monkeypatch):
     label = torch.tensor(int(np.argmin([flow.bits_per_dim(image[None], [k]) for k in range(3)])))
     every = torch.as_tensor(np.concatenate([image[None], train.pixels]))
     z = flow.encode(every, label.repeat(61)).double()
-    by_latents = (z[1:] - z[0]).square().mean(1).sqrt()
-    by_pixels = (every[1:].double() - every[:1]).square().mean((1, 2, 3)).sqrt() / 255
+    cosine = torch.nn.functional.cosine_similarity(z[1:], z[:1])
+    by_latents = torch.rad2deg(cosine.arccos())
+    by_pixels = (every[1:].double() - every[:1]).square().mean((1, 2, 3)).sqrt()
     for name, distances in (("latents", by_latents), ("pixels", by_pixels)):
         values, order = distances.sort(stable=True)
         assert [each["distance"] for each in told[name]] == pytest.approx(values[:4].tolist(), 1e-4)
         first = int(order[0])
-        assert told[name][0]["name"] == f"image {first}, {CLASSES[train.labels[first]]}"
+        assert told[name][0]["name"] == f"image {first} ({CLASSES[train.labels[first]]})"
         assert np.array_equal(decoded(told[name][0]["image"]), train.pixels[first])
     own = ask(viewed, "/neighbours", image=coded(train.pixels[7]), number=1)
     while "done" in own:  # perhaps of another class
         own = ask(viewed, "/neighbours", image=coded(train.pixels[7]), number=1)
-    assert own["pixels"][0]["name"].startswith("image 7,") and own["pixels"][0]["distance"] == 0
+    assert own["pixels"][0]["name"].startswith("image 7 (") and own["pixels"][0]["distance"] == 0
 
 
 def photo(size, mode="RGB"):

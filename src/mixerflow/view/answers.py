@@ -19,7 +19,7 @@ from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import bits, draw_values
 from mixerflow.view import given as ask
 from mixerflow.view.facts import about
-from mixerflow.view.latents import WAYS, encoded, nearest
+from mixerflow.view.latents import WAYS, angles, differences, encoded, nearest
 from mixerflow.view.model import Viewed
 from mixerflow.view.uploads import read_upload
 
@@ -197,12 +197,12 @@ def neighbours(viewed: Viewed, body: bytes) -> dict[str, Any]:
         return {"done": index.done, "total": len(images)}
     point = encoded(viewed.flow, image[None], label)[0].float().cpu().numpy()
 
-    def shown(found: list[tuple[int, float]], unit: float) -> list[dict[str, Any]]:
+    def shown(found: list[tuple[int, float]]) -> list[dict[str, Any]]:
         return [
             {
                 "image": _png(images.pixels[i]),
                 "name": f"image {i}{_class(images, i)}",
-                "distance": _finite(distance / unit),
+                "distance": _finite(distance),
             }
             for i, distance in found
         ]
@@ -211,8 +211,8 @@ def neighbours(viewed: Viewed, body: bytes) -> dict[str, Any]:
     if label is not None:
         words += f"; all are encoded as {viewed.drawn_classes[label]}"
     return {
-        "latents": shown(nearest(index.latents, point, number), 1.0),
-        "pixels": shown(nearest(images.pixels, image, number), viewed.levels - 1.0),
+        "latents": shown(nearest(angles, index.latents, point, number)),
+        "pixels": shown(nearest(differences, images.pixels, image, number)),
         "words": words,
     }
 
@@ -241,7 +241,7 @@ def _class(images: Images, number: int) -> str:
     if images.labels is None or images.labels.ndim != 1 or images.labels[number] < 0:
         return ""
     label = int(images.labels[number])
-    return f", {images.classes[label] if images.classes else f'class {label}'}"
+    return f" ({images.classes[label] if images.classes else f'class {label}'})"
 
 
 def _png(image: np.ndarray) -> str:

@@ -15,9 +15,8 @@ def about(viewed: Viewed) -> dict[str, Any]:
     """Return what the model and the set are, and what the page can offer for them."""
     scorer, flow = viewed.scorer, viewed.flow
     metadata, images = scorer.weights.metadata, viewed.examples
-    name = str(metadata.get("recipe") or scorer.run.resolve().name)
     return {
-        "title": printable(name),
+        "title": printable(scorer.run.resolve().name),
         "shape": list(flow.shape),
         "facts": [[key, printable(value)] for key, value in _facts(viewed, metadata)],
         "classes": list(viewed.drawn_classes),

@@ -90,14 +90,36 @@ class LatentIndex:
                 return
 
 
-def nearest(rows: np.ndarray, point: np.ndarray, count: int) -> list[tuple[int, float]]:
+def angles(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Return the angles ``(N,)`` in degrees between rows ``(N, D)`` and a point ``(D,)``.
+
+    Latents of different images are nearly at right angles in many dimensions, and of different
+    lengths; by the length of their difference, the shortest would be near to all.
+    """
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(point)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a latent of 0 has no angle
+        return np.degrees(np.arccos(((rows @ point) / lengths).clip(-1, 1)))
+
+
+def differences(rows: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Return the roots of mean squared differences ``(N,)`` of rows ``(N, D)`` and a point."""
+    return np.sqrt(np.square(rows - point).mean(1))
+
+
+def nearest(
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    rows: np.ndarray,
+    point: np.ndarray,
+    count: int,
+) -> list[tuple[int, float]]:
     """Return the rows ``(N, ...)`` nearest to a point ``(...)``, and their distances, in order.
 
-    A distance is the root of the mean squared difference; one that is not finite comes last.
+    A distance that is NaN is the largest.
     """
-    point = point.reshape(-1).astype(np.float64)
-    parts = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
-    squares = [np.square(part.reshape(len(part), -1) - point).mean(1) for part in parts]
-    distances = np.nan_to_num(np.sqrt(np.concatenate(squares)), nan=np.inf)
+    point, found = point.reshape(-1).astype(np.float64), []
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        found.append(distance(part.reshape(len(part), -1).astype(np.float64), point))
+    distances = np.nan_to_num(np.concatenate(found), nan=np.inf)
     order = np.argsort(distances, kind="stable")[:count]
     return [(int(i), float(distances[i])) for i in order]

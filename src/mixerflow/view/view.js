@@ -115,7 +115,7 @@ function bar([name, probability]) {
   const fill = element("span");
   fill.style.width = `${100 * (probability ?? 0)}%`;
   const share = probability === null ? "not finite" : percent(probability);
-  return element("li", {}, element("span", { textContent: name }),
+  return element("li", { className: probability > 0.5 ? "sure" : "" }, element("span", { textContent: name }),
     element("span", { className: "track", ariaHidden: "true" }, fill),
     element("span", { className: "share", textContent: share }));
 }
@@ -209,11 +209,7 @@ function interpolate() {
     at("path").hidden = false;
     at("path-words").textContent = `${found.words}.`;
     at("film").setAttribute("aria-label", `${found.images.length} images from ${first.name} to ${second.name}`);
-    at("film").replaceChildren(...found.images.map((image, i) => {
-      const small = picture(image, "");
-      small.addEventListener("click", () => { at("place").value = i; showPlace(); });
-      return small;
-    }));
+    at("film").replaceChildren(...found.images.map((image) => picture(image, "")));
     at("path-plot").replaceChildren(curve(found.bits_per_dim));
     at("place").max = found.images.length - 1;
     showPlace();
@@ -260,12 +256,14 @@ function findNeighbours() {
       at("progress").value = found.done / found.total || 0;
       at("progress-shown").textContent = `${found.done} of ${found.total}`;
     } while (found.total);
-    for (const [id, rows] of [["by-latents", found.latents], ["by-pixels", found.pixels]]) {
-      at(id).replaceChildren(...rows.map(({ image: shown, name, distance }) =>
-        element("figure", {}, picture(shown, name), element("figcaption", {}, element("b", { textContent: figure(distance) }), ` ${name}`))));
+    for (const [id, rows, unit] of [["by-latents", found.latents, "°"], ["by-pixels", found.pixels, ""]]) {
+      at(id).replaceChildren(...rows.map(({ image: shown, name, distance }) => {
+        const far = element("b", { textContent: figure(distance, 1) + unit });
+        return element("figure", {}, picture(shown, name), element("figcaption", {}, far, ` ${name}`));
+      }));
     }
     at("near-words").textContent = `Neighbours of ${image.name}, ${found.words}. ` +
-      "Distances are roots of mean squares: of latents, and of pixels from 0 to 1.";
+      "In the latents: the angle. By pixels: the root of the mean squared difference, in levels.";
     at("neighbours").hidden = false;
   });
 }
@@ -278,7 +276,7 @@ async function begin() {
   const facts = Object.fromEntries(model.facts);
   document.title = `${model.title} - mixerflow view`;
   at("title").textContent = model.title;
-  at("summary").textContent = [facts.images, `${facts.parameters} parameters`, facts["bits/dim"]].join(" · ");
+  at("summary").textContent = [facts.recipe, facts.images, `${facts.parameters} parameters`, facts["bits/dim"]].join(" · ");
   at("shape").textContent = `${width} x ${height}${channels === 1 ? ", grey" : ""}`;
   at("example").hidden = !model.examples;
   at("map-kind").replaceChildren(...model.maps.map((kind) => option(kind, kind)));
@@ -302,6 +300,10 @@ function listen() {
   at("again").addEventListener("click", () => { at("seed").value = (at("seed").valueAsNumber || 0) + 1; draw(); });
   at("go").addEventListener("click", interpolate);
   at("place").addEventListener("input", showPlace);
+  at("film").addEventListener("click", (event) => { // the slider does the same for keys
+    const place = [...at("film").children].indexOf(event.target);
+    if (place >= 0) { at("place").value = place; showPlace(); }
+  });
   at("find").addEventListener("click", findNeighbours);
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
   document.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
