@@ -77,7 +77,8 @@ def _scores(viewed: Viewed, columns: dict[str, np.ndarray]) -> list[dict[str, An
     if inside is None:
         return []
     first, shown = inside.fitted.ordering, []
-    for name in dict.fromkeys([first, *(["bits"] if "bits" in inside.scores else [])]):
+    others = ["bits"] if "bits" in inside.scores and first != "bits" else []
+    for name in [first, *others]:
         known = inside.scores[name]
         values = columns["bits_per_dim" if name == "bits" else f"score_{name}"]
         low, high = np.percentile(known, (_TAIL, 100 - _TAIL))

@@ -142,7 +142,7 @@ class _Refused(Exception):
 class _Handler(BaseHTTPRequestHandler):
     """One request of one connection."""
 
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride] - the only one there is
     server_version, sys_version = "mixerflow", ""
 
     def setup(self) -> None:

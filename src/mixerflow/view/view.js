@@ -36,6 +36,7 @@ async function within(id, work) {
     await work(current);
   } catch (error) {
     if (current()) section.querySelector(".error").textContent = error.message;
+    if (current() && id === "one") at("map-words").textContent = "";
   } finally {
     if (current()) section.removeAttribute("aria-busy");
   }
@@ -124,6 +125,8 @@ async function showMap(current) {
   at("map-figure").hidden = !model.maps.length;
   if (!model.maps.length) return;
   const kind = at("map-kind").value, [image] = last.slice(-1);
+  Object.assign(at("map"), { src: png(image.image), alt: "The image, before its map is computed" });
+  at("map-words").textContent = "Computing the map ...";
   const found = await ask("/map", { image: image.image, map: kind });
   if (!current()) return;
   Object.assign(at("map"), { src: png(found.map), alt: `Map ${kind} over the image: hot where the model finds it unlikely` });
