@@ -1,6 +1,8 @@
 """What the page of a model is answered, beside the package's other ways to the same figures."""
 
+import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +10,18 @@ import torch
 from PIL import Image
 
 import mixerflow
+from mixerflow.core import Noise
+from mixerflow.data import Splits, make_images
 from mixerflow.detection import SlopeMap, rarity, second_half
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import draw_values
+from mixerflow.parts import GaussiansHead, NormalChannels
+from mixerflow.recipes import build
 from mixerflow.runs import kept_fit, load
+from mixerflow.training import TrainConfig, train
 from mixerflow.view import ROUTES, spherical, straight, view_of
 from mixerflow.view.latents import angles, nearest
+from mixers import mixer
 from viewed import CLASSES, coded, decoded, pictured, png_of, small_view
 
 
@@ -280,6 +288,66 @@ BODIES += [b'{"a": %s}' % (b"9" * 5000), b'{"a":' * 70 + b"1" + b"}" * 70]
 def test_json_of_anybody(viewed, body):
     with pytest.raises(ConfigError, match="JSON"):
         ask(viewed, "/samples", body)
+
+
+SMALL = mixer(layers=1, flow_layers=2, hidden=8, patch=2, norm="none")
+
+
+def kept(model, pixels, out, labels=None):
+    """A run of hardly any training."""
+    torch.manual_seed(0)
+    classes = () if labels is None else CLASSES
+    images = make_images(pixels, labels, classes=classes, dataset_id="")
+    config = TrainConfig(steps=3, batch=8, lr=1e-3, warmup=1, initial=16, evaluate_every=3)
+    train(build(model, images.shape), images, out=out, config=config, quiet=True)
+    return out, Splits(images, None)
+
+
+def test_grey_of_16_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 65536, (30, 1, 8, 8)).astype(np.uint16)
+    model = mixer(layers=1, flow_layers=2, hidden=8, patch=2, norm="none", levels=65536)
+    viewed = view_of(*kept(model, pixels, tmp_path / "run"))
+    first, second = (ask(viewed, "/example", number=n)["image"] for n in (0, 1))
+    told = ask(viewed, "/score", base64.b64decode(first))
+    own = mixerflow.bits(load(tmp_path / "run"), pixels[:1]).bits_per_dim
+    assert told["bits_per_dim"] == pytest.approx(own, abs=1e-4)
+    assert told["bytes"]["webp"] is None and told["bytes"]["png"] > 100
+    path = ask(viewed, "/path", first=first, second=second, number=3, way="spherical")
+    assert np.array_equal(decoded(path["images"][0]), pixels[0])
+    grey = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    with pytest.raises(DataError, match="pixels of 8 bits, the model's have 16"):
+        ask(viewed, "/score", png_of(grey))
+    told = ask(viewed, "/score-fitted", png_of(grey))
+    assert told["done"] == "16 bits made of 8"
+    assert np.array_equal(decoded(told["image"]), grey.astype(np.uint16) * 257)
+
+
+def test_a_base_of_class_gaussians_draws_its_classes_and_tells_them(tmp_path):
+    data = pictured(30)
+    model = replace(SMALL, head=GaussiansHead(3))
+    out, splits = kept(model, data.pixels, tmp_path / "run", data.labels)
+    viewed, flow = view_of(out, splits), load(out)
+    about = ask(viewed, "/about")
+    assert about["classes"] == [*CLASSES] and not about["inTurn"]
+    told = ask(viewed, "/score", png_of(data.pixels[0]))
+    first = torch.as_tensor(data.pixels[:1])
+    with torch.no_grad():
+        wanted = flow.logits(flow(first, noise=Noise.of(0, first)).z).softmax(1)[0].tolist()
+    assert [share for _, share in told["classes"]] == pytest.approx(wanted, abs=1e-3)
+    for label in (-1, 2):
+        drawn = ask(viewed, "/samples", number=4, temperature=1.0, seed=2, label=label)
+        own = draw_values(flow, 4, seed=2, label=None if label < 0 else label).images.numpy()
+        shown = np.stack([decoded(each) for each in drawn["images"]]).astype(int)
+        assert np.abs(shown - own).max() <= 1
+
+
+def test_a_bound_has_no_maps_of_its_density(tmp_path):
+    model = replace(SMALL, added=NormalChannels(1))
+    viewed = view_of(*kept(model, pictured(30).pixels, tmp_path / "run"))
+    about = ask(viewed, "/about")
+    assert about["maps"] == ["variance"]
+    assert dict(about["facts"])["kind of figures"].startswith("lower bound of the density")
 
 
 def test_a_model_whose_images_a_page_cannot_show_is_refused(tmp_path):

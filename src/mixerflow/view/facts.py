@@ -48,8 +48,9 @@ def _facts(viewed: Viewed, metadata: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figure(figure: dict[str, Any], given: str) -> str:
-    error = figure.get("standard_error")
-    told = f"{figure['bits_per_dim']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    value, error = figure.get("bits_per_dim"), figure.get("standard_error")
+    told = "not finite" if value is None else f"{value:.3f}"
+    told += "" if value is None or error is None else f" ± {error:.3f}"
     where = f"{figure.get('images', 0):,} {figure.get('split', '')} images"
     return f"{told} of {where} of {figure.get('dataset_id', '')} ({kind_of(figure)}{given})"
 
