@@ -257,10 +257,7 @@ def hostile_files():
     jpeg, png = png_of(pixels, "JPEG"), png_of(pixels)
     return {
         "empty": (b"", "an empty file"),
-        "text": (
-            b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>",
-            "not an image file",
-        ),
+        "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "SVG is a format"),
         "html": (b"<script>alert(1)</script>" * 100, "not an image file"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ""),
         "bomb": (bomb(), "too many pixels for one image"),
