@@ -285,6 +285,23 @@ def test_without_the_secret_the_page_says_what_to_open(browser, served):
     assert "open the whole address that `mixerflow view` printed" in error(browser)
 
 
+def test_a_server_that_has_ended_is_told(browser, made):
+    running = Server(view_of(*made))
+    thread = threading.Thread(target=running.serve_forever, args=[0.02])
+    thread.start()
+    try:
+        browser.open("about:blank")
+        browser.open(running.address)
+        browser.wait(f"document.querySelectorAll('#samples img').length === 16 && {IDLE}")
+    finally:
+        running.shutdown()
+        thread.join()
+        running.close()
+    browser.run("document.getElementById('again').click()")
+    browser.wait("document.querySelector('#draw .error').textContent")
+    assert error(browser, "draw") == "no answer: is `mixerflow view` still running?"
+
+
 EVIL = """<!doctype html><title>evil</title><script>
 const at = "ADDRESS";
 const tries = [

@@ -10,17 +10,11 @@ const last = []; // the two images that were scored last, the older one first
 let model, path;
 
 // ---- the server
-
 async function ask(route, body = {}) {
   const file = body instanceof Blob || body instanceof Uint8Array;
   const given = { method: "POST", headers: { "X-Secret": secret }, body: file ? body : JSON.stringify(body) };
-  let response, answer;
-  try {
-    response = await fetch(route, given);
-    answer = await response.json();
-  } catch {
-    throw new Error("no answer: is `mixerflow view` still running, with the address that it printed?");
-  }
+  const lost = () => { throw new Error("no answer: is `mixerflow view` still running?"); };
+  const response = await fetch(route, given).catch(lost), answer = await response.json().catch(lost);
   if (!response.ok) throw new Error(answer.error);
   return answer;
 }
@@ -43,7 +37,6 @@ async function within(id, work) {
 }
 
 // ---- words and elements
-
 const figure = (value, digits = 3) => (value === null ? "not finite" : value.toFixed(digits));
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;
 
@@ -62,12 +55,7 @@ function drawn(name, attributes, ...children) {
 
 const picture = (base64, alt) => element("img", { className: "pixels", src: png(base64), alt });
 
-function option(value, text) {
-  return element("option", { value, textContent: text });
-}
-
 // ---- an image
-
 function scoreFile(file) {
   const [size, most] = [file?.size ?? 0, model.largest].map((each) => each.toLocaleString("en"));
   let wrong = file ? "" : "no file was given: drop an image file";
@@ -114,7 +102,7 @@ function judged(score) {
 
 function bar([name, probability]) {
   const fill = element("span");
-  fill.style.width = `${100 * (probability ?? 0)}%`;
+  fill.style.width = `${100 * probability}%`; // null is 0
   const share = probability === null ? "not finite" : percent(probability);
   return element("li", { className: probability > 0.5 ? "sure" : "" }, element("span", { textContent: name }),
     element("span", { className: "track", ariaHidden: "true" }, fill),
@@ -135,7 +123,7 @@ async function showMap(current) {
 
 // A histogram of inside images' scores, with the threshold and the image's own place.
 function histogram(score) {
-  const [width, height, top] = [420, 92, 34], most = Math.max(...score.counts, 1);
+  const [width, height, top] = [420, 92, 38], most = Math.max(...score.counts, 1);
   const place = (value) => (width * (value - score.low)) / (score.high - score.low || 1);
   const step = width / score.counts.length;
   const bins = score.counts.map((count, i) => {
@@ -145,30 +133,26 @@ function histogram(score) {
   });
   const limit = place(score.threshold), value = score.value ?? score.high;
   const here = Math.min(Math.max(place(value), 0), width);
-  const outside = value > score.high ? " →" : value < score.low ? "← " : "";
-  const own = outside === "← " ? `← ${figure(score.value)}` : `${figure(score.value)}${outside}`;
+  const own = `${value < score.low ? "← " : ""}${figure(score.value)}${value > score.high ? " →" : ""}`;
   const anchor = (x) => (x < 60 ? "start" : x > width - 60 ? "end" : "middle");
   const ends = [[0, "start", score.low], [width, "end", score.high]].map(([x, side, shown]) =>
-    drawn("text", { x, y: top + height + 16, "text-anchor": side }, figure(shown, 2)));
+    drawn("text", { x, y: top + height + 17, "text-anchor": side }, figure(shown, 2)));
   const label = `Histogram of ${score.name} of ${score.images} inside images, from ${figure(score.low)} to ` +
     `${figure(score.high)}; threshold ${figure(score.threshold)}; this image ${figure(score.value)}`;
-  const svg = drawn("svg", { viewBox: `0 0 ${width} ${top + height + 20}`, role: "img", "aria-label": label }, ...bins,
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${top + height + 22}`, role: "img", "aria-label": label }, ...bins,
     drawn("line", { class: "axis", x1: 0, x2: width, y1: top + height, y2: top + height }),
     drawn("line", { class: "limit", x1: limit, x2: limit, y1: top - 4, y2: top + height }),
     drawn("text", { class: "limit-words", x: limit, y: top - 8, "text-anchor": anchor(limit) }, `threshold ${figure(score.threshold)}`),
-    drawn("line", { class: "mark", x1: here, x2: here, y1: top - 18, y2: top + height }),
-    drawn("text", { x: here, y: 11, "text-anchor": anchor(here) }, `this image ${own}`), ...ends);
-  const title = `${score.name === "bits" ? "bits/dim" : score.name} of ${score.images} inside images`;
-  return [element("h3", { textContent: title }), svg];
+    drawn("line", { class: "mark", x1: here, x2: here, y1: top - 22, y2: top + height }),
+    drawn("text", { x: here, y: 12, "text-anchor": anchor(here) }, `this image ${own}`), ...ends);
+  const title = `${score.name === "bits" ? "bits/dim" : score.name} of ${score.images.toLocaleString("en")} inside images`;
+  return [element("h3", { textContent: title }), element("p", { className: "note", textContent: score.equation }), svg];
 }
 
-async function showExample() {
-  await within("one", async (current) => {
-    const number = Math.floor(Math.random() * model.examples);
-    const found = await ask("/example", { number });
-    if (current()) await scoreBytes(bytesOf(found.image), found.name);
-  });
-}
+const showExample = () => within("one", async (current) => {
+  const found = await ask("/example", { number: Math.floor(Math.random() * model.examples) });
+  if (current()) await scoreBytes(bytesOf(found.image), found.name);
+});
 
 function remember(image, name) {
   last.push({ image, name });
@@ -183,11 +167,10 @@ function remember(image, name) {
 }
 
 // ---- samples
-
 function draw() {
-  at("temperature-shown").textContent = Number(at("temperature").value).toFixed(2);
   return within("draw", async (current) => {
-    const asked = { number: 16, temperature: at("temperature").valueAsNumber, seed: at("seed").valueAsNumber, label: Number(at("label").value) };
+    const [temperature, seed] = [at("temperature").valueAsNumber, at("seed").valueAsNumber];
+    const asked = { number: 16, temperature, seed, label: Number(at("label").value) };
     const found = await ask("/samples", asked);
     if (!current()) return;
     at("samples-words").textContent = `${found.words}. Choose one to score it.`;
@@ -202,7 +185,6 @@ function draw() {
 }
 
 // ---- a path
-
 function interpolate() {
   return within("walk", async (current) => {
     const [first, second] = last;
@@ -227,27 +209,25 @@ function showPlace() {
   at("place").setAttribute("aria-valuetext", words);
   [...at("film").children].forEach((each, j) => each.classList.toggle("here", i === j));
   const mark = at("path-plot").querySelector(".mark"), dots = at("path-plot").querySelectorAll(".dot");
-  mark.setAttribute("cx", dots[i].getAttribute("cx"));
-  mark.setAttribute("cy", dots[i].getAttribute("cy"));
+  for (const name of ["cx", "cy"]) mark.setAttribute(name, dots[i].getAttribute(name));
 }
 
 // Bits/dim along a path.
 function curve(values) {
-  const known = values.filter((value) => value !== null), [width, height, top] = [420, 80, 20];
+  const known = values.filter((value) => value !== null), [width, height, top] = [420, 80, 24];
   const low = Math.min(...known), high = Math.max(...known);
   const x = (i) => ((i + 0.5) * width) / values.length;
   const y = (value) => top + height * (1 - ((value ?? high) - low) / (high - low || 1));
   const points = values.map((value, i) => [x(i), y(value)]);
   const label = `Bits/dim along the path: ${values.map((value) => figure(value, 2)).join(", ")}`;
   return drawn("svg", { viewBox: `0 0 ${width} ${top + height + 8}`, role: "img", "aria-label": label },
-    drawn("text", { x: 0, y: 11 }, `bits/dim, ${figure(low, 2)} to ${figure(high, 2)}`),
+    drawn("text", { x: 0, y: 12 }, `bits/dim, ${figure(low, 2)} to ${figure(high, 2)}`),
     drawn("polyline", { class: "curve", points: points.join(" ") }),
     ...points.map(([cx, cy]) => drawn("circle", { class: "dot", cx, cy, r: 1 })),
     drawn("circle", { class: "mark", r: 4 }));
 }
 
 // ---- neighbours
-
 function findNeighbours() {
   return within("near", async (current) => {
     const [image] = last.slice(-1);
@@ -272,7 +252,6 @@ function findNeighbours() {
 }
 
 // ---- the page
-
 async function begin() {
   model = await ask("/about");
   const [channels, height, width] = model.shape;
@@ -282,8 +261,8 @@ async function begin() {
   at("summary").textContent = [facts.recipe, facts.images, `${facts.parameters} parameters`, facts["bits/dim"]].join(" · ");
   at("shape").textContent = `${width} x ${height}${channels === 1 ? ", grey" : ""}`;
   at("example").hidden = !model.examples;
-  at("map-kind").replaceChildren(...model.maps.map((kind) => option(kind, kind)));
-  at("label").replaceChildren(option(-1, model.inTurn ? "all in turn" : "any"), ...model.classes.map((name, i) => option(i, name)));
+  at("map-kind").replaceChildren(...model.maps.map((kind) => new Option(kind)));
+  at("label").replaceChildren(new Option(model.inTurn ? "all in turn" : "any", -1), ...model.classes.map((name, i) => new Option(name, i)));
   at("label-field").hidden = !model.classes.length;
   at("near-note").textContent = model.searched
     ? `Among ${model.searched.toLocaleString("en")} images of ${model.set}.`
@@ -308,16 +287,14 @@ function listen() {
     if (place >= 0) { at("place").value = place; showPlace(); }
   });
   at("find").addEventListener("click", findNeighbours);
-  document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
-  document.addEventListener("dragleave", () => document.body.classList.remove("dropping"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    document.body.classList.remove("dropping");
-    scoreFile(event.dataTransfer.files[0]);
-  });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) scoreFile(event.clipboardData.files[0]);
-  });
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    document.addEventListener(kind, (event) => {
+      event.preventDefault(); // or the browser would open the file
+      document.body.classList.toggle("dropping", kind === "dragover");
+      if (kind === "drop") scoreFile(event.dataTransfer.files[0]);
+    });
+  }
+  document.addEventListener("paste", ({ clipboardData: { files } }) => { if (files.length) scoreFile(files[0]); });
 }
 
 within("one", begin);
