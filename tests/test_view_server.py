@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import mixerflow
+from mixerflow.cli import main
 from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.view import ROUTES, Route, Server, server, view_of
 from viewed import coded, png_of, small_view
@@ -401,6 +402,28 @@ def test_ports_that_cannot_be_had(made, served):
     for port in (-1, 65536):
         with pytest.raises(ConfigError, match=f"no port {port}"):
             Server(made[2], port)
+
+
+@pytest.mark.parametrize(
+    "words, code, line",
+    [
+        (["--port", "70000"], 2, "no port 70000: --port: give 1 to 65535, or 0 for a free one"),
+        (["--neighbours", "0"], 2, "0 images: --neighbours: give at least 1"),
+        (["--data", "/no/such"], 3, "/no/such"),
+        (["--data", "fashion-mini"], 3, "images are (1, 28, 28), the run's are (3, 8, 8)"),
+        (["--prot", "1"], 2, "did you mean --port?"),
+    ],
+)
+def test_mistakes_are_one_line(made, capsys, words, code, line):
+    assert main(["view", str(made[0]), *words]) == code
+    told = capsys.readouterr()
+    assert told.out == "" and line in told.err.splitlines()[-1]
+    assert told.err.count("error: ") == 1
+
+
+def test_a_port_in_use_is_one_line(made, served, capsys):
+    assert main(["view", str(made[0]), "--port", str(served.server_port)]) == 5
+    assert "no port (Address already in use)" in capsys.readouterr().err
 
 
 ENDS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]

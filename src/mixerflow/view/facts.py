@@ -51,8 +51,8 @@ def _figure(figure: dict[str, Any], given: str) -> str:
     value, error = figure.get("bits_per_dim"), figure.get("standard_error")
     told = "not finite" if value is None else f"{value:.3f}"
     told += "" if value is None or error is None else f" ± {error:.3f}"
-    where = f"{figure.get('images', 0):,} {figure.get('split', '')} images"
-    return f"{told} of {where} of {figure.get('dataset_id', '')} ({kind_of(figure)}{given})"
+    where = f"{figure.get('dataset_id', '')}, {figure.get('split', '')}"
+    return f"{told} on {figure.get('images', 0):,} images of {where} ({kind_of(figure)}{given})"
 
 
 def _kind(viewed: Viewed) -> str:
