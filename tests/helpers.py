@@ -34,6 +34,7 @@ OF_RUNS = [
     "sample",
     "restore",
     "report",
+    "view",
     "publish",
 ]
 """Commands whose first word is a run."""

@@ -58,12 +58,13 @@ def any_encoding() -> Iterator[None]:
                 stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def say(*lines: str) -> None:
+def say(*lines: str, at_once: bool = False) -> None:
     """Print each text as one line of the command's result, on stdout.
 
-    A stdout that cannot be written stops no work: `finish_output` reports it at the end.
+    A stdout that cannot be written stops no work: `finish_output` reports it at the end. `at_once`
+    is for a command that goes on for long: a pipe has the lines now.
     """
-    _write(sys.stdout, "".join(f"{printable(line)}\n" for line in lines))
+    _write(sys.stdout, "".join(f"{printable(line)}\n" for line in lines), flush=at_once)
 
 
 def tell(line: str) -> None:

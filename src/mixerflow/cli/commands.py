@@ -25,6 +25,7 @@ _COMMANDS = {
     "sample": ("sample.sample", "draw images from a run"),
     "restore": ("restore.restore", "restore images from missing pixels, noise or blur"),
     "report": ("report.report", "write a run's report.html"),
+    "view": ("view.main", "look at a run in a browser, on a page of this machine"),
     "publish": ("publish.publish", "write a run's weights as one small file with a card"),
     "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
     "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),

@@ -25,8 +25,6 @@ from mixerflow.signals import Interrupt, Stopped
 from mixerflow.terminal import say, tell
 
 _SCALE = 2
-_ORDER = ("top", "complexity", "typicality")
-"""Scores that choose the images; the first that there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +69,10 @@ class MapFlags:
 def ordering(found: Outliers, scores: Collection[str]) -> str:
     """Return the score that orders images: the first of the `scores` that flags name.
 
-    Where they name none, it is the first of `_ORDER` that there is.
+    Where they name none, it is that of `Fitted.ordering`.
     """
     wanted = (name for name in scores if name in found.scores)
-    return [*wanted, *(name for name in _ORDER if name in found.scores)][0]
+    return next(wanted, None) or found.fitted.ordering
 
 
 def mapped(

@@ -23,6 +23,8 @@ from mixerflow.registry import register
 GROUPS = "groups"
 """The name of group typicality among the scores."""
 _SEED = 0
+_ORDER = ("top", "complexity", "typicality")
+"""Scores that order images; the first that there is."""
 
 
 @register
@@ -55,6 +57,12 @@ class Fitted:
     def needs(self) -> set[str]:
         """What `Measured` must have beside log-densities: "complexity", "background"."""
         return {need for score in self.scores for need in score.needs}
+
+    @property
+    def ordering(self) -> str:
+        """The name of the score that orders images where none is chosen."""
+        names = [score.name for score in self.scores]
+        return next((name for name in _ORDER if name in names), names[0])
 
     def without(self, need: str) -> Fitted:
         """Return the same without the scores that need `need`."""
