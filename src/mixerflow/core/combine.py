@@ -216,8 +216,9 @@ class Along(_Wrapper):
         axis = self.dim + 1 if self.dim >= 0 else self.dim
         moved = x.movedim(axis, -1)
         n = math.prod(moved.shape[1:-1])
-        draws = noise is not None and (self.density != "exact" or self.inverse_draws)
-        noise = noise.rows(n) if noise is not None and draws else None
+        if noise is not None:
+            draws = self.density != "exact" or self.inverse_draws
+            noise = noise.rows(n) if draws else None
         context = self._row_contexts(context, x.shape[0], n)
         z, log_det = run(self.transform, moved.reshape(-1, moved.shape[-1]), context, noise)
         return z.reshape(moved.shape).movedim(-1, axis), log_det.reshape(-1, n)
