@@ -12,6 +12,7 @@ from PIL import Image
 
 import mixerflow
 from helpers import MODEL, SHAPE, flow_of, images, settings
+from mixerflow import cli
 from mixerflow.data import Reading, make_images
 from mixerflow.detection import Outliers, fit_outliers, measure
 from mixerflow.errors import ConfigError, DataError
@@ -149,8 +150,48 @@ def test_labels_are_the_condition(conditional):
     again = scorer(table)
     np.testing.assert_array_equal(again["bits_per_dim"], found)
     assert again["name"] == [*"abcdefghi"]
-    with pytest.raises(ValueError, match="no labels"):
+    names = [data.classes[label] if data.classes else label for label in data.labels.tolist()]
+    np.testing.assert_array_equal(scorer(table | {"label": names})["bits_per_dim"], found)
+    with pytest.raises(ValueError, match="labels=True, and called with none"):
         scorer(data.pixels)
+    with pytest.raises(ValueError, match="labels=False, and called with some"):
+        Scorer(conditional)(data.pixels, data.labels)
+
+
+@pytest.mark.parametrize("label", [None, 1.5, True, "no class of the run", [1]])
+def test_a_label_that_is_no_class_is_an_error_with_its_row(conditional, label):
+    table = {"image": [*images(2).pixels[:, 0]], "label": [0, label]}
+    with pytest.raises(DataError, match="row 1 has the label"):
+        Scorer(conditional, labels=True)(table)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"which": "middle"}, {"reading": "skip"}, {"seed": -1}, {"seed": 2**63}]
+)
+def test_a_setting_that_cannot_be_is_refused(plain, setting):
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        Scorer(plain, **setting)
+
+
+def test_columns_that_are_missing_are_named(conditional):
+    scorer, table = Scorer(conditional, labels=True), {"image": [*images(2).pixels[:, 0]]}
+    with pytest.raises(ConfigError, match=r"no column 'label': label_column: .* image"):
+        scorer(table)
+    with pytest.raises(ConfigError, match="no column 'image': column"):
+        scorer({"picture": table["image"]})
+
+
+def test_shallow_images_of_a_deep_run_are_refused(tmp_path):
+    deep = make_images(images(40).pixels.astype(np.uint16) * 257, None, dataset_id="deep")
+    flow = flow_of(replace(MODEL, pixels=replace(MODEL.pixels, levels=65536)))
+    mixerflow.train(flow, deep, out=tmp_path / "run", config=settings(steps=2), quiet=True)
+    scorer, shallow = Scorer(tmp_path / "run"), images(3).pixels[:, 0]
+    with pytest.raises(DataError, match=r"256 levels, those of the run's images .* 65,536"):
+        scorer({"image": [*shallow]})
+    assert len(scorer({"image": [*deep.pixels[:3, 0]]})["bits_per_dim"]) == 3
+    np.savez(tmp_path / "shallow.npz", images=shallow)
+    words = ["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "shallow.npz")]
+    assert cli.main(words) == 3
 
 
 def test_measure_tells_no_classes_where_there_are_none(plain, conditional):
@@ -244,13 +285,13 @@ def test_reading_changes_images(plain):
     found = Scorer(plain, reading=reading)({"image": [*wide]})["bits_per_dim"]
     np.testing.assert_allclose(found, Scorer(plain)(expected)["bits_per_dim"])
     with pytest.raises(DataError, match="floats are taken as they are"):
-        image_of(np.zeros((1, 9, 8), np.float32), "it", reading, SHAPE)
+        image_of(np.zeros((1, 9, 8), np.float32), "it", reading, SHAPE, None)
 
 
 def test_settings_that_cannot_be(plain, conditional, tmp_path):
     with pytest.raises(ConfigError, match="takes no labels"):
         Scorer(plain, labels=True)
-    with pytest.raises(ConfigError, match=r"no column 'image'.*there are a, b"):
+    with pytest.raises(ConfigError, match=r"no column 'image'.*there are: a, b"):
         Scorer(plain)({"a": [1], "b": [2]})
     data = images(20)
     vectors = make_images(

@@ -13,10 +13,10 @@ from mixerflow.cli.paths import check_run_name, is_run, require_run
 from mixerflow.errors import ConfigError, nearest
 
 _OF_RECIPES = ("train", "info")
-BRINGING = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "report", "publish")
-"""Commands whose first word is a run, and which write their results into its folder."""
-_OF_RUNS = (*BRINGING, "score", "view")
-_OF_IMAGES = (*BRINGING, "train", "score", "view")
+BRINGING = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "publish")
+"""Commands whose first word is a run or weights, and which write results into its folder."""
+_OF_RUNS = (*BRINGING, "report", "score", "view")
+_OF_IMAGES = (*_OF_RUNS, "train")
 
 
 def refuse(command: str, words: list[str]) -> None:

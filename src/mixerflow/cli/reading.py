@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from mixerflow.data import Images, Reading, Splits, load
+from mixerflow.data.sources import require_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.runs import reading_of
 from mixerflow.terminal import tell
@@ -50,6 +51,24 @@ class ReadingFlags:
         return reading
 
 
+def own_data(metadata: dict[str, Any]) -> str:
+    """Return what names a run's own images.
+
+    Raises:
+        ConfigError: nothing does.
+        DataError: they are no longer where they were.
+    """
+    spec = (metadata.get("source") or {}).get("data")
+    if spec is None:
+        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    try:
+        require_data(spec)
+    except DataError as error:
+        what = f"the run's own images are not here ({error.what})"
+        raise DataError(what, spec, "name images with --data") from error
+    return spec
+
+
 def load_run_data(
     metadata: dict[str, Any],
     data: str | None,
@@ -65,10 +84,7 @@ def load_run_data(
         ConfigError: neither `data` nor ``run.json`` names images.
         DataError: the images cannot be found, read or used, or are of another shape.
     """
-    source = metadata.get("source") or {}
-    spec = source.get("data") if data is None else data
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    spec = own_data(metadata) if data is None else data
     splits = load(spec, reading=flags.reading(metadata))
     announce(splits)
     own = tuple((metadata.get("data") or {}).get("shape", splits.train.shape))
@@ -78,6 +94,10 @@ def load_run_data(
         what = f"images are {splits.train.shape}, {whose} are {shape}"
         remedy = "give images of that shape; --crop, --resize and --grey change it"
         raise DataError(what, splits.train.dataset_id, remedy)
+    levels = (metadata.get("data") or {}).get("levels")
+    if measured is None and levels and (splits.train.levels or levels) < levels:
+        what = f"pixels have {splits.train.levels:,} levels, those of the run's images {levels:,}"
+        raise DataError(what, splits.train.dataset_id, "give images of as many levels")
     return splits
 
 

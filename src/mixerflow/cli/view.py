@@ -14,7 +14,7 @@ from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
 from mixerflow.cli.reading import ReadingFlags, announce, load_run_data
 from mixerflow.data import Splits, load, names
-from mixerflow.data.sources import EMBEDDED, require_data
+from mixerflow.data.sources import EMBEDDED
 from mixerflow.errors import DataError
 from mixerflow.terminal import say, tell
 from mixerflow.view import Server, view_of
@@ -70,10 +70,9 @@ def _images(given: _ViewArguments, metadata: dict[str, Any]) -> Splits | None:
     own = (metadata.get("source") or {}).get("data")
     try:
         if own == EMBEDDED or (own and own not in names()):  # no set is fetched unasked
-            require_data(own)
-            return load_run_data(metadata, own, given)
+            return load_run_data(metadata, None, given)
     except DataError as error:
-        tell(f"the run's own images are not used: {error}")
+        tell(str(error))
     splits = load(EMBEDDED)
     if tuple((metadata.get("data") or {}).get("shape", ())) != splits.train.shape:
         tell("no images beside the model: --data SET gives examples and neighbours")

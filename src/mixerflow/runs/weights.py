@@ -177,9 +177,11 @@ def read_weights(path: Path, *, which: Which = "best", average: bool = True) -> 
 
     Raises:
         CheckpointError: no weights there, or damaged ones; names the file and the remedy.
-        ConfigError: a checkpoint, or raw weights, that published weights do not have.
+        ConfigError: no such checkpoint, or one, or raw weights, that published weights do not have.
         ResourceError: the hub cannot be reached; see `locate`.
     """
+    if which not in ("best", "last") and not isinstance(which, int):
+        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
     located = locate(path)
     path = located.path
     if is_published(path):
@@ -244,8 +246,6 @@ def load(
         ConfigError: no such device, checkpoint or repository.
         ResourceError: the hub cannot be reached, or a file there is too large.
     """
-    if which not in ("best", "last") and not isinstance(which, int):
-        raise ConfigError(f"no checkpoint is called {which!r}", "which", "best, last or a step")
     place = device_of(device)
     return read_weights(Path(run), which=which, average=average).flow(place)
 

@@ -16,7 +16,7 @@ from mixerflow.errors import DataError
 
 
 def image_of(
-    value: object, where: Path, reading: Reading, shape: Shape, levels: int | None = None
+    value: object, where: Path, reading: Reading, shape: Shape, levels: int | None
 ) -> np.ndarray:
     """Return one image as an array ``(C, H, W)``, read as `reading` says.
 
@@ -26,10 +26,10 @@ def image_of(
         where: names the image in errors.
         reading: how images are read.
         shape: the shape that it must have.
-        levels: the most levels that its pixels may have, 256 or 65,536; None for any, and floats.
+        levels: the number of values that its pixels must have, 256 or 65,536; None for floats.
 
     Raises:
-        DataError: it cannot be read, is of another shape, or has more levels.
+        DataError: it cannot be read, or is of another shape or of other levels.
     """
     ground = parse_transparency(reading.transparency)
     if isinstance(value, Mapping):
@@ -42,7 +42,8 @@ def image_of(
     elif isinstance(value, Image.Image):
         image = to_array(value, where, ground)
     elif value is None:
-        raise DataError("no image", where, "leave the row out, or give --on-bad-image skip")
+        remedy = "leave the row out, or use `mixerflow score --on-bad-image skip`"
+        raise DataError("no image", where, remedy)
     else:
         image = channels_first(_array(value, where)[None], str(where))[0]
     floats = image.dtype.kind == "f"
@@ -50,19 +51,17 @@ def image_of(
     return _fitting(image, where, shape, levels)
 
 
-def pixels_of(
-    values: object, reading: Reading, shape: Shape, levels: int | None = None
-) -> np.ndarray:
+def pixels_of(values: object, reading: Reading, shape: Shape, levels: int | None) -> np.ndarray:
     """Return the images of a column as one array ``(N, C, H, W)``; see `image_of`.
 
     Args:
         values: a sequence of images, or an array ``(N, H, W)`` or ``(N, H, W, C)``.
         reading: how images are read.
         shape: the shape that each must have.
-        levels: the most levels that their pixels may have, as in `image_of`.
+        levels: the number of values that their pixels must have, as in `image_of`.
 
     Raises:
-        DataError: one cannot be read, is of another shape, or has more levels.
+        DataError: one cannot be read, or is of another shape or of other levels.
     """
     if isinstance(values, np.ndarray) and values.dtype != object:
         where = Path("images")
@@ -92,9 +91,9 @@ def _fitting(image: np.ndarray, where: Path, shape: Shape, levels: int | None) -
     if image.shape != tuple(shape):
         what = f"an image is {image.shape}, the run's are {tuple(shape)}"
         raise DataError(what, where, "give --crop, --resize or --grey, or images of that shape")
-    floats = image.dtype.kind == "f"
-    if levels is not None and (floats or 256**image.itemsize > levels):
-        words = "floats" if floats else f"integers of {256**image.itemsize:,} levels"
-        what = f"pixels are {words}, the run's are integers of {levels:,}"
+    own = None if image.dtype.kind == "f" else 256**image.itemsize
+    if own != levels:
+        words = [f"integers of {each:,} levels" if each else "floats" for each in (own, levels)]
+        what = f"pixels are {words[0]}, those of the run's images {words[1]}"
         raise DataError(what, where, "give images of as many levels")
     return image

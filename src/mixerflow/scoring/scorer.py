@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Reading
 from mixerflow.detection import Fitted, Measured, measure, tells_classes
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.evaluate import class_count
 from mixerflow.runs import device_of, kept_fit, read_weights, reading_of
 from mixerflow.runs.weights import Weights, Which
@@ -33,7 +33,8 @@ class Scorer:
         - `p_NAME`: the probability of each class, where the flow tells classes.
 
     An image's figures depend on no other image of the call, up to rounding. A class-conditional
-    flow that is given no labels is the mixture of its K classes, in K passes.
+    flow that is given no labels is the mixture of its K classes, in K passes. An image that cannot
+    be read is an error, whatever `reading` says of bad files.
 
     Given a mapping of columns, as `datasets.map(..., batched=True)`, Ray's `map_batches` and
     Spark's `mapInPandas` do, it scores the images of one column, see `pixels_of`, and returns the
@@ -50,7 +51,7 @@ class Scorer:
         average: take the averaged weights rather than the raw ones.
         reading: how encoded images are read; by default as the run's own were.
         column: the column of a mapping with the images.
-        label_column: and the one with their labels, numbers of the run's classes.
+        label_column: and the one with their labels, numbers or names of the run's classes.
         threads: CPU threads; by default what torch has.
 
     Attributes:
@@ -59,7 +60,8 @@ class Scorer:
 
     Raises:
         CheckpointError: no weights there, or damaged ones.
-        ConfigError: labels for a flow that takes none, or a flow conditional on vectors.
+        ConfigError: labels for a flow that takes none, a flow conditional on vectors, or a setting
+            that cannot be.
     """
 
     def __init__(
@@ -77,6 +79,10 @@ class Scorer:
         label_column: str = "label",
         threads: int | None = None,
     ) -> None:
+        if reading is not None and not isinstance(reading, Reading):
+            raise ConfigError(f"{reading!r}", "reading", "give a mixerflow.data.Reading")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"{seed}", "seed", "give 0 or more, less than 2^63")
         self.run = Path(run)
         self.weights: Weights = read_weights(self.run, which=which, average=average)
         self.seed, self.batch, self.device = seed, batch, device
@@ -110,6 +116,11 @@ class Scorer:
         return (*own, *(f"p_{name}" for name in self.classes))
 
     @property
+    def levels(self) -> int | None:
+        """The number of values of a pixel in the run's images; None for floats."""
+        return self.weights.metadata["data"]["levels"]
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names, or else numbers, of the classes that it tells; empty where it tells none."""
         if not tells_classes(self.flow, given=self.labels):
@@ -136,14 +147,27 @@ class Scorer:
         """
         if not isinstance(images, Mapping):
             return self._score(images, labels)
-        if self.column not in images:
-            remedy = f"give the column of the images; there are {', '.join(map(str, images))}"
-            raise ConfigError(f"no column {self.column!r}", "column", remedy)
-        shape, levels = self.flow.shape, self.flow.levels
-        pixels = pixels_of(images[self.column], self.reading, shape, levels)
-        given = np.asarray(images[self.label_column]) if self.labels else None
+        wanted = {"column": self.column}
+        wanted |= {"label_column": self.label_column} if self.labels else {}
+        for setting, name in wanted.items():
+            if name not in images:
+                remedy = f"give one of those that there are: {', '.join(map(str, images))}"
+                raise ConfigError(f"no column {name!r}", setting, remedy)
+        pixels = pixels_of(images[self.column], self.reading, self.flow.shape, self.levels)
+        given = self._labels(images[self.label_column]) if self.labels else None
         rest = {name: images[name] for name in images if name != self.column}
         return {**rest, **self._score(pixels, given)}
+
+    def _labels(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Return numbers of classes ``(N,)`` of a column of numbers or names."""
+        names = {name: i for i, name in enumerate(self.weights.metadata["data"]["classes"])}
+        numbers = [names.get(each, each) if isinstance(each, str) else each for each in values]
+        for row, each in enumerate(numbers):
+            if isinstance(each, bool) or not isinstance(each, (int, np.integer)):
+                what = f"row {row} has the label {each!r}"
+                remedy = f"give numbers of classes, or names: {', '.join([*names][:20])}"
+                raise DataError(what, self.label_column, remedy)
+        return np.asarray(numbers, np.int64)
 
     def _score(
         self, images: np.ndarray | Tensor, labels: np.ndarray | Tensor | None
@@ -151,8 +175,9 @@ class Scorer:
         if not len(images):
             empty = {name: np.empty(0) for name in self.columns}
             return {k: v.astype(bool) if k.startswith("outlier_") else v for k, v in empty.items()}
-        if self.labels and labels is None:
-            raise ValueError("Scorer: labels=True, and no labels")
+        if self.labels != (labels is not None):
+            given = "none" if labels is None else "some"
+            raise ValueError(f"Scorer: made with labels={self.labels}, and called with {given}")
         needs = set() if self.fitted is None else self.fitted.needs
         measured = measure(
             self.flow,
