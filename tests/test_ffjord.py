@@ -165,7 +165,7 @@ def test_an_end_time_is_a_longer_way():
     plain = Continuous(net)._field()
     start = (x, x.new_zeros(3))
     with torch.no_grad():
-        wanted = equal_steps(plain, start, (None, None), (0.0, 2.25), 200)
+        wanted = equal_steps(plain, start, (None, None), (0.0, 2.25), 64)
         torch.testing.assert_close(part(x), wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -268,7 +268,7 @@ def test_the_error_falls_with_the_tolerance():
     net, x = velocity(size=2.5), images(4, 2, 4, 4)
     start, field = (x, x.new_zeros(4)), Continuous(net)._field()
     with torch.no_grad():
-        fine = equal_steps(field, start, (None, None), (0.0, 1.0), 512)
+        fine = equal_steps(field, start, (None, None), (0.0, 1.0), 128)
         errors = []
         for tolerance in (1e-3, 1e-5, 1e-7):
             found = adapted_steps(field, start, (None, None), tolerance=tolerance)[0]

@@ -596,12 +596,14 @@ def test_a_library_cut_short_is_built_again(cache, monkeypatch, tmp_path):
     assert short.stat().st_size == built.stat().st_size
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_it_is_built_all_the_same(cache):
     cache.parent.parent.write_text("a file is in the way")
     with pytest.warns(RuntimeWarning, match=r"cannot be kept .*: set XDG_CACHE_HOME"):
         assert library.library.__wrapped__(torch.float64).lanes() > 0
 
 
+@pytest.mark.slow
 def test_the_compiler_may_be_told_more(cache, monkeypatch):
     monkeypatch.setenv("CC", "cc -DTOLD=1")
     assert library.library.__wrapped__(torch.float64).lanes() > 0

@@ -340,6 +340,7 @@ def slow_save(processes, out):
     return train(flow_of(), images(), out=out, config=settings(steps=2), quiet=True).status
 
 
+@pytest.mark.slow
 def test_what_process_0_does_alone_may_take_long(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT", 0.2)
     monkeypatch.setattr(module, "SILENCE", 2.0)

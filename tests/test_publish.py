@@ -407,6 +407,7 @@ def test_runs_older_than_the_schedule_go_on(tmp_path, monkeypatch):
     assert all(torch.equal(tensor, unbroken[name]) for name, tensor in everything(out).items())
 
 
+@pytest.mark.slow
 def test_the_papers_model_fits_the_limit(tmp_path):
     named = recipe("mixerflow-cifar10")
     flow = build(named.model, named.shape)
