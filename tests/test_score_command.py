@@ -592,3 +592,41 @@ def test_the_campaign_kills_the_scoring_of_shards(tmp_path):
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| 3 | 0 | 0 | 0 |" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--out", "--csv"])
+def test_files_of_others_are_never_replaced(model, tmp_path, capsys, flag):
+    data, pixels = tmp_path / "it.parquet", images(5).pixels
+    pq.write_table(table_of(pixels), data)
+    text, short = tmp_path / "text.parquet", tmp_path / "short.parquet"
+    text.write_text("no parquet at all")
+    short.write_bytes(data.read_bytes()[:-9])
+    for path in (data, text, short):
+        before = path.read_bytes()
+        assert score(model, data, flag, path) == 2
+        assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
+        assert path.read_bytes() == before
+    for path in (tmp_path / "empty.parquet", tmp_path / "new.parquet"):
+        if path.stem == "empty":
+            path.touch()
+        assert score(model, data, flag, path) == 0
+        assert score(model, data, flag, path) == 0
+
+
+@pytest.mark.parametrize("content", [table_of(images(2).pixels), b"PAR1 cut short", b"text"])
+def test_files_of_others_in_the_folder_of_parts_are_never_replaced(
+    model, tmp_path, capsys, content
+):
+    data, out = shards_of(tmp_path / "set", images(9).pixels), tmp_path / "out"
+    out.mkdir()
+    foreign = out / "part-data-train-00001-of-00003.parquet"
+    if isinstance(content, bytes):
+        foreign.write_bytes(content)
+    else:
+        pq.write_table(content, foreign)
+    before = foreign.read_bytes()
+    for _ in range(2):  # the first command leaves nothing by which the file would be known
+        assert score(model, data, "--out", out) == 2
+        assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
+    assert foreign.read_bytes() == before
+    assert len(list(out.glob("part-*"))) == 1

@@ -14,12 +14,20 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
 from mixerflow.cli.reading import ReadingFlags
 from mixerflow.cli.score_watch import Watch, first_to_say
-from mixerflow.cli.scores import FEW, Summary, as_records, print_csv, print_table, write_csv
+from mixerflow.cli.scores import FEW, Summary, as_records
+from mixerflow.cli.scores import print_csv, print_table, require_own_csv, write_csv
 from mixerflow.errors import ConfigError, DataError, ResourceError
 from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
 from mixerflow.scoring import Scorer
-from mixerflow.scoring.parts import Totals, require_key, totals_of, write_part
+from mixerflow.scoring.parts import (
+    Totals,
+    holds_parts,
+    require_key,
+    require_ours,
+    totals_of,
+    write_part,
+)
 from mixerflow.scoring.rows import Columns
 from mixerflow.scoring.shards import find_shards
 from mixerflow.scoring.tables import need_pyarrow
@@ -75,8 +83,11 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
             raise ConfigError("a file", f"--out {self.out}", "name a folder, or FILE.parquet")
         if self.out is not None:
             need_pyarrow()
+            if self.is_one_file:
+                require_ours(self.out)
         if self.csv is not None and self.csv != "-":
             check_path(Path(self.csv), "--csv")
+            require_own_csv(Path(self.csv))
             require_writable(Path(self.csv))
 
     @property
@@ -180,8 +191,9 @@ def _to_folder(folder: Path, work: Work, processes: Processes, *, quiet: bool) -
     with contextlib.ExitStack() as stack:
 
         def begin() -> Plan:
+            known = holds_parts(folder)  # before there is a lock of this command
             stack.enter_context(lock(folder))  # of all, and held until all have ended
-            return plan(work, folder)
+            return plan(work, folder, known=known)
 
         planned = processes.from_main(processes.on_main(begin))
         assert planned is not None
