@@ -1,13 +1,16 @@
 """``mixerflow score``, as its users have it: sources, parts, what is refused, how it goes on."""
 
 import csv
+import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -630,3 +633,49 @@ def test_files_of_others_in_the_folder_of_parts_are_never_replaced(
         assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
     assert foreign.read_bytes() == before
     assert len(list(out.glob("part-*"))) == 1
+
+
+def test_a_link_stays_and_its_file_is_written(model, tmp_path):
+    np.save(tmp_path / "it.npy", images(3).pixels[:, 0])
+    (tmp_path / "far").mkdir()
+    for flag, name in (("--csv", "rows.csv"), ("--out", "rows.parquet")):
+        link, target = tmp_path / name, tmp_path / "far" / name
+        link.symlink_to(target)
+        for _ in range(2):
+            assert score(model, tmp_path / "it.npy", flag, link) == 0
+            assert link.is_symlink()
+            assert target.stat().st_size > 100
+
+
+def test_devices_and_pipes_are_written_directly(model, tmp_path, capfd):
+    np.save(tmp_path / "it.npy", images(3).pixels[:, 0])
+    assert score(model, tmp_path / "it.npy", "--csv", tmp_path / "rows.csv") == 0
+    expected, fifo, got = (tmp_path / "rows.csv").read_text(), tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: got.append(fifo.read_text()))
+    reader.start()
+    assert score(model, tmp_path / "it.npy", "--csv", fifo) == 0
+    reader.join()
+    assert got == [expected]
+    assert fifo.is_fifo()
+    with (tmp_path / "open.csv").open("w") as file:
+        assert score(model, tmp_path / "it.npy", "--csv", f"/dev/fd/{file.fileno()}") == 0
+    assert (tmp_path / "open.csv").read_text() == expected
+    capfd.readouterr()
+    for name in ("/dev/stdout", "-"):
+        assert score(model, tmp_path / "it.npy", "--csv", name) == 0
+        assert capfd.readouterr().out == expected
+    assert score(model, tmp_path / "it.npy", "--csv", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_csv_on_stdout_is_the_file(model, tmp_path, capsys):
+    names = ["line\u2028sep", "next\x85line", "a\nb", "c\r\nd", "tab\t", 'quote"', "plain"]
+    table = table_of(images(7).pixels, id=names)
+    pq.write_table(table, tmp_path / "it.parquet")
+    assert score(model, tmp_path / "it.parquet", "--csv", tmp_path / "rows.csv") == 0
+    capsys.readouterr()
+    assert score(model, tmp_path / "it.parquet", "--csv", "-") == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "rows.csv").read_bytes().decode()
+    assert [row["id"] for row in csv.DictReader(io.StringIO(printed, newline=""))] == names

@@ -14,9 +14,16 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
 from mixerflow.cli.reading import ReadingFlags
 from mixerflow.cli.score_watch import Watch, first_to_say
-from mixerflow.cli.scores import FEW, Summary, as_records
-from mixerflow.cli.scores import print_csv, print_table, require_own_csv, write_csv
-from mixerflow.errors import ConfigError, DataError, ResourceError
+from mixerflow.cli.scores import (
+    FEW,
+    Summary,
+    as_records,
+    print_csv,
+    print_table,
+    require_own_csv,
+    write_csv,
+)
+from mixerflow.errors import ConfigError, DataError, MixerFlowError, ResourceError
 from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
 from mixerflow.scoring import Scorer
@@ -77,7 +84,7 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
             raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
         if self.out is not None and self.csv is not None:
             raise ConfigError("two outputs", "--csv", "give --csv or --out")
-        if self.csv == "-" and self.json:
+        if self.prints_csv and self.json:
             raise ConfigError("two things on stdout", "--json", "give --csv FILE")
         if self.out is not None and self.out.is_file() and not self.is_one_file:
             raise ConfigError("a file", f"--out {self.out}", "name a folder, or FILE.parquet")
@@ -85,10 +92,10 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
             need_pyarrow()
             if self.is_one_file:
                 require_ours(self.out)
-        if self.csv is not None and self.csv != "-":
+        if self.csv is not None and not self.prints_csv:
             check_path(Path(self.csv), "--csv")
             require_own_csv(Path(self.csv))
-            require_writable(Path(self.csv))
+            require_writable(Path(self.csv), named=True)
 
     @property
     def is_one_file(self) -> bool:
@@ -99,6 +106,11 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     def is_folder(self) -> bool:
         """Whether `out` is a folder of parts."""
         return self.out is not None and not self.is_one_file
+
+    @property
+    def prints_csv(self) -> bool:
+        """Whether the CSV rows go to stdout."""
+        return self.csv in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
     @property
     def columns(self) -> Columns:
@@ -137,11 +149,15 @@ def _score(given: _ScoreArguments, processes: Processes) -> int:
         if not is_lost_process(error) or first_to_say():
             raise
         return ResourceError.exit_code  # the process that is lost has said why
+    except MixerFlowError as error:
+        if first_to_say():
+            raise
+        return error.exit_code  # another process has said why all end
     except Exception:
         first_to_say()  # the others, which end with this one, say nothing
         raise
     if processes.main:
-        summary.print(as_json=given.json, aside=given.csv == "-")
+        summary.print(as_json=given.json, aside=given.prints_csv)
     return 0
 
 
@@ -223,10 +239,10 @@ def _to_one(given: _ScoreArguments, work: Work) -> Summary:
             before = totals_of(path, work.images) if there else None
             if before is not None:
                 return watch.summary(before, path, nothing_done=True)
-            write_part(path, key, work.scorer.columns, rows)
+            write_part(path, key, work.scorer.columns, rows, named=True)
             return watch.summary(totals, path)
         if given.csv is not None:
-            if given.csv == "-":
+            if given.prints_csv:
                 print_csv(work.scorer, rows)
                 return watch.summary(totals)
             write_csv(Path(given.csv), work.scorer, rows)

@@ -19,7 +19,7 @@ from mixerflow.scoring import Scorer
 from mixerflow.scoring.parts import Totals, flags_of
 from mixerflow.scoring.rows import Scored
 from mixerflow.temporary import sweep
-from mixerflow.terminal import say, show, tell
+from mixerflow.terminal import pour, say, show, tell
 
 FEW = 32
 """Rows that a terminal shows."""
@@ -127,7 +127,7 @@ def print_table(blocks: Sequence[Scored]) -> None:
 def print_csv(scorer: Scorer, blocks: Iterable[Scored]) -> None:
     """Print rows as CSV on stdout."""
     for text in _csv(scorer, blocks):
-        say(*text.splitlines())
+        pour(text)
 
 
 def require_own_csv(path: Path) -> None:
@@ -159,7 +159,7 @@ def write_csv(path: Path, scorer: Scorer, blocks: Iterable[Scored]) -> None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        with replacing(path) as file:
+        with replacing(path, named=True) as file:
             for text in _csv(scorer, blocks):
                 file.write(text.encode())
 

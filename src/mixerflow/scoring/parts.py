@@ -115,7 +115,12 @@ def settings_of(scorer: Scorer, columns: Columns) -> dict[str, Any]:
 
 
 def write_part(
-    path: Path, key: dict[str, Any], names: Iterable[str], rows: Iterable[Scored]
+    path: Path,
+    key: dict[str, Any],
+    names: Iterable[str],
+    rows: Iterable[Scored],
+    *,
+    named: bool = False,
 ) -> None:
     """Write a part, whole or not at all: a file beside it, which takes its name when it is whole.
 
@@ -124,13 +129,14 @@ def write_part(
         key: all that its figures depend on, as JSON: `settings_of`, and the shard.
         names: those of the columns, `Scorer.columns`.
         rows: what is scored, a few thousand rows of which are in memory.
+        named: whether a person named the file: see `replacing`.
 
     Raises:
         ResourceError: it cannot be written.
     """
     pa = need_pyarrow()
     schema = _schema(pa, names, key)
-    with writing(path.parent), replacing(path) as file:
+    with writing(path.parent), replacing(path, named=named) as file:
         writer = pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)
         with _closed(writer):
             for group in _grouped(rows, min(_ROWS, _VALUES // len(schema))):
