@@ -23,6 +23,7 @@ from mixerflow.cli.scores import (
     require_own_csv,
     write_csv,
 )
+from mixerflow.data.sources import path_of
 from mixerflow.errors import ConfigError, DataError, MixerFlowError, ResourceError
 from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
@@ -36,7 +37,7 @@ from mixerflow.scoring.parts import (
     write_part,
 )
 from mixerflow.scoring.rows import Columns
-from mixerflow.scoring.shards import find_shards
+from mixerflow.scoring.shards import SHARD_IMAGES, Found, find_shards
 from mixerflow.scoring.tables import need_pyarrow
 from mixerflow.scoring.work import Plan, Work, plan, write_parts
 from mixerflow.signals import Stopped
@@ -66,8 +67,8 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     """Column of the labels: label unless given."""
     id_column: str | None = None
     """Column of the rows' names: id where there is one; else the image's path, or a number."""
-    shard_images: int = 10_000
-    """Images of a shard, where the images are in no tables."""
+    shard_images: int | None = None
+    """Images of a shard, where the images are in no tables; 10,000 unless given."""
     seed: int = 0
     """Seed of the noise."""
     batch: int = 128
@@ -78,10 +79,12 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     def check(self) -> None:
         """Refuse impossible settings with a ConfigError."""
         for flag, value in (("--batch", self.batch), ("--shard-images", self.shard_images)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{value} images at a time", flag, "give at least 1")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
+        if self.label_column is not None and not self.labels:
+            raise ConfigError("no labels are read", "--label-column", "give --labels too")
         if self.out is not None and self.csv is not None:
             raise ConfigError("two outputs", "--csv", "give --csv or --out")
         if self.prints_csv and self.json:
@@ -167,6 +170,7 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
     spec = (metadata.get("source") or {}).get("data") if given.data is None else given.data
     if spec is None:
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    _require_apart(given.out, spec)
     scorer = Scorer(
         given.run,
         seed=given.seed,
@@ -181,10 +185,11 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
         spec,
         scorer.reading,
         columns=given.columns,
-        size=given.shard_images,
+        size=given.shard_images or SHARD_IMAGES,
         labels=given.labels,
         classes=tuple(metadata["data"]["classes"]),
     )
+    _require_used(given, found, spec)
     names = [(shard.name, shard.images) for shard in found.shards]
     if any(each != names for each in processes.collect(names)):
         remedy = "give all of them the same images"
@@ -200,6 +205,28 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
             left_out = "no outlier columns" if scorer.fitted is None else "left out"
             tell(f"{left_out}: {scorer.note}")
     return work
+
+
+def _require_apart(out: Path | None, spec: str) -> None:
+    """Refuse an output among the images, where the next command would take it for one of them."""
+    data = path_of(spec)
+    if out is None or data is None or not data.is_dir():
+        return
+    folder = data.resolve()
+    if folder in (out.resolve(), *out.resolve().parents):
+        remedy = "name a folder, or a file, outside of it"
+        raise ConfigError(f"the output lies in the folder of the images, {data}", "--out", remedy)
+
+
+def _require_used(given: _ScoreArguments, found: Found, spec: str) -> None:
+    """Refuse flags that say nothing of these images."""
+    if found.tables and given.shard_images is not None:
+        what = f"{spec} holds tables, of which each is a shard"
+        raise ConfigError(what, "--shard-images", "leave it out")
+    flags = ("--column", "--label-column", "--id-column")
+    for flag, value in zip(flags, given.columns, strict=True):
+        if value is not None and not found.tables:
+            raise ConfigError(f"{spec} has no columns, it is no table", flag, "leave it out")
 
 
 def _to_folder(folder: Path, work: Work, processes: Processes, *, quiet: bool) -> Summary:

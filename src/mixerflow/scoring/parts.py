@@ -275,7 +275,8 @@ def totals_of(path: Path, images: int) -> Totals | None:
     """Return the sums over a part, of which every page is verified; None for a damaged one."""
     pa, totals = need_pyarrow(), Totals()
     try:
-        with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with path.open("rb") as opened:  # pyarrow opens no name that is not UTF-8
+            file = pa.parquet.ParquetFile(opened, page_checksum_verification=True)
             for batch in file.iter_batches(_ROWS, use_threads=False):
                 bits = batch.column("bits_per_dim")
                 flags = {
