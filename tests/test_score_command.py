@@ -567,6 +567,12 @@ def test_processes_share_the_shards(model, tmp_path):
     lines = [line for line in failed.stderr.splitlines() if "error" in line or "stopped" in line]
     assert len(lines) == 1, failed.stderr
     assert "row 3" in lines[0]
+    for path in (data / "data").iterdir():  # both processes meet one at once
+        pq.write_table(pa.table({"image": pa.array([None], STRUCT)}), path)
+    failed = launched("--out", tmp_path / "worse")
+    assert failed.returncode == 3, failed.stderr
+    lines = [line for line in failed.stderr.splitlines() if "error" in line or "stopped" in line]
+    assert len(lines) == 1, failed.stderr
 
 
 @pytest.mark.slow
