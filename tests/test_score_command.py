@@ -1,13 +1,16 @@
 """``mixerflow score``, as its users have it: sources, parts, what is refused, how it goes on."""
 
 import csv
+import io
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -231,7 +234,7 @@ def test_columns_are_named_or_listed(model, tmp_path, capsys):
     assert score(model, path) == 3
     error = capsys.readouterr().err.splitlines()[-1]
     assert "2 columns may hold images" in error
-    assert "left (binary), right (binary), key (int64) with --column" in error
+    assert "name one of left (binary), right (binary) with --column" in error
     assert score(model, path, "--column", "rihgt") == 3
     assert "did you mean right?" in capsys.readouterr().err
     assert score(model, path, "--column", "key") == 3
@@ -442,6 +445,9 @@ def test_many_rows_need_an_output(model, tmp_path, capsys):
         (["--csv", "-", "--json"], "two things on stdout"),
         (["--labels"], "takes no labels"),
         (["--out", "a-file"], "name a folder, or FILE.parquet"),
+        (["--column", "image"], "it is no table: --column"),
+        (["--id-column", "id"], "it is no table: --id-column"),
+        (["--label-column", "label"], "give --labels too"),
     ],
 )
 def test_settings_that_cannot_be(model, tmp_path, monkeypatch, capsys, words, fragment):
@@ -561,6 +567,12 @@ def test_processes_share_the_shards(model, tmp_path):
     lines = [line for line in failed.stderr.splitlines() if "error" in line or "stopped" in line]
     assert len(lines) == 1, failed.stderr
     assert "row 3" in lines[0]
+    for path in (data / "data").iterdir():  # both processes meet one at once
+        pq.write_table(pa.table({"image": pa.array([None], STRUCT)}), path)
+    failed = launched("--out", tmp_path / "worse")
+    assert failed.returncode == 3, failed.stderr
+    lines = [line for line in failed.stderr.splitlines() if "error" in line or "stopped" in line]
+    assert len(lines) == 1, failed.stderr
 
 
 @pytest.mark.slow
@@ -592,3 +604,217 @@ def test_the_campaign_kills_the_scoring_of_shards(tmp_path):
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| 3 | 0 | 0 | 0 |" in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--out", "--csv"])
+def test_files_of_others_are_never_replaced(model, tmp_path, capsys, flag):
+    data, pixels = tmp_path / "it.parquet", images(5).pixels
+    pq.write_table(table_of(pixels), data)
+    text, short = tmp_path / "text.parquet", tmp_path / "short.parquet"
+    text.write_text("no parquet at all")
+    short.write_bytes(data.read_bytes()[:-9])
+    for path in (data, text, short):
+        before = path.read_bytes()
+        assert score(model, data, flag, path) == 2
+        assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
+        assert path.read_bytes() == before
+    for path in (tmp_path / "empty.parquet", tmp_path / "new.parquet"):
+        if path.stem == "empty":
+            path.touch()
+        assert score(model, data, flag, path) == 0
+        assert score(model, data, flag, path) == 0
+
+
+@pytest.mark.parametrize("content", [table_of(images(2).pixels), b"PAR1 cut short", b"text"])
+def test_files_of_others_in_the_folder_of_parts_are_never_replaced(
+    model, tmp_path, capsys, content
+):
+    data, out = shards_of(tmp_path / "set", images(9).pixels), tmp_path / "out"
+    out.mkdir()
+    foreign = out / "part-data-train-00001-of-00003.parquet"
+    if isinstance(content, bytes):
+        foreign.write_bytes(content)
+    else:
+        pq.write_table(content, foreign)
+    before = foreign.read_bytes()
+    for _ in range(2):  # the first command leaves nothing by which the file would be known
+        assert score(model, data, "--out", out) == 2
+        assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
+    assert foreign.read_bytes() == before
+    assert len(list(out.glob("part-*"))) == 1
+
+
+def test_a_link_stays_and_its_file_is_written(model, tmp_path):
+    np.save(tmp_path / "it.npy", images(3).pixels[:, 0])
+    (tmp_path / "far").mkdir()
+    for flag, name in (("--csv", "rows.csv"), ("--out", "rows.parquet")):
+        link, target = tmp_path / name, tmp_path / "far" / name
+        link.symlink_to(target)
+        for _ in range(2):
+            assert score(model, tmp_path / "it.npy", flag, link) == 0
+            assert link.is_symlink()
+            assert target.stat().st_size > 100
+
+
+def test_devices_and_pipes_are_written_directly(model, tmp_path, capfd):
+    np.save(tmp_path / "it.npy", images(3).pixels[:, 0])
+    assert score(model, tmp_path / "it.npy", "--csv", tmp_path / "rows.csv") == 0
+    expected, fifo, got = (tmp_path / "rows.csv").read_text(), tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: got.append(fifo.read_text()))
+    reader.start()
+    assert score(model, tmp_path / "it.npy", "--csv", fifo) == 0
+    reader.join()
+    assert got == [expected]
+    assert fifo.is_fifo()
+    with (tmp_path / "open.csv").open("w") as file:
+        assert score(model, tmp_path / "it.npy", "--csv", f"/dev/fd/{file.fileno()}") == 0
+    assert (tmp_path / "open.csv").read_text() == expected
+    capfd.readouterr()
+    for name in ("/dev/stdout", "-"):
+        assert score(model, tmp_path / "it.npy", "--csv", name) == 0
+        assert capfd.readouterr().out == expected
+    assert score(model, tmp_path / "it.npy", "--csv", "/dev/null") == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_csv_on_stdout_is_the_file(model, tmp_path, capsys):
+    names = ["line\u2028sep", "next\x85line", "a\nb", "c\r\nd", "tab\t", 'quote"', "plain"]
+    table = table_of(images(7).pixels, id=names)
+    pq.write_table(table, tmp_path / "it.parquet")
+    assert score(model, tmp_path / "it.parquet", "--csv", tmp_path / "rows.csv") == 0
+    capsys.readouterr()
+    assert score(model, tmp_path / "it.parquet", "--csv", "-") == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "rows.csv").read_bytes().decode()
+    assert [row["id"] for row in csv.DictReader(io.StringIO(printed, newline=""))] == names
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0.0, 1.7, 2.0],
+        [True, False, True],
+        [[0], [1], [2]],
+        [{"k": 0}] * 3,
+        [b"a"] * 3,
+        [float("nan")] * 3,
+    ],
+)
+def test_labels_that_are_no_classes(conditional, tmp_path, capsys, labels):
+    pq.write_table(table_of(images(3).pixels, label=labels), tmp_path / "it.parquet")
+    assert score(conditional, tmp_path / "it.parquet", "--labels") == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: a label is " in error
+    assert "no whole number and no name" in error
+
+
+def test_whole_labels_of_floats_are_classes(conditional, tmp_path, capsys):
+    pixels, printed = images(3).pixels, []
+    for labels in ([0.0, 1.0, 2.0], [0, 1, 2]):
+        pq.write_table(table_of(pixels, label=labels), tmp_path / "it.parquet")
+        assert score(conditional, tmp_path / "it.parquet", "--labels", "--csv", "-") == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "fragment"),
+    [
+        (
+            lambda t: t.append_column("id", pa.array([b"\xff"] * 3, pa.binary()).view(pa.string())),
+            "not UTF-8",
+        ),
+        (lambda t: t.append_column("image", t["image"]), "2 columns 'image'"),
+        (lambda t: t.append_column("id", [[*"abc"]]).append_column("id", [[*"abc"]]), "2 columns"),
+        (lambda t: t.append_column("id", [[[1], [2], [3]]]), "'id' is list<"),
+        (lambda t: pa.table({"image": [1, 2, 3]}), "no column holds images; there are image (int"),
+        (lambda t: pa.table({"image": [*"abc"]}), "no column holds images; there are image (str"),
+    ],
+)
+@pytest.mark.parametrize("write", [arrow_file, lambda path, table: pq.write_table(table, path)])
+def test_tables_that_cannot_be_read(model, tmp_path, capsys, table, fragment, write):
+    write(tmp_path / "it.arrow", table(table_of(images(3).pixels)))
+    assert score(model, tmp_path / "it.arrow") == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "error" in line] == lines[-1:]
+    assert fragment in lines[-1]
+
+
+@pytest.mark.parametrize("write", [arrow_file, lambda path, table: pq.write_table(table, path)])
+def test_names_of_files_that_are_not_utf8(model, tmp_path, write):
+    pixels = images(3).pixels
+    path = tmp_path / "set" / os.fsdecode(b"a\xff.parquet")
+    path.parent.mkdir()
+    write(tmp_path / "it", table_of(pixels))
+    (tmp_path / "it").rename(path)
+    out = tmp_path / os.fsdecode(b"o\xff")
+    for _ in range(2):
+        assert score(model, path.parent, "--out", out) == 0
+    out = out.rename(tmp_path / "out")  # as pyarrow's own functions need it
+    agree(rows_of(out), pixels, model)
+
+
+def test_nulls_in_columns_of_arrays_are_no_images(model, tmp_path):
+    pixels = images(5, seed=1).pixels
+    whole = tensors(pixels)
+    cells = whole.storage.to_pylist()
+    cells[1] = None
+    cells[3] = [None, *cells[3][1:]]
+    storage = pa.array(cells, whole.type.storage_type)
+    column = pa.ExtensionArray.from_storage(whole.type, storage)
+    pq.write_table(pa.table({"image": column}), tmp_path / "it.parquet")
+    lists = pixels[:, 0].tolist()
+    lists[1], lists[3][0][0] = None, None
+    kind = pa.list_(pa.list_(pa.uint8()))
+    pq.write_table(pa.table({"image": pa.array(lists, kind)}), tmp_path / "lists.parquet")
+    for name in ("it", "lists"):
+        words = ["--out", tmp_path / f"{name}-rows.parquet", "--on-bad-image", "skip"]
+        assert score(model, tmp_path / f"{name}.parquet", *words) == 0
+        rows = rows_of(words[1])
+        assert [error is None for error in rows.pop("error")] == [True, False, True, False, True]
+        good = [0, 2, 4]
+        agree({k: [v[i] for i in good] for k, v in rows.items()}, pixels[good], model)
+
+
+def test_ids_are_readable_and_those_of_shards_differ(model, tmp_path, capsys):
+    pixels = images(3).pixels
+    for ids, expected in (
+        ([1.5, float("nan"), None], ["1.5", "1", "2"]),
+        ([b"a", b"\xff", b"c"], ["a", "\\xff", "c"]),
+    ):
+        pq.write_table(table_of(pixels, id=ids), tmp_path / "it.parquet")
+        assert score(model, tmp_path / "it.parquet", "--csv", "-") == 0
+        rows = [*csv.DictReader(capsys.readouterr().out.splitlines())]
+        assert [row["id"] for row in rows] == expected
+    cells = [{"bytes": encoded(image), "path": f"{n}.png"} for n, image in enumerate(pixels[:, 0])]
+    (tmp_path / "set").mkdir()
+    for name in "ab":
+        table = pa.table({"image": pa.array(cells, STRUCT)})
+        pq.write_table(table, tmp_path / "set" / f"{name}.parquet")
+    assert score(model, tmp_path / "set", "--csv", "-") == 0
+    rows = [*csv.DictReader(capsys.readouterr().out.splitlines())]
+    assert [row["id"] for row in rows] == [f"{s}.parquet:{n}.png" for s in "ab" for n in range(3)]
+
+
+@pytest.mark.parametrize("out", ["set", "set/scores", "set/rows.parquet"])
+def test_an_output_among_the_images_is_refused(model, tmp_path, capsys, out):
+    data = shards_of(tmp_path / "set", images(6).pixels)
+    (tmp_path / "link").symlink_to(data)
+    for source in (data, tmp_path / "link"):
+        assert score(model, source, "--out", tmp_path / out) == 2
+        assert "the output lies in the folder of the images" in capsys.readouterr().err
+    assert [path.name for path in data.iterdir()] == ["data"]
+
+
+def test_errors_say_what_can_be_done(model, tmp_path, capsys):
+    data = shards_of(tmp_path / "set", images(6).pixels)
+    assert score(model, data, "--shard-images", 4, "--csv", "-") == 2
+    assert "holds tables, of which each is a shard" in capsys.readouterr().err
+    assert score(model, data, "--out", "/proc/no/such") == 5
+    assert "error: cannot write (No such file or directory)" in capsys.readouterr().err
+    assert score(model, "hf://a/b") == 3
+    assert "hf download OWNER/NAME" in capsys.readouterr().err
+    (data / "gone.parquet").symlink_to(tmp_path / "nowhere")
+    assert score(model, data) == 3
+    assert "gone.parquet: correct the link, or remove it" in capsys.readouterr().err

@@ -89,6 +89,14 @@ def replay(text: str) -> None:
     _write(sys.stdout, text)
 
 
+def pour(text: str) -> None:
+    """Print lines of data on stdout: as they are into a file or a pipe, safe on a terminal."""
+    if sys.stdout.isatty():
+        say(*text.removesuffix("\n").split("\n"))
+    else:
+        _write(sys.stdout, text)
+
+
 def show(table: RenderableType) -> None:
     """Print a table on stdout."""
     console().print(table)

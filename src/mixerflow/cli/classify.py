@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     given = parse(_ClassifyArguments, arguments, prog="mixerflow classify")
     given.check()
     if given.predictions is not None:
-        require_writable(given.predictions)
+        require_writable(given.predictions, named=True)
     held = runs.read_weights(given.run, which=given.checkpoint, average=not given.raw)
     flow, metadata = held.flow(runs.device_of(given.device)), held.metadata
     class_count(flow)  # refuses a flow without classes, before the images are read
@@ -196,4 +196,4 @@ def _write_predictions(
     data = csv_of_images(["class", *(f"p({word})" for word in words)], rows, files)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+        write_atomically(path, data, named=True)

@@ -14,14 +14,30 @@ from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
 from mixerflow.cli.reading import ReadingFlags
 from mixerflow.cli.score_watch import Watch, first_to_say
-from mixerflow.cli.scores import FEW, Summary, as_records, print_csv, print_table, write_csv
-from mixerflow.errors import ConfigError, DataError, ResourceError
+from mixerflow.cli.scores import (
+    FEW,
+    Summary,
+    as_records,
+    print_csv,
+    print_table,
+    require_own_csv,
+    write_csv,
+)
+from mixerflow.data.sources import path_of
+from mixerflow.errors import ConfigError, DataError, MixerFlowError, ResourceError
 from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
 from mixerflow.scoring import Scorer
-from mixerflow.scoring.parts import Totals, require_key, totals_of, write_part
+from mixerflow.scoring.parts import (
+    Totals,
+    holds_parts,
+    require_key,
+    require_ours,
+    totals_of,
+    write_part,
+)
 from mixerflow.scoring.rows import Columns
-from mixerflow.scoring.shards import find_shards
+from mixerflow.scoring.shards import SHARD_IMAGES, Found, find_shards
 from mixerflow.scoring.tables import need_pyarrow
 from mixerflow.scoring.work import Plan, Work, plan, write_parts
 from mixerflow.signals import Stopped
@@ -51,8 +67,8 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     """Column of the labels: label unless given."""
     id_column: str | None = None
     """Column of the rows' names: id where there is one; else the image's path, or a number."""
-    shard_images: int = 10_000
-    """Images of a shard, where the images are in no tables."""
+    shard_images: int | None = None
+    """Images of a shard, where the images are in no tables; 10,000 unless given."""
     seed: int = 0
     """Seed of the noise."""
     batch: int = 128
@@ -63,21 +79,26 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     def check(self) -> None:
         """Refuse impossible settings with a ConfigError."""
         for flag, value in (("--batch", self.batch), ("--shard-images", self.shard_images)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{value} images at a time", flag, "give at least 1")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
+        if self.label_column is not None and not self.labels:
+            raise ConfigError("no labels are read", "--label-column", "give --labels too")
         if self.out is not None and self.csv is not None:
             raise ConfigError("two outputs", "--csv", "give --csv or --out")
-        if self.csv == "-" and self.json:
+        if self.prints_csv and self.json:
             raise ConfigError("two things on stdout", "--json", "give --csv FILE")
         if self.out is not None and self.out.is_file() and not self.is_one_file:
             raise ConfigError("a file", f"--out {self.out}", "name a folder, or FILE.parquet")
         if self.out is not None:
             need_pyarrow()
-        if self.csv is not None and self.csv != "-":
+            if self.is_one_file:
+                require_ours(self.out)
+        if self.csv is not None and not self.prints_csv:
             check_path(Path(self.csv), "--csv")
-            require_writable(Path(self.csv))
+            require_own_csv(Path(self.csv))
+            require_writable(Path(self.csv), named=True)
 
     @property
     def is_one_file(self) -> bool:
@@ -88,6 +109,11 @@ class _ScoreArguments(WeightsArguments, ReadingFlags):
     def is_folder(self) -> bool:
         """Whether `out` is a folder of parts."""
         return self.out is not None and not self.is_one_file
+
+    @property
+    def prints_csv(self) -> bool:
+        """Whether the CSV rows go to stdout."""
+        return self.csv in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
     @property
     def columns(self) -> Columns:
@@ -126,11 +152,15 @@ def _score(given: _ScoreArguments, processes: Processes) -> int:
         if not is_lost_process(error) or first_to_say():
             raise
         return ResourceError.exit_code  # the process that is lost has said why
+    except MixerFlowError as error:
+        if first_to_say():
+            raise
+        return error.exit_code  # another process has said why all end
     except Exception:
         first_to_say()  # the others, which end with this one, say nothing
         raise
     if processes.main:
-        summary.print(as_json=given.json, aside=given.csv == "-")
+        summary.print(as_json=given.json, aside=given.prints_csv)
     return 0
 
 
@@ -140,6 +170,7 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
     spec = (metadata.get("source") or {}).get("data") if given.data is None else given.data
     if spec is None:
         raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    _require_apart(given.out, spec)
     scorer = Scorer(
         given.run,
         seed=given.seed,
@@ -154,10 +185,11 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
         spec,
         scorer.reading,
         columns=given.columns,
-        size=given.shard_images,
+        size=given.shard_images or SHARD_IMAGES,
         labels=given.labels,
         classes=tuple(metadata["data"]["classes"]),
     )
+    _require_used(given, found, spec)
     names = [(shard.name, shard.images) for shard in found.shards]
     if any(each != names for each in processes.collect(names)):
         remedy = "give all of them the same images"
@@ -175,13 +207,36 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
     return work
 
 
+def _require_apart(out: Path | None, spec: str) -> None:
+    """Refuse an output among the images, where the next command would take it for one of them."""
+    data = path_of(spec)
+    if out is None or data is None or not data.is_dir():
+        return
+    folder = data.resolve()
+    if folder in (out.resolve(), *out.resolve().parents):
+        remedy = "name a folder, or a file, outside of it"
+        raise ConfigError(f"the output lies in the folder of the images, {data}", "--out", remedy)
+
+
+def _require_used(given: _ScoreArguments, found: Found, spec: str) -> None:
+    """Refuse flags that say nothing of these images."""
+    if found.tables and given.shard_images is not None:
+        what = f"{spec} holds tables, of which each is a shard"
+        raise ConfigError(what, "--shard-images", "leave it out")
+    flags = ("--column", "--label-column", "--id-column")
+    for flag, value in zip(flags, given.columns, strict=True):
+        if value is not None and not found.tables:
+            raise ConfigError(f"{spec} has no columns, it is no table", flag, "leave it out")
+
+
 def _to_folder(folder: Path, work: Work, processes: Processes, *, quiet: bool) -> Summary:
     """Write the parts that a folder lacks, with all processes."""
     with contextlib.ExitStack() as stack:
 
         def begin() -> Plan:
+            known = holds_parts(folder)  # before there is a lock of this command
             stack.enter_context(lock(folder))  # of all, and held until all have ended
-            return plan(work, folder)
+            return plan(work, folder, known=known)
 
         planned = processes.from_main(processes.on_main(begin))
         assert planned is not None
@@ -211,10 +266,10 @@ def _to_one(given: _ScoreArguments, work: Work) -> Summary:
             before = totals_of(path, work.images) if there else None
             if before is not None:
                 return watch.summary(before, path, nothing_done=True)
-            write_part(path, key, work.scorer.columns, rows)
+            write_part(path, key, work.scorer.columns, rows, named=True)
             return watch.summary(totals, path)
         if given.csv is not None:
-            if given.csv == "-":
+            if given.prints_csv:
                 print_csv(work.scorer, rows)
                 return watch.summary(totals)
             write_csv(Path(given.csv), work.scorer, rows)

@@ -13,15 +13,17 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.runs.files import json_text, replacing, writing
 from mixerflow.scoring import Scorer
 from mixerflow.scoring.parts import Totals, flags_of
 from mixerflow.scoring.rows import Scored
 from mixerflow.temporary import sweep
-from mixerflow.terminal import say, show, tell
+from mixerflow.terminal import pour, say, show, tell
 
 FEW = 32
 """Rows that a terminal shows."""
+_HEAD = b"id,bits_per_dim,"  # of every CSV file that is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,27 @@ def print_table(blocks: Sequence[Scored]) -> None:
 def print_csv(scorer: Scorer, blocks: Iterable[Scored]) -> None:
     """Print rows as CSV on stdout."""
     for text in _csv(scorer, blocks):
-        say(*text.splitlines())
+        pour(text)
+
+
+def require_own_csv(path: Path) -> None:
+    """Refuse to replace a file that is no CSV file of scores; an empty one may be replaced.
+
+    Raises:
+        ConfigError: `mixerflow score` did not write it.
+        ResourceError: it cannot be read.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_HEAD))
+    except OSError as error:
+        remedy = "make it readable, or name another file"
+        raise ResourceError(f"cannot read ({error.strerror})", path, remedy) from error
+    if head not in (b"", _HEAD):
+        remedy = "give another --csv, or delete what is there"
+        raise ConfigError("not written by `mixerflow score`", path, remedy)
 
 
 def write_csv(path: Path, scorer: Scorer, blocks: Iterable[Scored]) -> None:
@@ -137,7 +159,7 @@ def write_csv(path: Path, scorer: Scorer, blocks: Iterable[Scored]) -> None:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        with replacing(path) as file:
+        with replacing(path, named=True) as file:
             for text in _csv(scorer, blocks):
                 file.write(text.encode())
 

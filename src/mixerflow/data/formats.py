@@ -144,7 +144,9 @@ def holds_arrays(path: Path) -> bool:
 def unreadable(path: Path, error: Exception) -> DataError:
     """Return the error for a file that the system or the reader of its format refuses."""
     if isinstance(error, OSError) and error.strerror:
-        return DataError(f"cannot be read ({error.strerror})", path, "check its permissions")
+        gone = isinstance(error, FileNotFoundError)  # a link, or removed meanwhile
+        remedy = "correct the link, or remove it" if gone else "check its permissions"
+        return DataError(f"cannot be read ({error.strerror})", path, remedy)
     if isinstance(error, ValueError) and re.search("allow_pickle|Python objects", str(error)):
         return DataError("holds Python objects, not plain numbers", path, "save plain arrays")
     return DataError(f"damaged or of another format ({first_line(error)})", path, "write it again")

@@ -73,24 +73,30 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the whole old or the whole new content."""
-    temporary = temporary_path(path)
-    try:
-        write_synced(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+def write_atomically(path: Path, data: bytes, *, named: bool = False) -> None:
+    """Replace a file so that a reader, or a crash, sees the whole old or the whole new content.
+
+    For a file that was `named` by a person see `replacing`.
+    """
+    with replacing(path, named=named) as file:
+        file.write(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, named: bool = False) -> Iterator[BinaryIO]:
     """Write a file in pieces, in a ``with`` block: it takes the place of `path` when it is whole.
 
-    A reader, or a crash, sees the whole old or the whole new content, as of `write_atomically`.
+    A reader, or a crash, sees the whole old or the whole new content. Where the file was `named` by
+    a person, a link stays, and what it points to is written; and a device, a pipe or an open file
+    (``/dev/fd/3``) is written directly. Elsewhere a link is replaced: a run folder of somebody else
+    must not lead to other files.
     """
+    path, special = _behind_links(path) if named else (path, False)
+    if special:
+        own = path.parent == Path(f"/proc/{os.getpid()}/fd")
+        with open(os.dup(int(path.name)) if own else path, "wb") as file:
+            yield file
+        return
     temporary = temporary_path(path)
     try:
         file = temporary.open("wb")
@@ -108,14 +114,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def require_writable(path: Path, remedy: str = "") -> None:
+def _behind_links(path: Path) -> tuple[Path, bool]:
+    """Return the file that a path stands for, and whether it can only be written directly."""
+    for _ in range(_TRIES):
+        folder = Path(os.path.realpath(path.parent))
+        path = folder / path.name
+        if folder.name == "fd" and folder.parts[:2] == ("/", "proc"):  # of a process
+            return path, True
+        if not path.is_symlink():
+            break
+        path = folder / os.readlink(path)
+    return path, path.exists() and not path.is_file() and not path.is_dir()
+
+
+def require_writable(path: Path, remedy: str = "", *, named: bool = False) -> None:
     """Try, before long work, whether a file can be written there, and leave no trace.
+
+    For a file that was `named` by a person see `replacing`.
 
     Raises:
         ResourceError: it cannot; `remedy` says what to do instead of making it writable.
     """
+    shown = path
     try:
         with writing(path.parent):
+            path, special = _behind_links(path) if named else (path, False)
+            if special:
+                if not os.access(path, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                return
             missing = [each for each in path.parents if not each.exists()]
             temporary = temporary_path(path)
             try:
@@ -131,7 +158,7 @@ def require_writable(path: Path, remedy: str = "") -> None:
                     for folder in missing:
                         folder.rmdir()
     except ResourceError as error:
-        raise ResourceError(error.what, path, remedy or error.remedy) from error
+        raise ResourceError(error.what, shown, remedy or error.remedy) from error
 
 
 def json_text(record: dict[str, Any], *, indent: int | None = 2) -> str:
@@ -251,11 +278,12 @@ def _acquire(folder: Path) -> Callable[[], object]:
         warnings.simplefilter("ignore")  # no fcntl: the marker's own warning says more
         from filelock import FileLock, Timeout, UnixFileLock
 
-    path = folder / ".lock"
-    for _ in range(_TRIES):
+    path, made = folder / ".lock", False
+    for number in range(_TRIES):
         held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            made = True
             if FileLock is not UnixFileLock:  # Windows locks a file's bytes too: no name goes in
                 return _acquire_marker(folder)
             held.acquire()
@@ -267,7 +295,8 @@ def _acquire(folder: Path) -> Callable[[], object]:
         except OSError as error:
             if error.errno in _NO_FLOCK:
                 return _acquire_marker(folder)
-            if not isinstance(error, FileNotFoundError) or folder.exists():
+            never = not made and number == _TRIES - 1  # as below /proc
+            if not isinstance(error, FileNotFoundError) or folder.exists() or never:
                 raise
         else:
             path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", "utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixerflow.core import Flow
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, ResourceError
 from mixerflow.evaluate import kind_of
 from mixerflow.registry import describe
 from mixerflow.runs.files import replacing, sealed, unsealed, writing
@@ -115,7 +115,12 @@ def settings_of(scorer: Scorer, columns: Columns) -> dict[str, Any]:
 
 
 def write_part(
-    path: Path, key: dict[str, Any], names: Iterable[str], rows: Iterable[Scored]
+    path: Path,
+    key: dict[str, Any],
+    names: Iterable[str],
+    rows: Iterable[Scored],
+    *,
+    named: bool = False,
 ) -> None:
     """Write a part, whole or not at all: a file beside it, which takes its name when it is whole.
 
@@ -124,13 +129,14 @@ def write_part(
         key: all that its figures depend on, as JSON: `settings_of`, and the shard.
         names: those of the columns, `Scorer.columns`.
         rows: what is scored, a few thousand rows of which are in memory.
+        named: whether a person named the file: see `replacing`.
 
     Raises:
         ResourceError: it cannot be written.
     """
     pa = need_pyarrow()
     schema = _schema(pa, names, key)
-    with writing(path.parent), replacing(path) as file:
+    with writing(path.parent), replacing(path, named=named) as file:
         writer = pa.parquet.ParquetWriter(file, schema, write_page_checksum=True)
         with _closed(writer):
             for group in _grouped(rows, min(_ROWS, _VALUES // len(schema))):
@@ -188,33 +194,89 @@ def _table(pa: Any, schema: Any, group: list[Scored]) -> Any:  # noqa: ANN401
     return pa.table(arrays, schema=schema)
 
 
-def require_key(path: Path, key: dict[str, Any], names: Iterable[str]) -> bool:
-    """Whether a part is there with this key and these columns; False for none, or a damaged one.
+def require_ours(path: Path, *, known: bool = False) -> Any | None:  # noqa: ANN401
+    """Return the schema of a part; None where there is none, or a damaged one of ours.
+
+    Args:
+        path: of the part.
+        known: whether the folder is known to hold parts, so that parquet cut short is one of them.
 
     Raises:
-        ConfigError: its key differs; names the first difference.
+        ConfigError: a file that `mixerflow score` did not write, or may not have written.
+        ResourceError: it cannot be read.
     """
     pa = need_pyarrow()
     try:
-        schema = pa.parquet.read_schema(path)
-        found = unsealed(json.loads((schema.metadata or {})[KEY.encode()]))
+        with path.open("rb") as file:
+            if not (head := file.read(4)):
+                return None
+            schema = pa.parquet.read_schema(file) if head == b"PAR1" else None
     except FileNotFoundError:
+        return None
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's; pyarrow's own have none
+            remedy = "make it readable, or give another --out"
+            raise ResourceError(f"cannot read ({error})", path, remedy) from error
+        if known:
+            return None  # cut short
+        what = "damaged, or not written by `mixerflow score`"
+        raise ConfigError(what, path, _REMEDY) from error
+    if schema is None or KEY.encode() not in (schema.metadata or {}):
+        raise ConfigError("not written by `mixerflow score`", path, _REMEDY)
+    return schema
+
+
+def holds_parts(folder: Path) -> bool:
+    """Whether a folder is one that `mixerflow score` writes: it has a lock, or a part of ours.
+
+    Raises:
+        ConfigError: it has files named as parts are, of which none is known to be ours.
+        ResourceError: one of them cannot be read.
+    """
+    if any((folder / name).exists() for name in (".lock", ".lock-exclusive")):
+        return True
+    refused: ConfigError | None = None
+    for path in sorted(folder.glob("part-*.parquet")):
+        try:
+            if require_ours(path) is not None:
+                return True
+        except ConfigError as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+    return False
+
+
+def require_key(
+    path: Path, key: dict[str, Any], names: Iterable[str], *, known: bool = False
+) -> bool:
+    """Whether a part is there with this key and these columns; False for none, or a damaged one.
+
+    Raises:
+        ConfigError: its key differs; names the first difference. Or it is not ours: see
+            `require_ours`.
+    """
+    schema = require_ours(path, known=known)
+    if schema is None:
         return False
-    except (pa.ArrowException, OSError, ValueError, KeyError):
-        return False  # cut short, or a key that is damaged
+    try:
+        found = unsealed(json.loads(schema.metadata[KEY.encode()]))
+    except ValueError:
+        return False  # a key that is damaged
     mine, theirs = (dict(_flat(each)) for each in (key, found))
     for name in dict.fromkeys((*mine, *theirs)):
         if mine.get(name) != theirs.get(name):
             what = f"scored with another {name}: {_shown(theirs.get(name))}"
             raise ConfigError(f"{what} there, {_shown(mine.get(name))} now", path, _REMEDY)
-    return schema.equals(_schema(pa, names, key))  # a name of a column may be damaged
+    return schema.equals(_schema(need_pyarrow(), names, key))  # a name of a column may be damaged
 
 
 def totals_of(path: Path, images: int) -> Totals | None:
     """Return the sums over a part, of which every page is verified; None for a damaged one."""
     pa, totals = need_pyarrow(), Totals()
     try:
-        with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with path.open("rb") as opened:  # pyarrow opens no name that is not UTF-8
+            file = pa.parquet.ParquetFile(opened, page_checksum_verification=True)
             for batch in file.iter_batches(_ROWS, use_threads=False):
                 bits = batch.column("bits_per_dim")
                 flags = {

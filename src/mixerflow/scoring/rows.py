@@ -36,13 +36,13 @@ class Row(NamedTuple):
         id: its name: a file's path, or what the table says, or a number.
         image: the image, as `image_of` takes it.
         where: names it in errors.
-        label: the number or the name of its class; None without one.
+        label: the number or the name of its class, as the data have it; None without one.
     """
 
     id: str
     image: object
     where: Path
-    label: int | str | None = None
+    label: object = None
 
 
 class Shard(ABC):
@@ -168,8 +168,13 @@ def number_of(row: Row, names: Sequence[str], scorer: Scorer) -> int:
     """
     label, count = row.label, scorer.given_classes
     own = tuple(scorer.weights.metadata["data"]["classes"])
-    if isinstance(label, (int, np.integer)) and 0 <= label < len(names) and own:
-        label = names[int(label)]
+    if isinstance(label, np.integer) or (isinstance(label, float) and label.is_integer()):
+        label = int(label)
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+        what = f"a label is {str(label)[:60]}, no whole number and no name"
+        raise DataError(what, row.where, "correct it, name another column, or leave out --labels")
+    if isinstance(label, int) and 0 <= label < len(names) and own:
+        label = names[label]
     if isinstance(label, str):
         if label in own:
             return own.index(label)
@@ -179,7 +184,7 @@ def number_of(row: Row, names: Sequence[str], scorer: Scorer) -> int:
         what = "no label" if label is None else f"a label is {label}"
         remedy = f"give one of the run's classes, 0 to {count - 1}, or leave out --labels"
         raise DataError(what, row.where, remedy)
-    return int(label)
+    return label
 
 
 def file_digest(path: Path, *more: Any) -> str:  # noqa: ANN401

@@ -22,14 +22,17 @@ from mixerflow.errors import DataError
 from mixerflow.scoring.rows import Columns, Row, Shard, file_digest
 
 TABLE_ENDINGS = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
+SHARD_IMAGES = 10_000
+"""Images of a shard that is no table."""
 _LONGEST = 150  # characters of a shard's name
 
 
 class Found(NamedTuple):
-    """The shards of a source, and a line on each kind of file that is not read."""
+    """Shards of a source, a line on each kind of file that is not read, and if they are tables."""
 
     shards: Sequence[Shard]
     others: tuple[str, ...] = ()
+    tables: bool = False
 
 
 class ArrayShard(Shard):
@@ -98,7 +101,7 @@ def find_shards(
     reading: Reading,
     *,
     columns: Columns | None = None,
-    size: int = 10_000,
+    size: int = SHARD_IMAGES,
     labels: bool = False,
     classes: tuple[str, ...] = (),
 ) -> Found:
@@ -152,7 +155,7 @@ def _tables(
         TableShard(name, path, root, columns, labels=labels, alone=alone)
         for name, path in zip(names, paths, strict=True)
     ]
-    return Found(shards)
+    return Found(shards, tables=True)
 
 
 def _pictures(root: Path, size: int, classes: tuple[str, ...] | None) -> Found:

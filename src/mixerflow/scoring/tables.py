@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import cached_property
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from mixerflow.errors import ConfigError, DataError, nearest
 from mixerflow.scoring.rows import Columns, Row, Shard, file_digest
 
 _IMAGES, _IDS, _LABELS = ("image", "img"), ("id",), ("label",)
+_KINDS = "give encoded images (bytes, or a struct of bytes and path), or lists of uint8 or uint16"
 _BATCH = 128  # rows in memory at a time
 
 
@@ -41,7 +44,7 @@ class TableShard(Shard):
     Args:
         name: of the shard.
         path: the file.
-        root: the folder that was named; a row without a name has the file's path in it.
+        root: the folder that was named; a row that no column names has the file's path in it.
         columns: names of columns.
         labels: whether the labels are needed.
         alone: whether the file itself was named; then a row's number says enough.
@@ -66,6 +69,9 @@ class TableShard(Shard):
             schema, self.images = table.schema, table.count()
         self._image = _image_column(schema, columns.image, path)
         self._id = _column(schema, columns.id, _IDS, path, "--id-column")
+        if self._id is not None and not _holds_names(schema.field(self._id).type):
+            what = f"the column {self._id!r} is {str(schema.field(self._id).type)[:60]}, no names"
+            raise DataError(what, path, "name a column of texts or numbers with --id-column")
         self._label = None
         if labels:
             self._label = _column(schema, columns.label, _LABELS, path, "--label-column")
@@ -91,7 +97,9 @@ class TableShard(Shard):
                 labels = self._plain(batch, self._label)
                 for image, given, label in zip(images, ids, labels, strict=True):
                     named = given if self._id else _path_in(image)
-                    name = f"{self._prefix}{number}" if named is None else str(named)
+                    name = _name(named)
+                    if name is None or not self._id:
+                        name = f"{self._prefix}{number if name is None else name}"
                     where = Path(f"{self._path}, row {number}")
                     yield Row(name, _located(image, self._path.parent), where, label)
                     number += 1
@@ -104,18 +112,22 @@ class TableShard(Shard):
         """Open the file; what its reader raises in the block becomes a DataError."""
         pa = need_pyarrow()
         try:
-            with self._path.open("rb") as file:
+            with self._path.open("rb") as file:  # pyarrow opens no name that is not UTF-8
                 head = file.read(6)
-            kind = _Parquet if head.startswith(b"PAR1") else _Arrow
-            with closing(kind(pa, self._path, stream=head != b"ARROW1")) as table:
-                yield table
+                file.seek(0)
+                kind = _Parquet if head.startswith(b"PAR1") else _Arrow
+                with closing(kind(pa, file, stream=head != b"ARROW1")) as table:
+                    yield table
+        except UnicodeDecodeError as error:
+            remedy = "write it as UTF-8, or as bytes, or name another column"
+            raise DataError("a text that is not UTF-8", self._path, remedy) from error
         except (pa.ArrowException, OSError) as error:
             raise unreadable(self._path, error) from error
 
 
 class _Parquet:
-    def __init__(self, pa: Any, path: Path, *, stream: bool) -> None:  # noqa: ANN401
-        self._file = pa.parquet.ParquetFile(path, pre_buffer=False)
+    def __init__(self, pa: Any, file: BinaryIO, *, stream: bool) -> None:  # noqa: ANN401
+        self._file = pa.parquet.ParquetFile(file, pre_buffer=False)
         self.schema = self._file.schema_arrow
 
     def count(self) -> int:
@@ -129,14 +141,12 @@ class _Parquet:
 
 
 class _Arrow:
-    def __init__(self, pa: Any, path: Path, *, stream: bool) -> None:  # noqa: ANN401
-        self._source = pa.memory_map(str(path))
-        try:
-            opening = pa.ipc.open_stream if stream else pa.ipc.open_file
-            self._file, self._stream = opening(self._source), stream
-        except BaseException:
-            self._source.close()
-            raise
+    def __init__(self, pa: Any, file: BinaryIO, *, stream: bool) -> None:  # noqa: ANN401
+        empty = not os.fstat(file.fileno()).st_size
+        content = b"" if empty else mmap(file.fileno(), 0, access=ACCESS_READ)
+        self._source = pa.BufferReader(pa.py_buffer(content))
+        opening = pa.ipc.open_stream if stream else pa.ipc.open_file
+        self._file, self._stream = opening(self._source), stream
         self.schema = self._file.schema
 
     def _every(self) -> Iterator[Any]:
@@ -167,16 +177,27 @@ def _image_column(schema: Any, name: str | None, path: Path) -> str:  # noqa: AN
     if name is None:
         usual = [each for each in _IMAGES if each in found]
         if usual or len(found) == 1:
-            return (usual or found)[0]
-        what = f"{len(found) or 'no'} columns may hold images"
-        raise DataError(what, path, f"name one of {_listed(schema)} with --column")
+            return _single(schema, (usual or found)[0], path)
+        if not found:
+            what = f"no column holds images; there are {_listed(schema)}"
+            raise DataError(what, path, _KINDS)
+        remedy = (
+            f"name one of {_listed(each for each in schema if each.name in found)} with --column"
+        )
+        raise DataError(f"{len(found)} columns may hold images", path, remedy)
     if name not in schema.names:
         remedy = nearest(name, schema.names)
         raise DataError(f"no column {name!r}", path, f"{remedy}; there are {_listed(schema)}")
     if name not in found:
         what = f"the column {name!r} is {schema.field(name).type}, no images"
-        remedy = "give encoded images (bytes, or a struct of bytes and path), or lists of uint8"
-        raise DataError(what, path, remedy)
+        raise DataError(what, path, _KINDS)
+    return _single(schema, name, path)
+
+
+def _single(schema: Any, name: str, path: Path) -> str:  # noqa: ANN401
+    """Return the name of a column, which no other column may have."""
+    if (count := schema.names.count(name)) > 1:
+        raise DataError(f"{count} columns {name!r}", path, "give each its own name")
     return name
 
 
@@ -189,10 +210,11 @@ def _column(
 ) -> str | None:
     """Return the column of this name, which must be there, or one of the usual ones, if any."""
     if name is None:
-        return next((each for each in usual if each in schema.names), None)
+        name = next((each for each in usual if each in schema.names), None)
+        return None if name is None else _single(schema, name, path)
     if name not in schema.names:
         raise DataError(f"no column {name!r}", f"{flag} {path}", f"there are {_listed(schema)}")
-    return name
+    return _single(schema, name, path)
 
 
 def _listed(schema: Any) -> str:  # noqa: ANN401
@@ -205,6 +227,11 @@ def _holds_images(kind: Any) -> bool:  # noqa: ANN401
         names = [kind.field(i).name for i in range(kind.num_fields)]
         return "bytes" in names and _is_binary(kind.field("bytes").type)
     return _is_binary(kind) or _depth(kind) in (2, 3)
+
+
+def _holds_names(kind: Any) -> bool:  # noqa: ANN401
+    types = need_pyarrow().types
+    return not types.is_nested(kind) and not isinstance(kind, need_pyarrow().BaseExtensionType)
 
 
 def _is_binary(kind: Any) -> bool:  # noqa: ANN401
@@ -229,8 +256,8 @@ def _images(column: Any) -> list[object]:  # noqa: ANN401
     """Return the images of a column as `image_of` takes them."""
     pa = need_pyarrow()
     if isinstance(column.type, pa.FixedShapeTensorType):
-        arrays, missing = column.to_numpy_ndarray(), column.is_null().to_pylist()
-        return [None if no else each for each, no in zip(arrays, missing, strict=True)]
+        cells = (column.slice(place, 1) for place in range(len(column)))
+        return [None if _lacks(cell) else cell.to_numpy_ndarray()[0] for cell in cells]
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if _depth(column.type):
@@ -240,6 +267,11 @@ def _images(column: Any) -> list[object]:  # noqa: ANN401
         dtype = np.uint8 if kind == pa.uint8() else np.uint16
         return [None if each is None else _array(each, dtype) for each in column.to_pylist()]
     return column.to_pylist()
+
+
+def _lacks(cell: Any) -> bool:  # noqa: ANN401
+    """Whether the one tensor of a column is null, or one of its values is."""
+    return bool(cell.null_count or cell.storage.flatten().null_count)
 
 
 def _array(lists: object, dtype: type[np.integer[Any]]) -> object:
@@ -258,6 +290,13 @@ def _located(image: object, folder: Path) -> object:
 
 def _path_in(image: object) -> str | None:
     return (image.get("path") or None) if isinstance(image, dict) else None
+
+
+def _name(value: object) -> str | None:
+    """Return a row's name as a text; None for a null or NaN, which is none."""
+    if value is None or value != value:
+        return None
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:  # noqa: ANN401

@@ -82,11 +82,16 @@ class Plan:
     damaged: list[str]
 
 
-def plan(work: Work, folder: Path) -> Plan:
+def plan(work: Work, folder: Path, *, known: bool = False) -> Plan:
     """Look at the parts that a folder has; every key is compared before any part is read.
 
+    Args:
+        work: the shards.
+        folder: of the parts.
+        known: whether it is known to hold parts: see `holds_parts`.
+
     Raises:
-        ConfigError: a part with another key, or one of no shard.
+        ConfigError: a part with another key, or one of no shard, or a file that is not ours.
     """
     paths = [part_path(folder, shard) for shard in work.shards]
     if strange := sorted(set(folder.glob("part-*.parquet")) - set(paths)):
@@ -94,7 +99,7 @@ def plan(work: Work, folder: Path) -> Plan:
         raise ConfigError("a part of no shard of these images", strange[0], remedy)
     there = [path.exists() for path in paths]
     whole = [
-        here and require_key(path, work.key(shard), work.scorer.columns)
+        here and require_key(path, work.key(shard), work.scorer.columns, known=known)
         for here, path, shard in zip(there, paths, work.shards, strict=True)
     ]
     left, done, damaged = [], Totals(), []
