@@ -12,7 +12,7 @@ from mixerflow import runs
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
-from mixerflow.cli.reading import ReadingFlags
+from mixerflow.cli.reading import ReadingFlags, own_data
 from mixerflow.cli.score_watch import Watch, first_to_say
 from mixerflow.cli.scores import (
     FEW,
@@ -167,9 +167,7 @@ def _score(given: _ScoreArguments, processes: Processes) -> int:
 def _work(given: _ScoreArguments, processes: Processes) -> Work:
     """Read the weights, find the shards, and say what was found."""
     metadata = runs.read_metadata(given.run)
-    spec = (metadata.get("source") or {}).get("data") if given.data is None else given.data
-    if spec is None:
-        raise ConfigError("no images named", "--data", "name a folder, a file or a set")
+    spec = own_data(metadata) if given.data is None else given.data
     _require_apart(given.out, spec)
     scorer = Scorer(
         given.run,

@@ -137,8 +137,7 @@ def _text(text: str) -> str:
 
 
 def _image(row: Row, scorer: Scorer) -> np.ndarray:
-    shape, levels = scorer.flow.shape, scorer.flow.levels
-    image = image_of(row.image, row.where, scorer.reading, shape, levels)
+    image = image_of(row.image, row.where, scorer.reading, scorer.flow.shape, scorer.levels)
     if image.dtype.kind != "f":
         return image.astype(image.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):  # what is infinite as float32 is refused
