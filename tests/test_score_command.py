@@ -814,7 +814,7 @@ def test_errors_say_what_can_be_done(model, tmp_path, capsys):
     assert score(model, data, "--out", "/proc/no/such") == 5
     assert "error: cannot write (No such file or directory)" in capsys.readouterr().err
     assert score(model, "hf://a/b") == 3
-    assert "hf download OWNER/NAME" in capsys.readouterr().err
+    assert "not read from the hub: hf:/a/b: download them first" in capsys.readouterr().err
     (data / "gone.parquet").symlink_to(tmp_path / "nowhere")
     assert score(model, data) == 3
     assert "gone.parquet: correct the link, or remove it" in capsys.readouterr().err
