@@ -618,6 +618,10 @@ def test_files_of_others_are_never_replaced(model, tmp_path, capsys, flag):
         assert score(model, data, flag, path) == 2
         assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
         assert path.read_bytes() == before
+    os.mkfifo(tmp_path / "fifo.parquet")
+    if flag == "--out":
+        assert score(model, data, flag, tmp_path / "fifo.parquet") == 2
+        assert "no plain file" in capsys.readouterr().err
     for path in (tmp_path / "empty.parquet", tmp_path / "new.parquet"):
         if path.stem == "empty":
             path.touch()
