@@ -618,6 +618,10 @@ def test_files_of_others_are_never_replaced(model, tmp_path, capsys, flag):
         assert score(model, data, flag, path) == 2
         assert "not written by `mixerflow score`" in capsys.readouterr().err.splitlines()[-1]
         assert path.read_bytes() == before
+    os.mkfifo(tmp_path / "fifo.parquet")
+    if flag == "--out":
+        assert score(model, data, flag, tmp_path / "fifo.parquet") == 2
+        assert "no plain file" in capsys.readouterr().err
     for path in (tmp_path / "empty.parquet", tmp_path / "new.parquet"):
         if path.stem == "empty":
             path.touch()
@@ -814,7 +818,7 @@ def test_errors_say_what_can_be_done(model, tmp_path, capsys):
     assert score(model, data, "--out", "/proc/no/such") == 5
     assert "error: cannot write (No such file or directory)" in capsys.readouterr().err
     assert score(model, "hf://a/b") == 3
-    assert "`hf download`" in capsys.readouterr().err
+    assert "not read from the hub: hf:/a/b: download them first" in capsys.readouterr().err
     (data / "gone.parquet").symlink_to(tmp_path / "nowhere")
     assert score(model, data) == 3
     assert "gone.parquet: correct the link, or remove it" in capsys.readouterr().err

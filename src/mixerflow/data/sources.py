@@ -179,7 +179,7 @@ def _require_path(path: Path) -> None:
 def _missing_path(path: Path) -> DataError:
     """Return the error for a path that does not exist: perhaps a misspelt set or file."""
     if str(path).startswith("hf:/"):
-        remedy = "download it with `hf download`, and name the folder"
+        remedy = "download them first, such as with `hf download`, and name the folder"
         return DataError("images are not read from the hub", path, remedy)
     if near := difflib.get_close_matches(str(path).lower(), names(), n=1):
         return DataError("no such data set or path", path, f"did you mean {near[0]}?")

@@ -206,6 +206,8 @@ def require_ours(path: Path, *, known: bool = False) -> Any | None:  # noqa: ANN
         ResourceError: it cannot be read.
     """
     pa = need_pyarrow()
+    if path.exists() and not path.is_file():
+        raise ConfigError("no plain file", path, _REMEDY)  # a pipe would be waited for
     try:
         with path.open("rb") as file:
             if not (head := file.read(4)):
