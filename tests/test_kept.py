@@ -54,10 +54,10 @@ def block(path):
 def full(monkeypatch):
     """A disk that is full for all new files."""
 
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "write_synced", fails)
+    monkeypatch.setattr(files, "replacing", fails)
     monkeypatch.setattr(Path, "write_bytes", fails)
 
 
@@ -84,14 +84,14 @@ def test_evaluate_on_a_full_disk(made, full, number, capsys):
 
 def test_a_disk_that_fills_does_not_end_an_evaluation(made, monkeypatch, capsys):
     monkeypatch.setattr("mixerflow.runs.evaluations._SECONDS_BETWEEN_SAVES", 0.0)
-    write = files.write_synced
+    replacing = files.replacing
 
-    def write_some(path, data):
+    def replacing_some(path, **given):
         if path.parent.name == "evaluations" and "draws-" in path.name:
             raise OSError(errno.EDQUOT, "quota")
-        write(path, data)
+        return replacing(path, **given)
 
-    monkeypatch.setattr(files, "write_synced", write_some)
+    monkeypatch.setattr(files, "replacing", replacing_some)
     assert run("evaluate", made, "--no-codecs", "--batch", 1, "--images", 4) == 0
     said = capsys.readouterr()
     assert said.err.count("warning: no draws are kept") == 1 and "bits/dim" in said.out
@@ -138,10 +138,10 @@ def test_a_run_that_cannot_be_written_is_sampled_and_reported_elsewhere(made, tm
 
 @pytest.mark.parametrize("command", ["report", "sample", "publish"])
 def test_a_disk_that_fills_costs_the_file_only(command, made, monkeypatch, tmp_path, capsys):
-    def fails(*_):
+    def fails(*_, **__):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(files, "write_synced", fails)
+    monkeypatch.setattr(files, "replacing", fails)
     monkeypatch.setattr(pictures, "save", fails)
     words = {"publish": ["--to", tmp_path / "w"], "sample": ["--files", tmp_path / "f", "-n", 2]}
     assert run(command, made, *words.get(command, [])) == 5
