@@ -182,7 +182,10 @@ def test_a_grid_encoding_has_the_encoding_of_each_coordinate():
         GridPositionalEncoding((3, 4), 1)
 
 
-@pytest.mark.parametrize("channels", [384, 768, 1024])
+@pytest.mark.parametrize(
+    "channels",
+    [384, pytest.param(768, marks=pytest.mark.slow), pytest.param(1024, marks=pytest.mark.slow)],
+)
 def test_training_on_collinear_channels_stays_finite(channels):
     """Features of rank 8, with constant channels, fewer vectors than channels: 30 steps at 1e-2."""
     generator = torch.Generator().manual_seed(0)

@@ -138,6 +138,7 @@ def test_images_come_back_through_all_scales(classes):
     assert flow.sample(2, None if labels is None else labels[:2]).shape == (2, 2, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_end_times_gradient_is_a_finite_difference():
     for training in (False, True):
         part = Continuous(velocity(), trace="hutchinson", learned_end=True, tolerance=1e-9)
@@ -156,6 +157,7 @@ def test_the_end_times_gradient_is_a_finite_difference():
         torch.testing.assert_close(part.root_end.grad, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_end_time_is_a_longer_way():
     """T = root^2: the flow over [0, T] of a velocity that is solved without an end time."""
     net, x = velocity(), images(3, 2, 4, 4)

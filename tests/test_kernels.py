@@ -585,6 +585,7 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "cache" / "mixerflow" / "kernels"
 
 
+@pytest.mark.slow
 def test_a_library_cut_short_is_built_again(cache, monkeypatch, tmp_path):
     library.library.__wrapped__(torch.float64)
     (built,) = cache.iterdir()  # is loaded now: what is cut short lies elsewhere

@@ -260,6 +260,7 @@ def small(monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_a_benchmark_measures_all_and_goes_on_from_its_file(small, tmp_path):
     out = tmp_path / "minutes.json"
     first = small(out=out)
