@@ -161,6 +161,7 @@ def small(monkeypatch, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_prints(small, monkeypatch, tmp_path):
     monkeypatch.setattr(field, "fresh", lambda function, *args: function(*args))
     small = replace(small, out=tmp_path / "cost.json", note="shared", depths=(1, 3))

@@ -176,6 +176,7 @@ def test_rows_take_the_steps_that_they_need():
     assert len(counted) > 4 * (4 + 8)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_of_the_noise_alone():
     flow = Continuous(velocity(6), trace="hutchinson").eval()
     Flow(flow, (6,))  # numbers its stream

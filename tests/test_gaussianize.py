@@ -158,6 +158,7 @@ def log_likelihood(flow, x):
     return -z.square().sum(1) / 2 - x.shape[1] / 2 * math.log(2 * math.pi) + log_det
 
 
+@pytest.mark.slow
 def test_beats_a_gaussian_on_two_moons():
     """Three rotations and Gaussianisations, 0.5 nats a point better; they integrate to 1."""
     data, new = moons(500, seed=10), moons(1000, seed=20)

@@ -30,6 +30,7 @@ def table(*words, other="flat.npz"):
     return run([*WORDS, *data, *words])
 
 
+@pytest.mark.slow
 def test_a_table_measures_other_sets_corruptions_and_thresholds(sets, capsys):
     assert table("--rows", "mixer") == 0
     record = read_record(Path("results/outliers-fashion/tiny.json"), "")

@@ -225,6 +225,7 @@ def test_the_whole_file_that_trained_the_run_is_no_inside(folder, tmp_path, caps
     assert "the flow was trained on 960 of these 1,000 images" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_thresholds_of_weights_that_have_trained_further_are_fitted_again(fresh, folder, capsys):
     assert judge(fresh, data=folder / "flat.npz") == 0
     record = json.loads((fresh / "outliers" / "fitted.json").read_text())
@@ -295,6 +296,7 @@ def test_bad_input_is_one_line(fresh, folder, capsys, words, code, line):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_damaged_thresholds_are_fitted_again(fresh, folder, capsys):
     assert judge(fresh, data=folder / "flat.npz") == 0
     wanted = kept_fit(fresh).fitted

@@ -247,6 +247,7 @@ def at_last(out):
     return Checkpoints(out / "checkpoints").load("last")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_any_number_of_processes_goes_on(tmp_path):
     augmentation = Augmentation(flip=True, shift=1)
     config = settings(steps=12, optimizer="adamax", augmentation=augmentation)

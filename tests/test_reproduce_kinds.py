@@ -38,6 +38,7 @@ def test_only_a_claim_that_says_so_compares_figures_of_two_kinds():
     assert other["claims"][1]["difference"] == pytest.approx(1.005)
 
 
+@pytest.mark.slow
 def test_importance_weighted_figures_stand_apart(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "made.npz", train_images=pixels[:48], test_images=pixels[48:])

@@ -72,7 +72,7 @@ def _images(given: _ViewArguments, metadata: dict[str, Any]) -> Splits | None:
         if own == EMBEDDED or (own and own not in names()):  # no set is fetched unasked
             return load_run_data(metadata, None, given)
     except DataError as error:
-        tell(str(error))
+        tell(f"{error.what}: --data SET names others")
     splits = load(EMBEDDED)
     if tuple((metadata.get("data") or {}).get("shape", ())) != splits.train.shape:
         tell("no images beside the model: --data SET gives examples and neighbours")
