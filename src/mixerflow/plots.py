@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mixerflow.core import is_estimated
-from mixerflow.evaluate import Classification
+from mixerflow.evaluate import Classification, class_names
 
 _PAGE, _PAGE_DPI = (6, 3.2), 130
 """Inches, and pixels an inch, of a plot of a run's page: its words are read on a phone too."""
@@ -44,7 +44,7 @@ def confusion_plot(result: Classification, names: Sequence[str]) -> bytes:
     counts = result.confusion()
     count = len(counts)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    words = list(names) if len(names) == count else [str(n) for n in range(count)]
+    words = class_names(names, count)
     side = min(10.0, 2.5 + 0.45 * count)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()

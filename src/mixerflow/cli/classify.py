@@ -19,7 +19,7 @@ from mixerflow.cli.parse import parse
 from mixerflow.core import Flow, Samples, as_tensor
 from mixerflow.data import Images
 from mixerflow.errors import DataError
-from mixerflow.evaluate import Classification, class_count, classify, to_pixels
+from mixerflow.evaluate import Classification, class_count, class_names, classify, to_pixels
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import json_text, require_writable, sealed, write_atomically, writing
 from mixerflow.signals import Interrupt, Stopped
@@ -164,7 +164,7 @@ def _print(
     if len(confusion) > _CLASSES_SHOWN:
         say(f"{len(confusion)} classes: the confusion matrix is in the plot")
         return
-    words = _words(names, len(confusion))
+    words = class_names(names, len(confusion))
     table = Table("true \\ said", *(word[:5] for word in words), box=SIMPLE)
     for word, row in zip(words, confusion, strict=True):
         table.add_row(word, *(str(n) if n else "." for n in row))
@@ -181,15 +181,11 @@ def _print(
     )
 
 
-def _words(names: tuple[str, ...], count: int) -> list[str]:
-    return list(names) if len(names) == count else [str(n) for n in range(count)]
-
-
 def _write_predictions(
     path: Path, log_probs: np.ndarray, names: tuple[str, ...], files: tuple[str, ...]
 ) -> None:
     """Write a line for each image: number, file if any, likeliest class, all probabilities."""
-    words = _words(names, log_probs.shape[1])
+    words = class_names(names, log_probs.shape[1])
     rows = [
         [words[int(row.argmax())], *(f"{share:.6g}" for share in np.exp(row))] for row in log_probs
     ]

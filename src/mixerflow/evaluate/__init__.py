@@ -24,7 +24,7 @@ from mixerflow.evaluate.likeness import (
     likeness,
     require_likeness,
 )
-from mixerflow.evaluate.posterior import class_count, class_log_probs
+from mixerflow.evaluate.posterior import class_count, class_log_probs, class_names
 from mixerflow.evaluate.probe import (
     Labelled,
     ProbeFigure,
@@ -76,6 +76,7 @@ __all__ = [
     "border_ratio",
     "class_count",
     "class_log_probs",
+    "class_names",
     "classify",
     "compare",
     "compare_likeness",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,6 +30,11 @@ def class_count(flow: Flow) -> int:
         return flow.context_net.num_embeddings
     what = "this flow tells no classes: it has no head and no classes"
     raise ConfigError(what, "classify", "train with --objective hybrid, or with --model.classes")
+
+
+def class_names(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return the names of `count` classes; their numbers where there are not as many names."""
+    return tuple(names) if len(names) == count else tuple(map(str, range(count)))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mixerflow.core import Flow, as_tensor
 from mixerflow.data import Reading
 from mixerflow.detection import Fitted, Measured, measure, tells_classes
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.evaluate import class_count
+from mixerflow.evaluate import class_count, class_names
 from mixerflow.runs import device_of, kept_fit, read_weights, reading_of
 from mixerflow.runs.weights import Weights, Which
 from mixerflow.scoring.images import pixels_of
@@ -105,7 +106,7 @@ class Scorer:
             self._flow = self.weights.flow(device_of(self.device)).fused()
         return self._flow
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that a call returns, in their order."""
         own = ["bits_per_dim", "log_base", "log_det"]
@@ -120,13 +121,12 @@ class Scorer:
         """The number of values of a pixel in the run's images; None for floats."""
         return self.weights.metadata["data"]["levels"]
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names, or else numbers, of the classes that it tells; empty where it tells none."""
         if not tells_classes(self.flow, given=self.labels):
             return ()
-        count, names = class_count(self.flow), tuple(self.weights.metadata["data"]["classes"])
-        return names if len(names) == count else tuple(map(str, range(count)))
+        return class_names(self.weights.metadata["data"]["classes"], class_count(self.flow))
 
     @property
     def given_classes(self) -> int:

@@ -13,7 +13,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images, Reading, Splits
 from mixerflow.detection import OutlierMap, Outliers, is_mixture, second_half
 from mixerflow.errors import ConfigError, DataError
-from mixerflow.evaluate import class_count, draw_values
+from mixerflow.evaluate import class_count, class_names, draw_values
 from mixerflow.registry import choices
 from mixerflow.runs import kept_fit
 from mixerflow.runs.weights import Which
@@ -70,9 +70,7 @@ class Viewed:
         gaussians = self.flow.classifies and self.flow.head is None
         if not (is_mixture(self.flow) or gaussians):
             return ()
-        count, metadata = class_count(self.flow), self.scorer.weights.metadata
-        names = tuple(metadata["data"]["classes"])
-        return names if len(names) == count else tuple(map(str, range(count)))
+        return class_names(self.scorer.weights.metadata["data"]["classes"], class_count(self.flow))
 
     @cached_property
     def maps(self) -> dict[str, OutlierMap]:
