@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mixerflow.compression.assembly import Assembly, Positions
@@ -20,9 +21,11 @@ from mixerflow.transforms.plans import net_of
 
 
 def values(tensor: Tensor | None, like: int = 0) -> np.ndarray:
-    """Return a tensor's values in float64; so many zeros for None."""
+    """Return a float32 tensor's values in float64; so many zeros for None."""
     if tensor is None:
         return np.zeros(like)
+    if tensor.dtype != torch.float32:
+        raise refused(f"weights of {tensor.dtype}, not torch.float32")
     return tensor.detach().cpu().double().numpy()
 
 

@@ -81,10 +81,6 @@ def program_of(flow: Flow) -> Program:
     Raises:
         ConfigError: the flow has a part that the codec does not take; names it, and what it takes.
     """
-    held = [*flow.parameters(), *flow.buffers()]
-    wrong = [t for t in held if t.is_floating_point() and t.dtype != torch.float32]
-    if wrong:
-        raise refused(f"weights of {wrong[0].dtype}, not torch.float32")
     if flow.levels is None or len(flow.shape) < 2:
         raise refused("no integer images (C, *spatial)")
     if hooked(flow.transform):
