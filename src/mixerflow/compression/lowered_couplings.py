@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixerflow.compression.assembly import Assembly, Positions
-from mixerflow.compression.constants import contracted, normalisation, rounded
-from mixerflow.compression.program import Map, Norm, Operation
+from mixerflow.compression.constants import Numbers, contracted
+from mixerflow.compression.lowered_nets import float32, linear, norms_of, values
+from mixerflow.compression.program import Map, Operation
 from mixerflow.compression.refusal import refused
 from mixerflow.core import Context
-from mixerflow.kernels import Net
 from mixerflow.nets import ResidualMLP
-from mixerflow.transforms import Affine, Coupling, FlooredAffine
+from mixerflow.transforms import Affine, FlooredAffine
 from mixerflow.transforms.elementwise import Elementwise
-from mixerflow.transforms.plans import net_of
-
-
-def values(tensor: Tensor | None, like: int = 0) -> np.ndarray:
-    """Return a float32 tensor's values in float64; so many zeros for None."""
-    if tensor is None:
-        return np.zeros(like)
-    if tensor.dtype != torch.float32:
-        raise refused(f"weights of {tensor.dtype}, not torch.float32")
-    return tensor.detach().cpu().double().numpy()
 
 
 def map_of(elementwise: Elementwise) -> tuple[Map, float]:
@@ -42,8 +29,9 @@ def map_of(elementwise: Elementwise) -> tuple[Map, float]:
 
 def add_coupling(
     assembly: Assembly,
-    coupling: Coupling,
     parts: tuple[Positions, Positions],
+    net: ResidualMLP,
+    elementwise: Elementwise,
     context: Context,
     classes: Tensor | None,
 ) -> None:
@@ -51,42 +39,38 @@ def add_coupling(
 
     Args:
         assembly: is added to.
-        coupling: has a residual MLP.
         parts: positions ``(rows, given)`` and ``(rows, changed)``.
+        net: the coupling's.
+        elementwise: the coupling's.
         context: what nets read beside a row, ``(G, K)`` for groups of rows that follow each other,
             with zeros in the place of the class's numbers.
         classes: the contexts of classes ``(classes, k)``, the first k numbers; None for none.
     """
     given, changed = parts
-    kind, limit = map_of(coupling.elementwise)
-    assert isinstance(coupling.net, ResidualMLP)
-    net = net_of(coupling.net)
-    if isinstance(net, str):
-        raise refused(f"a net in a coupling that differs from its kind ({net})")
-    norm, numbers = _net(net, _added(net, context, classes, len(given)))
-    flags = [int(net.squash), int(net.squares), norm.kind]
-    flags += [int(part is not None) for part in norm.added]
-    words = [given.shape[1], kind, net.hidden, *flags]
+    kind, limit = map_of(elementwise)
+    enter, enter_bias = linear(net.enter)
+    hidden, reads = enter.shape
+    if reads != (1 + net.squares) * given.shape[1]:
+        raise refused("a net that reads another number of entries than its coupling has")
+    norms = norms_of(net.norm1, net.norm2, hidden)
+    added = _added(net.context, context, classes, len(given))
+    numbers = [enter, enter_bias, *(part for part in added if part is not None), *norms.first]
+    numbers += [*norms.folded(*linear(net.linear1)), *norms.second]
+    numbers += [*linear(net.linear2), *linear(net.leave)]
+    flags = [int(part is not None) for part in added]
+    words = [given.shape[1], kind, hidden, int(net.squash), int(net.squares), norms.kind, *flags]
+    limits = np.array([limit, norms.epsilon])
     rows = np.concatenate([given, changed], 1)
-    limits = np.array([limit, norm.epsilon])
-    assembly.add(Operation.COUPLING, rows, *words, numbers=[limits, *numbers])
-
-
-class _Norm(NamedTuple):
-    """A net's norm, and what a class and a row add to its first layer, or None."""
-
-    kind: Norm
-    epsilon: float
-    added: tuple[np.ndarray | None, np.ndarray | None]
+    assembly.add(Operation.COUPLING, rows, *words, numbers=[limits, *float32(numbers)])
 
 
 def _added(
-    net: Net, context: Context, classes: Tensor | None, rows: int
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+    by: nn.Module | None, context: Context, classes: Tensor | None, rows: int
+) -> tuple[Numbers | None, Numbers | None]:
     """Return what a class and what a row adds to the first layer: ``(classes or rows, hidden)``."""
-    if net.context is None:
+    if by is None:
         return None, None
-    matrix = values(net.context)
+    matrix = linear(by)[0]
     if context is None or context.shape[1] != matrix.shape[1]:
         raise refused("a net that reads a context of another length than the model has")
     length = 0 if classes is None else classes.shape[1]
@@ -96,43 +80,3 @@ def _added(
         return by_class, None
     of_rows = np.repeat(of_rows, rows // len(of_rows), 0)
     return by_class, contracted(of_rows, matrix[:, length:])
-
-
-def _net(
-    net: Net, added: tuple[np.ndarray | None, np.ndarray | None]
-) -> tuple[_Norm, list[np.ndarray]]:
-    """Return a net's norm and its numbers, rounded to float32, in the program's order."""
-    enter, enter_bias, gamma1, beta1, linear1, bias1, gamma2, beta2, linear2, bias2, *leave = (
-        None if each is None else values(each) for each in net.parameters
-    )
-    hidden, out = net.hidden, net.out
-    assert (
-        enter is not None and linear1 is not None and linear2 is not None and leave[0] is not None
-    )
-    enter_bias, bias1, bias2 = (_or_zeros(b, hidden) for b in (enter_bias, bias1, bias2))
-    first: list[np.ndarray] = []
-    second: list[np.ndarray] = []
-    kind, epsilon = Norm.NO_NORM, 0.0
-    if net.norm is not None:  # batch norm, by its running averages
-        assert gamma1 is not None and beta1 is not None
-        assert gamma2 is not None and beta2 is not None
-        mean1, var1, mean2, var2 = map(values, net.statistics)
-        kind, first = Norm.SCALE, [*normalisation(mean1, var1, net.norm.eps, gamma1, beta1)]
-        scale, shift = normalisation(mean2, var2, net.norm.eps, gamma2, beta2)
-        linear1, bias1 = linear1 * scale[:, None], bias1 * scale + shift
-    elif net.by_row is not None:
-        kind = Norm.LAYER if net.by_row.kind == "layer" else Norm.RMS
-        epsilon = net.by_row.eps
-        if kind == Norm.LAYER:
-            assert gamma1 is not None and beta1 is not None
-            assert gamma2 is not None and beta2 is not None
-            first, second = [gamma1, beta1], [gamma2, beta2]
-    elif gamma1 is not None and beta1 is not None:  # batch norm that is folded already
-        kind, first = Norm.SCALE, [gamma1, beta1]
-    numbers = [enter, enter_bias, *(part for part in added if part is not None), *first]
-    numbers += [linear1, bias1, *second, linear2, bias2, leave[0], _or_zeros(leave[1], out)]
-    return _Norm(kind, epsilon, added), [rounded(each) for each in numbers]
-
-
-def _or_zeros(numbers: np.ndarray | None, length: int) -> np.ndarray:
-    return np.zeros(length) if numbers is None else numbers

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mixerflow.compression.assembly import Assembly, Positions
 from mixerflow.compression.constants import factorise, normalisation
-from mixerflow.compression.lowered_couplings import add_coupling, map_of, values
+from mixerflow.compression.lowered_couplings import add_coupling, map_of
+from mixerflow.compression.lowered_nets import values
 from mixerflow.compression.program import Base, Program
 from mixerflow.compression.refusal import refused
 from mixerflow.core import (
@@ -68,10 +69,13 @@ from mixerflow.transforms.layout import _Rearrangement
 from mixerflow.transforms.plans import hooked
 
 _MADE_OF_PARTS = {Chain, Layer, KernelChain, MixerLayer, Along, Window, MultiScale}
-_TRIANGLES = {LU, RLU, PLU, UnpackedPLU, Whiten}
 _ORDERS = {Reshape, SwapHalves}
 _MIXTURES = {GaussianMixture, SpikeAndSlab}
-_ONE_A_FEATURE = {DiagonalAffine, ActNorm, BatchNorm, Standardize}
+_COMPUTED = {
+    *(Rescale, DiagonalAffine, ActNorm, BatchNorm, Standardize),
+    *(LU, RLU, PLU, UnpackedPLU, Whiten, Matrix, Linear, Coupling),
+}
+"""Transforms that compute, each of exactly that class: a subclass may compute otherwise."""
 
 
 @torch.no_grad()
@@ -133,21 +137,22 @@ class _Lowering:
         if isinstance(step, Dequantize) and kind is Dequantize:
             self._dequantize(step, at)
             return at, constant(0.0, at)
+        if kind not in _COMPUTED:
+            raise refused(_name(step))
         if not self._real:
             raise refused(f"{_name(step)} before the noise that makes real numbers of pixels")
-        if kind in _TRIANGLES:
+        if isinstance(step, LU):
             at = _vectors(self._triangles, step, at)
-        elif kind in (Matrix, Linear):
+        elif isinstance(step, Matrix | Linear):
             at = _vectors(self._matrix, step, at)
-        elif isinstance(step, Coupling) and kind is Coupling:
+        elif isinstance(step, Coupling):
             self._coupling(step, at, context)
-        elif isinstance(step, Rescale) and kind is Rescale:
+        elif isinstance(step, Rescale):
             numbers = np.full(1, step.scale), np.zeros(1), np.full(1, step.shift)
             self.assembly.affine(at.reshape(-1, 1).cpu().numpy(), *numbers)
-        elif isinstance(step, DiagonalAffine) and kind in _ONE_A_FEATURE:
-            self._one_a_feature(step, at)
         else:
-            raise refused(_name(step))
+            assert isinstance(step, DiagonalAffine)
+            self._one_a_feature(step, at)
         return at, constant(0.0, at)
 
     def _dequantize(self, step: Dequantize, at: Tensor) -> None:
@@ -203,12 +208,13 @@ class _Lowering:
     def _coupling(self, step: Coupling, at: Tensor, context: Context) -> None:
         net, split = step.net, step.split
         map_of(step.elementwise)
-        if type(net) is not ResidualMLP:
+        if not isinstance(net, ResidualMLP) or type(net) is not ResidualMLP:
             raise refused(f"couplings by {type(net).__name__}")
         if type(split) is not Halves or at.dim() != 2:
             raise refused(f"couplings of {split!r}")
         given, changed = map(_table, split.parts(at))
-        add_coupling(self.assembly, step, (given, changed), context, self.classes)
+        parts, classes = (given, changed), self.classes
+        add_coupling(self.assembly, parts, net, step.elementwise, context, classes)
 
 
 def _base(flow: Flow) -> tuple[Base, int, list[np.ndarray]]:

@@ -119,7 +119,7 @@ def _take(left: list[Transform]) -> _Step | str:
     elementwise = _map(coupling.elementwise)
     if elementwise is None:
         return f"the kernel does not know the map {type(coupling.elementwise).__name__}"
-    net = net_of(mlp)
+    net = _net(mlp)
     return net if isinstance(net, str) else _Step(norm, linear, coupling, net, elementwise)
 
 
@@ -139,8 +139,8 @@ def _map(elementwise: Elementwise) -> kernels.Map | None:
     return None
 
 
-def net_of(net: ResidualMLP) -> kernels.Net | str:
-    """Return the tensors of a net, or in a few words why the kernels cannot take them."""
+def _net(net: ResidualMLP) -> kernels.Net | str:
+    """The tensors of a net, or in a few words why the kernels cannot take them."""
     if type(net) is not ResidualMLP:
         return "a net of another kind"  # which may compute something else
     layers = (net.enter, net.norm1, net.linear1, net.norm2, net.linear2, net.leave)
