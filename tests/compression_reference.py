@@ -7,7 +7,6 @@ import numpy as np
 from mixerflow.compression.program import Base, Map, Norm, Operation, Program
 
 _erf = np.vectorize(math.erf, otypes=[float])
-_lgamma = math.lgamma
 
 
 class Reading:
@@ -34,6 +33,7 @@ def evaluate(program: Program, reals, classes=None):
     number, levels, size, channels, height, width, n_classes, base, components = head
     assert (number, levels, n_classes) == (1, program.levels, program.classes)
     assert size == channels * height * width == math.prod(program.shape)
+    law = _law(Base(base), components, numbers)
     tables = [words.take(int(words.take())) for _ in range(words.take())]
     x = np.array(reals, dtype=np.float64)
     log_det = np.zeros(len(x))
@@ -46,7 +46,7 @@ def evaluate(program: Program, reals, classes=None):
             log_det += _coupling(words, numbers, x, table, classes, n_classes)
         else:
             log_det += step[kind](numbers, x, table)
-    density = _density(Base(base), components, numbers, x)
+    density = law(x)
     assert words.done() and numbers.done()
     return x, density.sum(1) + log_det
 
@@ -116,17 +116,21 @@ def _gelu(h):
     return h * 0.5 * (1 + _erf(h / math.sqrt(2)))
 
 
-def _density(base, components, numbers, z):
+def _law(base, components, numbers):
+    """The log-density of the base, as a function of latents, elementwise."""
     if base == Base.NORMAL:
-        return -0.5 * (z**2 + math.log(2 * math.pi))
+        return lambda z: -0.5 * (z**2 + math.log(2 * math.pi))
     if base == Base.STUDENT:
         offset, factor, log = numbers.take(3)
         dof = offset + factor * math.exp(log)
-        peak = _lgamma((dof + 1) / 2) - _lgamma(dof / 2) - 0.5 * math.log(math.pi * dof)
-        return peak - (dof + 1) / 2 * np.log1p(z**2 / dof)
+        peak = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi * dof)
+        return lambda z: peak - (dof + 1) / 2 * np.log1p(z**2 / dof)
     logits, means, log_scales = numbers.take(3, components)
-    weights = logits - np.log(np.exp(logits).sum())
-    each = weights - log_scales - 0.5 * math.log(2 * math.pi)
-    each = each - 0.5 * ((z[..., None] - means) * np.exp(-log_scales)) ** 2
-    top = each.max(-1)
-    return top + np.log(np.exp(each - top[..., None]).sum(-1))
+    peaks = logits - np.log(np.exp(logits).sum()) - log_scales - 0.5 * math.log(2 * math.pi)
+
+    def mixture(z):
+        each = peaks - 0.5 * ((z[..., None] - means) * np.exp(-log_scales)) ** 2
+        top = each.max(-1)
+        return top + np.log(np.exp(each - top[..., None]).sum(-1))
+
+    return mixture

@@ -59,7 +59,7 @@ class Assembly:
             positions = np.frombuffer(table, "<i4")
             words += [len(positions), *positions.tolist()]
         words += [self.operations, *self._words]
-        every = [*self._numbers, *(np.ravel(each).astype(np.float64) for each in numbers)]
+        every = [*(np.ravel(each).astype(np.float64) for each in numbers), *self._numbers]
         return Program(
             np.array(words, np.int32), np.concatenate([np.zeros(0), *every]), self.shape, levels,
             classes,

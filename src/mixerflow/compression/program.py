@@ -33,7 +33,7 @@ or a `FlooredAffine` (FLOORED, limit). `norm` is NO_NORM (no numbers), SCALE (we
 
 Matrices are stored by rows, of outputs. The numbers of nets are float32 values.
 
-The base's numbers follow those of the operations. It is NORMAL (no numbers), STUDENT (offset,
+The base's numbers come first. It is NORMAL (no numbers), STUDENT (offset,
 factor and log, of ``offset + factor exp(log)`` degrees of freedom), or MIXTURE (logits, means and
 log-scales, `components` each; the others have 0 components); all latent numbers are independent and
 of this one distribution.
