@@ -60,7 +60,7 @@ static const uint16_t SQUASH[23] = {32768, 40793, 47911, 53581, 57724, 60565, 62
 static inline uint32_t magnitude_of(int32_t x) { return x < 0 ? -(uint32_t)x : (uint32_t)x; }
 static inline int bit_length(uint32_t x) { return x ? 32 - __builtin_clz(x) : 0; }
 static inline int smaller_of(int a, int b) { return a < b ? a : b; }
-static inline int32_t within(int32_t x, int32_t end) { return x < -end ? -end : x > end ? end : x; }
+static inline int32_t bounded(int32_t x, int32_t end) { return x < -end ? -end : x > end ? end : x; }
 
 /* 0 for 0, 1 for 1, then two for each octave. */
 static inline int half_octaves(uint32_t x) {
@@ -135,12 +135,12 @@ static inline int predictor_ask(Predictor *p, int question, int yes) {
         logits[c] = p->logits[asked[c]->yes >> 4];
     }
     for (int c = 0; c < CONTEXTS; c++) sum += logits[c] * weights[c];
-    sum = within(sum >> 16, LOGITS - 1);
+    sum = bounded(sum >> 16, LOGITS - 1);
     const int32_t mixed = p->squash[sum + LOGITS];
     yes = predictor_split(p, (uint32_t)mixed, yes);
     const int32_t truth = yes ? 65535 : 0;
     for (int c = 0; c < CONTEXTS; c++)
-        weights[c] = within(weights[c] + ((logits[c] * (truth - mixed) + 32768) >> 16), HEAVIEST);
+        weights[c] = bounded(weights[c] + ((logits[c] * (truth - mixed) + 32768) >> 16), HEAVIEST);
     for (int c = 0; c < CONTEXTS; c++) {
         const int32_t yes_c = asked[c]->yes;
         asked[c]->yes = (uint16_t)(yes_c + ((truth - yes_c) * p->rates[asked[c]->seen] >> 16));
