@@ -16,6 +16,12 @@ void codec_close(Codec *codec) {
     free(codec);
 }
 
+typedef struct {
+    const uint16_t *pixels;
+    const int32_t *classes;
+    int64_t count;
+} Images;
+
 /* A thread's working memory in one piece; NULL if there is none. */
 static void *work_open(const Codec *c, Work *w) {
     const int64_t parts[] = {
@@ -186,9 +192,11 @@ int codec_open(const int32_t *words, int64_t n_words, const double *values, int6
 
 uint64_t codec_fingerprint(const Codec *codec) { return codec->fingerprint; }
 
-/* Code an image by the flow, or leave stack, report and counts as they were and return 1. */
-static int flow_push(const Codec *c, Stack *s, const uint16_t *pixels, int32_t class, Work *w,
+/* Code image `number` by the flow, or leave stack, report and counts as they were and return 1. */
+static int flow_push(const Codec *c, Stack *s, const Images *images, int64_t number, Work *w,
                      CodecReport *report) {
+    const uint16_t *pixels = images->pixels + number * c->size;
+    const int32_t class = c->classes ? images->classes[number] : 0;
     const Work before = *w;
     double bits = bits_on(s);
     stack_mark(s);
@@ -203,39 +211,42 @@ static int flow_push(const Codec *c, Stack *s, const uint16_t *pixels, int32_t c
         return 1;
     }
     push_symbol(s, FLAG_BITS, FLAG_PLAIN, (1u << FLAG_BITS) - FLAG_PLAIN);
-    report->flow_bits += bits_on(s) - bits;
+    bits = bits_on(s) - bits;
+    report->flow_bits += bits;
+    if (report->each) report->each[number] = bits;
     return 0;
 }
 
-static int predictor_one(const Codec *c, Stack *s, const uint16_t *pixels, CodecReport *report) {
+/* Code an image that the flow cannot. */
+static int plain_push(const Codec *c, Stack *s, const Images *images, int64_t number,
+                      CodecReport *report) {
     double bits = bits_on(s);
-    if (predictor_push(s, &c->shape, pixels, 1)) return CODEC_MEMORY;
+    if (predictor_push(s, &c->shape, images->pixels + number * c->size, 1)) return CODEC_MEMORY;
     push_symbol(s, FLAG_BITS, 0, FLAG_PLAIN);
+    bits = bits_on(s) - bits;
     report->plain++;
-    report->plain_bits += bits_on(s) - bits;
+    report->plain_bits += bits;
+    if (report->each) report->each[number] = bits;
     return 0;
 }
 
 /* Push the last images by the predictor, as many as give the flow bits for the one before them. */
-static int initial_push(const Codec *c, Stack *s, const uint16_t *pixels, const int32_t *classes,
-                        int64_t images, Work *w, CodecReport *report) {
-    const int64_t empty = s->count;
+static int initial_push(const Codec *c, Stack *s, const Images *images, Work *w,
+                        CodecReport *report) {
     const double least = (double)c->size * c->k;
-    for (report->initial = images ? 1 : 0; !s->full; report->initial++) {
-        const int64_t left = images - report->initial;
-        s->count = empty;
+    for (report->initial = images->count ? 1 : 0; !s->full; report->initial++) {
+        const int64_t left = images->count - report->initial;
+        s->count = 0;
         s->state = STATE_LEAST;
-        if (predictor_push(s, &c->shape, pixels + left * c->size, report->initial))
+        if (predictor_push(s, &c->shape, images->pixels + left * c->size, report->initial))
             return CODEC_MEMORY;
         report->done = report->initial;
         report->initial_bits = bits_on(s);
         if (!left) break;
         if (bits_on(s) < least) continue;
-        const int32_t class = c->classes ? classes[left - 1] : 0;
-        int failed = flow_push(c, s, pixels + (left - 1) * c->size, class, w, report);
+        int failed = flow_push(c, s, images, left - 1, w, report);
         if (failed && w->dry) continue;
-        if (failed && predictor_one(c, s, pixels + (left - 1) * c->size, report))
-            return CODEC_MEMORY;
+        if (failed && plain_push(c, s, images, left - 1, report)) return CODEC_MEMORY;
         report->done++;
         break;
     }
@@ -251,14 +262,12 @@ static int check(const Codec *c, const uint16_t *pixels, const int32_t *classes,
     return images < 0;
 }
 
-static int encode(const Codec *c, const uint16_t *pixels, const int32_t *classes, int64_t images,
-                  Stack *s, Work *w, CodecReport *report) {
-    if (initial_push(c, s, pixels, classes, images, w, report)) return CODEC_MEMORY;
-    for (int64_t left = images - report->done; left-- > 0 && !s->full; report->done++) {
-        const uint16_t *image = pixels + left * c->size;
+static int encode(const Codec *c, const Images *images, Stack *s, Work *w, CodecReport *report) {
+    for (int64_t i = 0; report->each && i < images->count; i++) report->each[i] = -1.0;
+    if (initial_push(c, s, images, w, report)) return CODEC_MEMORY;
+    for (int64_t left = images->count - report->done; left-- > 0 && !s->full; report->done++) {
         if (report->stop) return CODEC_STOPPED;
-        if (flow_push(c, s, image, c->classes ? classes[left] : 0, w, report) &&
-            predictor_one(c, s, image, report))
+        if (flow_push(c, s, images, left, w, report) && plain_push(c, s, images, left, report))
             return CODEC_MEMORY;
     }
     if (s->full) return CODEC_FULL;
@@ -281,7 +290,8 @@ int codec_encode(const Codec *c, const uint16_t *pixels, const int32_t *classes,
     int error = CODEC_MEMORY;
     if (memory && journal) {
         strict_enter(&saved);
-        error = encode(c, pixels, classes, images, &stack, &work, report);
+        const Images given = {pixels, classes, images};
+        error = encode(c, &given, &stack, &work, report);
         strict_leave(&saved);
     }
     free(memory);

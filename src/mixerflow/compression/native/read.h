@@ -105,6 +105,8 @@ static float *floats(Reader *r, int64_t count) {
 
 static void read_base(Reader *r) {
     Table *t = &r->codec->table;
+    t->kind = word(r, NORMAL, MIXTURE);
+    t->components = word(r, 0, 1 << 16);
     if (t->kind != MIXTURE && t->components) refuse(r);
     if (t->kind == STUDENT) { /* offset + factor exp(log) */
         const double *n = numbers(r, 3);
@@ -385,8 +387,7 @@ static void read_program(Reader *r) {
     c->shape.levels = c->levels;
     c->classes = word(r, 0, 1 << 20);
     if ((__int128)c->shape.channels * c->shape.height * c->shape.width != c->size) refuse(r);
-    c->table.kind = word(r, NORMAL, MIXTURE);
-    c->table.components = word(r, 0, 1 << 16);
+    read_base(r);
     c->units = room(r, c->size, sizeof *c->units);
     c->offsets = room(r, c->size, sizeof *c->offsets);
     for (int32_t i = 0; !r->error && i < c->size; i++) {
@@ -399,7 +400,6 @@ static void read_program(Reader *r) {
     c->steps = room(r, c->most_steps, sizeof *c->steps);
     for (int32_t i = 0; !r->error && i < operations; i++) read_step(r);
     add_refinement(r);
-    read_base(r);
     if (r->words_left || r->numbers_left) refuse(r);
 }
 
