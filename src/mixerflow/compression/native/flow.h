@@ -149,6 +149,7 @@ static void triangles_forward(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], 1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES); /* here too, or what is lost may come back */
     for (int32_t i = n - 1; i > 0; i--)
         shear(s->packed + (int64_t)i * n, 0, i, w->v, units + i * LANES, s->scales[i], 1.0,
               w->own + i * LANES);
@@ -165,6 +166,7 @@ static void triangles_inverse(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, 0, i, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES);
     for (int32_t i = n - 1; i >= 0; i--) {
         const double *unit = units + i * LANES;
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
@@ -273,6 +275,7 @@ static void coupling_forward(const Step *s, int64_t block, int32_t class, Stack 
             *own = (double)(int64_t)(m >> SCALE_BITS);
         }
     *stack = local;
+    w->bad |= !within(w->own + given, (int64_t)s->n * LANES - given);
     coupling_shift(s, block, 1.0, w);
     scatter(s, block, w->own, s->net.given, w->n);
 }

@@ -310,6 +310,7 @@ static void read_convolution(Reader *r, Step *s) {
 /* Add a step that brings all units near the first one, if any is far. */
 static void add_refinement(Reader *r) {
     Codec *c = r->codec;
+    if (r->error) return;
     for (int32_t i = 0, first = c->unit == 0.0; first && i < c->size; i++) {
         double unit = c->units[i] < 0.0 ? -c->units[i] : c->units[i];
         if (c->unit == 0.0 || unit < c->unit) c->unit = unit;
