@@ -42,7 +42,9 @@ def evaluate(program: Program, reals, classes=None):
         table = table.reshape(-1, rows)
         assert len(np.unique(table)) == table.size
         step = {Operation.AFFINE: _affine, Operation.TRIANGLES: _triangles}
-        if kind == Operation.COUPLING:
+        if kind == Operation.CONVOLUTION:
+            log_det += _convolution(words, numbers, x, table, classes, n_classes)
+        elif kind == Operation.COUPLING:
             log_det += _coupling(words, numbers, x, table, classes, n_classes)
         else:
             log_det += step[kind](numbers, x, table)
@@ -83,13 +85,43 @@ def _coupling(words, numbers, x, table, classes, n_classes):
     inner = _linear(numbers, inner, hidden)
     inner = _gelu(_norm(numbers, inner, Norm(norm), epsilon, first=False))
     h = h + _linear(numbers, inner, hidden)
-    raw = _linear(numbers, h, 2 * changed).swapaxes(1, 2)
+    raw = _linear(numbers, h, 2 * changed)
+    return _change(raw, kind, limit, x, table[given:])
+
+
+def _convolution(words, numbers, x, table, classes, n_classes):
+    given, kind, hidden, squash, norm, by_class, depth, taps = map(int, words.take(8))
+    neighbours = words.take(taps, table.shape[1])
+    limit, epsilon = numbers.take(2)
+
+    def gathered(h):
+        """``(B, rows, features)`` to ``(B, rows, taps features)``, zeros outside."""
+        padded = np.concatenate([h, np.zeros_like(h[:, :1])], 1)
+        return padded[:, neighbours.T].reshape(*h.shape[:2], -1)
+
+    read = x[:, table[:given]].swapaxes(1, 2)
+    read = np.sign(read) * np.log1p(np.abs(read)) if squash else read
+    h = _linear(numbers, gathered(read), hidden)
+    if by_class:
+        h = h + numbers.take(n_classes, hidden)[classes][:, None]
+    for _ in range(depth):
+        inner = _gelu(_norm(numbers, h, Norm(norm), epsilon, first=True))
+        inner = _linear(numbers, inner, hidden)
+        inner = _gelu(_norm(numbers, inner, Norm(norm), epsilon, first=False))
+        h = h + _linear(numbers, gathered(inner), hidden)
+    raw = _linear(numbers, gathered(_gelu(h)), 2 * (len(table) - given))
+    return _change(raw, kind, limit, x, table[given:])
+
+
+def _change(raw, kind, limit, x, table):
+    """Apply raw parameters ``(B, rows, 2 features)`` at the places of a table."""
+    raw, changed = raw.swapaxes(1, 2), len(table)
     scale, shift = raw[:, :changed], raw[:, changed:]
     if kind == Map.FLOORED:
         scale = np.log1p((1 - limit) * np.tanh(scale / 2))
     elif kind == Map.BOUNDED:
         scale = limit * np.tanh(scale / limit)
-    x[:, table[given:]] = x[:, table[given:]] * np.exp(scale) + shift
+    x[:, table] = x[:, table] * np.exp(scale) + shift
     return scale.sum((1, 2))
 
 

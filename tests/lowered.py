@@ -11,7 +11,9 @@ from mixerflow.nets import LearnedPositionalEncoding, ResidualMLP
 from mixerflow.parts import (
     MLP,
     Classes,
+    ConvNet,
     GlobalShuffle,
+    GlowSteps,
     GridEncoding,
     LinearHead,
     LocalShuffle,
@@ -115,6 +117,16 @@ MORE = {
     "locally": (plain(shuffle=LocalShuffle(2, 4)), (3, 4, 4)),
     "head": (plain(head=LinearHead(3)), (1, 6, 6)),
     "batch classes": (small(classes=5, actnorm="batch", positions="learned"), (3, 4, 4)),
+    "scales": (small(scales=2, shift=0, hidden=4), (1, 4, 4)),
+    "scales classes": (small(scales=2, layers=3, shift=0, classes=3, norm="layer"), (3, 4, 4)),
+    "convolutions": (small(extra="convolution", norm="rms", hidden=4, scale_bound=2.0), (2, 4, 4)),
+    "convolution floored": (small(glow=1, law="floored", norm="none", classes=2), (1, 4, 6)),
+    "convolutions of 1 axis": (small(glow=1, squash=False, scale_bound=1.0), (2, 8)),
+    "convolutions of 3 axes": (small(glow=2, shift=0, scale_bound=2.0), (1, 4, 2, 2)),
+    "deep convolutions": (
+        plain(glow=GlowSteps(1, Affine(2.0), ConvNet(4, depth=2, kernel=5, norm="batch"))),
+        (2, 6, 4),
+    ),
     "one patch": (small(patch=4, shift=0), (1, 4, 4)),
 }
 """Other settings of these mechanisms."""

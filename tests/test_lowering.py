@@ -15,6 +15,7 @@ from mixerflow.models import MAF, Glow
 from mixerflow.parts import (
     KAN,
     Attention,
+    DenseNet,
     GaussiansHead,
     GlowSteps,
     LogitPixels,
@@ -88,9 +89,10 @@ REFUSED = {
     "Residual": plain(flow=RowResidual()),
     "Continuous": plain(flow=RowContinuous()),
     "AttentionNet": plain(beside=PatchAttention(net=Attention(4, heads=2))),
-    "ResidualConvNet": plain(glow=GlowSteps(1)),
+    "DenseConvNet": plain(glow=GlowSteps(1, net=DenseNet(4, 2))),
     "GlowNet": Glow(1, 1, elementwise=Affine()),
     "SigmoidAffine": Glow(1, 1),
+    "log-scales up to 90": coupled(Affine(90.0)),
     "Logit": plain(pixels=LogitPixels()),
     "NormalScores": plain(pixels=NormalScorePixels()),
     "VariationalDequantize": plain(

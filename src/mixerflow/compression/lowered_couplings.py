@@ -15,6 +15,9 @@ from mixerflow.nets import ResidualMLP
 from mixerflow.transforms import Affine, FlooredAffine
 from mixerflow.transforms.elementwise import Elementwise
 
+MOST_BOUND = 80.0
+"""The largest bound of log-scales: float32 has no larger exponentials than ``exp(88)``."""
+
 
 def map_of(elementwise: Elementwise) -> tuple[Map, float]:
     """Return the elementwise map of a coupling as a program has it, with its limit."""
@@ -24,6 +27,8 @@ def map_of(elementwise: Elementwise) -> tuple[Map, float]:
         raise refused(f"couplings with {type(elementwise).__name__}")
     if elementwise.bound is None:
         return Map.EXPONENTIAL, 0.0
+    if elementwise.bound > MOST_BOUND:
+        raise refused(f"couplings with log-scales up to {elementwise.bound:g}")
     return Map.BOUNDED, elementwise.bound
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mixerflow.compression.assembly import Assembly, Positions
 from mixerflow.compression.constants import factorise, normalisation
+from mixerflow.compression.lowered_convolutions import add_convolution
 from mixerflow.compression.lowered_couplings import add_coupling, map_of
 from mixerflow.compression.lowered_nets import values
 from mixerflow.compression.program import Base, Program
@@ -43,7 +44,7 @@ from mixerflow.core import (
     constant,
 )
 from mixerflow.core.bases import LEAST_DOF
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import ResidualConvNet, ResidualMLP
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -206,15 +207,23 @@ class _Lowering:
         return moved
 
     def _coupling(self, step: Coupling, at: Tensor, context: Context) -> None:
-        net, split = step.net, step.split
-        map_of(step.elementwise)
-        if not isinstance(net, ResidualMLP) or type(net) is not ResidualMLP:
+        net, split, classes = step.net, step.split, self.classes
+        map_of(step.elementwise)  # is refused first, if it is
+        if type(net) not in (ResidualMLP, ResidualConvNet):
             raise refused(f"couplings by {type(net).__name__}")
-        if type(split) is not Halves or at.dim() != 2:
+        vectors = at.dim() == 2
+        if type(split) is not Halves or split.axis % at.dim() != 1:
             raise refused(f"couplings of {split!r}")
-        given, changed = map(_table, split.parts(at))
-        parts, classes = (given, changed), self.classes
-        add_coupling(self.assembly, parts, net, step.elementwise, context, classes)
+        if isinstance(net, ResidualMLP) and vectors:
+            given, changed = map(_table, split.parts(at))
+            add_coupling(self.assembly, (given, changed), net, step.elementwise, context, classes)
+        elif isinstance(net, ResidualConvNet) and not vectors and len(at) == 1:
+            given, changed = (_table(part.flatten(2)[0].mT) for part in split.parts(at))
+            parts, sides = (given, changed), tuple(at.shape[2:])
+            add_convolution(self.assembly, parts, sides, net, step.elementwise, classes)
+        else:
+            what = f"couplings of events {tuple(at.shape[1:])} by {type(net).__name__}"
+            raise refused(what)
 
 
 def _base(flow: Flow) -> tuple[Base, int, list[np.ndarray]]:

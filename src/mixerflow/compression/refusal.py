@@ -6,8 +6,9 @@ from mixerflow.errors import ConfigError
 
 TAKES = (
     "use uniform noise on scaled pixels, affine couplings (affine, bounded, floored) of rows with "
-    "MLPs, linear maps by triangles or a matrix (lu, rlu, plu, matrix), ActNorm, and latents that "
-    "are normal, Student's t, a mixture of Gaussians"
+    "MLPs and of images with residual convolutions, linear maps by triangles and matrices (lu, "
+    "rlu, plu, matrix), ActNorm, batch norm, class labels, and latents that are normal, "
+    "Student's t, a mixture of Gaussians"
 )
 
 

@@ -19,6 +19,7 @@
 #define MIXERFLOW_FLOW_H
 
 #include "codec.h"
+#include "conv.h"
 #include "net.h"
 #include "stack.h"
 
@@ -27,7 +28,7 @@
 #define BOUND 35184372088832.0  /* 2^45: integers stay below it */
 #define MOST_BITS 16            /* of one refinement of a position */
 
-enum { REFINE, AFFINE, TRIANGLES, COUPLING };
+enum { REFINE, AFFINE, TRIANGLES, COUPLING, CONVOLUTION };
 enum { EXPONENTIAL, BOUNDED, FLOORED };
 
 /* Rows are worked on in blocks of LANES; arrays by block are [block][feature][lane]. */
@@ -43,6 +44,7 @@ typedef struct {
     int32_t *positions, *bits;
     float limit;
     Net net;
+    const Convolutions *maps; /* the net of a coupling of images, of which `net` has `given` only */
 } Step;
 
 /* What one thread works with. */
@@ -52,6 +54,7 @@ typedef struct {
     double *own, *v;  /* a block's integers and their values, features by lanes */
     double *ranges;   /* R of a block's changed features, features by lanes */
     float *x, *raw, *scratch;
+    float *raws; /* raw parameters of all blocks of a coupling of images */
     double product, ideal; /* of R / 2^16, and of the scales before rounding */
     double bits, ideal_bits;
     int64_t clamped;
@@ -146,6 +149,7 @@ static void triangles_forward(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], 1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES); /* here too, or what is lost may come back */
     for (int32_t i = n - 1; i > 0; i--)
         shear(s->packed + (int64_t)i * n, 0, i, w->v, units + i * LANES, s->scales[i], 1.0,
               w->own + i * LANES);
@@ -162,6 +166,7 @@ static void triangles_inverse(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, 0, i, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES);
     for (int32_t i = n - 1; i >= 0; i--) {
         const double *unit = units + i * LANES;
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
@@ -183,13 +188,29 @@ static void scales_of(const Step *s, int64_t count, float *raw) {
             raw[i] = 1.0f + (1.0f - limit) * tanh_float(0.5f * raw[i]);
 }
 
+/* What the net of a coupling of images says of all blocks, into w->raws. */
+static void convolution_read(const Step *s, int32_t class, Work *w) {
+    const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
+    float *x = w->scratch;
+    for (int64_t block = 0; block < s->blocks; block++, x += given) {
+        const double *units = s->units + block * all, *offsets = s->offsets + block * all;
+        gather(s, block, w->n, w->own);
+        for (int64_t i = 0; i < given; i++) x[i] = (float)(units[i] * w->own[i] + offsets[i]);
+    }
+    convolutions_forward(s->maps, w->scratch, class, x, w->raws);
+}
+
 /* What the net says of a block, whose integers are w->own: ranges R, and raw shifts. */
 static void coupling_read(const Step *s, int64_t block, int32_t class, Work *w) {
     const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
     const double *units = s->units + block * all, *offsets = s->offsets + block * all;
     const int64_t changed = all - given;
-    for (int64_t i = 0; i < given; i++) w->x[i] = (float)(units[i] * w->own[i] + offsets[i]);
-    net_forward(&s->net, w->x, class, block * LANES, s->rows, w->scratch, w->raw);
+    if (s->maps)
+        memcpy(w->raw, w->raws + 2 * block * changed, 2 * (size_t)changed * sizeof *w->raw);
+    else {
+        for (int64_t i = 0; i < given; i++) w->x[i] = (float)(units[i] * w->own[i] + offsets[i]);
+        net_forward(&s->net, w->x, class, block * LANES, s->rows, w->scratch, w->raw);
+    }
     scales_of(s, changed, w->raw);
     int bad = 0, clamped = 0;
     for (int64_t i = 0; i < changed; i++) {
@@ -254,6 +275,7 @@ static void coupling_forward(const Step *s, int64_t block, int32_t class, Stack 
             *own = (double)(int64_t)(m >> SCALE_BITS);
         }
     *stack = local;
+    w->bad |= !within(w->own + given, (int64_t)s->n * LANES - given);
     coupling_shift(s, block, 1.0, w);
     scatter(s, block, w->own, s->net.given, w->n);
 }

@@ -11,6 +11,8 @@
 #define FORMAT 1
 #define MOST_POSITIONS (1 << 24)
 #define MOST_HIDDEN (1 << 16)
+#define MOST_DEPTH (1 << 10) /* blocks of a net of convolutions */
+#define MOST_TAPS (1 << 14)
 #define SLACK 4.0 /* how far a unit may lie from the first one, as a factor */
 #define LEAST_UNIT 1e-60
 #define MOST_UNIT 1e60
@@ -29,7 +31,7 @@ struct Codec {
     int32_t **tables;
     int64_t *lengths;
     double unit; /* the smallest behind the pixels' own scales; 0 until it is known */
-    int64_t most_own, most_raw, most_scratch; /* room that the steps need */
+    int64_t most_own, most_raw, most_raws, most_scratch; /* room that the steps need */
     uint64_t fingerprint;
     Memory *memory;
 };
@@ -217,6 +219,42 @@ static void read_dense(Reader *r, Dense *d, int32_t out, int32_t in) {
     d->bias = floats(r, out);
 }
 
+/* The limits of a coupling, which must suit its map. */
+static void read_limits(Reader *r, Step *s, float *epsilon) {
+    const double *settings = numbers(r, 2);
+    if (r->error) return;
+    s->limit = (float)settings[0];
+    *epsilon = (float)settings[1];
+    if ((s->map == BOUNDED && !(s->limit > 0.0f && s->limit <= 80.0f)) ||
+        (s->map == FLOORED && !(s->limit > 0.0f && s->limit < 1.0f)) || !(*epsilon >= 0.0f))
+        refuse(r);
+}
+
+/* The two norms and maps of a residual block, the second of `taps` inputs for each. */
+static void read_block(Reader *r, Net *net, int32_t taps) {
+    const int32_t hidden = net->hidden;
+    const int norms = net->norm == SCALE ? 1 : net->norm == LAYER ? 2 : 0;
+    if (norms > 0) net->norm1 = floats(r, 2 * (int64_t)hidden);
+    read_dense(r, &net->linear1, hidden, hidden);
+    if (norms > 1) net->norm2 = floats(r, 2 * (int64_t)hidden);
+    read_dense(r, &net->linear2, hidden, taps * hidden);
+}
+
+/* Units and room of a coupling; the cells of what it changes begin at 0 behind it. */
+static void place_coupling(Reader *r, Step *s, int64_t scratch) {
+    Codec *c = r->codec;
+    int64_t raw = 2 * (int64_t)(s->n - s->net.given) * LANES;
+    place(r, s);
+    for (int32_t i = s->net.given; !r->error && i < s->n; i++)
+        for (int64_t p = 0; p < s->rows; p++) {
+            int32_t at = s->table[i * s->rows + p];
+            c->offsets[at] = 0.5 * c->units[at];
+        }
+    if (scratch > c->most_scratch) c->most_scratch = scratch;
+    if (raw > c->most_raw) c->most_raw = raw;
+    if (s->maps && raw * s->blocks > c->most_raws) c->most_raws = raw * s->blocks;
+}
+
 static void read_coupling(Reader *r, Step *s) {
     Codec *c = r->codec;
     Net *net = &s->net;
@@ -227,36 +265,52 @@ static void read_coupling(Reader *r, Step *s) {
     net->squares = word(r, 0, 1);
     net->norm = word(r, NO_NORM, RMS);
     int by_class = word(r, 0, c->classes ? 1 : 0), by_row = word(r, 0, 1);
-    const double *settings = numbers(r, 2);
-    if (r->error) return;
-    s->limit = (float)settings[0];
-    net->epsilon = (float)settings[1];
-    if ((s->map == BOUNDED && !(s->limit > 0.0f && s->limit <= 80.0f)) ||
-        (s->map == FLOORED && !(s->limit > 0.0f && s->limit < 1.0f)) || !(net->epsilon >= 0.0f))
-        refuse(r);
+    read_limits(r, s, &net->epsilon);
     const int32_t reads = net->given * (net->squares ? 2 : 1), changed = s->n - net->given;
-    net->enter.out = hidden;
-    net->enter.in = reads;
-    net->enter.weight = floats(r, (int64_t)hidden * reads);
-    net->enter.bias = floats(r, hidden);
+    read_dense(r, &net->enter, hidden, reads);
     if (by_class) net->by_class = floats(r, (int64_t)c->classes * hidden);
     if (by_row) net->by_row = floats(r, s->rows * hidden);
-    const int norms = net->norm == SCALE ? 1 : net->norm == LAYER ? 2 : 0;
-    if (norms > 0) net->norm1 = floats(r, 2 * (int64_t)hidden);
-    read_dense(r, &net->linear1, hidden, hidden);
-    if (norms > 1) net->norm2 = floats(r, 2 * (int64_t)hidden);
-    read_dense(r, &net->linear2, hidden, hidden);
+    read_block(r, net, 1);
     read_dense(r, &net->leave, 2 * changed, hidden);
-    place(r, s);
-    for (int32_t i = net->given; !r->error && i < s->n; i++)
-        for (int64_t p = 0; p < s->rows; p++) {
-            int32_t at = s->table[i * s->rows + p];
-            c->offsets[at] = 0.5 * c->units[at];
-        }
-    int64_t scratch = ((int64_t)reads + 3 * (int64_t)hidden) * LANES;
-    int64_t raw = 2 * (int64_t)changed * LANES;
-    if (scratch > c->most_scratch) c->most_scratch = scratch;
-    if (raw > c->most_raw) c->most_raw = raw;
+    place_coupling(r, s, ((int64_t)reads + 3 * (int64_t)hidden) * LANES);
+}
+
+static void read_convolution(Reader *r, Step *s) {
+    Codec *c = r->codec;
+    Convolutions *maps = room(r, 1, sizeof *maps);
+    if (!maps) return;
+    s->maps = maps;
+    maps->given = s->net.given = word(r, 1, s->n - 1);
+    s->map = word(r, EXPONENTIAL, FLOORED);
+    const int32_t hidden = maps->hidden = word(r, 1, MOST_HIDDEN);
+    maps->squash = word(r, 0, 1);
+    const int32_t norm = word(r, NO_NORM, RMS), by_class = word(r, 0, c->classes ? 1 : 0);
+    maps->depth = word(r, 1, MOST_DEPTH);
+    const int32_t taps = maps->taps = word(r, 1, MOST_TAPS);
+    maps->rows = s->rows;
+    maps->blocks = s->blocks;
+    if (taps * s->rows > r->words_left || (int64_t)taps * maps->given > INT32_MAX) {
+        refuse(r);
+        return;
+    }
+    int32_t *neighbours = room(r, taps * s->rows, sizeof *neighbours);
+    for (int64_t i = 0; !r->error && i < taps * s->rows; i++)
+        neighbours[i] = word(r, 0, (int32_t)s->rows);
+    maps->neighbours = neighbours;
+    float epsilon = 0.0f;
+    read_limits(r, s, &epsilon);
+    read_dense(r, &maps->enter, hidden, taps * maps->given);
+    if (by_class) maps->by_class = floats(r, (int64_t)c->classes * hidden);
+    maps->residual = room(r, maps->depth, sizeof *maps->residual);
+    for (int32_t d = 0; !r->error && d < maps->depth; d++) {
+        Net *net = maps->residual + d;
+        net->hidden = hidden;
+        net->norm = norm;
+        net->epsilon = epsilon;
+        read_block(r, net, taps);
+    }
+    read_dense(r, &maps->leave, 2 * (s->n - maps->given), taps * hidden);
+    place_coupling(r, s, s->blocks * maps->given * LANES + convolutions_scratch(maps));
 }
 
 /* The bits to pop at a position, or to push if below 0, that bring its unit near the first one. */
@@ -273,7 +327,8 @@ static int32_t refinement_of(const Codec *c, int32_t position) {
 /* Add steps that bring all units near the first one, while any is far. */
 static void add_refinements(Reader *r) {
     Codec *c = r->codec;
-    for (int32_t i = 0, first = c->unit == 0.0; !r->error && first && i < c->size; i++) {
+    if (r->error) return;
+    for (int32_t i = 0, first = c->unit == 0.0; first && i < c->size; i++) {
         double unit = c->units[i] < 0.0 ? -c->units[i] : c->units[i];
         if (c->unit == 0.0 || unit < c->unit) c->unit = unit;
     }
@@ -300,7 +355,7 @@ static void add_refinements(Reader *r) {
 
 static void read_step(Reader *r) {
     Codec *c = r->codec;
-    int32_t kind = word(r, AFFINE, COUPLING);
+    int32_t kind = word(r, AFFINE, CONVOLUTION);
     if (kind != AFFINE) add_refinements(r);
     if (r->error) return;
     Step *s = c->steps + c->n_steps;
@@ -319,8 +374,10 @@ static void read_step(Reader *r) {
         read_affine(r, s);
     else if (s->kind == TRIANGLES)
         read_triangles(r, s);
-    else if (s->n > 1)
+    else if (s->n > 1 && kind == COUPLING)
         read_coupling(r, s);
+    else if (s->n > 1)
+        read_convolution(r, s);
     else
         refuse(r);
     c->n_steps += kind != AFFINE;
