@@ -19,7 +19,10 @@ from benchmarks.codec_builds import (
 from lowered import MODELS, MORE, flow_of
 from mixerflow.compression.lowering import program_of
 
-NAMES = ("fast classes", "rms mixture batch", "rlu layer floored", "student", "16 bit")
+NAMES = (
+    "fast classes", "rms mixture batch", "rlu layer floored", "student", "16 bit",
+    "convolution floored", "deep convolutions",
+)  # fmt: skip
 """Models that together use every operation, map, norm and base."""
 
 
