@@ -61,7 +61,7 @@ def samples(folder):
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    return compiled(Build("reference", ("cc",), ("-O1",)), folder)
+    return compiled(Build("reference", ("cc",), ("-O0",)), folder)
 
 
 @pytest.mark.slow
@@ -128,15 +128,14 @@ def test_loose_arithmetic_is_refused(tmp_path):
     assert "compile without -ffast-math" in refused.value.stderr
 
 
-def test_a_tool_says_what_it_refuses(folder, tmp_path):
-    tool = compiled(Build("quick", ("cc",), ("-O0",)), tmp_path)
+def test_a_tool_says_what_it_refuses(reference, tmp_path):
     each = sample("fast classes", tmp_path, 4)
-    each.encode(tool, "block")
-    assert each.decode(tool, "block")
+    each.encode(reference, "block")
+    assert each.decode(reference, "block")
     block = bytearray((each.folder / "block").read_bytes())
     block[-20] ^= 1
     (each.folder / "block").write_bytes(block)
-    assert not each.decode(tool, "block")
+    assert not each.decode(reference, "block")
     (each.folder / "program").write_bytes((each.folder / "program").read_bytes()[:-8])
     with pytest.raises(Failed, match="code 10"):
-        each.decode(tool, "block")
+        each.decode(reference, "block")
