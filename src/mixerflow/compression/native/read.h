@@ -339,6 +339,20 @@ static void fill_scores(Scores *t, int32_t channel) {
     edges[t->levels] = score_at(t, channel, t->levels - 1, (int64_t)1 << t->k);
 }
 
+/* Whether the pieces of a channel follow each other, as the search for one takes for granted. */
+static int scores_ordered(const Scores *t, int32_t channel) {
+    const int64_t *edges = t->edges + (int64_t)channel * (t->levels + 1);
+    const int32_t pieces = pieces_of(t);
+    int64_t last = edges[0];
+    for (int32_t level = 0; level < t->levels; level++)
+        for (int32_t i = 1; i <= pieces; i++) {
+            int64_t at = i < pieces ? score_at(t, channel, level, piece_from(t, i)) : edges[level + 1];
+            if (at < last) return 0;
+            last = at;
+        }
+    return 1;
+}
+
 static void read_scores(Reader *r, Step *s) {
     Codec *c = r->codec;
     const int64_t count = (int64_t)s->n * c->levels;
@@ -366,7 +380,10 @@ static void read_scores(Reader *r, Step *s) {
     /* a quarter of the least slope, least / 0.4, times a pixel's cell */
     const double wanted = 0.6 * least / (double)((int64_t)1 << c->k);
     for (; t->spare < MOST_BITS && t->fine > wanted; t->spare++) t->fine *= 0.5;
-    for (int32_t i = 0; !r->error && i < s->n; i++) fill_scores(t, i);
+    for (int32_t i = 0; !r->error && i < s->n; i++) {
+        fill_scores(t, i);
+        if (!scores_ordered(t, i)) refuse(r);
+    }
     for (int32_t i = 0; !r->error && i < c->size; i++) {
         c->units[i] = c->unit;
         c->offsets[i] = 0.5 * c->unit;
