@@ -18,6 +18,7 @@ from mixerflow.parts import (
     LinearHead,
     LocalShuffle,
     LUMap,
+    NormalScorePixels,
     Patching,
     PLUMap,
     RowCoupling,
@@ -36,6 +37,7 @@ from mixerflow.transforms import (
     KernelChain,
     Linear,
     Matrix,
+    RationalQuadratic,
     Rescale,
     Reshape,
     Roll,
@@ -72,6 +74,13 @@ FAST = plain(
 )
 """The recipes for two cores, smaller."""
 
+SCORED = plain(
+    flow=RowCoupling(RationalQuadratic(3, tail=2.0), MLP(6, norm="none")),
+    pixels=NormalScorePixels(levels=16),
+    classes=Classes(3, 4),
+)
+"""Couplings by splines, and pixels as their normal scores."""
+
 MODELS = {
     "batch": (small(), (1, 6, 6)),
     "fast": (FAST, (3, 4, 4)),
@@ -83,6 +92,7 @@ MODELS = {
         (2, 4, 4),
     ),
     "plu": (plain(linear=PLUMap()), (2, 4, 4)),
+    "splines of scores": (SCORED, (2, 4, 4)),
 }
 """Models with the shape of their images: one of nearly every mechanism."""
 
@@ -127,6 +137,12 @@ MORE = {
         plain(glow=GlowSteps(1, Affine(2.0), ConvNet(4, depth=2, kernel=5, norm="batch"))),
         (2, 6, 4),
     ),
+    "spline of plu": (plain(linear=PLUMap(), flow=SCORED.flow), (1, 6, 6)),
+    "spline convolutions": (
+        plain(glow=GlowSteps(1, RationalQuadratic(4), ConvNet(4))),
+        (2, 4, 4),
+    ),
+    "scores shuffled": (plain(pixels=NormalScorePixels(), shuffle=GlobalShuffle(3)), (3, 4, 4)),
     "one patch": (small(patch=4, shift=0), (1, 4, 4)),
 }
 """Other settings of these mechanisms."""

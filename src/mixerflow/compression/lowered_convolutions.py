@@ -59,7 +59,7 @@ def add_convolution(
     numbers += [each for _, block in blocks for each in block]
     numbers += _convolution(net.leave, size)
     at = neighbours(sides, size)
-    words = [given.shape[1], kind, hidden, int(net.squash), norm, int(by_class), len(blocks), taps]
+    words = [given.shape[1], *kind, hidden, int(net.squash), norm, int(by_class), len(blocks), taps]
     rows = np.concatenate([given, changed], 1)
     limits = np.array([limit, epsilon])
     numbers = [limits, *float32(numbers)]

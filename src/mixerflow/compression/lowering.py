@@ -20,7 +20,7 @@ from mixerflow.compression.constants import factorise, normalisation
 from mixerflow.compression.lowered_convolutions import add_convolution
 from mixerflow.compression.lowered_couplings import add_coupling, map_of
 from mixerflow.compression.lowered_nets import values
-from mixerflow.compression.program import Base, Program
+from mixerflow.compression.program import Base, Operation, Program
 from mixerflow.compression.refusal import refused
 from mixerflow.core import (
     Along,
@@ -59,6 +59,7 @@ from mixerflow.transforms import (
     Linear,
     Matrix,
     MixerLayer,
+    NormalScores,
     Rescale,
     Reshape,
     Standardize,
@@ -74,7 +75,7 @@ _ORDERS = {Reshape, SwapHalves}
 _MIXTURES = {GaussianMixture, SpikeAndSlab}
 _COMPUTED = {
     *(Rescale, DiagonalAffine, ActNorm, BatchNorm, Standardize),
-    *(LU, RLU, PLU, UnpackedPLU, Whiten, Matrix, Linear, Coupling),
+    *(NormalScores, LU, RLU, PLU, UnpackedPLU, Whiten, Matrix, Linear, Coupling),
 }
 """Transforms that compute, each of exactly that class: a subclass may compute otherwise."""
 
@@ -148,6 +149,8 @@ class _Lowering:
             at = _vectors(self._matrix, step, at)
         elif isinstance(step, Coupling):
             self._coupling(step, at, context)
+        elif isinstance(step, NormalScores):
+            self._scores(step, at)
         elif isinstance(step, Rescale):
             numbers = np.full(1, step.scale), np.zeros(1), np.full(1, step.shift)
             self.assembly.affine(at.reshape(-1, 1).cpu().numpy(), *numbers)
@@ -162,6 +165,14 @@ class _Lowering:
         if step.levels != self.flow.levels:
             raise refused(f"{self.flow.levels} levels, and a dequantiser of {step.levels}")
         self._real = True
+
+    def _scores(self, step: NormalScores, at: Tensor) -> None:
+        """Add the normal scores of all pixels ``(1, C, *spatial)``."""
+        if self.assembly.operations or len(at) != 1:
+            raise refused("normal scores of what other transforms changed")
+        channels = at[0].flatten(1).T.cpu().numpy()
+        shares = step.shares.detach().cpu().double().numpy()
+        self.assembly.add(Operation.SCORES, channels, numbers=[shares])
 
     def _one_a_feature(self, step: DiagonalAffine, at: Tensor) -> None:
         """Add an affine map of each number; a batch norm's is that of its running averages."""

@@ -62,10 +62,13 @@ static int pixels_forward(const Codec *c, Stack *s, const uint16_t *pixels, int3
     for (int32_t i = 0; i < c->n_steps && !w->bad && !s->dry; i++) {
         const Step *step = c->steps + i;
         if (step->kind == REFINE) refine_forward(step, s, w);
+        if (step->kind == SCORES) scores_forward(step, s, w);
         if (step->maps) convolution_read(step, class, w);
         for (int64_t b = 0; b < step->blocks && !w->bad; b++)
             if (step->kind == TRIANGLES)
                 triangles_forward(step, b, w);
+            else if (step->map == SPLINE)
+                spline_block(step, b, class, 0, s, w);
             else
                 coupling_forward(step, b, class, s, w);
     }
@@ -103,10 +106,13 @@ static int image_pop(const Codec *c, Stack *s, uint16_t *pixels, int32_t class, 
     for (int32_t i = c->n_steps; i-- > 0 && !w->bad && !s->dry && !s->full;) {
         const Step *step = c->steps + i;
         if (step->kind == REFINE) refine_inverse(step, s, w);
+        if (step->kind == SCORES) scores_inverse(step, s, w);
         if (step->maps) convolution_read(step, class, w);
         for (int64_t b = step->blocks; b-- > 0 && !w->bad;)
             if (step->kind == TRIANGLES)
                 triangles_inverse(step, b, w);
+            else if (step->map == SPLINE)
+                spline_block(step, b, class, 1, s, w);
             else
                 coupling_inverse(step, b, class, s, w);
     }

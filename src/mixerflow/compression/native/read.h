@@ -226,6 +226,7 @@ static void read_limits(Reader *r, Step *s, float *epsilon) {
     s->limit = (float)settings[0];
     *epsilon = (float)settings[1];
     if ((s->map == BOUNDED && !(s->limit > 0.0f && s->limit <= 80.0f)) ||
+        (s->map == SPLINE && !(s->limit > 0.0f && s->limit <= 1024.0f)) ||
         (s->map == FLOORED && !(s->limit > 0.0f && s->limit < 1.0f)) || !(*epsilon >= 0.0f))
         refuse(r);
 }
@@ -243,7 +244,7 @@ static void read_block(Reader *r, Net *net, int32_t taps) {
 /* Units and room of a coupling; the cells of what it changes begin at 0 behind it. */
 static void place_coupling(Reader *r, Step *s, int64_t scratch) {
     Codec *c = r->codec;
-    int64_t raw = 2 * (int64_t)(s->n - s->net.given) * LANES;
+    int64_t raw = s->params * (int64_t)(s->n - s->net.given) * LANES;
     place(r, s);
     for (int32_t i = s->net.given; !r->error && i < s->n; i++)
         for (int64_t p = 0; p < s->rows; p++) {
@@ -255,11 +256,18 @@ static void place_coupling(Reader *r, Step *s, int64_t scratch) {
     if (s->maps && raw * s->blocks > c->most_raws) c->most_raws = raw * s->blocks;
 }
 
+/* The map of a coupling, and how many raw parameters a changed feature has. */
+static void read_map(Reader *r, Step *s) {
+    s->map = word(r, EXPONENTIAL, SPLINE);
+    if (s->map == SPLINE) s->bins = word(r, 2, MOST_BINS_OF_SPLINE);
+    s->params = s->map == SPLINE ? 3 * s->bins - 1 : 2;
+}
+
 static void read_coupling(Reader *r, Step *s) {
     Codec *c = r->codec;
     Net *net = &s->net;
     net->given = word(r, 1, s->n - 1);
-    s->map = word(r, EXPONENTIAL, FLOORED);
+    read_map(r, s);
     const int32_t hidden = net->hidden = word(r, 1, MOST_HIDDEN);
     net->squash = word(r, 0, 1);
     net->squares = word(r, 0, 1);
@@ -271,7 +279,7 @@ static void read_coupling(Reader *r, Step *s) {
     if (by_class) net->by_class = floats(r, (int64_t)c->classes * hidden);
     if (by_row) net->by_row = floats(r, s->rows * hidden);
     read_block(r, net, 1);
-    read_dense(r, &net->leave, 2 * changed, hidden);
+    read_dense(r, &net->leave, s->params * changed, hidden);
     place_coupling(r, s, ((int64_t)reads + 3 * (int64_t)hidden) * LANES);
 }
 
@@ -281,7 +289,7 @@ static void read_convolution(Reader *r, Step *s) {
     if (!maps) return;
     s->maps = maps;
     maps->given = s->net.given = word(r, 1, s->n - 1);
-    s->map = word(r, EXPONENTIAL, FLOORED);
+    read_map(r, s);
     const int32_t hidden = maps->hidden = word(r, 1, MOST_HIDDEN);
     maps->squash = word(r, 0, 1);
     const int32_t norm = word(r, NO_NORM, RMS), by_class = word(r, 0, c->classes ? 1 : 0);
@@ -309,8 +317,77 @@ static void read_convolution(Reader *r, Step *s) {
         net->epsilon = epsilon;
         read_block(r, net, taps);
     }
-    read_dense(r, &maps->leave, 2 * (s->n - maps->given), taps * hidden);
+    read_dense(r, &maps->leave, s->params * (s->n - maps->given), taps * hidden);
     place_coupling(r, s, s->blocks * maps->given * LANES + convolutions_scratch(maps));
+}
+
+/* Tables of the scores of one channel. */
+static void fill_scores(Scores *t, int32_t channel) {
+    const int64_t at = (int64_t)channel * t->levels;
+    double sum = 0.0;
+    for (int32_t i = 0; i < t->levels; i++) {
+        t->below[at + i] = sum;
+        sum += t->shares[at + i];
+    }
+    sum = 0.0;
+    for (int32_t i = t->levels; i-- > 0;) {
+        t->above[at + i] = sum;
+        sum += t->shares[at + i];
+    }
+    int64_t *edges = t->edges + (int64_t)channel * (t->levels + 1);
+    for (int32_t i = 0; i < t->levels; i++) edges[i] = score_at(t, channel, i, 0);
+    edges[t->levels] = score_at(t, channel, t->levels - 1, (int64_t)1 << t->k);
+}
+
+/* Whether the pieces of a channel follow each other, as the search for one takes for granted. */
+static int scores_ordered(const Scores *t, int32_t channel) {
+    const int64_t *edges = t->edges + (int64_t)channel * (t->levels + 1);
+    const int32_t pieces = pieces_of(t);
+    int64_t last = edges[0];
+    for (int32_t level = 0; level < t->levels; level++)
+        for (int32_t i = 1; i <= pieces; i++) {
+            int64_t at = i < pieces ? score_at(t, channel, level, piece_from(t, i)) : edges[level + 1];
+            if (at < last) return 0;
+            last = at;
+        }
+    return 1;
+}
+
+static void read_scores(Reader *r, Step *s) {
+    Codec *c = r->codec;
+    const int64_t count = (int64_t)s->n * c->levels;
+    Scores *t = room(r, 1, sizeof *t);
+    if (c->n_steps || c->unit != 0.0 || s->n * s->rows != c->size || !t) refuse(r);
+    if (r->error) return;
+    s->scores = t;
+    s->blocks = 0;
+    t->channels = s->n;
+    t->levels = c->levels;
+    t->k = c->k;
+    t->shares = doubles(r, count);
+    t->below = room(r, count, sizeof *t->below);
+    t->above = room(r, count, sizeof *t->above);
+    t->edges = room(r, count + s->n, sizeof *t->edges);
+    double least = 1.0;
+    for (int64_t i = 0; !r->error && i < count; i++) {
+        if (!(t->shares[i] > 1e-9 && t->shares[i] <= 1.0)) refuse(r);
+        if (t->shares[i] < least) least = t->shares[i];
+    }
+    for (int32_t i = 0; i < c->size; i++)
+        if (c->units[i] != 1.0 / (double)((int64_t)1 << c->k)) refuse(r);
+    c->unit = 1.0 / (double)((int64_t)1 << (c->k + SCORE_BITS));
+    t->fine = c->unit;
+    /* a quarter of the least slope, least / 0.4, times a pixel's cell */
+    const double wanted = 0.6 * least / (double)((int64_t)1 << c->k);
+    for (; t->spare < MOST_BITS && t->fine > wanted; t->spare++) t->fine *= 0.5;
+    for (int32_t i = 0; !r->error && i < s->n; i++) {
+        fill_scores(t, i);
+        if (!scores_ordered(t, i)) refuse(r);
+    }
+    for (int32_t i = 0; !r->error && i < c->size; i++) {
+        c->units[i] = c->unit;
+        c->offsets[i] = 0.5 * c->unit;
+    }
 }
 
 /* The bits to pop at a position, or to push if below 0, that bring its unit near the first one. */
@@ -355,8 +432,8 @@ static void add_refinements(Reader *r) {
 
 static void read_step(Reader *r) {
     Codec *c = r->codec;
-    int32_t kind = word(r, AFFINE, CONVOLUTION);
-    if (kind != AFFINE) add_refinements(r);
+    int32_t kind = word(r, AFFINE, SCORES);
+    if (kind != AFFINE && kind != SCORES) add_refinements(r);
     if (r->error) return;
     Step *s = c->steps + c->n_steps;
     s->kind = kind;
@@ -374,6 +451,8 @@ static void read_step(Reader *r) {
         read_affine(r, s);
     else if (s->kind == TRIANGLES)
         read_triangles(r, s);
+    else if (kind == SCORES)
+        read_scores(r, s);
     else if (s->n > 1 && kind == COUPLING)
         read_coupling(r, s);
     else if (s->n > 1)
