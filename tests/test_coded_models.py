@@ -52,7 +52,7 @@ def require_coded(flow):
     saved = report["ideal_latents"] - report["latent_bits"]
     ratio = (report["flow_bits"] + saved) / own.mean()
     assert abs(ratio - 1) < 3e-4 + 5 * own.std() / own.mean()  # its noise is one more draw
-    assert saved > -1e-4 * report["flow_bits"]
+    assert saved > -1e-3 * report["flow_bits"]
 
 
 @pytest.mark.parametrize("name", ["batch", "fast classes", "learned activation", "scales"])
