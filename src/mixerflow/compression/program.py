@@ -24,17 +24,19 @@ other spatial axes as their height: it matters to the predictor of pixels only.
   (2 changed, hidden) and its bias, log-scales first.
 
 In a coupling the first `given` features are read by a net, the others are changed. ``reads`` is
-`given`, or twice that with squares. The net is `mixerflow.nets.ResidualMLP`; its second batch norm
-is folded into linear1, and its first one is a scale and a shift. What a class or a row adds to the
-first layer is the product of its context and the context's matrix. `map` is an `Affine` without
-bound (EXPONENTIAL), with one (BOUNDED, limit), or a `FlooredAffine` (FLOORED, limit). `norm` is
-NO_NORM (no numbers), SCALE (weight and bias (hidden), for the first norm only), LAYER (weight and
-bias, for both), or RMS (no numbers).
+`given`, or twice that with squares, which follow the features. The net is
+`mixerflow.nets.ResidualMLP`; its second batch norm is folded into linear1, and its first one is a
+scale and a shift. What a class or a row adds to the first layer is the product of its context and
+the context's matrix. `map` is an `Affine` without bound (EXPONENTIAL), with one (BOUNDED, limit),
+or a `FlooredAffine` (FLOORED, limit). `norm` is NO_NORM (no numbers), SCALE (weight and bias
+(hidden), for the first norm only), LAYER (weight and bias, for both), or RMS (no numbers).
 
 Matrices are stored by rows, of outputs. The numbers of nets are float32 values.
 
-The base is NORMAL (no numbers), STUDENT (degrees of freedom), or MIXTURE (logits, means and
-log-scales, `components` each); all latent numbers are independent and of this one distribution.
+The base's numbers come first. It is NORMAL (no numbers), STUDENT (offset,
+factor and log, of ``offset + factor exp(log)`` degrees of freedom), or MIXTURE (logits, means and
+log-scales, `components` each; the others have 0 components); all latent numbers are independent and
+of this one distribution.
 """
 
 from __future__ import annotations

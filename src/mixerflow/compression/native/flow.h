@@ -1,0 +1,286 @@
+/* The flow on integers.
+ *
+ * The number at a position is ``unit * n + offset``, the middle of a cell of width unit: n is an
+ * integer, held by a double, and unit and offset are the same for all images. Affine maps with
+ * constants change units and offsets only. Where a unit has become too coarse, m bits are popped, and
+ * ``n' = 2^m n + bits``; where it is needlessly fine, the lowest bits of n are pushed: what couplings
+ * shrink and constants enlarge again would otherwise end in units as large as the numbers themselves.
+ * Unit triangular maps add a rounded sum to n, in an order in which the inverse finds the same
+ * numbers to sum. A coupling scales n by R / 2^16 for an integer R near 2^16 exp(s):
+ *
+ *     pop r of R;  m = R n + r;  n' = floor(m / 2^16);  push m mod 2^16;  n' += rint(shift / unit)
+ *
+ * which is a bijection of integers and stacks, and costs -log2(R / 2^16) bits.
+ *
+ * References: Zhang et al., iVPF (2021), arXiv:2103.16211, and iFlow (2021), arXiv:2111.00965; Ho et
+ *     al., Compression with flows via local bits-back coding (2019), arXiv:1905.08500.
+ */
+#ifndef MIXERFLOW_FLOW_H
+#define MIXERFLOW_FLOW_H
+
+#include "codec.h"
+#include "net.h"
+#include "stack.h"
+
+#define SCALE_BITS 16
+#define MOST_SCALE 1073741824.0 /* 2^30 */
+#define BOUND 35184372088832.0  /* 2^45: integers stay below it */
+#define MOST_BITS 16            /* of one refinement of a position */
+
+enum { REFINE, AFFINE, TRIANGLES, COUPLING };
+enum { EXPONENTIAL, BOUNDED, FLOORED };
+
+/* Rows are worked on in blocks of LANES; arrays by block are [block][feature][lane]. */
+typedef struct {
+    int32_t kind, n, map;
+    int64_t rows, blocks;
+    const int32_t *table; /* position of feature i of row p: table[i * rows + p] */
+    double *units;        /* by block, as the operation finds them; 1 in lanes without a row */
+    double *offsets;      /* by block, of the changed features of a coupling */
+    double *packed;       /* L below, and U / U_ii above the diagonal (n, n) */
+    double *scales;       /* U_ii (n) */
+    int64_t count;        /* of a refinement: positions, and bits popped there, or pushed if < 0 */
+    int32_t *positions, *bits;
+    float limit;
+    Net net;
+} Step;
+
+/* What one thread works with. */
+typedef struct {
+    double *n;        /* the image (size) */
+    int64_t size;
+    double *own, *v;  /* a block's integers and their values, features by lanes */
+    double *ranges;   /* R of a block's changed features, features by lanes */
+    float *x, *raw, *scratch;
+    double product, ideal; /* of R / 2^16, and of the scales before rounding */
+    double bits, ideal_bits;
+    int64_t clamped;
+    int dry; /* whether the last image wanted more bits than there were */
+    int bad; /* 1 once a number left its bounds */
+} Work;
+
+/* Whether each integer lies within its bounds; false for what is none. */
+static int within(const double *own, int64_t count) {
+    int outside = 0;
+    for (int64_t i = 0; i < count; i++) {
+        double size = own[i] < 0.0 ? -own[i] : own[i];
+        outside |= !(size < BOUND);
+    }
+    return !outside;
+}
+
+static void refine_forward(const Step *s, Stack *stack, Work *w) {
+    for (int64_t i = 0; i < s->count; i++) {
+        double *own = w->n + s->positions[i];
+        int64_t n = (int64_t)*own, bits = s->bits[i];
+        if (bits > 0)
+            n = n * ((int64_t)1 << bits) + pop_bits(stack, (int)bits);
+        else {
+            push_bits(stack, (int)-bits, (uint32_t)n & (((uint32_t)1 << -bits) - 1));
+            n >>= -bits;
+        }
+        *own = (double)n;
+    }
+    w->bad |= !within(w->n, w->size);
+}
+
+static void refine_inverse(const Step *s, Stack *stack, Work *w) {
+    for (int64_t i = s->count; i-- > 0;) {
+        double *own = w->n + s->positions[i];
+        int64_t n = (int64_t)*own, bits = s->bits[i];
+        if (bits > 0) {
+            push_bits(stack, (int)bits, (uint32_t)n & (((uint32_t)1 << bits) - 1));
+            n >>= bits;
+        } else
+            n = n * ((int64_t)1 << -bits) + pop_bits(stack, (int)-bits);
+        *own = (double)n;
+    }
+    w->bad |= !within(w->n, w->size);
+}
+
+static inline int lanes_of(const Step *s, int64_t block) {
+    int64_t left = s->rows - block * LANES;
+    return left < LANES ? (int)left : LANES;
+}
+
+static void gather(const Step *s, int64_t block, const double *image, double *own) {
+    const int lanes = lanes_of(s, block);
+    for (int32_t i = 0; i < s->n; i++) {
+        const int32_t *table = s->table + i * s->rows + block * LANES;
+        for (int l = 0; l < lanes; l++) own[i * LANES + l] = image[table[l]];
+        for (int l = lanes; l < LANES; l++) own[i * LANES + l] = 0.0;
+    }
+}
+
+static void scatter(const Step *s, int64_t block, const double *own, int32_t first, double *image) {
+    const int lanes = lanes_of(s, block);
+    for (int32_t i = first; i < s->n; i++) {
+        const int32_t *table = s->table + i * s->rows + block * LANES;
+        for (int l = 0; l < lanes; l++) image[table[l]] = own[i * LANES + l];
+    }
+}
+
+/* own_i += sign rint(sum over j in [from, to) of row_j v_j / (unit_i scale)). */
+static inline void shear(const double *row, int32_t from, int32_t to, const double *v,
+                         const double *unit, double scale, double sign, double *own) {
+    DoubleVector sum[DOUBLES] = {0};
+    for (int32_t j = from; j < to; j++)
+        for (int k = 0; k < DOUBLES; k++)
+            sum[k] += row[j] * ((const DoubleVector *)(v + j * LANES))[k];
+    for (int l = 0; l < LANES; l++)
+        own[l] += sign * nearest(((const double *)sum)[l] / (unit[l] * scale));
+}
+
+static void weigh(const double *unit, double scale, const double *own, double *v) {
+    for (int l = 0; l < LANES; l++) v[l] = unit[l] * scale * own[l];
+}
+
+static void triangles_forward(const Step *s, int64_t block, Work *w) {
+    const int32_t n = s->n;
+    const double *units = s->units + block * n * LANES;
+    gather(s, block, w->n, w->own);
+    for (int32_t i = 0; i < n; i++)
+        weigh(units + i * LANES, 1.0, w->own + i * LANES, w->v + i * LANES);
+    for (int32_t i = 0; i < n; i++) {
+        const double *unit = units + i * LANES;
+        shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], 1.0, w->own + i * LANES);
+        weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
+    }
+    for (int32_t i = n - 1; i > 0; i--)
+        shear(s->packed + (int64_t)i * n, 0, i, w->v, units + i * LANES, s->scales[i], 1.0,
+              w->own + i * LANES);
+    w->bad |= !within(w->own, (int64_t)n * LANES);
+    scatter(s, block, w->own, 0, w->n);
+}
+
+static void triangles_inverse(const Step *s, int64_t block, Work *w) {
+    const int32_t n = s->n;
+    const double *units = s->units + block * n * LANES;
+    gather(s, block, w->n, w->own);
+    for (int32_t i = 0; i < n; i++) {
+        const double *unit = units + i * LANES;
+        shear(s->packed + (int64_t)i * n, 0, i, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
+        weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
+    }
+    for (int32_t i = n - 1; i >= 0; i--) {
+        const double *unit = units + i * LANES;
+        shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
+        weigh(unit, 1.0, w->own + i * LANES, w->v + i * LANES);
+    }
+    w->bad |= !within(w->own, (int64_t)n * LANES);
+    scatter(s, block, w->own, 0, w->n);
+}
+
+/* Scales of raw parameters, in place. */
+static void scales_of(const Step *s, int64_t count, float *raw) {
+    const float limit = s->limit;
+    if (s->map == EXPONENTIAL)
+        for (int64_t i = 0; i < count; i++) raw[i] = exp_float(raw[i]);
+    else if (s->map == BOUNDED)
+        for (int64_t i = 0; i < count; i++) raw[i] = exp_float(limit * tanh_float(raw[i] / limit));
+    else
+        for (int64_t i = 0; i < count; i++)
+            raw[i] = 1.0f + (1.0f - limit) * tanh_float(0.5f * raw[i]);
+}
+
+/* What the net says of a block, whose integers are w->own: ranges R, and raw shifts. */
+static void coupling_read(const Step *s, int64_t block, int32_t class, Work *w) {
+    const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
+    const double *units = s->units + block * all, *offsets = s->offsets + block * all;
+    const int64_t changed = all - given;
+    for (int64_t i = 0; i < given; i++) w->x[i] = (float)(units[i] * w->own[i] + offsets[i]);
+    net_forward(&s->net, w->x, class, block * LANES, s->rows, w->scratch, w->raw);
+    scales_of(s, changed, w->raw);
+    int bad = 0, clamped = 0;
+    for (int64_t i = 0; i < changed; i++) {
+        double range = nearest((double)w->raw[i] * (1 << SCALE_BITS));
+        bad |= !(range >= 0.0);
+        clamped += range < 1.0 || range > MOST_SCALE;
+        range = range < 1.0 ? 1.0 : range;
+        w->ranges[i] = range > MOST_SCALE ? MOST_SCALE : range;
+    }
+    w->bad |= bad;
+    w->clamped += clamped;
+}
+
+/* own += sign rint(shift / unit), and whether all integers are within their bounds. */
+static void coupling_shift(const Step *s, int64_t block, double sign, Work *w) {
+    const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
+    const double *units = s->units + block * all + given, *offsets = s->offsets + block * all + given;
+    const float *shifts = w->raw + (all - given);
+    double *own = w->own + given;
+    for (int64_t i = 0; i < all - given; i++) {
+        double left = offsets[i] - 0.5 * units[i]; /* where the cell 0 begins */
+        double shift = left * (w->ranges[i] * (1.0 / (1 << SCALE_BITS))) + (double)shifts[i];
+        own[i] += sign * nearest(shift / units[i]);
+    }
+    w->bad |= !within(own, all - given);
+}
+
+/* Count what the scales of a block should cost, and do. */
+static void coupling_count(const Step *s, int64_t block, Work *w) {
+    const int lanes = lanes_of(s, block);
+    for (int32_t i = 0; i < s->n - s->net.given; i++) {
+        double product = 1.0, ideal = 1.0;
+        for (int l = 0; l < lanes; l++) {
+            product *= w->ranges[i * LANES + l] * (1.0 / (1 << SCALE_BITS));
+            ideal *= (double)w->raw[i * LANES + l];
+        }
+        w->product *= product;
+        w->ideal *= ideal;
+        if (!(w->product > 1e-150 && w->product < 1e150 && w->ideal > 1e-150 && w->ideal < 1e150)) {
+            w->bits -= log_double(w->product + 1e-300) * 1.4426950408889634;
+            w->ideal_bits -= log_double(w->ideal + 1e-300) * 1.4426950408889634;
+            w->product = w->ideal = 1.0;
+        }
+    }
+}
+
+static void coupling_forward(const Step *s, int64_t block, int32_t class, Stack *stack, Work *w) {
+    const int lanes = lanes_of(s, block);
+    const int64_t given = (int64_t)s->net.given * LANES;
+    gather(s, block, w->n, w->own);
+    coupling_read(s, block, class, w);
+    if (w->bad) return;
+    coupling_count(s, block, w);
+    Stack local = *stack; /* in registers */
+    for (int32_t i = 0; i < s->n - s->net.given; i++)
+        for (int l = 0; l < lanes; l++) {
+            double *own = w->own + given + i * LANES + l;
+            uint32_t range = (uint32_t)w->ranges[i * LANES + l];
+            uint32_t r = pop_uniform(&local, range);
+            __int128 m = (__int128)(int64_t)*own * range + r;
+            push_bits(&local, SCALE_BITS, (uint32_t)m & ((1u << SCALE_BITS) - 1));
+            *own = (double)(int64_t)(m >> SCALE_BITS);
+        }
+    *stack = local;
+    coupling_shift(s, block, 1.0, w);
+    scatter(s, block, w->own, s->net.given, w->n);
+}
+
+static void coupling_inverse(const Step *s, int64_t block, int32_t class, Stack *stack, Work *w) {
+    const int lanes = lanes_of(s, block);
+    const int64_t given = (int64_t)s->net.given * LANES;
+    gather(s, block, w->n, w->own);
+    coupling_read(s, block, class, w);
+    if (w->bad) return;
+    coupling_shift(s, block, -1.0, w);
+    if (w->bad) return;
+    Stack local = *stack;
+    for (int32_t i = s->n - s->net.given; i-- > 0;)
+        for (int l = lanes; l-- > 0;) {
+            double *own = w->own + given + i * LANES + l;
+            uint32_t range = (uint32_t)w->ranges[i * LANES + l];
+            uint32_t low = pop_bits(&local, SCALE_BITS);
+            int64_t m = (int64_t)*own * (1 << SCALE_BITS) + low;
+            int64_t quotient = m / range, r = m % range; /* which truncate */
+            if (r < 0) r += range, quotient--;
+            push_uniform(&local, range, (uint32_t)r);
+            *own = (double)quotient;
+        }
+    *stack = local;
+    w->bad |= !within(w->own + given, (int64_t)s->n * LANES - given);
+    scatter(s, block, w->own, s->net.given, w->n);
+}
+
+#endif
