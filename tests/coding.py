@@ -22,7 +22,7 @@ class ZlibEngine:
     def fingerprint(self):
         return 0x0123456789ABCDEF + self.k
 
-    def encode(self, pixels, classes=None, on_progress=None):
+    def encode(self, pixels, classes=None, *, on_progress=None):
         assert (classes is None) == (not self.program.classes)
         kept = b"" if classes is None else classes.astype("<i4").tobytes()
         data = zlib.compress(kept + pixels.astype("<u2").tobytes())
@@ -32,9 +32,11 @@ class ZlibEngine:
             on_progress(len(pixels))
         coded = len(pixels) - initial
         bits = {"flow_bits": 100.0 * coded * (1 + 2.0**-self.k), "initial_bits": 200.0 * initial}
-        return Block(data, initial, {"plain": 0.0, **bits})
+        each = np.full(len(pixels), 100.0 * (1 + 2.0**-self.k))
+        each[coded:] = -1
+        return Block(data, initial, each, {"plain": 0.0, **bits})
 
-    def decode(self, payload, images, initial, classes=None):
+    def decode(self, payload, images, initial, classes=None, *, on_progress=None):
         size = 2 * images * int(np.prod(self.program.shape))
         size += 0 if classes is None else 4 * images
         try:

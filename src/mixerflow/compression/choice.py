@@ -7,7 +7,7 @@ first images of a block, which pay for its noise, more: both are measured on a s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,10 @@ USUAL = 16
 """The k of a set that is too small to be sampled."""
 _TOLERANCE = 0.001
 _SAMPLE, _SHARE, _FEW = 200, 50, 40
-_OVERHEAD = 0.003
+_OVERHEAD, _OF_FEW, _FEW_BLOCKS = 0.003, 0.005, 4
 _SMALLEST = 64  # images of a block
-Encode = Callable[[int, int], Block]
-"""Codes the first images of the sample with a k: ``(k, images) -> Block``."""
+Encode = Callable[[int], Sequence[Block]]
+"""Codes the sample with a k, in blocks, of which threads may take one each."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,19 @@ class Measured:
     def block(self, images: int, most: int) -> int:
         """Return the images of a block, for blocks of equal size whose ends cost 0.3 % at most.
 
+        Up to four blocks, which as many threads take, may cost 0.5 %.
+
         Args:
             images: all images.
             most: images that a block may have.
         """
-        wanted = max(math.ceil(self.excess / (_OVERHEAD * self.mean)), _SMALLEST)
-        blocks = max(images // wanted, math.ceil(images / most), 1)
-        return math.ceil(images / blocks)
+
+        def blocks(overhead: float) -> int:
+            least = max(math.ceil(self.excess / (overhead * self.mean)), _SMALLEST)
+            return images // least
+
+        count = max(blocks(_OVERHEAD), min(blocks(_OF_FEW), _FEW_BLOCKS), 1)
+        return math.ceil(images / max(count, math.ceil(images / most)))
 
 
 def sample_places(images: int) -> np.ndarray:
@@ -60,45 +66,48 @@ def sample_places(images: int) -> np.ndarray:
     return np.linspace(0, images - 1, count).round().astype(np.int64)
 
 
-def measure(encode: Encode, count: int, k: int) -> Measured | None:
-    """Return what a sample of so many images costs with this k; None if it is too small to tell."""
-    report, coded = _coded(encode, k, count)
-    if coded < 1:
+def measure(blocks: Sequence[Block], k: int, where: np.ndarray | None = None) -> Measured | None:
+    """Return what a sample costs with this k; None if it is too small to tell.
+
+    Args:
+        blocks: the coded sample.
+        k: bits below a pixel.
+        where: the images ``(N,)`` bool that count; by default all that are not at an end.
+    """
+    coded = _bits(blocks)[_bits(blocks) >= 0 if where is None else where]
+    if not len(coded) or not coded.mean() > 0:
         return None
-    mean = report.report["flow_bits"] / coded
-    excess = report.report["initial_bits"] - report.initial * mean
-    return Measured(k, mean, excess) if mean > 0 else None
+    mean = float(coded.mean())
+    excess = [each.report["initial_bits"] - each.initial * mean for each in blocks]
+    return Measured(k, mean, sum(excess) / len(excess))
 
 
-def choose_k(encode: Encode, count: int) -> Measured | None:
+def _bits(blocks: Sequence[Block]) -> np.ndarray:
+    """Return the bits of each image ``(N,)``; -1 at the blocks' ends."""
+    return np.concatenate([each.bits for each in blocks])
+
+
+def choose_k(encode: Encode) -> Measured | None:
     """Return the smallest k, by bisection, within 0.1 % of the cost of k = 24, and its costs.
 
-    For each k the flow codes the same images: those at the end, which it does not code, are more
-    for a larger k.
+    Images at a block's end, which the flow does not code, are more for a larger k: those that it
+    codes with k = 24 are compared.
     """
-    reference, coded = _coded(encode, REFERENCE, count)
-    if coded < 1 or not reference.report["flow_bits"] > 0:
+    reference = encode(REFERENCE)
+    where = _bits(reference) >= 0
+    least = measure(reference, REFERENCE, where)
+    if least is None:
         return None
-    least = reference.report["flow_bits"] / coded
     known: dict[int, Measured] = {}
 
     def fits(k: int) -> bool:
-        ends = math.ceil(reference.initial * k / REFERENCE)
-        images = min(count, coded + ends)
-        found = measure(encode, images, k)
-        if found is None:
-            return False
+        found = measure(encode(k), k, where)
+        assert found is not None
         known[k] = found
-        return found.mean <= (1 + _TOLERANCE) * least
+        return found.mean <= (1 + _TOLERANCE) * least.mean
 
     low, high = LEAST, MOST
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
-    return known.get(low) or measure(encode, count, low)
-
-
-def _coded(encode: Encode, k: int, count: int) -> tuple[Block, int]:
-    """Return the sample's block, and the number of its images that the flow codes."""
-    block = encode(k, count)
-    return block, count - block.initial - int(block.report["plain"])
+    return known.get(low) or measure(encode(low), low, where)

@@ -18,6 +18,7 @@ from mixerflow.compression.coded import Decoded, Lost, OnProgress, Part, Totals,
 from mixerflow.compression.decoding import decoded_parts, require_arithmetic, require_same
 from mixerflow.compression.encoding import Encoder, Given, header_of, sections
 from mixerflow.compression.engine import Engine
+from mixerflow.compression.lowering import program_of
 from mixerflow.compression.program import Program
 from mixerflow.compression.work import cores
 from mixerflow.compression.writing import ArchiveWriter
@@ -37,7 +38,7 @@ class Codec:
     Args:
         run: a run folder or published weights; a name, ``weights/NAME`` or ``hf://OWNER/NAME``; or
             a flow.
-        k: bits below a pixel, 1 to 32; by default the smallest of 12 to 20 that costs at most 0.1 %
+        k: bits below a pixel, 1 to 24; by default the smallest of 12 to 20 that costs at most 0.1 %
             more than 24 does on a sample of the images, and 16 for less than 2,000 images.
         block: images of a block, which is decoded as a whole; by default so many that those at its
             end, which the flow does not code, cost less than 0.3 %; less than 2,000 are one block.
@@ -62,7 +63,7 @@ class Codec:
         which: Which = "best",
         average: bool = True,
     ) -> None:
-        for name, value, most in (("k", k, 32), ("block", block, None), ("threads", threads, 1024)):
+        for name, value, most in (("k", k, 24), ("block", block, None), ("threads", threads, 1024)):
             if value is not None and not 1 <= value <= (most or value):
                 remedy = f"give 1 to {most:,}" if most else "give at least 1"
                 raise ConfigError(f"{value}", f"--{name}", remedy)
@@ -232,10 +233,3 @@ class Codec:
         header = header_of(self.flow, self.engine(k), program, k, self._held.said, given)
         writer = ArchiveWriter(file, header, files)
         return encoder.write(writer, given, block, sections(files), Watch(on_progress))
-
-
-def program_of(flow: Flow) -> Program:
-    """Return a flow as operations on integers; ConfigError for one that the codec does not take."""
-    from mixerflow.compression.lowering import program_of as lowered
-
-    return lowered(flow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def decoded_parts(
         if isinstance(coded, Lost):
             return coded
         try:
-            pixels = _pixels(engine, coded, archive.header)
+            pixels = _pixels(engine, coded, archive.header, watch.counter(number))
         except (Broken, DataError) as error:
             return lost(number, error)
         head = coded.head
@@ -93,7 +93,9 @@ def _missing(archive: Archive, numbers: range, start: int, stop: int) -> Iterato
         yield Lost(len(archive.index.blocks), after, stop, "no block is left that has them")
 
 
-def _pixels(engine: Engine, coded: Coded, header: Header) -> np.ndarray:
+def _pixels(
+    engine: Engine, coded: Coded, header: Header, on_progress: Callable[[int], None] | None
+) -> np.ndarray:
     """Return the pixels of a block, whose digest is right."""
     head, classes = coded.head, coded.classes
     if engine.program.classes and classes is None:
@@ -103,7 +105,9 @@ def _pixels(engine: Engine, coded: Coded, header: Header) -> np.ndarray:
         classes = labels.astype(np.int32)
     if classes is not None and not 0 <= classes.min() <= classes.max() < engine.program.classes:
         raise Broken("classes that the flow does not have")
-    pixels = engine.decode(coded.payload, head.images, head.initial, classes)
+    pixels = engine.decode(
+        coded.payload, head.images, head.initial, classes, on_progress=on_progress
+    )
     pixels = np.ascontiguousarray(pixels, header.dtype)
     little_endian = np.ascontiguousarray(pixels, header.dtype.newbyteorder("<"))
     if digest(little_endian.data.cast("B")) != head.pixels_digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from torch import nn
 
 from mixerflow.compression.choice import (
     USUAL,
-    Measured,
     choose_k,
     measure,
     sample_places,
@@ -126,15 +126,19 @@ class Encoder:
         pixels = self._checked(given.pixels[places], 0)
         classes = self._classes(pixels, None if given.context is None else given.context[places])
 
-        def encode(k: int, count: int) -> Block:
-            given_classes = None if classes is None else classes[:count]
-            return self.engine(k).encode(pixels[:count], given_classes)
+        middle = len(pixels) // 2
+        halves = slice(middle), slice(middle, None)  # whatever the number of threads
 
-        measured: Measured | None
+        def encode(k: int) -> list[Block]:
+            engine = self.engine(k)
+            parts = [(pixels[here], None if classes is None else classes[here]) for here in halves]
+            with ThreadPoolExecutor(min(self.threads, 2)) as pool:
+                return [*pool.map(lambda part: engine.encode(*part), parts)]
+
         if self.k is None:
-            measured = choose_k(encode, len(pixels))
+            measured = choose_k(encode)
         else:
-            measured = measure(encode, len(pixels), self.k)
+            measured = measure(encode(self.k), self.k)
         k = self.k or (USUAL if measured is None else measured.k)
         if self.block is not None or measured is None:
             return k, min(self.block or images, most)

@@ -113,11 +113,8 @@ def _named(header: Header, run: Path | str | None, where: object) -> Held:
         sha256 = entry(pack_tensors(tensors))["sha256"]
     if sha256 != said["sha256"]:
         what = f"other weights than the archive's (SHA-256 {sha256[:12]}..., not {short}...)"
-        remedy = (
-            f"name those of {name} as they were, with --weights"
-            if name
-            else ("name its own with --weights")
-        )
+        own = f"the archive's own, {name}," if name else "the archive's own"
+        remedy = f"name {own} with --weights"
         raise CheckpointError(what, spelled(path), remedy)
     return Held(replace(weights, tensors=tensors).flow(_CPU), said, weights.metadata)
 

@@ -213,7 +213,7 @@ class Header:
         sides = header.shape
         if not 1 <= len(sides) <= 8 or min(sides) < 1 or max(sides) > LARGEST_BLOCK:
             raise Broken(f"images of shape {list(sides)[:8]}")
-        if not 2 <= header.levels <= 65536 or not 1 <= header.k <= 32:
+        if not 2 <= header.levels <= 65536 or not 1 <= header.k <= 24:
             raise Broken(f"{header.levels} levels and k = {header.k}")
         if header.most < 1 or not 0 <= header.vectors <= 1 << 16:
             raise Broken("images, or vectors, too large for any block")
