@@ -218,7 +218,7 @@ class Codec:
     ) -> Iterator[Part | Lost]:
         """Yield the decoded blocks of an open archive, and those that are lost; see `decode`."""
         header, where = archive.header, archive.where
-        require_same(header, self.program.sha256, where)
+        require_same(header, self.program, where)
         engine = self.engine(header.k)
         require_arithmetic(header, engine, where)
         stop = archive.images if stop is None else stop

@@ -64,13 +64,13 @@ class Lost:
     """A block that cannot be decoded.
 
     Attributes:
-        block: its number.
+        block: its number; None for images that no block is left of.
         first: number of its first image.
         stop: and that after its last one.
         what: why, in a few words.
     """
 
-    block: int
+    block: int | None
     first: int
     stop: int
     what: str
@@ -78,7 +78,8 @@ class Lost:
     def __str__(self) -> str:
         last = self.stop - 1
         images = f"image {last:,}" if last == self.first else f"images {self.first:,} to {last:,}"
-        return f"{images}, block {self.block:,}: {self.what}"
+        block = "" if self.block is None else f", block {self.block:,}"
+        return f"{images}{block}: {self.what}"
 
     def error(self, where: object) -> DataError:
         """Return the error for a block without which there is no result."""
@@ -219,9 +220,10 @@ class Watch:
 
         return count
 
-    def finished(self, number: int, images: int, size: int) -> None:
+    def finished(self, number: int | None, images: int, size: int) -> None:
         """Count a block that is done."""
-        self._under_way.pop(number, None)
+        if number is not None:
+            self._under_way.pop(number, None)
         self._whole, self._payload = self._whole + images, self._payload + size
         self.tell()
 

@@ -10,14 +10,20 @@ from mixerflow.compression.archive import Archive, Coded
 from mixerflow.compression.coded import Lost, Part, Watch
 from mixerflow.compression.engine import Engine
 from mixerflow.compression.layout import Broken, Header, digest
+from mixerflow.compression.program import Program
 from mixerflow.compression.work import in_order
 from mixerflow.errors import CheckpointError, DataError
 from mixerflow.version import __version__
 
 
-def require_same(header: Header, program: str, where: object) -> None:
+def require_same(header: Header, program: Program, where: object) -> None:
     """Raise a CheckpointError if the program of an archive's weights is none that decodes it."""
-    if program == header.program:
+    mine, theirs = ((each.shape, each.levels) for each in (program, header))
+    if mine != theirs:
+        words = [f"{shape} of {levels:,} levels" for shape, levels in (theirs, mine)]
+        what = f"its images are {words[0]}, those of the weights {words[1]}"
+        raise CheckpointError(what, where, "give the archive's own weights with --weights")
+    if program.sha256 == header.program:
         return
     if header.mixerflow == __version__:
         remedy = "name the weights that it was made with, by --weights"
@@ -56,11 +62,17 @@ def decoded_parts(
         return Lost(number, head.first, head.first + head.images, what)
 
     def blocks() -> Iterator[tuple[int, Coded | Lost]]:
+        after = start
         for number in numbers:
+            if heads[number].first > after:  # of an archive that is read without its index
+                yield number, _gap(after, heads[number].first)
+            after = heads[number].first + heads[number].images
             try:
                 yield number, archive.read(number)
             except Broken as broken:
                 yield number, lost(number, broken)
+        if after < stop:
+            yield len(heads), _gap(after, stop)
 
     def work(block: tuple[int, Coded | Lost]) -> Part | Lost:
         number, coded = block
@@ -78,19 +90,10 @@ def decoded_parts(
         images, size = (0, 0) if isinstance(part, Lost) else (len(part.pixels), part.payload)
         watch.finished(part.block, images, size)
         yield part
-    yield from _missing(archive, numbers, start, stop)
 
 
-def _missing(archive: Archive, numbers: range, start: int, stop: int) -> Iterator[Lost]:
-    """Yield the gaps between the blocks of an archive that was read without its index."""
-    after = start
-    for number in numbers:
-        head = archive.index.blocks[number]
-        if head.first > after:
-            yield Lost(number, after, head.first, "no block is left that has them")
-        after = head.first + head.images
-    if after < stop:
-        yield Lost(len(archive.index.blocks), after, stop, "no block is left that has them")
+def _gap(first: int, stop: int) -> Lost:
+    return Lost(None, first, stop, "no block is left that has them")
 
 
 def _pixels(

@@ -80,15 +80,12 @@ def of_archive(archive: Archive, run: Path | str | None = None) -> Held:
         CheckpointError: no such weights, damaged ones, or others.
         DataError: the weights inside are damaged.
     """
-    said, where = archive.header.weights, archive.where
-    if run is None and said["embedded"]:
-        held = _inside(archive)
-    else:
-        held = _named(archive.header, run, where)
-    if (shape := tuple(held.flow.shape)) != archive.header.shape:
-        what = f"its images are {archive.header.shape}, those of the weights {shape}"
-        raise CheckpointError(what, where, "give the archive's own weights with --weights")
-    return held
+    said = archive.header.weights
+    return (
+        _inside(archive)
+        if run is None and said["embedded"]
+        else _named(archive.header, run, archive.where)
+    )
 
 
 def _named(header: Header, run: Path | str | None, where: object) -> Held:
