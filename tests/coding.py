@@ -4,11 +4,15 @@ import hashlib
 import zlib
 
 import numpy as np
+from PIL import Image
 
+from helpers import flow_of, settings
 from mixerflow.compression import codec
 from mixerflow.compression.engine import Block
 from mixerflow.compression.program import Program
+from mixerflow.data import load
 from mixerflow.errors import DataError
+from mixerflow.training import train
 
 
 class ZlibEngine:
@@ -64,3 +68,16 @@ def use(monkeypatch):
     """Let `Codec` code with zlib."""
     monkeypatch.setattr(codec, "Engine", ZlibEngine)
     monkeypatch.setattr(codec, "program_of", program_of)
+
+
+def trained(where):
+    """A run of a few steps on images of two classes, "0" and "cat", in a folder beside it."""
+    rng = np.random.default_rng(0)
+    for name in ("0", "cat"):
+        (where / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.sort(rng.integers(0, 256, 16).astype(np.uint8)).reshape(4, 4)
+            Image.fromarray(pixels).save(where / "images" / name / f"{i}.png")
+    given = load(where / "images").train
+    train(flow_of(), given, validation=given, out=where / "run", config=settings(steps=2))
+    return where / "run"
