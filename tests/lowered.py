@@ -11,11 +11,14 @@ from mixerflow.nets import LearnedPositionalEncoding, ResidualMLP
 from mixerflow.parts import (
     MLP,
     Classes,
+    ConvNet,
     GlobalShuffle,
+    GlowSteps,
     GridEncoding,
     LinearHead,
     LocalShuffle,
     LUMap,
+    NormalScorePixels,
     Patching,
     PLUMap,
     RowCoupling,
@@ -34,6 +37,7 @@ from mixerflow.transforms import (
     KernelChain,
     Linear,
     Matrix,
+    RationalQuadratic,
     Rescale,
     Reshape,
     Roll,
@@ -70,6 +74,13 @@ FAST = plain(
 )
 """The recipes for two cores, smaller."""
 
+SCORED = plain(
+    flow=RowCoupling(RationalQuadratic(3, tail=2.0), MLP(6, norm="none")),
+    pixels=NormalScorePixels(levels=16),
+    classes=Classes(3, 4),
+)
+"""Couplings by splines, and pixels as their normal scores."""
+
 MODELS = {
     "batch": (small(), (1, 6, 6)),
     "fast": (FAST, (3, 4, 4)),
@@ -81,6 +92,7 @@ MODELS = {
         (2, 4, 4),
     ),
     "plu": (plain(linear=PLUMap()), (2, 4, 4)),
+    "splines of scores": (SCORED, (2, 4, 4)),
 }
 """Models with the shape of their images: one of nearly every mechanism."""
 
@@ -115,6 +127,22 @@ MORE = {
     "locally": (plain(shuffle=LocalShuffle(2, 4)), (3, 4, 4)),
     "head": (plain(head=LinearHead(3)), (1, 6, 6)),
     "batch classes": (small(classes=5, actnorm="batch", positions="learned"), (3, 4, 4)),
+    "scales": (small(scales=2, shift=0, hidden=4), (1, 4, 4)),
+    "scales classes": (small(scales=2, layers=3, shift=0, classes=3, norm="layer"), (3, 4, 4)),
+    "convolutions": (small(extra="convolution", norm="rms", hidden=4, scale_bound=2.0), (2, 4, 4)),
+    "convolution floored": (small(glow=1, law="floored", norm="none", classes=2), (1, 4, 6)),
+    "convolutions of 1 axis": (small(glow=1, squash=False, scale_bound=1.0), (2, 8)),
+    "convolutions of 3 axes": (small(glow=2, shift=0, scale_bound=2.0), (1, 4, 2, 2)),
+    "deep convolutions": (
+        plain(glow=GlowSteps(1, Affine(2.0), ConvNet(4, depth=2, kernel=5, norm="batch"))),
+        (2, 6, 4),
+    ),
+    "spline of plu": (plain(linear=PLUMap(), flow=SCORED.flow), (1, 6, 6)),
+    "spline convolutions": (
+        plain(glow=GlowSteps(1, RationalQuadratic(4), ConvNet(4))),
+        (2, 4, 4),
+    ),
+    "scores shuffled": (plain(pixels=NormalScorePixels(), shuffle=GlobalShuffle(3)), (3, 4, 4)),
     "one patch": (small(patch=4, shift=0), (1, 4, 4)),
 }
 """Other settings of these mechanisms."""

@@ -12,19 +12,30 @@ from mixerflow.compression.program import Map, Operation
 from mixerflow.compression.refusal import refused
 from mixerflow.core import Context
 from mixerflow.nets import ResidualMLP
-from mixerflow.transforms import Affine, FlooredAffine
+from mixerflow.transforms import Affine, FlooredAffine, RationalQuadratic
 from mixerflow.transforms.elementwise import Elementwise
 
+MOST_BOUND = 80.0
+"""The largest bound of log-scales: float32 has no larger exponentials than ``exp(88)``."""
+MOST_BINS = 64
+"""Bins of a spline for which the codec has room."""
 
-def map_of(elementwise: Elementwise) -> tuple[Map, float]:
-    """Return the elementwise map of a coupling as a program has it, with its limit."""
+
+def map_of(elementwise: Elementwise) -> tuple[list[int], float]:
+    """Return the words of a coupling's elementwise map, and its limit."""
     if type(elementwise) is FlooredAffine:
-        return Map.FLOORED, elementwise.floor
+        return [Map.FLOORED], elementwise.floor
+    if type(elementwise) is RationalQuadratic:
+        if elementwise.bins > MOST_BINS:
+            raise refused(f"splines of {elementwise.bins} bins, more than {MOST_BINS}")
+        return [Map.SPLINE, elementwise.bins], elementwise.tail
     if type(elementwise) is not Affine:
         raise refused(f"couplings with {type(elementwise).__name__}")
     if elementwise.bound is None:
-        return Map.EXPONENTIAL, 0.0
-    return Map.BOUNDED, elementwise.bound
+        return [Map.EXPONENTIAL], 0.0
+    if elementwise.bound > MOST_BOUND:
+        raise refused(f"couplings with log-scales up to {elementwise.bound:g}")
+    return [Map.BOUNDED], elementwise.bound
 
 
 def add_coupling(
@@ -58,7 +69,7 @@ def add_coupling(
     numbers += [*norms.folded(*linear(net.linear1)), *norms.second]
     numbers += [*linear(net.linear2), *linear(net.leave)]
     flags = [int(part is not None) for part in added]
-    words = [given.shape[1], kind, hidden, int(net.squash), int(net.squares), norms.kind, *flags]
+    words = [given.shape[1], *kind, hidden, int(net.squash), int(net.squares), norms.kind, *flags]
     limits = np.array([limit, norms.epsilon])
     rows = np.concatenate([given, changed], 1)
     assembly.add(Operation.COUPLING, rows, *words, numbers=[limits, *float32(numbers)])

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mixerflow.compression.assembly import Assembly, Positions
 from mixerflow.compression.constants import factorise, normalisation
+from mixerflow.compression.lowered_convolutions import add_convolution
 from mixerflow.compression.lowered_couplings import add_coupling, map_of
 from mixerflow.compression.lowered_nets import values
-from mixerflow.compression.program import Base, Program
+from mixerflow.compression.program import Base, Operation, Program
 from mixerflow.compression.refusal import refused
 from mixerflow.core import (
     Along,
@@ -43,7 +44,7 @@ from mixerflow.core import (
     constant,
 )
 from mixerflow.core.bases import LEAST_DOF
-from mixerflow.nets import ResidualMLP
+from mixerflow.nets import ResidualConvNet, ResidualMLP
 from mixerflow.transforms import (
     LU,
     PLU,
@@ -58,6 +59,7 @@ from mixerflow.transforms import (
     Linear,
     Matrix,
     MixerLayer,
+    NormalScores,
     Rescale,
     Reshape,
     Standardize,
@@ -73,7 +75,7 @@ _ORDERS = {Reshape, SwapHalves}
 _MIXTURES = {GaussianMixture, SpikeAndSlab}
 _COMPUTED = {
     *(Rescale, DiagonalAffine, ActNorm, BatchNorm, Standardize),
-    *(LU, RLU, PLU, UnpackedPLU, Whiten, Matrix, Linear, Coupling),
+    *(NormalScores, LU, RLU, PLU, UnpackedPLU, Whiten, Matrix, Linear, Coupling),
 }
 """Transforms that compute, each of exactly that class: a subclass may compute otherwise."""
 
@@ -147,6 +149,8 @@ class _Lowering:
             at = _vectors(self._matrix, step, at)
         elif isinstance(step, Coupling):
             self._coupling(step, at, context)
+        elif isinstance(step, NormalScores):
+            self._scores(step, at)
         elif isinstance(step, Rescale):
             numbers = np.full(1, step.scale), np.zeros(1), np.full(1, step.shift)
             self.assembly.affine(at.reshape(-1, 1).cpu().numpy(), *numbers)
@@ -161,6 +165,14 @@ class _Lowering:
         if step.levels != self.flow.levels:
             raise refused(f"{self.flow.levels} levels, and a dequantiser of {step.levels}")
         self._real = True
+
+    def _scores(self, step: NormalScores, at: Tensor) -> None:
+        """Add the normal scores of all pixels ``(1, C, *spatial)``."""
+        if self.assembly.operations or len(at) != 1:
+            raise refused("normal scores of what other transforms changed")
+        channels = at[0].flatten(1).T.cpu().numpy()
+        shares = step.shares.detach().cpu().double().numpy()
+        self.assembly.add(Operation.SCORES, channels, numbers=[shares])
 
     def _one_a_feature(self, step: DiagonalAffine, at: Tensor) -> None:
         """Add an affine map of each number; a batch norm's is that of its running averages."""
@@ -206,15 +218,23 @@ class _Lowering:
         return moved
 
     def _coupling(self, step: Coupling, at: Tensor, context: Context) -> None:
-        net, split = step.net, step.split
-        map_of(step.elementwise)
-        if not isinstance(net, ResidualMLP) or type(net) is not ResidualMLP:
+        net, split, classes = step.net, step.split, self.classes
+        map_of(step.elementwise)  # is refused first, if it is
+        if type(net) not in (ResidualMLP, ResidualConvNet):
             raise refused(f"couplings by {type(net).__name__}")
-        if type(split) is not Halves or at.dim() != 2:
+        vectors = at.dim() == 2
+        if type(split) is not Halves or split.axis % at.dim() != 1:
             raise refused(f"couplings of {split!r}")
-        given, changed = map(_table, split.parts(at))
-        parts, classes = (given, changed), self.classes
-        add_coupling(self.assembly, parts, net, step.elementwise, context, classes)
+        if isinstance(net, ResidualMLP) and vectors:
+            given, changed = map(_table, split.parts(at))
+            add_coupling(self.assembly, (given, changed), net, step.elementwise, context, classes)
+        elif isinstance(net, ResidualConvNet) and not vectors and len(at) == 1:
+            given, changed = (_table(part.flatten(2)[0].mT) for part in split.parts(at))
+            parts, sides = (given, changed), tuple(at.shape[2:])
+            add_convolution(self.assembly, parts, sides, net, step.elementwise, classes)
+        else:
+            what = f"couplings of events {tuple(at.shape[1:])} by {type(net).__name__}"
+            raise refused(what)
 
 
 def _base(flow: Flow) -> tuple[Base, int, list[np.ndarray]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from mixerflow.errors import ConfigError
 
 TAKES = (
-    "use uniform noise on scaled pixels, affine couplings (affine, bounded, floored) of rows with "
-    "MLPs, linear maps by triangles or a matrix (lu, rlu, plu, matrix), ActNorm, and latents that "
-    "are normal, Student's t, a mixture of Gaussians"
+    "use uniform noise, pixels scaled or as normal scores, couplings (affine, bounded, floored, "
+    "spline) of rows with MLPs and of images with residual convolutions, linear maps by triangles "
+    "and matrices (lu, rlu, plu, matrix), ActNorm, batch norm, class labels, and latents that are "
+    "normal, Student's t, a mixture of Gaussians"
 )
 
 

@@ -28,9 +28,9 @@ static void *work_open(const Codec *c, Work *w) {
         c->size * (int64_t)sizeof(double),      c->most_own * (int64_t)sizeof(double),
         c->most_own * (int64_t)sizeof(double),  c->most_own * (int64_t)sizeof(double),
         c->most_own * (int64_t)sizeof(float),   c->most_raw * (int64_t)sizeof(float),
-        c->most_scratch * (int64_t)sizeof(float)};
-    int64_t starts[7], total = 0;
-    for (int i = 0; i < 7; i++) {
+        c->most_scratch * (int64_t)sizeof(float), c->most_raws * (int64_t)sizeof(float)};
+    int64_t starts[8], total = 0;
+    for (int i = 0; i < 8; i++) {
         starts[i] = total;
         total += (parts[i] + 64) / 64 * 64;
     }
@@ -44,6 +44,7 @@ static void *work_open(const Codec *c, Work *w) {
     w->x = (float *)(memory + starts[4]);
     w->raw = (float *)(memory + starts[5]);
     w->scratch = (float *)(memory + starts[6]);
+    w->raws = (float *)(memory + starts[7]);
     w->size = c->size;
     w->product = w->ideal = 1.0;
     return memory;
@@ -61,9 +62,13 @@ static int pixels_forward(const Codec *c, Stack *s, const uint16_t *pixels, int3
     for (int32_t i = 0; i < c->n_steps && !w->bad && !s->dry; i++) {
         const Step *step = c->steps + i;
         if (step->kind == REFINE) refine_forward(step, s, w);
+        if (step->kind == SCORES) scores_forward(step, s, w);
+        if (step->maps) convolution_read(step, class, w);
         for (int64_t b = 0; b < step->blocks && !w->bad; b++)
             if (step->kind == TRIANGLES)
                 triangles_forward(step, b, w);
+            else if (step->map == SPLINE)
+                spline_block(step, b, class, 0, s, w);
             else
                 coupling_forward(step, b, class, s, w);
     }
@@ -101,9 +106,13 @@ static int image_pop(const Codec *c, Stack *s, uint16_t *pixels, int32_t class, 
     for (int32_t i = c->n_steps; i-- > 0 && !w->bad && !s->dry && !s->full;) {
         const Step *step = c->steps + i;
         if (step->kind == REFINE) refine_inverse(step, s, w);
+        if (step->kind == SCORES) scores_inverse(step, s, w);
+        if (step->maps) convolution_read(step, class, w);
         for (int64_t b = step->blocks; b-- > 0 && !w->bad;)
             if (step->kind == TRIANGLES)
                 triangles_inverse(step, b, w);
+            else if (step->map == SPLINE)
+                spline_block(step, b, class, 1, s, w);
             else
                 coupling_inverse(step, b, class, s, w);
     }

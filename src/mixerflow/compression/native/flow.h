@@ -19,7 +19,10 @@
 #define MIXERFLOW_FLOW_H
 
 #include "codec.h"
+#include "conv.h"
 #include "net.h"
+#include "scores.h"
+#include "spline.h"
 #include "stack.h"
 
 #define SCALE_BITS 16
@@ -27,12 +30,13 @@
 #define BOUND 35184372088832.0  /* 2^45: integers stay below it */
 #define MOST_BITS 16            /* of one refinement of a position */
 
-enum { REFINE, AFFINE, TRIANGLES, COUPLING };
-enum { EXPONENTIAL, BOUNDED, FLOORED };
+enum { REFINE, AFFINE, TRIANGLES, COUPLING, CONVOLUTION, SCORES };
+enum { EXPONENTIAL, BOUNDED, FLOORED, SPLINE };
 
 /* Rows are worked on in blocks of LANES; arrays by block are [block][feature][lane]. */
 typedef struct {
     int32_t kind, n, map;
+    int32_t bins, params; /* of a spline; raw parameters of a changed feature */
     int64_t rows, blocks;
     const int32_t *table; /* position of feature i of row p: table[i * rows + p] */
     double *units;        /* by block, as the operation finds them; 1 in lanes without a row */
@@ -43,6 +47,8 @@ typedef struct {
     int32_t *positions, *bits;
     float limit;
     Net net;
+    const Scores *scores;
+    const Convolutions *maps; /* the net of a coupling of images, of which `net` has `given` only */
 } Step;
 
 /* What one thread works with. */
@@ -52,6 +58,7 @@ typedef struct {
     double *own, *v;  /* a block's integers and their values, features by lanes */
     double *ranges;   /* R of a block's changed features, features by lanes */
     float *x, *raw, *scratch;
+    float *raws; /* raw parameters of all blocks of a coupling of images */
     double product, ideal; /* of R / 2^16, and of the scales before rounding */
     double bits, ideal_bits;
     int64_t clamped;
@@ -146,6 +153,7 @@ static void triangles_forward(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], 1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES); /* here too, or what is lost may come back */
     for (int32_t i = n - 1; i > 0; i--)
         shear(s->packed + (int64_t)i * n, 0, i, w->v, units + i * LANES, s->scales[i], 1.0,
               w->own + i * LANES);
@@ -162,6 +170,7 @@ static void triangles_inverse(const Step *s, int64_t block, Work *w) {
         shear(s->packed + (int64_t)i * n, 0, i, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
         weigh(unit, s->scales[i], w->own + i * LANES, w->v + i * LANES);
     }
+    w->bad |= !within(w->own, (int64_t)n * LANES);
     for (int32_t i = n - 1; i >= 0; i--) {
         const double *unit = units + i * LANES;
         shear(s->packed + (int64_t)i * n, i + 1, n, w->v, unit, s->scales[i], -1.0, w->own + i * LANES);
@@ -183,13 +192,35 @@ static void scales_of(const Step *s, int64_t count, float *raw) {
             raw[i] = 1.0f + (1.0f - limit) * tanh_float(0.5f * raw[i]);
 }
 
-/* What the net says of a block, whose integers are w->own: ranges R, and raw shifts. */
-static void coupling_read(const Step *s, int64_t block, int32_t class, Work *w) {
+/* What the net of a coupling of images says of all blocks, into w->raws. */
+static void convolution_read(const Step *s, int32_t class, Work *w) {
+    const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
+    float *x = w->scratch;
+    for (int64_t block = 0; block < s->blocks; block++, x += given) {
+        const double *units = s->units + block * all, *offsets = s->offsets + block * all;
+        gather(s, block, w->n, w->own);
+        for (int64_t i = 0; i < given; i++) x[i] = (float)(units[i] * w->own[i] + offsets[i]);
+    }
+    convolutions_forward(s->maps, w->scratch, class, x, w->raws);
+}
+
+/* What the net says of a block, whose integers are w->own: raw parameters. */
+static void coupling_raw(const Step *s, int64_t block, int32_t class, Work *w) {
     const int64_t given = (int64_t)s->net.given * LANES, all = (int64_t)s->n * LANES;
     const double *units = s->units + block * all, *offsets = s->offsets + block * all;
-    const int64_t changed = all - given;
-    for (int64_t i = 0; i < given; i++) w->x[i] = (float)(units[i] * w->own[i] + offsets[i]);
-    net_forward(&s->net, w->x, class, block * LANES, s->rows, w->scratch, w->raw);
+    const int64_t count = s->params * (all - given);
+    if (s->maps)
+        memcpy(w->raw, w->raws + block * count, (size_t)count * sizeof *w->raw);
+    else {
+        for (int64_t i = 0; i < given; i++) w->x[i] = (float)(units[i] * w->own[i] + offsets[i]);
+        net_forward(&s->net, w->x, class, block * LANES, s->rows, w->scratch, w->raw);
+    }
+}
+
+/* Ranges R of a block, and raw shifts. */
+static void coupling_read(const Step *s, int64_t block, int32_t class, Work *w) {
+    const int64_t changed = (int64_t)(s->n - s->net.given) * LANES;
+    coupling_raw(s, block, class, w);
     scales_of(s, changed, w->raw);
     int bad = 0, clamped = 0;
     for (int64_t i = 0; i < changed; i++) {
@@ -217,6 +248,16 @@ static void coupling_shift(const Step *s, int64_t block, double sign, Work *w) {
     w->bad |= !within(own, all - given);
 }
 
+/* Count a product of scales, as they are and as they should be. */
+static void count_scales(double product, double ideal, Work *w) {
+    w->product *= product;
+    w->ideal *= ideal;
+    if (w->product > 1e-150 && w->product < 1e150 && w->ideal > 1e-150 && w->ideal < 1e150) return;
+    w->bits -= log_double(w->product + 1e-300) * 1.4426950408889634;
+    w->ideal_bits -= log_double(w->ideal + 1e-300) * 1.4426950408889634;
+    w->product = w->ideal = 1.0;
+}
+
 /* Count what the scales of a block should cost, and do. */
 static void coupling_count(const Step *s, int64_t block, Work *w) {
     const int lanes = lanes_of(s, block);
@@ -226,13 +267,65 @@ static void coupling_count(const Step *s, int64_t block, Work *w) {
             product *= w->ranges[i * LANES + l] * (1.0 / (1 << SCALE_BITS));
             ideal *= (double)w->raw[i * LANES + l];
         }
-        w->product *= product;
-        w->ideal *= ideal;
-        if (!(w->product > 1e-150 && w->product < 1e150 && w->ideal > 1e-150 && w->ideal < 1e150)) {
-            w->bits -= log_double(w->product + 1e-300) * 1.4426950408889634;
-            w->ideal_bits -= log_double(w->ideal + 1e-300) * 1.4426950408889634;
-            w->product = w->ideal = 1.0;
+        count_scales(product, ideal, w);
+    }
+}
+
+/* A block's splines, one way or the other; a negative unit counts cells from the other side. */
+static void spline_block(const Step *s, int64_t block, int32_t class, int inverse, Stack *stack,
+                         Work *w) {
+    const int lanes = lanes_of(s, block);
+    const int32_t given = s->net.given, changed = s->n - given;
+    const double *units = s->units + (block * s->n + given) * LANES;
+    const double *offsets = s->offsets + (block * s->n + given) * LANES;
+    Splines splines = {.bins = s->bins, .tail = s->limit};
+    gather(s, block, w->n, w->own);
+    coupling_raw(s, block, class, w);
+    for (int32_t f = 0; f < changed; f++) {
+        const int32_t i = inverse ? changed - 1 - f : f;
+        double product = 1.0;
+        w->bad |= spline_knots(w->raw + i * LANES, (int64_t)changed * LANES, &splines);
+        for (int e = 0; e < lanes && !w->bad; e++) {
+            const int l = inverse ? lanes - 1 - e : e, at = i * LANES + l;
+            const int turned = units[at] < 0.0;
+            const double unit = turned ? -units[at] : units[at];
+            const double left = offsets[at] - 0.5 * units[at];
+            double *own = w->own + given * LANES + at;
+            int64_t n = (int64_t)*own, in_tail;
+            Piece piece;
+            if (turned) n = -1 - n;
+            if (spline_piece(&splines, l, unit, left, inverse, n, &piece, &in_tail))
+                n = in_tail;
+            else {
+                w->bad |= !holds(&piece);
+                if (w->bad) break;
+                n = inverse ? piece_inverse(&piece, stack, n) : piece_forward(&piece, stack, n);
+                product *= (double)(piece.end - piece.start) / (double)(piece.to - piece.from);
+            }
+            *own = (double)(turned ? -1 - n : n);
         }
+        if (!inverse) count_scales(product, product, w);
+    }
+    w->bad |= !within(w->own + (int64_t)given * LANES, (int64_t)changed * LANES);
+    scatter(s, block, w->own, given, w->n);
+}
+
+/* Pixels to scores, or back. */
+static void scores_forward(const Step *s, Stack *stack, Work *w) {
+    for (int64_t i = 0; i < s->n * s->rows; i++) {
+        double *own = w->n + s->table[i];
+        int64_t n = (int64_t)*own;
+        w->bad |= score_forward(s->scores, stack, (int32_t)(i / s->rows), &n);
+        *own = (double)n;
+    }
+}
+
+static void scores_inverse(const Step *s, Stack *stack, Work *w) {
+    for (int64_t i = s->n * s->rows; i-- > 0 && !w->bad;) {
+        double *own = w->n + s->table[i];
+        int64_t n = (int64_t)*own;
+        w->bad |= score_inverse(s->scores, stack, (int32_t)(i / s->rows), &n);
+        *own = (double)n;
     }
 }
 
@@ -254,6 +347,7 @@ static void coupling_forward(const Step *s, int64_t block, int32_t class, Stack 
             *own = (double)(int64_t)(m >> SCALE_BITS);
         }
     *stack = local;
+    w->bad |= !within(w->own + given, (int64_t)s->n * LANES - given);
     coupling_shift(s, block, 1.0, w);
     scatter(s, block, w->own, s->net.given, w->n);
 }

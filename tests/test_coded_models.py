@@ -1,0 +1,65 @@
+"""Images of every kind of model through the native codec: exact, and of the size that it says."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lowered import MODELS, MORE, flow_of, own_flow
+from mixerflow.compression.engine import Engine
+from mixerflow.compression.lowering import program_of
+
+_IMAGES = 200
+
+
+def images_of(flow, count=_IMAGES):
+    """Images with what is around them in common, all levels, and labels if it takes some."""
+    rng = np.random.default_rng(0)
+    level = rng.normal(size=(count, 1, *(1 for _ in flow.shape[1:])))
+    reals = 0.5 + 0.15 * (level + rng.normal(size=(count, *flow.shape)))
+    pixels = np.clip(reals * flow.levels, 0, flow.levels - 1).astype(np.uint16)
+    labels = None if flow.context_net is None else rng.integers(0, 2, count)
+    return pixels, labels
+
+
+def require_coded(flow):
+    """The codec gives the images back, by the flow, at the size of the flow's own bits.
+
+    Latents that are very unlikely cost less than that: the table has a least frequency.
+    """
+    pixels, labels = images_of(flow)
+    given = None if labels is None else torch.from_numpy(labels)
+    integers = torch.from_numpy(pixels.astype(np.int64))
+    flow.initialize(integers, given)  # latents are near the base's
+    engine = Engine(program_of(flow))
+    block = engine.encode(pixels, labels)
+    again = engine.decode(block.payload, len(pixels), block.initial, labels)
+    np.testing.assert_array_equal(again, pixels)
+    assert block.report["plain"] == 0 and block.initial < 50
+    left = len(pixels) - block.initial
+    integers, given = integers[:left], None if given is None else given[:left]
+    with torch.no_grad():
+        nats = [flow.log_prob(integers, given).double().sum().item() for _ in range(8)]
+    own = -np.array(nats) / math.log(2)
+    report = block.report
+    saved = report["ideal_latents"] - report["latent_bits"]
+    ratio = (report["flow_bits"] + saved) / own.mean()
+    assert abs(ratio - 1) < 3e-4 + 5 * own.std() / own.mean()  # its noise is one more draw
+    assert saved > -1e-4 * report["flow_bits"]
+
+
+@pytest.mark.parametrize("name", ["batch", "fast classes", "learned activation", "scales"])
+def test_a_model_codes_images_exactly_at_its_own_bits(name):
+    require_coded(flow_of(*(MODELS | MORE)[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS | MORE)
+def test_models_of_all_settings_code_images_exactly_at_their_own_bits(name):
+    require_coded(flow_of(*(MODELS | MORE)[name]))
+
+
+@pytest.mark.parametrize("context", [0, 3])
+def test_a_flow_of_ones_own_codes_images_exactly_at_its_own_bits(context):
+    require_coded(own_flow(context))
