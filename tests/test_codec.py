@@ -221,8 +221,10 @@ def test_the_smallest_k_that_costs_little_is_chosen():
         def coded(k):
             asked.append(k)
             bits = np.full(50, 1000 * (1 + costs.get(k, 0.0)))
+            bits[47 - k // 12] = -500  # of noise that is none
             bits[48 - k // 12 :] = -1
-            return [Block(b"", 2, bits, {"initial_bits": 2900.0})] * 2
+            plain = float(costs.get(k, 0.0) == 5)
+            return [Block(b"", 2, bits, {"initial_bits": 2900.0, "plain": plain})] * 2
 
         asked.clear()
         return coded
@@ -234,6 +236,7 @@ def test_the_smallest_k_that_costs_little_is_chosen():
     steep = {k: 2.0 ** (8 - k) for k in range(12, 24)}  # 0.1 % at k = 18
     assert choice.choose_k(encode(steep)).k == 18
     assert choice.choose_k(encode(dict.fromkeys(range(12, 24), 0.01))).k == 20
+    assert choice.choose_k(encode({24: 5} | steep)).k == 18  # where 24 leaves the bounds
     assert choice.measure([Block(b"", 3, np.full(3, -1.0), {"initial_bits": 9.0})], 16) is None
 
 

@@ -170,7 +170,7 @@ class _Folder:
 
     def __init__(self, root: Path, header: Header) -> None:
         self.root, self.images, self._header = root, 0, header
-        self._rows: list[tuple[int, str, object]] = []
+        self._rows: list[tuple[int, str, tuple[object, ...]]] = []
         self._placed = True
 
     def add(self, part: Part) -> None:
@@ -203,8 +203,9 @@ class _Folder:
             return
         length = self._header.vectors
         head = [f"value_{n}" for n in range(length)] if length else ["label", "class"]
-        values, files = [row[2] for row in self._rows], [row[1] for row in self._rows]
-        (self.root / "labels.csv").write_bytes(csv_of_images(head, values, files))  # pyright: ignore
+        numbers, files, values = zip(*self._rows, strict=True)
+        table = csv_of_images(head, values, files, numbers)
+        (self.root / "labels.csv").write_bytes(table)
 
 
 def file_name(name: str) -> str:

@@ -83,7 +83,7 @@ class Lost:
 
     def error(self, where: object) -> DataError:
         """Return the error for a block without which there is no result."""
-        remedy = "fetch or write it again, or leave its images out with --keep-going"
+        remedy = "fetch or write it again, or leave its images out with keep_going=True"
         return DataError(f"damaged: {self}", where, remedy)
 
 
