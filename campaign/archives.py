@@ -25,7 +25,7 @@ MUTATIONS = 1000
 """Mutations of a trial."""
 _SECONDS, _MEMORY = 30, 1 << 30
 """What a mutation may take: seconds, and bytes beyond those of the process before."""
-_OUT = ("compress", "plain", "--data=images.npz", "--split=train", "--out=x.mxf", "--block=200")
+_OUT = ("compress", "plain", "--data=images.npz", "--split=train", "--out=x.mfa", "--block=200")
 KILLED = (*_OUT, "--k=16", "--threads=1")
 
 
@@ -72,7 +72,7 @@ def _make(folder: Path) -> None:
             run = folder / ("classes" if name == "classes" else "plain")
             codec = Codec(run, block=8, threads=1, embed=embed)
             data = codec.encode(pixels[here], labels[here], names)
-            (folder / f"{name}-{place}.mxf").write_bytes(data)
+            (folder / f"{name}-{place}.mfa").write_bytes(data)
 
 
 def mutations(number: int, folder: Path) -> Outcome:
@@ -92,7 +92,7 @@ def mutations(number: int, folder: Path) -> Outcome:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a death, which the campaign sees
     for turn in range(MUTATIONS):
         name = roll.choice(("plain", "plain", "classes", "classes", "inside"))
-        data, other = (_read(ready / f"{name}-{each}.mxf") for each in ("one", "two"))
+        data, other = (_read(ready / f"{name}-{each}.mfa") for each in ("one", "two"))
         mutated = roll.choice(KINDS)(data, other, roll)
         (folder / "turn").write_text(f"{turn} {name} {mutated.words}")
         signal.alarm(_SECONDS)
@@ -155,7 +155,7 @@ def kills(number: int, folder: Path) -> Outcome:
     for name in ("plain", "images.npz"):
         (folder / name).symlink_to(prepared(folder) / name)
     seconds = json.loads((prepared(folder) / "seconds").read_text())
-    expected, out = (prepared(folder) / "x.mxf").read_bytes(), folder / "x.mxf"
+    expected, out = (prepared(folder) / "x.mfa").read_bytes(), folder / "x.mfa"
     running = Running(*KILLED, folder=folder)
     time.sleep(dice("compress", number).uniform(0, seconds))
     running.send(signal.SIGKILL)

@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def archive(run, tmp_path_factory):
     """Its own images, in blocks of 5."""
-    to = tmp_path_factory.mktemp("archive") / "x.mxf"
+    to = tmp_path_factory.mktemp("archive") / "x.mfa"
     assert main([str(word) for word in [*given(run), "--out", to, "--block", 5]]) == 0
     return to
 
@@ -79,7 +79,7 @@ def test_arrays_come_back_as_they_are_read(run, archive, tmp_path, told):
     assert code == 0 and lines == [f"{tmp_path / 'x.npy'} has no labels; an .npz file would"]
     assert np.array_equal(load(tmp_path / "x.npy").train.pixels, before.pixels[7:])
     # and the archive of the arrays has the labels as a table
-    again = tmp_path / "again.mxf"
+    again = tmp_path / "again.mfa"
     assert told("compress", run, "--data", tmp_path / "x.npz", "--out", again)[0] == 0
     assert told("decompress", again, "--out", tmp_path / "f", "--start", 3, "--stop", 5)[0] == 0
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
@@ -92,7 +92,7 @@ def test_arrays_come_back_as_they_are_read(run, archive, tmp_path, told):
 
 
 def test_a_summary_and_info_count_names_labels_and_weights_apart(run, tmp_path, told):
-    to = tmp_path / "x.mxf"
+    to = tmp_path / "x.mfa"
     code, out, _ = told(*given(run), "--out", to, "--weights", "embed", "--json")
     found, size = json.loads(out), to.stat().st_size
     assert code == 0 and found["bytes"] == size and found["images"] == 20
@@ -113,14 +113,14 @@ def test_a_summary_and_info_count_names_labels_and_weights_apart(run, tmp_path, 
         assert told("decompress", to, "--out", tmp_path / "x.npy")[0] == 0
     finally:
         run.with_name("gone").rename(run)
-    bare = tmp_path / "bare.mxf"
+    bare = tmp_path / "bare.mfa"
     assert told(*given(run), "--out", bare, "--no-names", "--no-labels")[0] == 0
     found = json.loads(told("info", bare, "--json")[1])
     assert found["bytes_for_names"] == found["bytes_for_labels"] == 0
 
 
 def test_a_lost_block_is_named_and_the_others_are_written(archive, tmp_path, told):
-    bad = damaged(archive, tmp_path / "bad.mxf")
+    bad = damaged(archive, tmp_path / "bad.mfa")
     code, out, lines = told("decompress", bad, "--out", tmp_path / "x.npy")
     assert code == 3 and out.startswith("15 images in ")
     lost = "lost: images 5 to 9, block 1: the digest of its payload differs"
@@ -143,7 +143,7 @@ def test_a_lost_block_is_named_and_the_others_are_written(archive, tmp_path, tol
 
 
 def test_an_archive_that_was_cut_short(archive, tmp_path, told):
-    cut = tmp_path / "cut.mxf"
+    cut = tmp_path / "cut.mfa"
     with Archive(archive) as opened:
         cut.write_bytes(archive.read_bytes()[: opened._places[3] + 99])
     code, _, lines = told("decompress", cut, "--out", tmp_path / "x.npy")
@@ -172,7 +172,7 @@ def test_an_archive_that_was_cut_short(archive, tmp_path, told):
         (["--data", "deep.npz"], "pixels have 65,536 levels, the run's have 256", 3),
         (["--data", "X.npz", "--split", "validation"], "no validation images", 2),
         (["--out", "X.npz"], "another file is there, no archive: X.npz: name another", 2),
-        (["--out", "images/x.mxf"], "the output lies in the folder of the images", 2),
+        (["--out", "images/x.mfa"], "the output lies in the folder of the images", 2),
         (["--weights", "inside"], "'inside' does not fit --weights", 2),
     ],
 )
@@ -183,17 +183,17 @@ def test_mistakes_of_compress(words, line, code, run, told, monkeypatch):
     np.savez("two.npz", train_images=x, test_images=x)
     np.savez("wide.npz", images=np.zeros((3, 4, 5), np.uint8))
     np.savez("deep.npz", images=x.astype(np.uint16))
-    out = [] if "--out" in words else ["--out", "x.mxf"]
+    out = [] if "--out" in words else ["--out", "x.mfa"]
     data = [] if "--data" in words else ["--data", "images"]
     found, _, lines = told("compress", "run", *words, *out, *data)
-    assert found == code and line in lines[-1] and not os.path.exists("x.mxf")
+    assert found == code and line in lines[-1] and not os.path.exists("x.mfa")
 
 
 def test_a_model_that_the_codec_does_not_take(tmp_path, told):
     from helpers import small_run
 
     run = small_run(tmp_path)  # whose couplings are no affine ones
-    code, _, lines = told("compress", run, "--out", tmp_path / "x.mxf")
+    code, _, lines = told("compress", run, "--out", tmp_path / "x.mfa")
     assert code == 2 and lines[-1].startswith("error: the codec does not take a model that has ")
 
 
@@ -309,11 +309,11 @@ def test_a_signal_ends_quietly_and_leaves_nothing(
 def test_classes_of_other_images_are_told(archive, told, tmp_path):
     """A class-conditional model and images without classes, or with others."""
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 32, 32, 3), np.uint8), labels=[3, 12])
-    given = ["--data", tmp_path / "x.npz", "--out", tmp_path / "x.mxf"]
+    given = ["--data", tmp_path / "x.npz", "--out", tmp_path / "x.mfa"]
     code, _, lines = told("compress", "weights/cifar10", *given)
     assert code == 0
     assert "the images' classes are not the run's: the likeliest is chosen for each" in lines
     code, _, lines = told("compress", "weights/cifar10", *given, "--no-labels")
     assert code == 0
-    found = Codec.of(tmp_path / "x.mxf").decode(tmp_path / "x.mxf")
+    found = Codec.of(tmp_path / "x.mfa").decode(tmp_path / "x.mfa")
     assert found.labels is None and not found.images.any()

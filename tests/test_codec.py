@@ -62,8 +62,8 @@ def test_threads_and_memory_maps_change_no_byte(flow, tmp_path):
     np.save(tmp_path / "x.npy", given.pixels)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     one = Codec(flow, block=20, threads=1).encode(given.pixels)
-    totals = Codec(flow, block=20, threads=3).compress(mapped, tmp_path / "x.mxf")
-    assert (tmp_path / "x.mxf").read_bytes() == one and totals.size == len(one)
+    totals = Codec(flow, block=20, threads=3).compress(mapped, tmp_path / "x.mfa")
+    assert (tmp_path / "x.mfa").read_bytes() == one and totals.size == len(one)
     assert (totals.images, totals.blocks, totals.k, totals.plain) == (90, 5, 16, 0)
     assert totals.bits_per_dim == 8 * len(one) / (90 * 16) and totals.for_images == len(one)
 
@@ -180,7 +180,7 @@ def test_weights_inside_are_of_16_bits_and_need_no_run(run, tmp_path):
     pixels = images(9).pixels
     codec = Codec(moved, embed=True)
     data = codec.encode(pixels)
-    totals = codec.compress(pixels, tmp_path / "x.mxf")
+    totals = codec.compress(pixels, tmp_path / "x.mfa")
     assert totals.weights > 1000 and totals.for_images == totals.size - totals.weights
     moved.rename(run)
     assert np.array_equal(Codec.of(data).decode(data).images, pixels)
@@ -190,7 +190,7 @@ def test_weights_inside_are_of_16_bits_and_need_no_run(run, tmp_path):
 
 
 def test_nothing_is_there_after_an_error_and_an_older_archive_stays(flow, tmp_path):
-    codec, to = Codec(flow, block=10, threads=2), tmp_path / "x.mxf"
+    codec, to = Codec(flow, block=10, threads=2), tmp_path / "x.mfa"
     codec.compress(images(30).pixels, to)
     before = to.read_bytes()
     bad = images(30).pixels.astype(np.int32)

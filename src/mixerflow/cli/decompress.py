@@ -57,8 +57,9 @@ def decompress(arguments: list[str]) -> int:
             raise ConfigError(what, flag, f"the archive has {archive.images:,}, from 0 on")
         require_output(given.out, header, given.archive)
         if given.rescue:
-            blocks, last = len(archive.index.blocks), archive.images - 1
-            tell(f"rescued: {blocks:,} blocks, up to image {last:,}; what followed is not known")
+            count, last = len(archive.index.blocks), archive.images - 1
+            blocks = f"{count:,} block{'' if count == 1 else 's'}"
+            tell(f"rescued: {blocks}, up to image {last:,}; what followed is not known")
         codec = Codec.of(archive, given.weights, threads=given.threads or None)
         image, count = np.empty(header.shape, header.dtype), stop - given.start
         lost: list[Lost] = []
