@@ -9,6 +9,9 @@ import torch
 from lowered import MODELS, MORE, flow_of, own_flow
 from mixerflow.compression.engine import Engine
 from mixerflow.compression.lowering import program_of
+from mixerflow.core import Along, Chain, Flow
+from mixerflow.nets import ResidualMLP
+from mixerflow.transforms import LU, Affine, Coupling, Dequantize, DiagonalAffine
 
 _IMAGES = 200
 
@@ -63,3 +66,38 @@ def test_models_of_all_settings_code_images_exactly_at_their_own_bits(name):
 @pytest.mark.parametrize("context", [0, 3])
 def test_a_flow_of_ones_own_codes_images_exactly_at_its_own_bits(context):
     require_coded(own_flow(context))
+
+
+def pixels_of(program, low):
+    generator = np.random.default_rng(0)
+    return generator.integers(low, program.levels, (20, *program.shape)).astype(np.uint16)
+
+
+def triangles():
+    """The identity of two maps; within the first one numbers leave the bounds, and come back."""
+    maps, scale = [LU(3), LU(3)], DiagonalAffine((3, 1, 1))
+    with torch.no_grad():
+        maps[0].packed[0, 2], maps[0].packed[1, 2], maps[0].packed[1, 0] = 2**17, -(2**32), 2**15
+        maps[1].packed[0, 2], maps[1].packed[1, 0] = -(2**17), -(2**15)
+        scale.log_scale.fill_(-math.log(4))
+        scale.shift.fill_(-62)
+    steps = (Along(0, each) for each in maps)
+    return Flow(Chain(Dequantize(256), *steps, scale), (3, 2, 2), levels=256)
+
+
+def coupling():
+    """A coupling that scales numbers beyond the bounds, and shifts them back."""
+    net = ResidualMLP(1, 2, width=2)
+    with torch.no_grad():
+        net.leave.bias.copy_(torch.tensor([13.9 * math.log(2), -(2.0**29.9)]))
+    steps = Along(0, Coupling(-1, net, Affine()))
+    return Flow(Chain(Dequantize(65536), steps), (2, 1, 2), levels=65536)
+
+
+@pytest.mark.parametrize("flow", [triangles, coupling])
+def test_images_that_leave_the_bounds_on_the_way_are_exact(flow):
+    program = program_of(flow().eval())
+    engine, pixels = Engine(program), pixels_of(program, program.levels * 15 // 16)
+    block = engine.encode(pixels)
+    assert block.report["plain"] == len(pixels) - block.initial > 0
+    np.testing.assert_array_equal(engine.decode(block.payload, 20, block.initial), pixels)

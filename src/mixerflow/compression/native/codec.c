@@ -239,22 +239,29 @@ static int plain_push(const Codec *c, Stack *s, const Images *images, int64_t nu
 /* Push the last images by the predictor, as many as give the flow bits for the one before them. */
 static int initial_push(const Codec *c, Stack *s, const Images *images, Work *w,
                         CodecReport *report) {
-    const double least = (double)c->size * c->k;
-    for (report->initial = images->count ? 1 : 0; !s->full; report->initial++) {
+    double least = (double)c->size * c->k;
+    for (report->initial = images->count ? 1 : 0; !s->full;) {
         const int64_t left = images->count - report->initial;
         s->count = 0;
         s->state = STATE_LEAST;
         if (predictor_push(s, &c->shape, images->pixels + left * c->size, report->initial))
             return CODEC_MEMORY;
         report->done = report->initial;
-        report->initial_bits = bits_on(s);
+        const double bits = report->initial_bits = bits_on(s);
         if (!left) break;
-        if (bits_on(s) < least) continue;
-        int failed = flow_push(c, s, images, left - 1, w, report);
-        if (failed && w->dry) continue;
-        if (failed && plain_push(c, s, images, left - 1, report)) return CODEC_MEMORY;
-        report->done++;
-        break;
+        if (bits >= least) {
+            int failed = flow_push(c, s, images, left - 1, w, report);
+            if (!failed || !w->dry) {
+                if (failed && plain_push(c, s, images, left - 1, report)) return CODEC_MEMORY;
+                report->done++;
+                break;
+            }
+            least = 1.125 * bits;
+        }
+        /* So many that another try is rare, but twice as many at most. */
+        double more = (least - bits) / bits * (double)report->initial;
+        int64_t step = more > (double)report->initial ? report->initial : (int64_t)more;
+        report->initial += step < 1 ? 1 : step > left ? left : step;
     }
     return 0;
 }

@@ -72,6 +72,12 @@ static int32_t word(Reader *r, int32_t least, int32_t most) {
     return *r->words++;
 }
 
+/* The most things of so many words each that the words which are left can hold. */
+static int32_t most_of(const Reader *r, int32_t words) {
+    int64_t most = r->words_left / words;
+    return most < 1 << 20 ? (int32_t)most : 1 << 20;
+}
+
 /* The next numbers, which must be finite; NULL if they are not there. */
 static const double *numbers(Reader *r, int64_t count) {
     if (r->error || count > r->numbers_left) {
@@ -130,7 +136,7 @@ static void read_base(Reader *r) {
 
 static void read_tables(Reader *r) {
     Codec *c = r->codec;
-    c->n_tables = word(r, 0, 1 << 20);
+    c->n_tables = word(r, 0, most_of(r, 2));
     c->tables = room(r, c->n_tables, sizeof *c->tables);
     c->lengths = room(r, c->n_tables, sizeof *c->lengths);
     int32_t *seen = room(r, c->size, sizeof *seen);
@@ -333,6 +339,20 @@ static void fill_scores(Scores *t, int32_t channel) {
     edges[t->levels] = score_at(t, channel, t->levels - 1, (int64_t)1 << t->k);
 }
 
+/* Whether the pieces of a channel follow each other, as the search for one takes for granted. */
+static int scores_ordered(const Scores *t, int32_t channel) {
+    const int64_t *edges = t->edges + (int64_t)channel * (t->levels + 1);
+    const int32_t pieces = pieces_of(t);
+    int64_t last = edges[0];
+    for (int32_t level = 0; level < t->levels; level++)
+        for (int32_t i = 1; i <= pieces; i++) {
+            int64_t at = i < pieces ? score_at(t, channel, level, piece_from(t, i)) : edges[level + 1];
+            if (at < last) return 0;
+            last = at;
+        }
+    return 1;
+}
+
 static void read_scores(Reader *r, Step *s) {
     Codec *c = r->codec;
     const int64_t count = (int64_t)s->n * c->levels;
@@ -360,44 +380,52 @@ static void read_scores(Reader *r, Step *s) {
     /* a quarter of the least slope, least / 0.4, times a pixel's cell */
     const double wanted = 0.6 * least / (double)((int64_t)1 << c->k);
     for (; t->spare < MOST_BITS && t->fine > wanted; t->spare++) t->fine *= 0.5;
-    for (int32_t i = 0; !r->error && i < s->n; i++) fill_scores(t, i);
+    for (int32_t i = 0; !r->error && i < s->n; i++) {
+        fill_scores(t, i);
+        if (!scores_ordered(t, i)) refuse(r);
+    }
     for (int32_t i = 0; !r->error && i < c->size; i++) {
         c->units[i] = c->unit;
         c->offsets[i] = 0.5 * c->unit;
     }
 }
 
-/* Add a step that brings all units near the first one, if any is far. */
-static void add_refinement(Reader *r) {
+/* The bits to pop at a position, or to push if below 0, that bring its unit near the first one. */
+static int32_t refinement_of(const Codec *c, int32_t position) {
+    double unit = c->units[position] < 0.0 ? -c->units[position] : c->units[position];
+    int32_t bits = 0;
+    if (unit > c->unit * SLACK)
+        for (; bits < MOST_BITS && unit > c->unit; bits++) unit *= 0.5;
+    else if (unit * SLACK < c->unit)
+        for (; bits > -MOST_BITS && unit < c->unit; bits--) unit *= 2.0;
+    return bits;
+}
+
+/* Add steps that bring all units near the first one, while any is far. */
+static void add_refinements(Reader *r) {
     Codec *c = r->codec;
     if (r->error) return;
     for (int32_t i = 0, first = c->unit == 0.0; first && i < c->size; i++) {
         double unit = c->units[i] < 0.0 ? -c->units[i] : c->units[i];
         if (c->unit == 0.0 || unit < c->unit) c->unit = unit;
     }
-    for (int more = 1; !r->error && more;) {
-        Step *s = c->steps + c->n_steps;
-        more = 0;
-        s->kind = REFINE;
-        s->count = s->blocks = 0;
-        s->positions = room(r, c->size, sizeof *s->positions);
-        s->bits = room(r, c->size, sizeof *s->bits);
+    for (int64_t count = 1; !r->error && count;) {
+        count = 0;
+        for (int32_t i = 0; i < c->size; i++) count += refinement_of(c, i) != 0;
+        if (!count) return;
+        Step *s = c->steps + c->n_steps++;
+        *s = (Step){.kind = REFINE}; /* an affine map left its words there */
+        s->positions = room(r, count, sizeof *s->positions);
+        s->bits = room(r, count, sizeof *s->bits);
         for (int32_t i = 0; !r->error && i < c->size; i++) {
-            double unit = c->units[i] < 0.0 ? -c->units[i] : c->units[i];
-            int32_t bits = 0;
-            if (unit > c->unit * SLACK)
-                for (; bits < MOST_BITS && unit > c->unit; bits++) unit *= 0.5;
-            else if (unit * SLACK < c->unit)
-                for (; bits > -MOST_BITS && unit < c->unit; bits--) unit *= 2.0;
+            int32_t bits = refinement_of(c, i);
             if (!bits) continue;
             s->positions[s->count] = i;
             s->bits[s->count++] = bits;
             double change = bits > 0 ? 1.0 / (1 << bits) : (double)(1 << -bits);
             c->offsets[i] += 0.5 * c->units[i] * (change - 1.0); /* the cells begin where they did */
             c->units[i] *= change;
-            more |= bits == MOST_BITS || bits == -MOST_BITS;
         }
-        if (s->count) c->n_steps++;
         if (c->n_steps > c->most_steps - 2) refuse(r);
     }
 }
@@ -405,7 +433,7 @@ static void add_refinement(Reader *r) {
 static void read_step(Reader *r) {
     Codec *c = r->codec;
     int32_t kind = word(r, AFFINE, SCORES);
-    if (kind != AFFINE && kind != SCORES) add_refinement(r);
+    if (kind != AFFINE && kind != SCORES) add_refinements(r);
     if (r->error) return;
     Step *s = c->steps + c->n_steps;
     s->kind = kind;
@@ -458,11 +486,11 @@ static void read_program(Reader *r) {
         c->offsets[i] = 0.5 * c->units[i]; /* a number is the middle of its cell */
     }
     read_tables(r);
-    int32_t operations = word(r, 0, 1 << 20);
+    int32_t operations = word(r, 0, most_of(r, 3));
     c->most_steps = 8 * operations + 8; /* a unit that is that far off is refused */
     c->steps = room(r, c->most_steps, sizeof *c->steps);
     for (int32_t i = 0; !r->error && i < operations; i++) read_step(r);
-    add_refinement(r);
+    add_refinements(r);
     if (r->words_left || r->numbers_left) refuse(r);
 }
 

@@ -108,7 +108,7 @@ static inline float tanh_float(float x) {
     return 1.0f - 2.0f / (exp_float(2.0f * bounded) + 1.0f);
 }
 
-/* erf(x) to 2e-7. Abramowitz, Stegun, Handbook of mathematical functions (1964), 7.1.26. */
+/* erf(x) to 6e-7. Abramowitz, Stegun, Handbook of mathematical functions (1964), 7.1.26. */
 static inline float erf_float(float x) {
     float size = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.3275911f * size);
     float p = 1.061405429f;
