@@ -11,6 +11,7 @@ from helpers import SHAPE, flow_of, images
 from mixerflow import Codec
 from mixerflow.compression import Archive, choice
 from mixerflow.compression.engine import Block
+from mixerflow.compression.layout import HEAD
 from mixerflow.compression.work import in_order
 from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError, ResourceError
 from mixerflow.evaluate import class_log_probs
@@ -218,26 +219,42 @@ def test_progress_counts_images_and_bytes(flow):
 
 def test_the_smallest_k_that_costs_little_is_chosen():
     def encode(costs):
-        def coded(k):
+        def coded(k, backwards):
             asked.append(k)
             bits = np.full(50, 1000 * (1 + costs.get(k, 0.0)))
             bits[47 - k // 12] = -500  # of noise that is none
             bits[48 - k // 12 :] = -1
             plain = float(costs.get(k, 0.0) == 5)
-            return [Block(b"", 2, bits, {"initial_bits": 2900.0, "plain": plain})] * 2
+            return [Block(b"", 2, bits, {"plain": plain})] * 2
 
         asked.clear()
         return coded
 
     asked = []
-    flat = choice.choose_k(encode({}))
-    assert flat == choice.Measured(12, 1000.0, 900.0)
-    assert asked[0] == 24 and len(asked) == 5
+    assert choice.choose_k(encode({})) == 12
+    assert asked == [24, 16, 14, 13, 12]
     steep = {k: 2.0 ** (8 - k) for k in range(12, 24)}  # 0.1 % at k = 18
-    assert choice.choose_k(encode(steep)).k == 18
-    assert choice.choose_k(encode(dict.fromkeys(range(12, 24), 0.01))).k == 20
-    assert choice.choose_k(encode({24: 5} | steep)).k == 18  # where 24 leaves the bounds
-    assert choice.measure([Block(b"", 3, np.full(3, -1.0), {"initial_bits": 9.0})], 16) is None
+    assert choice.choose_k(encode(steep)) == 18
+    assert choice.choose_k(encode(dict.fromkeys(range(12, 24), 0.01))) == 20
+    assert choice.choose_k(encode({24: 5} | steep)) == 18  # where 24 leaves the bounds
+    too_few = [Block(b"", 3, np.full(3, -1.0), {"plain": 0.0})]
+    assert choice.choose_k(lambda k, backwards: too_few) is None
+
+
+def test_the_ends_of_blocks_are_compared_with_the_same_images_by_the_flow():
+    bits = np.arange(100.0, 110.0)  # of ten images, of which the flow does not code the last two
+
+    def encode(k, backwards):
+        own = np.array(bits[::-1] if backwards else bits)
+        more = 2 * own[-2:].sum()
+        own[-2:] = -1
+        return [Block(b"", 2, own, {"initial_bits": more})]
+
+    measured = choice.measure(encode, 13)
+    head = 8 * HEAD.size
+    assert measured == choice.Measured(13, bits[:8].mean(), (109 + 108 + 100 + 101) / 2 + head)
+    few = Block(b"", 3, np.array([5.0, -1, -1, -1]), {"initial_bits": 9.0})
+    assert choice.measure(lambda k, backwards: [few], 16) is None  # ends in both orders
 
 
 @pytest.mark.parametrize(
@@ -257,9 +274,9 @@ def test_a_sample_is_spread_and_small(flow, monkeypatch):
         assert np.all(np.diff(places) > 0)
     use(monkeypatch)
     codec = Codec(flow, threads=2)
-    pixels = np.tile(images(100).pixels, (21, 1, 1, 1))
+    pixels = np.tile(images(100).pixels, (61, 1, 1, 1))
     with Archive(codec.encode(pixels)) as archive:
-        assert archive.header.k == 12 and len(archive.index.blocks) == 6
+        assert archive.header.k == 12 and len(archive.index.blocks) == 3
     assert isinstance(codec.engine(12), ZlibEngine)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixerflow.compression.engine import Block
+from mixerflow.compression.layout import HEAD
 
 LEAST, MOST, REFERENCE = 12, 20, 24
 """The range of k that is chosen from, and the k whose cost is compared."""
@@ -22,8 +23,9 @@ _TOLERANCE = 0.001
 _SAMPLE, _SHARE, _FEW = 200, 50, 40
 _OVERHEAD, _OF_FEW, _FEW_BLOCKS = 0.003, 0.005, 4
 _SMALLEST = 64  # images of a block
-Encode = Callable[[int], Sequence[Block]]
-"""Codes the sample with a k, in blocks, of which threads may take one each."""
+Encode = Callable[[int, bool], Sequence[Block]]
+"""Codes the sample with a k, in blocks, of which threads may take one each; or with each block's
+images in the opposite order."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Measured:
     Attributes:
         k: bits below a pixel.
         mean: bits of an image that the flow codes.
-        excess: bits that the images at a block's end cost more than if the flow coded them.
+        excess: bits that a block takes beside: its head, and what images at its end cost more than
+            if the flow coded them.
     """
 
     k: int
@@ -66,20 +69,24 @@ def sample_places(images: int) -> np.ndarray:
     return np.linspace(0, images - 1, count).round().astype(np.int64)
 
 
-def measure(blocks: Sequence[Block], k: int, where: np.ndarray | None = None) -> Measured | None:
+def measure(encode: Encode, k: int) -> Measured | None:
     """Return what a sample costs with this k; None if it is too small to tell.
 
-    Args:
-        blocks: the coded sample.
-        k: bits below a pixel.
-        where: the images ``(N,)`` bool that count; by default all that are not at an end.
+    Of images at the end of a block, what the flow takes is known from the opposite order.
     """
-    coded = _bits(blocks)[_bits(blocks) >= 0 if where is None else where]
+    blocks, backwards = encode(k, False), encode(k, True)
+    bits = _bits(blocks)
+    coded = bits[bits >= 0]
     if not len(coded) or not coded.mean() > 0:
         return None
-    mean = float(coded.mean())
-    excess = [each.report["initial_bits"] - each.initial * mean for each in blocks]
-    return Measured(k, mean, sum(excess) / len(excess))
+    excess = []
+    for one, other in [*zip(blocks, backwards, strict=True), *zip(backwards, blocks, strict=True)]:
+        ends = other.bits[: one.initial]  # the same images
+        if len(ends) == one.initial and np.all(ends >= 0):
+            excess.append(one.report["initial_bits"] - ends.sum())
+    if not excess:
+        return None
+    return Measured(k, float(coded.mean()), sum(excess) / len(excess) + 8 * HEAD.size)
 
 
 def _bits(blocks: Sequence[Block]) -> np.ndarray:
@@ -87,34 +94,29 @@ def _bits(blocks: Sequence[Block]) -> np.ndarray:
     return np.concatenate([each.bits for each in blocks])
 
 
-def choose_k(encode: Encode) -> Measured | None:
-    """Return the smallest k, by bisection, within 0.1 % of the cost of k = 24, and its costs.
+def choose_k(encode: Encode) -> int | None:
+    """Return the smallest k, by bisection, within 0.1 % of the cost of k = 24; None if none tells.
 
     Of models whose numbers grow, k = 24 leaves the codec's bounds: they are compared with k = 20,
     the largest that is chosen. Images at a block's end, which the flow does not code, are more for
-    a larger k, and the noise of the one before them is no noise: others are compared.
+    a larger k, and the noise of the one before them is less random: others are compared.
     """
-    reference = encode(REFERENCE)
+    reference = encode(REFERENCE, False)
     where = _bits(reference) >= 0
     for end in np.cumsum([len(each.bits) for each in reference]):
         where[: int(end)][np.flatnonzero(where[: int(end)])[-1:]] = False
-    known: dict[int, Measured] = {}
+    if not where.any():
+        return None
 
     def cost(k: int) -> float:
-        found = measure(encode(k), k, where)
-        assert found is not None
-        known[k] = found
-        return found.mean
+        return float(_bits(encode(k, False))[where].mean())
 
-    found = measure(reference, REFERENCE, where)
-    if found is None:
-        return None
-    grows = any(each.report["plain"] for each in reference)
-    most = (1 + _TOLERANCE) * (min(found.mean, cost(MOST)) if grows else found.mean)
+    least = float(_bits(reference)[where].mean())
+    if any(each.report["plain"] for each in reference):
+        least = min(least, cost(MOST))
     low, high = LEAST, MOST
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if cost(middle) <= most else (middle + 1, high)
-    if low not in known:
-        cost(low)
-    return known[low]
+        fits = cost(middle) <= (1 + _TOLERANCE) * least
+        low, high = (low, middle) if fits else (middle + 1, high)
+    return low

@@ -129,20 +129,20 @@ class Encoder:
         middle = len(pixels) // 2
         halves = slice(middle), slice(middle, None)  # whatever the number of threads
 
-        def encode(k: int) -> list[Block]:
-            engine = self.engine(k)
-            parts = [(pixels[here], None if classes is None else classes[here]) for here in halves]
+        def encode(k: int, backwards: bool) -> list[Block]:
+            engine, step = self.engine(k), -1 if backwards else 1
+            parts = [
+                (pixels[here][::step], None if classes is None else classes[here][::step])
+                for here in halves
+            ]
             with ThreadPoolExecutor(min(self.threads, 2)) as pool:
                 return [*pool.map(lambda part: engine.encode(*part), parts)]
 
-        if self.k is None:
-            measured = choose_k(encode)
-        else:
-            measured = measure(encode(self.k), self.k)
-        k = self.k or (USUAL if measured is None else measured.k)
-        if self.block is not None or measured is None:
-            return k, min(self.block or images, most)
-        return k, measured.block(images, most)
+        k = self.k or choose_k(encode) or USUAL
+        measured = None if self.block is not None else measure(encode, k)
+        return k, min(self.block or images, most) if measured is None else measured.block(
+            images, most
+        )
 
     def write(
         self, writer: ArchiveWriter, given: Given, block: int, weights: int, watch: Watch
