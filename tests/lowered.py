@@ -42,6 +42,7 @@ from mixerflow.transforms import (
     Reshape,
     Roll,
     Squeeze,
+    Standardize,
     SwapHalves,
     UnpackedPLU,
     Whiten,
@@ -196,8 +197,10 @@ def own_flow(context=0):
     )
     scales = MultiScale((2, 4, 4), [first, second, third], kept=(4, 3), keep="last")
     net = nn.Embedding(3, context) if context else None
-    steps = Chain(Dequantize(16), Rescale(1 / 8, -1.0), scales)
-    return perturbed(Flow(steps, (2, 4, 4), context_net=net, levels=16))
+    steps = Chain(Dequantize(16), Rescale(1 / 8, -1.0), Standardize((2, 1, 1)), scales)
+    flow = Flow(steps, (2, 4, 4), context_net=net, levels=16)
+    flow.initialize(torch.randint(16, (40, 2, 4, 4)), torch.arange(40) % 3 if context else None)
+    return perturbed(flow, 0.2)
 
 
 def RowsLinear(n):

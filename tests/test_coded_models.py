@@ -1,6 +1,7 @@
 """Images of every kind of model through the native codec: exact, and of the size that it says."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from lowered import MODELS, MORE, flow_of, own_flow
 from mixerflow.compression.engine import Engine
 from mixerflow.compression.lowering import program_of
 from mixerflow.core import Along, Chain, Flow
+from mixerflow.errors import ConfigError
 from mixerflow.nets import ResidualMLP
 from mixerflow.transforms import LU, Affine, Coupling, Dequantize, DiagonalAffine
 
@@ -34,7 +36,8 @@ def require_coded(flow):
     pixels, labels = images_of(flow)
     given = None if labels is None else torch.from_numpy(labels)
     integers = torch.from_numpy(pixels.astype(np.int64))
-    flow.initialize(integers, given)  # latents are near the base's
+    if not flow.initialized:
+        flow.initialize(integers, given)  # latents are near the base's
     engine = Engine(program_of(flow))
     block = engine.encode(pixels, labels)
     again = engine.decode(block.payload, len(pixels), block.initial, labels)
@@ -49,7 +52,7 @@ def require_coded(flow):
     saved = report["ideal_latents"] - report["latent_bits"]
     ratio = (report["flow_bits"] + saved) / own.mean()
     assert abs(ratio - 1) < 3e-4 + 5 * own.std() / own.mean()  # its noise is one more draw
-    assert saved > -1e-4 * report["flow_bits"]
+    assert saved > -1e-3 * report["flow_bits"]
 
 
 @pytest.mark.parametrize("name", ["batch", "fast classes", "learned activation", "scales"])
@@ -101,3 +104,40 @@ def test_images_that_leave_the_bounds_on_the_way_are_exact(flow):
     block = engine.encode(pixels)
     assert block.report["plain"] == len(pixels) - block.initial > 0
     np.testing.assert_array_equal(engine.decode(block.payload, 20, block.initial), pixels)
+
+
+def damaged(program, generator):
+    """The program with some words or numbers changed, and perhaps cut."""
+    words, numbers = program.words.copy(), program.numbers.copy()
+    for _ in range(generator.integers(1, 6)):
+        if generator.random() < 0.2:
+            at = generator.integers(len(words))
+            words[at] = generator.choice([0, 1, -1, 2**31 - 1, words[at] // 2, 2**16])
+        elif len(numbers):
+            at = generator.integers(len(numbers))
+            factors = [0, -1, 1e3, 1e6, 1e300, np.nan, np.inf]
+            numbers[at] = (1e-3 + numbers[at]) * generator.choice(factors)
+    if generator.random() < 0.1:
+        words = words[: generator.integers(len(words))]
+    return replace(program, words=words, numbers=numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["scales classes", "rms mixture batch", "splines of scores", "plu"]
+)
+def test_a_damaged_program_is_refused_or_still_exact(name):
+    flow, generator = flow_of(*(MODELS | MORE)[name]), np.random.default_rng(0)
+    program, (pixels, labels) = program_of(flow), images_of(flow, 12)
+    opened = 0
+    for _ in range(300):
+        try:
+            with np.errstate(all="ignore"):
+                engine = Engine(damaged(program, generator), 12)
+        except ConfigError:
+            continue
+        opened += 1
+        block = engine.encode(pixels, labels)
+        again = engine.decode(block.payload, 12, block.initial, labels)
+        np.testing.assert_array_equal(again, pixels)
+    assert 20 < opened < 280

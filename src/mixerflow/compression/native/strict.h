@@ -55,10 +55,8 @@ static inline double double_of(uint64_t bits) {
 }
 
 /* The nearest integer, ties to even, for |x| < 2^51; larger numbers stay large. */
-static inline double nearest(double x) {
-    const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
-    return (x + magic) - magic;
-}
+#define MAGIC 6755399441055744.0 /* 1.5 * 2^52 */
+static inline double nearest(double x) { return (x + MAGIC) - MAGIC; }
 
 /* exp(x) to 2 units in the last place for x in [-87, 88]; beyond, that of the nearer end. */
 static inline float exp_float(float x) {
