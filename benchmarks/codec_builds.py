@@ -98,6 +98,7 @@ BUILDS = (
 SANITIZED = (
     Build("gcc, address and undefined", ("gcc",), _SANITIZED),
     Build("clang, address and undefined", ("clang",), _SANITIZED),
+    Build("clang, memory", ("clang",), (*_SANITIZED[:2], "-fsanitize=memory", _SANITIZED[3])),
 )
 
 
