@@ -219,10 +219,9 @@ def test_progress_counts_images_and_bytes(flow):
 
 def test_the_smallest_k_that_costs_little_is_chosen():
     def encode(costs):
-        def coded(k, backwards):
+        def coded(k):
             asked.append(k)
             bits = np.full(50, 1000 * (1 + costs.get(k, 0.0)))
-            bits[47 - k // 12] = -500  # of noise that is none
             bits[48 - k // 12 :] = -1
             plain = float(costs.get(k, 0.0) == 5)
             return [Block(b"", 2, bits, {"plain": plain})] * 2
@@ -238,7 +237,7 @@ def test_the_smallest_k_that_costs_little_is_chosen():
     assert choice.choose_k(encode(dict.fromkeys(range(4, 24), 0.01))) == 20
     assert choice.choose_k(encode({24: 5} | steep)) == 18  # where 24 leaves the bounds
     too_few = [Block(b"", 3, np.full(3, -1.0), {"plain": 0.0})]
-    assert choice.choose_k(lambda k, backwards: too_few) is None
+    assert choice.choose_k(lambda k: too_few) is None
 
 
 def test_the_ends_of_blocks_are_compared_with_the_same_images_by_the_flow():
