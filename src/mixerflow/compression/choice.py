@@ -15,9 +15,9 @@ import numpy as np
 from mixerflow.compression.engine import Block
 from mixerflow.compression.layout import HEAD
 
-LEAST, MOST, REFERENCE = 12, 20, 24
+LEAST, MOST, REFERENCE = 4, 20, 24
 """The range of k that is chosen from, and the k whose cost is compared."""
-USUAL = 16
+USUAL = 12
 """The k of a set that is too small to be sampled."""
 _TOLERANCE = 0.001
 _SAMPLE, _SHARE, _FEW = 200, 50, 40

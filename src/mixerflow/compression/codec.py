@@ -38,8 +38,8 @@ class Codec:
     Args:
         run: a run folder or published weights; a name, ``weights/NAME`` or ``hf://OWNER/NAME``; or
             a flow.
-        k: bits below a pixel, 1 to 24; by default the smallest of 12 to 20 that costs at most 0.1 %
-            more than 24 does on a sample of the images, and 16 for less than 2,000 images.
+        k: bits below a pixel, 1 to 24; by default the smallest of 4 to 20 that costs at most 0.1 %
+            more than 24 does on a sample of the images, and 12 for less than 2,000 images.
         block: images of a block, which is decoded as a whole; by default so many that those at its
             end, which the flow does not code, cost less than 0.1 %, or 0.3 % where there would be
             fewer than four blocks; less than 2,000 images are one block.
