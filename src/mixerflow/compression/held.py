@@ -23,6 +23,7 @@ from mixerflow.runs.reading import parse_json
 from mixerflow.runs.weights import Weights, Which, is_published, read_weights
 
 _CPU = torch.device("cpu")
+_SHOWN = 200  # characters of a name that an error has
 _CARD = Needs(KINDS, ("data", "files", "model"))
 
 
@@ -96,9 +97,9 @@ def _named(header: Header, run: Path | str | None, where: object) -> Held:
     if run is None:
         local = any(os.path.isfile(f"{name}/{file}") for file in ("run.json", CARD))
         if not name or hub_name(name) is not None or not (local or shipped_path(name)):
-            called, commit = f"{name} " if name else "", said.get("revision", "")
-            what = f"the archive's weights {called}(SHA-256 {short}...) are not here"
-            plain = name and (name if not commit or "@" in name else f"{name}@{commit}")
+            shown, commit = name if len(name) <= _SHOWN else "", said.get("revision", "")
+            what = f"the archive's weights {shown and f'{shown} '}(SHA-256 {short}...) are not here"
+            plain = shown and (shown if not commit or "@" in shown else f"{shown}@{commit}")
             raise CheckpointError(what, where, f"name them with --weights {plain or 'RUN'}")
     path = Path(name if run is None else run)
     own = is_published(path) or shipped_path(path) is not None or hub_name(path) is not None
