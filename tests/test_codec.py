@@ -174,6 +174,10 @@ def test_the_hub_is_not_asked_because_an_archive_names_it(run, monkeypatch):
     data = codec.encode(images(3).pixels)
     said = line_of(lambda: Codec.of(data), CheckpointError)
     assert said.endswith("name them with weights hf://somebody/else")
+    for name in ("", "a\0b", "a" * 5000, "/" + "b/" * 3000, "../.."):
+        codec._held.said["name"] = name
+        data = codec.encode(images(3).pixels)
+        assert " are not here: " in line_of(lambda data=data: Codec.of(data), CheckpointError)
 
 
 def test_weights_inside_are_of_16_bits_and_need_no_run(run, tmp_path):
