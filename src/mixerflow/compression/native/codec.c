@@ -179,6 +179,7 @@ static int decode(const Codec *c, int64_t images, int64_t initial, const int32_t
     }
     if (predictor_pop(s, &c->shape, pixels + (images - initial) * c->size, initial))
         return CODEC_MEMORY;
+    if (report->stop) return CODEC_STOPPED;
     report->done = images;
     return s->dry || s->count || s->state != STATE_LEAST ? CODEC_DAMAGED : 0;
 }
@@ -195,7 +196,7 @@ int codec_decode(const Codec *c, const uint32_t *words, int64_t count, int64_t i
     int error = CODEC_MEMORY;
     if (memory && own) {
         memcpy(own, words, (size_t)count * sizeof *own);
-        Stack stack = {.words = own, .count = count, .capacity = capacity};
+        Stack stack = {.words = own, .count = count, .capacity = capacity, .stop = &report->stop};
         strict_enter(&saved);
         error = decode(c, images, initial, classes, pixels, &stack, &work, report);
         strict_leave(&saved);

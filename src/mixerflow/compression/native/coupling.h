@@ -118,18 +118,11 @@ static void spline_block(const Step *s, int64_t block, int32_t class, int invers
             const int turned = units[at] < 0.0;
             const double unit = turned ? -units[at] : units[at];
             const double left = offsets[at] - 0.5 * units[at];
+            const Cells cells = spline_cells(&splines, unit, left);
             double *own = w->own + given * LANES + at;
-            int64_t n = (int64_t)*own, in_tail;
-            Piece piece;
+            int64_t n = (int64_t)*own;
             if (turned) n = -1 - n;
-            if (spline_piece(&splines, l, unit, left, inverse, n, &piece, &in_tail))
-                n = in_tail;
-            else {
-                w->bad |= !holds(&piece);
-                if (w->bad) break;
-                n = inverse ? piece_inverse(&piece, stack, n) : piece_forward(&piece, stack, n);
-                product *= (double)(piece.end - piece.start) / (double)(piece.to - piece.from);
-            }
+            w->bad |= spline_move(&splines, l, &cells, inverse, stack, &n, &product);
             *own = (double)(turned ? -1 - n : n);
         }
         if (!inverse) count_scales(product, product, w);

@@ -126,11 +126,20 @@ static Predictor *predictor_open(const PictureShape *shape, Stack *stack) {
     return p;
 }
 
+/* Whether there is nothing more to pop, or nobody wants it. */
+static int predictor_ends(const Predictor *p) {
+    if (!p->stack) return 0;
+    return p->stack->dry || (p->stack->stop && *(const volatile int64_t *)p->stack->stop);
+}
+
 static void predictor_images(Predictor *p, uint16_t *pixels, int64_t count) {
     const int64_t places = (int64_t)p->shape.height * p->shape.width;
     for (int64_t n = 0; n < count && !p->failed; n++, pixels += p->shape.channels * places)
         for (int c = 0; c < p->shape.channels; c++)
-            for (int64_t i = 0; i < places; i++) predictor_pixel(p, c, i, pixels);
+            for (int64_t i = 0; i < places; i++) {
+                if (i % p->shape.width == 0 && predictor_ends(p)) return;
+                predictor_pixel(p, c, i, pixels);
+            }
     predictor_flush(p);
 }
 

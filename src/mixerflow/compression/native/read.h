@@ -80,7 +80,7 @@ static int32_t most_of(const Reader *r, int32_t words) {
 
 /* The next numbers, which must be finite; NULL if they are not there. */
 static const double *numbers(Reader *r, int64_t count) {
-    if (r->error || count > r->numbers_left) {
+    if (r->error || count < 0 || count > r->numbers_left) {
         refuse(r);
         return NULL;
     }

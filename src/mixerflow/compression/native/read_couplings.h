@@ -55,6 +55,15 @@ static void read_map(Reader *r, Step *s) {
     s->params = s->map == SPLINE ? 3 * s->bins - 1 : 2;
 }
 
+/* The last map of a net, of all parameters of all changed features. */
+static void read_leave(Reader *r, const Step *s, Dense *leave, int64_t in) {
+    const int64_t out = (int64_t)s->params * (s->n - s->net.given);
+    if (out > INT32_MAX || in > INT32_MAX)
+        refuse(r);
+    else
+        read_dense(r, leave, (int32_t)out, (int32_t)in);
+}
+
 static void read_coupling(Reader *r, Step *s) {
     Codec *c = r->codec;
     Net *net = &s->net;
@@ -66,12 +75,12 @@ static void read_coupling(Reader *r, Step *s) {
     net->norm = word(r, NO_NORM, RMS);
     int by_class = word(r, 0, c->classes ? 1 : 0), by_row = word(r, 0, 1);
     read_limits(r, s, &net->epsilon);
-    const int32_t reads = net->given * (net->squares ? 2 : 1), changed = s->n - net->given;
+    const int32_t reads = net->given * (net->squares ? 2 : 1);
     read_dense(r, &net->enter, hidden, reads);
     if (by_class) net->by_class = floats(r, (int64_t)c->classes * hidden);
     if (by_row) net->by_row = floats(r, s->rows * hidden);
     read_block(r, net, 1);
-    read_dense(r, &net->leave, s->params * changed, hidden);
+    read_leave(r, s, &net->leave, hidden);
     place_coupling(r, s, ((int64_t)reads + 3 * (int64_t)hidden) * LANES);
 }
 
@@ -109,7 +118,7 @@ static void read_convolution(Reader *r, Step *s) {
         net->epsilon = epsilon;
         read_block(r, net, taps);
     }
-    read_dense(r, &maps->leave, s->params * (s->n - maps->given), taps * hidden);
+    read_leave(r, s, &maps->leave, (int64_t)taps * hidden);
     place_coupling(r, s, s->blocks * maps->given * LANES + convolutions_scratch(maps));
 }
 

@@ -69,9 +69,9 @@ static int spline_knots(const float *raw, int64_t stride, Splines *s) {
 /* A spline's x and y where piece j of bin b begins. */
 static inline void spline_at(const Splines *s, int lane, int32_t b, int32_t j, double *x, double *y) {
     const int at = b * LANES + lane, next = at + LANES;
-    if (j == 0 || j == PIECES) {
-        *x = s->x[j ? next : at];
-        *y = s->y[j ? next : at];
+    if (j == 0) {
+        *x = s->x[at];
+        *y = s->y[at];
         return;
     }
     double width = s->x[next] - s->x[at], height = s->y[next] - s->y[at], slope = height / width;
@@ -82,41 +82,69 @@ static inline void spline_at(const Splines *s, int lane, int32_t b, int32_t j, d
     *y = s->y[at] + height * (t + bend);
 }
 
-/* The piece that holds integer n before the map, or behind it (`behind`); 1 for none, and in
- * `*moved` what n becomes, where it lies in a tail. Cells are of width unit > 0; before the map they
- * begin at left, behind it at 0. */
-static int spline_piece(const Splines *s, int lane, double unit, double left, int behind, int64_t n,
-                        Piece *piece, int64_t *moved) {
-    const int32_t bins = s->bins;
-    const int64_t shift = whole(left / unit);
-    const int64_t first = cell_from(-s->tail, unit, left), last = cell_from(s->tail, unit, left);
-    const int64_t place = behind ? n - shift : n;
-    *moved = behind ? n - shift : n + shift;
-    if (place < first || place >= last) return 1;
-    const double value = behind ? unit * (double)n : unit * (double)n + left;
-    const double *knots = behind ? s->y : s->x;
-    int32_t low = 0, high = bins * PIECES, index; /* pieces of all bins, in order */
-    for (index = 0; index + 1 < bins && knots[(index + 1) * LANES + lane] <= value; index++) {}
-    low = index ? (index - 1) * PIECES : 0; /* rounding may have moved n into the next bin */
-    high = index + 2 < bins ? (index + 2) * PIECES : bins * PIECES;
+/* How a spline's cells lie: of width unit > 0, from left before the map and from 0 behind it. */
+typedef struct {
+    double unit, left;
+    int64_t first, last, shift; /* the cells between the tails; what a tail's cells move by */
+} Cells;
+
+static inline Cells spline_cells(const Splines *s, double unit, double left) {
+    return (Cells){unit, left, cell_from(-s->tail, unit, left), cell_from(s->tail, unit, left),
+                   whole(left / unit)};
+}
+
+static inline int64_t clamped(int64_t n, int64_t least, int64_t most) {
+    return n < least ? least : n > most ? most : n;
+}
+
+/* The cells at which a piece begins, before the map and behind it; pieces of all bins are in order,
+ * and end where the next one begins. */
+static inline void spline_edge(const Splines *s, int lane, const Cells *c, int32_t piece,
+                               int64_t *from, int64_t *start) {
+    const int32_t all = s->bins * PIECES;
+    *from = piece ? c->last : c->first;
+    if (piece > 0 && piece < all) {
+        double x, y;
+        spline_at(s, lane, piece / PIECES, piece % PIECES, &x, &y);
+        *from = clamped(cell_from(x, c->unit, c->left), c->first, c->last);
+        *start = clamped(whole(y / c->unit), c->first + c->shift, c->last + c->shift);
+    } else
+        *start = *from + c->shift;
+}
+
+/* The piece that holds cell n before the map, or behind it; 1 if n lies in a tail. */
+static int spline_piece(const Splines *s, int lane, const Cells *c, int behind, int64_t n,
+                        Piece *piece) {
+    const int64_t place = behind ? n - c->shift : n;
+    if (place < c->first || place >= c->last) return 1;
+    int32_t low = 0, high = s->bins * PIECES;
+    int64_t edge[2];
     while (high - low > 1) {
         int32_t middle = (low + high) / 2;
-        double x, y;
-        spline_at(s, lane, middle / PIECES, middle % PIECES, &x, &y);
-        if (n >= (behind ? whole(y / unit) : cell_from(x, unit, left)))
+        spline_edge(s, lane, c, middle, edge, edge + 1);
+        if (n >= edge[behind])
             low = middle;
         else
             high = middle;
     }
-    double x, y;
-    spline_at(s, lane, low / PIECES, low % PIECES, &x, &y);
-    piece->from = low ? cell_from(x, unit, left) : first;
-    piece->start = low ? whole(y / unit) : first + shift;
-    low++;
-    spline_at(s, lane, (low - 1) / PIECES, (low - 1) % PIECES + 1, &x, &y);
-    piece->to = low < bins * PIECES ? cell_from(x, unit, left) : last;
-    piece->end = low < bins * PIECES ? whole(y / unit) : last + shift;
+    spline_edge(s, lane, c, low, &piece->from, &piece->start);
+    spline_edge(s, lane, c, low + 1, &piece->to, &piece->end);
     return 0;
+}
+
+/* Map a cell, one way or the other, and multiply `scale` by what that scales; 1 if it has no image
+ * that leads back to it. */
+static int spline_move(const Splines *s, int lane, const Cells *c, int inverse, Stack *stack,
+                       int64_t *n, double *scale) {
+    Piece piece, back;
+    if (spline_piece(s, lane, c, inverse, *n, &piece)) {
+        *n += inverse ? -c->shift : c->shift;
+        return 0;
+    }
+    if (!holds(&piece)) return 1;
+    *n = inverse ? piece_inverse(&piece, stack, *n) : piece_forward(&piece, stack, *n);
+    *scale *= (double)(piece.end - piece.start) / (double)(piece.to - piece.from);
+    return spline_piece(s, lane, c, !inverse, *n, &back) || memcmp(&piece, &back, sizeof piece);
 }
 
 #endif

@@ -34,6 +34,7 @@ typedef struct {
     uint64_t marked;   /* the state at the mark */
     int dry;           /* 1 once a word was popped that was not there */
     int full;          /* 1 once there was no room for a word */
+    const int64_t *stop; /* where another thread says that it wants no more, or NULL */
 } Stack;
 
 static inline void stack_put(Stack *s, uint32_t word) {
