@@ -181,9 +181,9 @@ class Subject:
         name, dtype = type(self.transform).__name__, str(self.dtype).removeprefix("torch.")
         return f"{name} of events {self.shape} in {dtype}"
 
-    @property
+    @functools.cached_property
     def single(self) -> Subject:
-        """The same transform in float32."""
+        """The same transform in float32, one copy for all laws: none changes it."""
         other = copy.copy(self)
         other.transform = copy.deepcopy(self.transform).float()
         other.dtype = torch.float32
