@@ -11,7 +11,7 @@ from campaign.rows import ROWS
 from campaign.runner import run
 
 from helpers import flow_of, images, settings
-from mixerflow import pictures
+from mixerflow import compiled, pictures
 from mixerflow.data import pixel_cache
 from mixerflow.errors import CheckpointError, DataError, ResourceError
 from mixerflow.evaluate.comparison import Reference
@@ -103,13 +103,13 @@ def test_damaged_kernels_are_built_again_and_not_run(tmp_path, monkeypatch):
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     loaded = []
-    monkeypatch.setattr(library.ctypes, "CDLL", loaded.append)
-    path = tmp_path / "kernels" / "rows.so"
-    library._load(path, "float")
-    library._load(path, "float")
+    monkeypatch.setattr(compiled.ctypes, "CDLL", loaded.append)
+    path, source = tmp_path / "kernels" / "rows.so", library.source(torch.float32)
+    compiled._load(path, source)
+    compiled._load(path, source)
     assert len((tmp_path / "cc.log").read_text().splitlines()) == 1
     path.write_bytes(flipped(path.read_bytes(), 0, 0))
-    library._load(path, "float")
+    compiled._load(path, source)
     assert len((tmp_path / "cc.log").read_text().splitlines()) == 2
     assert loaded == [str(path)] * 3 and os.listdir(path.parent) == ["rows.so"]
 

@@ -22,6 +22,7 @@ from campaign.images import check, damaged, samples
 
 import mixerflow
 from helpers import flow_of, images
+from mixerflow import compiled
 from mixerflow.cli import main
 from mixerflow.errors import CheckpointError, ConfigError, DataError, MixerFlowError
 from mixerflow.evaluate import bits, load_features
@@ -270,23 +271,23 @@ def test_weights_of_features_that_are_not_dense_are_refused(tmp_path):
 def test_a_kernel_that_others_could_have_written_is_built_anew(tmp_path, monkeypatch):
     calls, whole = [], b"x" + hashlib.sha256(b"x").digest()
     monkeypatch.setattr(
-        library, "_build", lambda to, real: calls.append(to) or to.write_bytes(whole)
+        compiled, "_build", lambda to, source: calls.append(to) or to.write_bytes(whole)
     )
-    monkeypatch.setattr(library.ctypes, "CDLL", lambda name: name)
-    built = tmp_path / "kernels" / "rows.so"
-    library._load(built, "float")
-    library._load(built, "float")
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda name: name)
+    built, source = tmp_path / "kernels" / "rows.so", library.source(torch.float32)
+    compiled._load(built, source)
+    compiled._load(built, source)
     assert len(calls) == 1  # the second time it is loaded
     built.chmod(0o666)
-    library._load(built, "float")
+    compiled._load(built, source)
     assert len(calls) == 2
     built.chmod(0o600)
     built.parent.chmod(0o777)
-    library._load(built, "float")
+    compiled._load(built, source)
     assert len(calls) == 2 and stat.S_IMODE(built.parent.stat().st_mode) == 0o700
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     monkeypatch.setattr(os, "chmod", lambda *_: pytest.fail("not ours"))
-    assert not library._is_private(built) or os.stat(built).st_uid == 0
+    assert not compiled._is_private(built) or os.stat(built).st_uid == 0
 
 
 def test_what_users_give_is_refused_by_name():

@@ -4,8 +4,8 @@ They run where they apply and give the same results to rounding; everything else
 operator. `disabled` or ``MIXERFLOW_KERNELS=0`` switches them off.
 """
 
+from mixerflow.compiled import BuildError
 from mixerflow.kernels.cpu import Unsolved, release
-from mixerflow.kernels.library import BuildError
 from mixerflow.kernels.plan import Keep, Map, Net, Norm, Place, Plan, RowNorm, Step, Where
 from mixerflow.kernels.switch import (
     disabled,

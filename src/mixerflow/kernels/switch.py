@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from mixerflow.compiled import BuildError
 from mixerflow.kernels import cpu
-from mixerflow.kernels.library import BuildError, library
+from mixerflow.kernels.library import library
 from mixerflow.kernels.plan import Keep, Place, Plan, Where
 
 _switched_off = os.environ.get("MIXERFLOW_KERNELS", "1").lower() in ("0", "false", "no", "off")

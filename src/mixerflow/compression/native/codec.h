@@ -29,6 +29,7 @@ typedef struct {
     double ideal_latents;   /* the same under the base's density itself */
     double scale_bits;      /* -log2(R / S), over the scales */
     double ideal_scales;    /* -log2 of the scales before they are rounded */
+    double *each;           /* NULL, or room for the bits of each image: -1 for initial images */
 } CodecReport;
 
 typedef struct Codec Codec;

@@ -93,13 +93,26 @@ static inline uint32_t pop_uniform(Stack *s, uint32_t range) {
     return (uint32_t)(low % range);
 }
 
-/* Push `bits` bits, at most 31. */
+/* The same for a range of 2^bits, at most 2^31. */
 static inline void push_bits(Stack *s, int bits, uint32_t value) {
-    push_uniform(s, (uint32_t)1 << bits, value);
+    uint64_t c = s->state;
+    if (c >> (64 - bits)) {
+        stack_put(s, (uint32_t)(c << bits | value));
+        s->state = c >> (32 - bits);
+    } else
+        s->state = c << bits | value;
 }
 
 static inline uint32_t pop_bits(Stack *s, int bits) {
-    return pop_uniform(s, (uint32_t)1 << bits);
+    uint64_t c = s->state;
+    uint32_t mask = ((uint32_t)1 << bits) - 1;
+    if (c >> (32 + bits)) {
+        s->state = c >> bits;
+        return (uint32_t)c & mask;
+    }
+    uint32_t word = stack_take(s);
+    s->state = c << (32 - bits) | word >> bits;
+    return word & mask;
 }
 
 /* Push a symbol of frequency f, in [1, 2^bits], whose slots begin at `start`; `bits` <= 24. */
