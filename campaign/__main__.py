@@ -11,7 +11,17 @@ from pathlib import Path
 
 from campaign.base import Row
 
-_COMMANDS = ("train", "evaluate", "sample", "report", "publish", "reproduce", "info", "score")
+_COMMANDS = (
+    "train",
+    "evaluate",
+    "sample",
+    "report",
+    "publish",
+    "reproduce",
+    "info",
+    "score",
+    "compress",
+)
 _WARM = ("matplotlib.figure", "mixerflow.report", *(f"mixerflow.cli.{each}" for each in _COMMANDS))
 """What the commands import: once, before the forks."""
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from campaign import commands, endurance, files, hostile, images, processes, saving, scoring
+from campaign import (
+    archives,
+    commands,
+    endurance,
+    files,
+    hostile,
+    images,
+    processes,
+    saving,
+    scoring,
+)
 from campaign.base import Row
 
-_THEMES = (saving, files, commands, processes, endurance, hostile, images, scoring)
+_THEMES = (saving, files, commands, processes, endurance, hostile, images, scoring, archives)
 ROWS: dict[str, Row] = {row.name: row for theme in _THEMES for row in theme.ROWS}

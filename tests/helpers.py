@@ -29,6 +29,7 @@ OF_RUNS = [
     "evaluate",
     "classify",
     "score",
+    "compress",
     "outliers",
     "probe",
     "sample",
@@ -38,6 +39,8 @@ OF_RUNS = [
     "publish",
 ]
 """Commands whose first word is a run."""
+TO = {"publish": ["--to", "w"], "compress": ["--out", "w"], "decompress": ["--out", "w"]}
+"""Flags that a command needs."""
 
 
 def images(n=23, seed=0, classes=0):

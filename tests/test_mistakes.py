@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from helpers import OF_RUNS, small_run
+from helpers import OF_RUNS, TO, small_run
 from mixerflow import launch
 from mixerflow.cli import info, main, pages
 from mixerflow.parts import Model
@@ -33,7 +33,7 @@ def test_a_path_without_a_run_is_code_4_for_every_command(command, there, tmp_pa
     path = tmp_path / "nothing"
     if there:
         path.mkdir()
-    more = ["--to", tmp_path / "w"] if command == "publish" else []
+    more = TO.get(command, [])
     code, line = told(capsys, command, path, *more)
     assert code == 4 and line.startswith(f"no run here: {path}: name a folder that")
 

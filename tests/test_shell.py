@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers import OF_RUNS, small_run
+from helpers import OF_RUNS, TO, small_run
 from mixerflow import markdown, page
 from mixerflow.cli import commands, known, main
 from mixerflow.cli.train import of_recipe
@@ -25,7 +25,7 @@ from mixerflow.runs.files import json_text
 from mixerflow.terminal import any_encoding, console, quoted, say, show, tell
 
 SOURCE = Path(commands.__file__).parents[1]
-ALL = ["train", *OF_RUNS, "reproduce", "info"]
+ALL = ["train", *OF_RUNS, "decompress", "reproduce", "info"]
 NASTY = [
     "two\nlines",
     "tab\tand\rreturn",
@@ -267,7 +267,7 @@ def test_empty_words_are_refused(words, word, capsys):
     [*OF_RUNS, "info", "train"],
 )
 def test_paths_that_are_no_run_folder(command, made, capsys):
-    to = ["--to", "w"] if command == "publish" else []
+    to = TO.get(command, [])
     for part in ("report.html", "checkpoints", "checkpoints/step-2", "run.json"):
         assert run(command, made / part, *to) == 2
         told = capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_weights_to_begin_from_are_checked_too(made, capsys):
 @pytest.mark.parametrize("command", ALL)
 def test_threads_everywhere(command, made, capsys):
     first = {"reproduce": "table-10", "info": "mixerflow-tiny", "train": "mixerflow-tiny"}
-    words = [command, first.get(command, made), *(["--to", "w"] if command == "publish" else [])]
+    words = [command, first.get(command, made), *TO.get(command, [])]
     assert run(*words, "-j", "-1") == 2
     told = capsys.readouterr()
     assert "-1 threads: --threads" in told.err and told.err.count("\n") == 1

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mixerflow.version import __version__
 
 if TYPE_CHECKING:
+    from mixerflow.compression import Codec
     from mixerflow.core import Flow, Noise, Transform
     from mixerflow.data import Images
     from mixerflow.detection import fit_outliers, outliers
@@ -64,6 +65,7 @@ _HOME = {
     "AttentionGlow": "models",
     "Bits": "evaluate",
     "ButterflyFlow": "models",
+    "Codec": "compression",
     "DenseFlow": "models",
     "Emerging": "models",
     "FFJORD": "models",
@@ -115,6 +117,7 @@ __all__ = [
     "AttentionGlow",
     "Bits",
     "ButterflyFlow",
+    "Codec",
     "DenseFlow",
     "Emerging",
     "FeatureFlow",
@@ -156,6 +159,7 @@ __all__ = [
 
 
 _MODULES = (
+    "compression",
     "core",
     "data",
     "detection",

@@ -19,6 +19,8 @@ SHIPPED = Path(__file__).parent / "weights"
 """The package's folder of weights, which has a folder for each name."""
 CARD = "card.json"
 """The file that marks a folder of published weights: it holds the metadata of the others."""
+ARCHIVE = b"\x89MIXFLO\n"
+"""The first bytes of an archive of images."""
 FOLDER = "weights"
 """First part of the names of shipped weights, and the folder to which commands bring weights."""
 
@@ -100,3 +102,14 @@ def _shipped_name(path: Path | str) -> str:
 def is_name(path: Path | str) -> bool:
     """Whether a path is no path but names weights; see `hub_name` and `shipped_path`."""
     return hub_name(path) is not None or shipped_path(path) is not None
+
+
+def is_archive(path: Path | str) -> bool:
+    """Whether a file begins as an archive of images."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with open(path, "rb") as file:
+            return file.read(len(ARCHIVE)) == ARCHIVE
+    except (OSError, ValueError):
+        return False

@@ -23,12 +23,14 @@ _COMMANDS = {
     "outliers": ("outliers.main", "which images are abnormal, by a threshold, and where"),
     "probe": ("probe.main", "train a linear layer on a run's features, to tell classes"),
     "sample": ("sample.sample", "draw images from a run"),
+    "compress": ("compress.main", "images to one archive, losslessly, by a run's weights"),
+    "decompress": ("decompress.decompress", "an archive's images to a folder or an array"),
     "restore": ("restore.restore", "restore images from missing pixels, noise or blur"),
     "report": ("report.report", "write a run's report.html"),
     "view": ("view.main", "look at a run in a browser, on a page of this machine"),
     "publish": ("publish.publish", "write a run's weights as one small file with a card"),
     "reproduce": ("reproduce.main", "run a table of the paper at a budget, and test its claims"),
-    "info": ("info.main", "list the recipes, or show one as a chain with shapes and parameters"),
+    "info": ("info.main", "list the recipes, or show one as a chain, or what an archive holds"),
 }
 """Command -> its module and function ``(arguments) -> exit code``, and a line of help."""
 _SIZES = ("--train.batch", "--batch", "--number")

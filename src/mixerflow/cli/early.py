@@ -11,11 +11,12 @@ from pathlib import Path
 from mixerflow.cli import pages
 from mixerflow.cli.paths import check_run_name, is_run, require_run
 from mixerflow.errors import ConfigError, nearest
+from mixerflow.named import is_archive
 
 _OF_RECIPES = ("train", "info")
 BRINGING = ("evaluate", "classify", "outliers", "probe", "sample", "restore", "publish")
 """Commands whose first word is a run or weights, and which write results into its folder."""
-_OF_RUNS = (*BRINGING, "report", "score", "view")
+_OF_RUNS = (*BRINGING, "report", "score", "view", "compress")
 _OF_IMAGES = (*_OF_RUNS, "train")
 
 
@@ -28,7 +29,7 @@ def refuse(command: str, words: list[str]) -> None:
         return
     name = words[0] if words and not words[0].startswith("-") else ""
     names = pages.read("recipes")
-    if command in _OF_RECIPES and name and names and name not in names:
+    if command in _OF_RECIPES and name and names and name not in names and not is_archive(name):
         check_run_name(name)
         if not is_run(Path(name)):
             raise ConfigError("no such recipe", name, nearest(name, names, cutoff=0.4))

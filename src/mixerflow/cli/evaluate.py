@@ -33,13 +33,19 @@ _MOST_PROBES = 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsArguments(ComputingArguments):
-    """Which weights of a run, and where they compute."""
+class CheckpointArguments(ComputingArguments):
+    """Which weights of a run."""
 
     checkpoint: Literal["best", "last"] = "best"
     """Which weights; another run goes on from "last"."""
     raw: bool = False
     """The weights themselves rather than their moving average."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsArguments(CheckpointArguments):
+    """Which weights of a run, and where they compute."""
+
     device: str = "cpu"
     """Device: cpu or cuda (experimental)."""
 
@@ -50,33 +56,25 @@ class WeightsArguments(ComputingArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationArguments(WeightsArguments, ReadingFlags):
-    """Which images score the weights, and how."""
+class ImagesArguments(CheckpointArguments, ReadingFlags):
+    """Which images are given to the weights."""
 
     data: str | None = None
     """Images: a folder, a file or a set's name; by default the run's own."""
     split: Literal["test", "train", "validation"] = "test"
     """Which part of the data; for "test" all of it, where it has no test part."""
     images: int | None = None
-    """Score the first so many only."""
-    seed: int = 0
-    """Seed of the noise."""
-    batch: int = 128
-    """Images at a time, in each process."""
+    """The first so many only."""
 
     def check(self) -> None:
         """Refuse impossible numbers with a ConfigError."""
-        if self.batch < 1:
-            raise ConfigError(f"{self.batch} images at a time", "--batch", "give at least 1")
         if self.images is not None and self.images < 1:
             raise ConfigError(f"{self.images} images", "--images", "give at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
 
     def load_images(
         self, metadata: dict[str, Any], *, measured: Shape | None = None
     ) -> tuple[Images, str]:
-        """Load the images that score the run of this ``run.json``, and name their split.
+        """Load the images that the run of this ``run.json`` is given, and name their split.
 
         `measured` is as in `load_run_data`.
 
@@ -86,7 +84,7 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
         return self.choose(load_run_data(metadata, self.data, self, measured=measured))
 
     def choose(self, splits: Splits) -> tuple[Images, str]:
-        """Return the images of a run's data that are scored, and the name of their split."""
+        """Return the images of a run's data that are used, and the name of their split."""
         if self.split == "validation":
             if splits.validation is None:
                 remedy = "give --split test or train"
@@ -99,6 +97,24 @@ class EvaluationArguments(WeightsArguments, ReadingFlags):
         if self.images is not None and self.images < len(images):
             return images.first(self.images), f"{name}, first {self.images}"
         return images, name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationArguments(WeightsArguments, ImagesArguments):
+    """Which images score the weights, and how."""
+
+    seed: int = 0
+    """Seed of the noise."""
+    batch: int = 128
+    """Images at a time, in each process."""
+
+    def check(self) -> None:
+        """Refuse impossible numbers with a ConfigError."""
+        if self.batch < 1:
+            raise ConfigError(f"{self.batch} images at a time", "--batch", "give at least 1")
+        super().check()
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"{self.seed}", "--seed", "give 0 or more, less than 2^63")
 
 
 @dataclass(frozen=True, kw_only=True)

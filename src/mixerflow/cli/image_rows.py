@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 
 
 def csv_of_images(
-    head: Sequence[str], rows: Iterable[Sequence[object]], files: Sequence[str] = ()
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    files: Sequence[str] = (),
+    numbers: Iterable[int] | None = None,
 ) -> bytes:
     r"""Return a CSV file, UTF-8, whose rows begin with the image's number and, if any, its file.
 
@@ -19,12 +23,14 @@ def csv_of_images(
         head: names of the columns after `image` and `file`.
         rows: the values of these columns, for each image.
         files: the file of each image; without any there is no column `file`.
+        numbers: the number of each image; 0, 1, ... unless given.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *(["file"] if files else []), *head])
-    for number, row in enumerate(rows):
-        file = (os.fsencode(each) for each in files[number : number + 1])
+    counted = itertools.count() if numbers is None else iter(numbers)
+    for place, (number, row) in enumerate(zip(counted, rows, strict=False)):
+        file = (os.fsencode(each) for each in files[place : place + 1])
         writer.writerow(
             [number, *(each.decode("utf-8", "backslashreplace") for each in file), *row]
         )

@@ -1,4 +1,4 @@
-"""``mixerflow info``: the list of recipes, or a model as a chain with shapes and parameters."""
+"""``mixerflow info``: the list of recipes, a model as a chain with shapes, or an archive."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mixerflow.core import (
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.models import from_spec
 from mixerflow.models.recipe import PublishedResult
-from mixerflow.named import shipped
+from mixerflow.named import is_archive, shipped
 from mixerflow.parts import Model
 from mixerflow.runs.bounded import flow_within_reason
 from mixerflow.terminal import console, say, show
@@ -67,12 +67,16 @@ def main(arguments: list[str]) -> int:
         _print_shipped()
         return 0
     if arguments[0].startswith("-") and {"-h", "--help"} & set(arguments):
-        say("usage: mixerflow info [RECIPE or RUN] [flags]", "")
+        say("usage: mixerflow info [RECIPE, RUN or ARCHIVE] [flags]", "")
         arguments = ["mixerflow-tiny", *arguments]
     name, *rest = arguments
     if name.startswith("-"):
         remedy = "name one before its flags; `mixerflow info` lists them"
         raise ConfigError("no recipe", "mixerflow info RECIPE", remedy)
+    if is_archive(name):
+        from mixerflow.cli.archive_info import print_archive
+
+        return print_archive(Path(name), rest)
     published = flow = None
     check_run_name(name)
     pages.keep([*recipes.RECIPES], "recipes")

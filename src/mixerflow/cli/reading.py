@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from mixerflow.data import Images, Reading, Splits, load
-from mixerflow.data.sources import require_data
+from mixerflow.data.sources import path_of, require_data
 from mixerflow.errors import ConfigError, DataError
 from mixerflow.runs import reading_of
 from mixerflow.terminal import tell
@@ -67,6 +68,17 @@ def own_data(metadata: dict[str, Any]) -> str:
         what = f"the run's own images are not here ({error.what})"
         raise DataError(what, spec, "name images with --data") from error
     return spec
+
+
+def require_apart(out: Path | None, spec: str) -> None:
+    """Refuse an output among the images, where the next command would take it for one of them."""
+    data = path_of(spec)
+    if out is None or data is None or not data.is_dir():
+        return
+    folder = data.resolve()
+    if folder in (out.resolve(), *out.resolve().parents):
+        remedy = "name a folder, or a file, outside of it"
+        raise ConfigError(f"the output lies in the folder of the images, {data}", "--out", remedy)
 
 
 def load_run_data(

@@ -12,7 +12,7 @@ from mixerflow import runs
 from mixerflow.cli.evaluate import WeightsArguments
 from mixerflow.cli.parse import parse
 from mixerflow.cli.paths import check_path
-from mixerflow.cli.reading import ReadingFlags, own_data
+from mixerflow.cli.reading import ReadingFlags, own_data, require_apart
 from mixerflow.cli.score_watch import Watch, first_to_say
 from mixerflow.cli.scores import (
     FEW,
@@ -23,7 +23,6 @@ from mixerflow.cli.scores import (
     require_own_csv,
     write_csv,
 )
-from mixerflow.data.sources import path_of
 from mixerflow.errors import ConfigError, DataError, MixerFlowError, ResourceError
 from mixerflow.processes import SINGLE, Processes, is_lost_process, joined
 from mixerflow.runs.files import lock, require_writable, writing
@@ -168,7 +167,7 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
     """Read the weights, find the shards, and say what was found."""
     metadata = runs.read_metadata(given.run)
     spec = own_data(metadata) if given.data is None else given.data
-    _require_apart(given.out, spec)
+    require_apart(given.out, spec)
     scorer = Scorer(
         given.run,
         seed=given.seed,
@@ -203,17 +202,6 @@ def _work(given: _ScoreArguments, processes: Processes) -> Work:
             left_out = "no outlier columns" if scorer.fitted is None else "left out"
             tell(f"{left_out}: {scorer.note}")
     return work
-
-
-def _require_apart(out: Path | None, spec: str) -> None:
-    """Refuse an output among the images, where the next command would take it for one of them."""
-    data = path_of(spec)
-    if out is None or data is None or not data.is_dir():
-        return
-    folder = data.resolve()
-    if folder in (out.resolve(), *out.resolve().parents):
-        remedy = "name a folder, or a file, outside of it"
-        raise ConfigError(f"the output lies in the folder of the images, {data}", "--out", remedy)
 
 
 def _require_used(given: _ScoreArguments, found: Found, spec: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -188,8 +187,7 @@ class Engine:
         with ThreadPoolExecutor(1) as pool:
             running: Future[int] = pool.submit(function, *arguments, ctypes.byref(report))
             try:
-                while not running.done():
-                    time.sleep(_WATCH)
+                while not wait([running], _WATCH).done:
                     on_progress(report.done)
             except BaseException:
                 report.stop = 1
