@@ -321,7 +321,13 @@ def in_a_process(words):
     return pid
 
 
-@pytest.mark.parametrize("rows_of_each", [("basic", "linear"), ("basic,linear", "basic,linear")])
+@pytest.mark.parametrize(
+    "rows_of_each",
+    [
+        ("basic,linear", "basic,linear"),
+        pytest.param(("basic", "linear"), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_share_a_table(words, rows_of_each):
     started = [in_a_process([*words, "--seeds", "1", "--rows", row]) for row in rows_of_each]
