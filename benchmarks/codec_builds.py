@@ -39,7 +39,12 @@ ENVIRONMENTS = ("u", "d", "z", "f", "uf")
 
 _DAMAGED = 4
 _ARM = ("aarch64-linux-gnu-gcc", "-static")
-_SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_SANITIZED = (
+    "-O1",
+    "-g",
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+)
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,12 @@ class Sample:
     def _classes(self) -> object:
         return "-" if self.classes is None else self.folder / "classes"
 
-    def encode(self, tool: Tool, block: str, environment: str = "") -> str:
-        """Code the images to a file of the folder; return the fingerprint."""
+    def encode(self, tool: Tool, block: str, environment: str = "") -> dict[str, Any]:
+        """Code the images to a file of the folder; return what the tool says of it."""
         given = (self.folder / "program", K, self.folder / "images", self._classes)
-        return tool.run("encode", *given, self.folder / block, environment)[0]
+        fingerprint, counts = tool.run("encode", *given, self.folder / block, environment)
+        initial, plain = map(int, counts.split())
+        return {"fingerprint": fingerprint, "initial": initial, "plain": plain}
 
     def decode(self, tool: Tool, block: str, environment: str = "") -> bool:
         """Whether the images come back from a file of the folder."""
@@ -189,13 +196,13 @@ def compare(samples: Sequence[Sample], tools: dict[str, Tool]) -> Iterator[dict[
         expected = sample.encode(tools[reference], "reference")
         for name, tool in tools.items():
             begun = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            fingerprint = sample.encode(tool, "block")
+            said = sample.encode(tool, "block")
             yield {
                 "model": sample.name,
                 "build": name,
                 "images": len(sample.pixels),
-                "fingerprint": fingerprint,
-                "same_fingerprint": fingerprint == expected,
+                **said,
+                "same_fingerprint": said["fingerprint"] == expected["fingerprint"],
                 "sha256": hashlib.sha256(sample.payload("block")).hexdigest(),
                 "same_bytes": sample.payload("block") == sample.payload("reference"),
                 "decodes_reference": sample.decode(tool, "reference"),

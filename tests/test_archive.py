@@ -12,6 +12,7 @@ from coding import use
 from helpers import SHAPE, flow_of, images
 from mixerflow.compression import Archive, Codec, Lost, held
 from mixerflow.compression import layout as bytes_of
+from mixerflow.compression.choice import USUAL
 from mixerflow.compression.layout import BlockHead, Broken, Header, Index, digest, within
 from mixerflow.compression.side import pack_names, pack_numbers, unpack_names, unpack_numbers
 from mixerflow.compression.writing import ArchiveWriter
@@ -89,7 +90,7 @@ def test_a_damaged_block_loses_itself_alone_and_is_named(coded, part):
 
 def test_pixels_that_differ_are_lost_whatever_the_native_codec_says(coded, monkeypatch):
     codec, _, data = coded
-    engine = codec.engine(16)
+    engine = codec.engine(USUAL)
     wrong = engine.decode
     monkeypatch.setattr(engine, "decode", lambda *a, **k: wrong(*a, **k) ^ 1)
     line, _ = message(lambda: codec.decode(data))

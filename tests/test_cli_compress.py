@@ -106,7 +106,7 @@ def test_a_summary_and_info_count_names_labels_and_weights_apart(run, tmp_path, 
         and {k: v for k, v in found.items() if k in shown} | {"header": shown["header"]} == shown
     )
     code, out, _ = told("info", to)
-    assert code == 0 and f"{to}: 20 images, {size:,} bytes, 1 block, k = 16" in out
+    assert code == 0 and f"{to}: 20 images, {size:,} bytes, 1 block, k = 12" in out
     assert "inside, SHA-256" in out and "images of 4 x 4 x 1, 256 levels, 2 classes" in out
     run.rename(run.with_name("gone"))  # what is inside is enough
     try:

@@ -21,7 +21,7 @@ from mixerflow.compression.lowering import program_of
 
 NAMES = (
     "fast classes", "rms mixture batch", "rlu layer floored", "student", "16 bit",
-    "convolution floored", "deep convolutions",
+    "convolution floored", "deep convolutions", "splines of scores", "spline convolutions",
 )  # fmt: skip
 """Models that together use every operation, map, norm and base."""
 
@@ -61,7 +61,7 @@ def samples(folder):
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    return compiled(Build("reference", ("cc",), ("-O1",)), folder)
+    return compiled(Build("reference", ("cc",), ("-O0",)), folder)
 
 
 @pytest.mark.slow
@@ -71,6 +71,7 @@ def test_another_build_writes_and_reads_the_same_bytes(build, folder, samples, r
     for row in compare(samples, tools):
         assert row["same_fingerprint"] and row["same_bytes"], row
         assert row["decodes_reference"] and row["decoded_by_reference"], row
+        assert row["images"] - row["initial"] - row["plain"] > 8, row  # the flow's
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_threads_write_and_read_the_same_bytes(samples, reference):
 def test_damage_is_refused_by_code_and_no_sanitiser_speaks(build, folder, samples):
     tool = compiled(build, folder)
     for seed, each in enumerate(samples):
-        for name, tally in each.fuzz(tool, 1000, seed).items():
+        for name, tally in each.fuzz(tool, 500, seed).items():
             decoded, _, program, _, damaged, stopped, pixels, wrong = tally["answers"]
             assert not stopped and not wrong and tally["longest_seconds"] < 2
             assert min(decoded, program if name == "programs" else min(damaged, pixels)) > 0
@@ -128,15 +129,14 @@ def test_loose_arithmetic_is_refused(tmp_path):
     assert "compile without -ffast-math" in refused.value.stderr
 
 
-def test_a_tool_says_what_it_refuses(folder, tmp_path):
-    tool = compiled(Build("quick", ("cc",), ("-O0",)), tmp_path)
+def test_a_tool_says_what_it_refuses(reference, tmp_path):
     each = sample("fast classes", tmp_path, 4)
-    each.encode(tool, "block")
-    assert each.decode(tool, "block")
+    each.encode(reference, "block")
+    assert each.decode(reference, "block")
     block = bytearray((each.folder / "block").read_bytes())
     block[-20] ^= 1
     (each.folder / "block").write_bytes(block)
-    assert not each.decode(tool, "block")
+    assert not each.decode(reference, "block")
     (each.folder / "program").write_bytes((each.folder / "program").read_bytes()[:-8])
     with pytest.raises(Failed, match="code 10"):
-        each.decode(tool, "block")
+        each.decode(reference, "block")

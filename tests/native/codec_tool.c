@@ -7,7 +7,8 @@
  * PROGRAM: int64 words, int64 numbers; int32 words, double numbers. IMAGES: uint16 pixels. CLASSES:
  * int32, or - for none. BLOCK: int64 images, int64 initial; uint32 words. ENVIRONMENT is of letters:
  * u (round up), d (round down), z (towards zero), f (flush subnormal numbers), which the codec must
- * neither see nor change. Prints the fingerprint; exits with the codec's code, or 9 if the
+ * neither see nor change. Prints the fingerprint and, of a block, how many images the predictor coded
+ * at its end and elsewhere; exits with the codec's code, or 9 if the
  * environment was changed, or 10 for a mistake of the caller's.
  */
 #include "../../src/mixerflow/compression/native/codec.c"
@@ -102,6 +103,7 @@ int main(int argc, char **argv) {
                              &report);
         const int64_t head[2] = {images, report.initial};
         if (!error) write_file(argv[6], head, sizeof head, block, (size_t)count * 4);
+        printf("%lld %lld\n", (long long)report.initial, (long long)report.plain);
         free(block);
     } else {
         int64_t head[2];

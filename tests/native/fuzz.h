@@ -56,15 +56,16 @@ static int64_t damage_words(uint32_t *words, int64_t count, int64_t room) {
     return count;
 }
 
-/* Change words or numbers of a program; returns whether its counts are changed too. */
+/* Change words, numbers or counts of a program. */
 static void damage_program(const Given *g, int32_t *words, double *numbers, int64_t counts[2]) {
     static const int32_t lies[] = {0, 1, 2, 3, -1, 16, 255, 256, 65535, 65536, INT32_MAX, INT32_MIN};
     static const double values[] = {0.0, -0.0, 1.0, -1.0, 1e-300, 1e300, -1e300, 5e-324, 1e30, 700.0};
     const int64_t head = g->n_words < 24 ? g->n_words : 24;
+    const int open = below(2) == 0; /* lies that it has to work with */
     for (int64_t times = 1 + below(3); times-- > 0;) {
         const int64_t at = below(2) ? below(head) : below(g->n_words);
         const int64_t number = below(4) ? below(g->n_numbers) : below(g->n_numbers < 3 ? 1 : 3);
-        switch (below(9)) {
+        switch (open ? 4 + below(2) : below(9)) {
         case 0: words[at] = lies[below(12)]; break;
         case 1: words[at] += below(2) ? 1 : -1; break;
         case 2: words[at] = (int32_t)dice(); break;

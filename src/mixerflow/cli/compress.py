@@ -44,7 +44,7 @@ class _CompressArguments(ImagesArguments):
     weights: Literal["name", "embed"] = "name"
     """Name the weights in the archive, or put them inside, rounded to 16 bits."""
     k: int | None = None
-    """Bits below a pixel; by default 12 to 20, chosen on a sample of the images."""
+    """Bits below a pixel; by default 4 to 20, chosen on a sample of the images."""
     block: int | None = None
     """Images of a block, of which damage loses one, and a single image needs one."""
     json: bool = False

@@ -15,13 +15,13 @@ import numpy as np
 from mixerflow.compression.engine import Block
 from mixerflow.compression.layout import HEAD
 
-LEAST, MOST, REFERENCE = 12, 20, 24
+LEAST, MOST, REFERENCE = 4, 20, 24
 """The range of k that is chosen from, and the k whose cost is compared."""
-USUAL = 16
+USUAL = 12
 """The k of a set that is too small to be sampled."""
 _TOLERANCE = 0.001
 _SAMPLE, _SHARE, _FEW = 200, 50, 40
-_OVERHEAD, _OF_FEW, _FEW_BLOCKS = 0.003, 0.005, 4
+_OVERHEAD, _OF_FEW, _FEW_BLOCKS = 0.001, 0.003, 4
 _SMALLEST = 64  # images of a block
 Encode = Callable[[int, bool], Sequence[Block]]
 """Codes the sample with a k, in blocks, of which threads may take one each; or with each block's
@@ -44,9 +44,9 @@ class Measured:
     excess: float
 
     def block(self, images: int, most: int) -> int:
-        """Return the images of a block, for blocks of equal size whose ends cost 0.3 % at most.
+        """Return the images of a block, for blocks of equal size whose ends cost 0.1 % at most.
 
-        Up to four blocks, which as many threads take, may cost 0.5 %.
+        Up to four blocks, which as many threads take, may cost 0.3 %.
 
         Args:
             images: all images.

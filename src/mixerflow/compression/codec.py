@@ -38,10 +38,11 @@ class Codec:
     Args:
         run: a run folder or published weights; a name, ``weights/NAME`` or ``hf://OWNER/NAME``; or
             a flow.
-        k: bits below a pixel, 1 to 24; by default the smallest of 12 to 20 that costs at most 0.1 %
-            more than 24 does on a sample of the images, and 16 for less than 2,000 images.
+        k: bits below a pixel, 1 to 24; by default the smallest of 4 to 20 that costs at most 0.1 %
+            more than 24 does on a sample of the images, and 12 for less than 2,000 images.
         block: images of a block, which is decoded as a whole; by default so many that those at its
-            end, which the flow does not code, cost less than 0.3 %; less than 2,000 are one block.
+            end, which the flow does not code, cost less than 0.1 %, or 0.3 % where there would be
+            fewer than four blocks; less than 2,000 images are one block.
         threads: blocks at a time; by default the number of cores. The archive is the same.
         embed: put the weights, rounded to 16 bits, into archives.
         which: the checkpoint of a run.

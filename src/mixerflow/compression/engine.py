@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,10 +32,11 @@ class _Report(ctypes.Structure):
         "initial_bits", "plain_bits", "flow_bits", "latent_bits", "ideal_latents", "scale_bits",
         "ideal_scales",
     )  # fmt: skip
-    _fields_ = [(name, ctypes.c_int64) for name in _counts] + [
-        (name, ctypes.c_double) for name in _bits
+    _fields_: ClassVar = [
+        *((name, ctypes.c_int64) for name in _counts),
+        *((name, ctypes.c_double) for name in _bits),
+        ("each", ctypes.c_void_p),
     ]
-    _fields_.append(("each", ctypes.c_void_p))
 
     def counted(self) -> dict[str, float]:
         names = [name for name in (*self._counts, *self._bits) if name not in ("done", "stop")]
@@ -81,6 +84,9 @@ class Engine:
             raise ConfigError(f"the codec cannot be built: {error}", "this machine", fix) from error
         self._library.codec_fingerprint.restype = ctypes.c_uint64
         words = np.ascontiguousarray(program.words, np.int32)
+        own = [program.levels, math.prod(program.shape), program.classes]
+        if len(words) < 7 or [words[1], words[2], words[6]] != own:
+            raise ValueError("the program's words are of other images than its shape and levels")
         numbers = np.ascontiguousarray(program.numbers, np.float64)
         self._codec = ctypes.c_void_p()
         error = self._library.codec_open(
@@ -178,10 +184,13 @@ class Engine:
         return pixels if self.program.levels > 256 else pixels.astype(np.uint8)
 
     def _call(
-        self, report: _Report, on_progress: Progress | None, function: object, *arguments: object
+        self,
+        report: _Report,
+        on_progress: Progress | None,
+        function: Callable[..., int],
+        *arguments: object,
     ) -> int:
         """Call the library; watch it from here if someone wants to be told."""
-        assert callable(function)
         if on_progress is None:
             return function(*arguments, ctypes.byref(report))
         with ThreadPoolExecutor(1) as pool:

@@ -255,7 +255,8 @@ class Index:
                 raise Broken("a row of its index has another length")
             blocks.append(within(BlockHead(first, *row), header))
             first += row[0]
-        report = {k: v for k, v in value["report"].items() if isinstance(v, (int, float))}
+        numbers = value["report"].items()
+        report = {name: float(n) for name, n in numbers if isinstance(n, (int, float))}
         return cls(blocks, report)
 
 

@@ -64,9 +64,18 @@ class ArchiveWriter:
         first, side = self.index.images, b"".join(sides)
         little_endian = self.header.dtype.newbyteorder("<")
         seen = np.ascontiguousarray(pixels, little_endian)
-        lengths = (len(payload), *map(len, sides))
-        digests = digest(payload), digest(side), digest(seen.data.cast("B"))
-        head = BlockHead(first, len(pixels), initial, *lengths, *digests)
+        head = BlockHead(
+            first=first,
+            images=len(pixels),
+            initial=initial,
+            payload=len(payload),
+            names=len(sides[0]),
+            labels=len(sides[1]),
+            classes=len(sides[2]),
+            payload_digest=digest(payload),
+            side_digest=digest(side),
+            pixels_digest=digest(seen.data.cast("B")),
+        )
         within(head, self.header)
         for part in (head.pack(), payload, side):
             self._write(part)
