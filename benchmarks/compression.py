@@ -111,6 +111,18 @@ def speeds(rows: dict[str, dict[str, Any]]) -> str:
     return table(["images", *heads], lines)
 
 
+def others(codecs: dict[str, Any]) -> str:
+    """Return the table of the other codecs' speeds, a file an image."""
+    lines = []
+    for name, found in codecs.items():
+        of = {each["codec"]: each for each in found["codecs"] if not each["sheet"]}
+        lines.append([name])
+        for codec in LABELS:
+            pair = [of[codec][f"{way}_images_per_second"] for way in ("encode", "decode")]
+            lines[-1].append(" / ".join(map(figure, pair)))
+    return table(["images/s", *(f"{each}, made / read" for each in LABELS.values())], lines)
+
+
 def main() -> None:
     """Measure the sets that are named, and print the tables."""
     parser = argparse.ArgumentParser()
@@ -137,7 +149,7 @@ def main() -> None:
         keep(result, given.out)
         print(f"{name}: {result['sets'][name]['bits_per_dim']:.4f}", file=sys.stderr)
     codecs = {} if given.codecs is None else json.loads(given.codecs.read_text())["sets"]
-    print(f"{sizes(result['sets'], codecs)}\n\n{speeds(result['sets'])}")
+    print(f"{sizes(result['sets'], codecs)}\n\n{speeds(result['sets'])}\n\n{others(codecs)}")
 
 
 if __name__ == "__main__":
