@@ -26,7 +26,7 @@ class ZlibEngine:
     def fingerprint(self):
         return 0x0123456789ABCDEF + self.k
 
-    def encode(self, pixels, classes=None, *, on_progress=None):
+    def encode(self, pixels, classes=None, *, on_progress=None, trial=False):
         assert (classes is None) == (not self.program.classes)
         kept = b"" if classes is None else classes.astype("<i4").tobytes()
         data = zlib.compress(kept + pixels.astype("<u2").tobytes())

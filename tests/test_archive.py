@@ -211,7 +211,8 @@ def test_lengths_are_bounded_before_anything_is_read():
         {"images": header.most + 1},
         {"images": 0},
         {"initial": 11},
-        {"payload": 1 << 40},
+        {"payload": 4 * (14 * 16 + 4096) + 4},
+        {"names": bytes_of.LARGEST_BLOCK * 4 + 1},
         {"payload": 3},
     ):
         with pytest.raises(Broken):

@@ -174,6 +174,10 @@ def test_the_hub_is_not_asked_because_an_archive_names_it(run, monkeypatch):
     data = codec.encode(images(3).pixels)
     said = line_of(lambda: Codec.of(data), CheckpointError)
     assert said.endswith("name them with weights hf://somebody/else")
+    for name in ("", "a\0b", "a" * 5000, "/" + "b/" * 3000, "../.."):
+        codec._held.said["name"] = name
+        data = codec.encode(images(3).pixels)
+        assert " are not here: " in line_of(lambda data=data: Codec.of(data), CheckpointError)
 
 
 def test_weights_inside_are_of_16_bits_and_need_no_run(run, tmp_path):
@@ -219,10 +223,9 @@ def test_progress_counts_images_and_bytes(flow):
 
 def test_the_smallest_k_that_costs_little_is_chosen():
     def encode(costs):
-        def coded(k, backwards):
+        def coded(k):
             asked.append(k)
             bits = np.full(50, 1000 * (1 + costs.get(k, 0.0)))
-            bits[47 - k // 12] = -500  # of noise that is none
             bits[48 - k // 12 :] = -1
             plain = float(costs.get(k, 0.0) == 5)
             return [Block(b"", 2, bits, {"plain": plain})] * 2
@@ -238,7 +241,7 @@ def test_the_smallest_k_that_costs_little_is_chosen():
     assert choice.choose_k(encode(dict.fromkeys(range(4, 24), 0.01))) == 20
     assert choice.choose_k(encode({24: 5} | steep)) == 18  # where 24 leaves the bounds
     too_few = [Block(b"", 3, np.full(3, -1.0), {"plain": 0.0})]
-    assert choice.choose_k(lambda k, backwards: too_few) is None
+    assert choice.choose_k(lambda k: too_few) is None
 
 
 def test_the_ends_of_blocks_are_compared_with_the_same_images_by_the_flow():

@@ -53,7 +53,7 @@ class _CompressArguments(ImagesArguments):
     def check(self) -> None:
         """Refuse impossible settings with a ConfigError."""
         super().check()
-        if self.out.exists() and not is_archive(self.out) and self.out.is_file():
+        if self.out.exists() and not self.out.is_dir() and not is_archive(self.out):
             raise ConfigError("another file is there, no archive", self.out, "name another")
         require_writable(self.out, named=True)
 

@@ -94,29 +94,30 @@ def _bits(blocks: Sequence[Block]) -> np.ndarray:
     return np.concatenate([each.bits for each in blocks])
 
 
-def choose_k(encode: Encode) -> int | None:
+def choose_k(trial: Callable[[int], Sequence[Block]]) -> int | None:
     """Return the smallest k, by bisection, within 0.1 % of the cost of k = 24; None if none tells.
 
     Of models whose numbers grow, k = 24 leaves the codec's bounds: they are compared with k = 20,
-    the largest that is chosen. Images at a block's end, which the flow does not code, are more for
-    a larger k, and the noise of the one before them is less random: others are compared.
+    the largest that is chosen. What the flow does not code, at a block's end, is not compared.
+
+    Args:
+        trial: codes the sample with a k, with noise that is the same for every k.
     """
-    reference = encode(REFERENCE, False)
-    where = _bits(reference) >= 0
-    for end in np.cumsum([len(each.bits) for each in reference]):
-        where[: int(end)][np.flatnonzero(where[: int(end)])[-1:]] = False
-    if not where.any():
-        return None
-
-    def cost(k: int) -> float:
-        return float(_bits(encode(k, False))[where].mean())
-
-    least = float(_bits(reference)[where].mean())
+    reference = trial(REFERENCE)
     if any(each.report["plain"] for each in reference):
-        least = min(least, cost(MOST))
+        reference = trial(MOST)
+    bits = _bits(reference)
+
+    def more(k: int) -> float:
+        own = _bits(trial(k))
+        both = (own >= 0) & (bits >= 0)
+        return float((own - bits)[both].mean() / bits[both].mean()) if both.any() else math.nan
+
     low, high = LEAST, MOST
     while low < high:
         middle = (low + high) // 2
-        fits = cost(middle) <= (1 + _TOLERANCE) * least
-        low, high = (low, middle) if fits else (middle + 1, high)
+        extra = more(middle)
+        if math.isnan(extra):
+            return None
+        low, high = (low, middle) if extra <= _TOLERANCE else (middle + 1, high)
     return low

@@ -163,7 +163,9 @@ class Codec:
             ResourceError: the file cannot be written.
         """
         path = Path(to)
-        given = Given(images, labels, tuple(names), tuple(classes), context)
+        given = Given(
+            np.asarray(images), _array(labels), tuple(names), tuple(classes), _array(context)
+        )
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
@@ -177,8 +179,8 @@ class Codec:
         names: Sequence[str] = (),
     ) -> bytes:
         """Return an archive of images ``(N, *shape)``; the arguments are those of `compress`."""
-        buffer, kept = io.BytesIO(), None if labels is None else np.asarray(labels)
-        self._write(buffer, Given(np.asarray(images), kept, tuple(names)), None)
+        buffer = io.BytesIO()
+        self._write(buffer, Given(np.asarray(images), _array(labels), tuple(names)), None)
         return buffer.getvalue()
 
     def decode(
@@ -234,3 +236,7 @@ class Codec:
         header = header_of(self.flow, self.engine(k), program, k, self._held.said, given)
         writer = ArchiveWriter(file, header, files)
         return encoder.write(writer, given, block, sections(files), Watch(on_progress))
+
+
+def _array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)

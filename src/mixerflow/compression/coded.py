@@ -205,13 +205,8 @@ class Watch:
         self._under_way: dict[int, int] = {}
         self._whole = self._payload = 0
 
-    def counter(self, number: int) -> Callable[[int], None] | None:
-        """Return what takes the images so far of a block; it raises once the work is stopped.
-
-        None where nobody is told.
-        """
-        if self._on_progress is None:
-            return None
+    def counter(self, number: int) -> Callable[[int], None]:
+        """Return what takes the images so far of a block; it raises once the work is stopped."""
 
         def count(images: int) -> None:
             if self._stopped.is_set():

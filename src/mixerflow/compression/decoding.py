@@ -97,7 +97,7 @@ def _gap(first: int, stop: int) -> Lost:
 
 
 def _pixels(
-    engine: Engine, coded: Coded, header: Header, on_progress: Callable[[int], None] | None
+    engine: Engine, coded: Coded, header: Header, on_progress: Callable[[int], None]
 ) -> np.ndarray:
     """Return the pixels of a block, whose digest is right."""
     head, classes = coded.head, coded.classes

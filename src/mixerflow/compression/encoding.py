@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -129,16 +130,16 @@ class Encoder:
         middle = len(pixels) // 2
         halves = slice(middle), slice(middle, None)  # whatever the number of threads
 
-        def encode(k: int, backwards: bool) -> list[Block]:
+        def encode(k: int, backwards: bool = False, *, trial: bool = False) -> list[Block]:
             engine, step = self.engine(k), -1 if backwards else 1
             parts = [
                 (pixels[here][::step], None if classes is None else classes[here][::step])
                 for here in halves
             ]
             with ThreadPoolExecutor(min(self.threads, 2)) as pool:
-                return [*pool.map(lambda part: engine.encode(*part), parts)]
+                return [*pool.map(lambda part: engine.encode(*part, trial=trial), parts)]
 
-        k = self.k or choose_k(encode) or USUAL
+        k = self.k or choose_k(functools.partial(encode, trial=True)) or USUAL
         measured = None if self.block is not None else measure(encode, k)
         return k, min(self.block or images, most) if measured is None else measured.block(
             images, most

@@ -27,7 +27,7 @@ _MEMORY, _PROGRAM, _FULL, _DAMAGED, _STOPPED, _PIXELS = range(1, 7)
 class _Report(ctypes.Structure):
     """`CodecReport` of native/codec.h."""
 
-    _counts = ("done", "stop", "initial", "plain", "clamped", "escaped")
+    _counts = ("done", "stop", "initial", "plain", "clamped", "escaped", "trial")
     _bits = (
         "initial_bits", "plain_bits", "flow_bits", "latent_bits", "ideal_latents", "scale_bits",
         "ideal_scales",
@@ -39,7 +39,9 @@ class _Report(ctypes.Structure):
     ]
 
     def counted(self) -> dict[str, float]:
-        names = [name for name in (*self._counts, *self._bits) if name not in ("done", "stop")]
+        names = [
+            name for name in (*self._counts, *self._bits) if name not in ("done", "stop", "trial")
+        ]
         return {name: getattr(self, name) for name in names}
 
 
@@ -113,8 +115,11 @@ class Engine:
         classes: np.ndarray | None = None,
         *,
         on_progress: Progress | None = None,
+        trial: bool = False,
     ) -> Block:
         """Code images ``(N, *shape)`` of integers, with their classes ``(N,)`` if it has any.
+
+        A trial is for the bits alone: its noise is the same for every k, and its payload is none.
 
         Raises:
             ValueError: images of another shape or range, classes missing or out of range.
@@ -126,7 +131,7 @@ class Engine:
         capacity = int(len(pixels) * size + 4 * size + 4096)
         words = np.empty(capacity, np.uint32)
         bits = np.empty(len(pixels))
-        report, count = _Report(each=_pointer(bits)), ctypes.c_int64()
+        report, count = _Report(each=_pointer(bits), trial=trial), ctypes.c_int64()
         error = self._call(
             report,
             on_progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mixerflow.compression.archive import Archive
 from mixerflow.compression.layout import Header
 from mixerflow.core import Flow
 from mixerflow.errors import CheckpointError, ConfigError, DataError
-from mixerflow.named import hub_name, shipped_path
+from mixerflow.named import CARD, hub_name, shipped_path
 from mixerflow.runs.files import json_text
 from mixerflow.runs.kinds import KINDS, Needs, misfit
 from mixerflow.runs.located import spelled
@@ -22,6 +23,7 @@ from mixerflow.runs.reading import parse_json
 from mixerflow.runs.weights import Weights, Which, is_published, read_weights
 
 _CPU = torch.device("cpu")
+_SHOWN = 200  # characters of a name that an error has
 _CARD = Needs(KINDS, ("data", "files", "model"))
 
 
@@ -93,13 +95,12 @@ def _named(header: Header, run: Path | str | None, where: object) -> Held:
     name, which, average = said["name"], said.get("checkpoint", "best"), said.get("averaged", True)
     short = said["sha256"][:12]
     if run is None:
-        there = name and hub_name(name) is None
-        if not there or not (
-            shipped_path(name) or (Path(name) / "run.json").is_file() or (is_published(Path(name)))
-        ):
-            called = f"{name} " if name else ""
-            what = f"the archive's weights {called}(SHA-256 {short}...) are not here"
-            raise CheckpointError(what, where, f"name them with --weights {name or 'RUN'}")
+        local = any(os.path.isfile(f"{name}/{file}") for file in ("run.json", CARD))
+        if not name or hub_name(name) is not None or not (local or shipped_path(name)):
+            shown, commit = name if len(name) <= _SHOWN else "", said.get("revision", "")
+            what = f"the archive's weights {shown and f'{shown} '}(SHA-256 {short}...) are not here"
+            plain = shown and (shown if not commit or "@" in shown else f"{shown}@{commit}")
+            raise CheckpointError(what, where, f"name them with --weights {plain or 'RUN'}")
     path = Path(name if run is None else run)
     own = is_published(path) or shipped_path(path) is not None or hub_name(path) is not None
     settings = {} if own else {"which": which, "average": average}

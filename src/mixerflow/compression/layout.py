@@ -42,7 +42,7 @@ LARGEST_BLOCK = 64 << 20
 """Bytes of a block's pixels, and of its names."""
 LONGEST_NAME = 4096
 """Bytes of an image's name."""
-_CHECK = 4
+_CHECK, _SPARE = 4, 4096
 
 
 class Broken(Exception):
@@ -264,8 +264,11 @@ def within(head: BlockHead, header: Header) -> BlockHead:
     """Return a block's head whose numbers are within their bounds; `Broken` if they are not."""
     if not 1 <= head.images <= header.most or not 0 <= head.initial <= head.images:
         raise Broken(f"a block of {head.images:,} images, {head.initial:,} of them at its end")
-    if min(head[:7]) < 0 or head.payload % 4 or max(head.payload, head.side) >= 1 << 40:
-        raise Broken(f"a block with a payload of {head.payload:,} bytes")
+    words = (head.images + 4) * header.dims + _SPARE  # what the native codec writes at most
+    if min(head[:7]) < 0 or head.payload % 4 or head.payload > 4 * words:
+        raise Broken(f"a payload of {head.payload:,} bytes for {head.images:,} images")
+    if head.side > 4 * LARGEST_BLOCK:
+        raise Broken(f"names and labels of {head.side:,} bytes")
     return head
 
 

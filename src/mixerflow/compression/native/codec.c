@@ -63,7 +63,7 @@ static int flow_push(const Codec *c, Stack *s, const Images *images, int64_t num
         return 1;
     }
     push_symbol(s, FLAG_BITS, FLAG_PLAIN, (1u << FLAG_BITS) - FLAG_PLAIN);
-    bits = bits_on(s) - bits;
+    bits = bits_on(s) - bits - (report->trial ? (double)c->size * c->k : 0.0);
     report->flow_bits += bits;
     if (report->each) report->each[number] = bits;
     return 0;

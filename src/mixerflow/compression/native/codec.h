@@ -22,6 +22,8 @@ typedef struct {
     int64_t plain;          /* images elsewhere in the block that the predictor codes */
     int64_t clamped;        /* scales at an end of [1, 2^30] */
     int64_t escaped;        /* latents beyond the table */
+    int64_t trial;          /* the caller sets it to 1 to learn the bits only: pixels have the same noise
+                               for every k, and the words are none to decode */
     double initial_bits;    /* bits of the initial images */
     double plain_bits;      /* bits of the plain images */
     double flow_bits;       /* bits of the images that the flow codes */

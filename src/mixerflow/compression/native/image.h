@@ -4,6 +4,8 @@
 
 #include "read_steps.h"
 
+#define STEP_OF_RANDOM 6364136223846793005u
+
 /* A thread's working memory in one piece; NULL if there is none. */
 static void *work_open(const Codec *c, Work *w) {
     const int64_t parts[] = {
@@ -37,10 +39,15 @@ static double bits_on(const Stack *s) {
 }
 
 /* An image's pixels to latents in w->n; 1 unless the flow can code it. */
-static int pixels_forward(const Codec *c, Stack *s, const uint16_t *pixels, int32_t class, Work *w) {
+static int pixels_forward(const Codec *c, Stack *s, const uint16_t *pixels, int32_t class, int trial,
+                          Work *w) {
+    uint64_t random = STEP_OF_RANDOM; /* of a trial: the upper bits are the same for every k */
     w->bad = 0;
-    for (int32_t i = 0; i < c->size; i++)
-        w->n[i] = (double)(((int64_t)pixels[i] << c->k) + pop_bits(s, c->k));
+    for (int32_t i = 0; i < c->size; i++) {
+        uint64_t drawn = (random ^= random << 13, random ^= random >> 7, random ^= random << 17);
+        uint32_t noise = trial ? (uint32_t)(drawn >> (64 - c->k)) : pop_bits(s, c->k);
+        w->n[i] = (double)(((int64_t)pixels[i] << c->k) + noise);
+    }
     for (int32_t i = 0; i < c->n_steps && !w->bad && !s->dry; i++)
         step_forward(c->steps + i, class, s, w);
     return w->bad || s->dry || s->full;
@@ -50,7 +57,7 @@ static int image_push(const Codec *c, Stack *s, const uint16_t *pixels, int32_t 
                       CodecReport *report) {
     double ideal = 0.0;
     int64_t escaped = 0;
-    if (pixels_forward(c, s, pixels, class, w)) return 1;
+    if (pixels_forward(c, s, pixels, class, report->trial != 0, w)) return 1;
     double before = bits_on(s);
     for (int32_t i = c->size; i-- > 0;) {
         double unit = c->units[i], size = unit < 0.0 ? -unit : unit;
@@ -85,8 +92,6 @@ static int image_pop(const Codec *c, Stack *s, uint16_t *pixels, int32_t class, 
     }
     return s->full;
 }
-
-#define STEP_OF_RANDOM 6364136223846793005u
 
 static uint64_t mix(uint64_t hash, const void *data, int64_t count) { /* of 64-bit words */
     for (int64_t i = 0; i < count; i++) {
