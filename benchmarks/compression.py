@@ -40,7 +40,7 @@ def speed(images: Images, wall: float, cpu: float) -> dict[str, float]:
     }
 
 
-def measured(weights: str, images: Images, threads: int) -> dict[str, Any]:
+def measured(weights: str | mixerflow.Flow, images: Images, threads: int) -> dict[str, Any]:
     """Return the row of a set; images that do not come back end all."""
     codec = mixerflow.Codec(weights, threads=threads)
     bound = mixerflow.bits(codec.flow, images)
@@ -49,14 +49,13 @@ def measured(weights: str, images: Images, threads: int) -> dict[str, Any]:
         begun, busy = time.perf_counter(), time.process_time()
         found = codec.compress(images.pixels, path, labels=images.labels)
         encoding = speed(images, time.perf_counter() - begun, time.process_time() - busy)
-        reader = mixerflow.Codec.of(path, weights, threads=threads)
         begun, busy = time.perf_counter(), time.process_time()
-        back = reader.decode(path)
+        back = codec.decode(path)
         decoding = speed(images, time.perf_counter() - begun, time.process_time() - busy)
     if not np.array_equal(back.images, images.pixels):
-        raise SystemExit(f"{weights}: the archive is not lossless")
+        raise SystemExit(f"{images.dataset_id}: the archive is not lossless")
     return {
-        "weights": weights,
+        "weights": str(weights),
         "dataset_id": images.dataset_id,
         "images": len(images),
         "shape": list(images.shape),
@@ -118,8 +117,9 @@ def others(codecs: dict[str, Any]) -> str:
         of = {each["codec"]: each for each in found["codecs"] if not each["sheet"]}
         lines.append([name])
         for codec in LABELS:
-            pair = [of[codec][f"{way}_images_per_second"] for way in ("encode", "decode")]
-            lines[-1].append(" / ".join(map(figure, pair)))
+            row = of.get(codec, {})
+            pair = [row.get(f"{way}_images_per_second") for way in ("encode", "decode")]
+            lines[-1].append(" / ".join(figure(rate) for rate in pair if rate))
     return table(["images/s", *(f"{each}, made / read" for each in LABELS.values())], lines)
 
 

@@ -3,8 +3,8 @@ r"""Where an archive exceeds the model's bound: k, blocks, tables, rounding; JSO
     python -m benchmarks.compression_parts digits=weights/digits=mnist:FOLDER \
         --table results/compression/table.json --out results/compression/parts.json --plot parts.png
 
-A set is NAME=WEIGHTS=DATA. Some test images of each are coded with several k; the cost at a k is
-that of the images that the flow codes with every k. A k with numbers beyond the bounds is left out.
+A set is NAME=WEIGHTS=DATA. Some test images of each are coded with several k and the same noise.
+A k with numbers beyond the bounds is left out.
 Bits of a set's whole archive by cause come from what `benchmarks.compression` wrote. No time is
 measured.
 """
@@ -29,6 +29,12 @@ from mixerflow.errors import ConfigError
 from mixerflow.plots import png_of
 
 DEPTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24)
+TAKEN = 12
+"""The k for which a block's end is drawn."""
+LEAST = 1e-6
+"""The least share that a logarithmic axis shows."""
+ENDS = 60
+"""More images than a block's end has."""
 SIZES = (100, 200, 500, 1000, 2000, 5000)
 CAUSES = (
     "images without the flow",
@@ -39,46 +45,45 @@ CAUSES = (
 )
 
 
-def depths(weights: str, images: Images, threads: int) -> dict[str, Any]:
-    """Return what each k costs on the images, against the model's bound, and at a block's end."""
+def depths(weights: str | mixerflow.Flow, images: Images, threads: int) -> dict[str, Any]:
+    """Return what each k costs on the images, with the same noise, and at a block's end."""
     codec = mixerflow.Codec(weights)
     labels = images.labels if codec.flow.context_net is not None else None
 
-    def coded(k: int) -> Block | None:
+    # the last images, and behind them others: the flow codes the last ones too
+    turned = np.r_[len(images) - ENDS : len(images), :ENDS] % len(images)
+
+    def coded(k: int) -> tuple[Block, Block, Block] | None:
         try:
-            return codec.engine(k).encode(images.pixels, labels)
+            engine = codec.engine(k)
         except ConfigError:  # numbers beyond the bounds
             return None
+        trial = engine.encode(images.pixels, labels, trial=True)
+        ends = engine.encode(
+            images.pixels[turned], None if labels is None else labels[turned], trial=True
+        )
+        return trial, ends, engine.encode(images.pixels, labels)
 
     with ThreadPoolExecutor(threads) as pool:
         tried = dict(zip(DEPTHS, pool.map(coded, DEPTHS), strict=True))
-    refused = [k for k, block in tried.items() if block is None or block.report["plain"]]
-    found = {k: block for k, block in tried.items() if block and k not in refused}
-    by_flow = np.all([block.bits >= 0 for block in found.values()], 0)
-    bound = mixerflow.bits(codec.flow, images).per_image[by_flow]
-    dims = images.pixels[0].size
+    refused = [k for k, three in tried.items() if three is None or three[0].report["plain"]]
+    found = {k: three for k, three in tried.items() if three and k not in refused}
+    best, whole = found[max(found)][0].bits, images.pixels[0].size
+    by_flow = np.all([trial.bits >= 0 for trial, _, _ in found.values()], 0)
     rows = {}
-    for k, block in found.items():
-        mean = block.bits[by_flow] / dims
-        report = block.report
+    for k, (trial, ends, block) in found.items():
+        more = (trial.bits - best)[by_flow] / best[by_flow].mean()
+        by_flow_too = ends.bits[ENDS - block.initial : ENDS]
         rows[str(k)] = {
-            "bits_per_dim": float(mean.mean()),
-            "above_bound": float(mean.mean() / bound.mean() - 1),
-            "standard_error": float((mean - bound).std(ddof=1) / len(mean) ** 0.5 / bound.mean()),
+            "bits_per_dim": float(trial.bits[by_flow].mean() / whole),
+            "more": float(more.mean()),
+            "standard_error": float(more.std(ddof=1) / len(more) ** 0.5),
             "initial": block.initial,
-            "initial_excess_bits": float(
-                report["initial_bits"] - block.initial * dims * mean.mean()
-            ),
-            "report": report,
+            "excess_bits": float(block.report["initial_bits"] - by_flow_too.sum()),
+            "report": block.report,
         }
     count = int(by_flow.sum())
-    return {
-        "beyond_bounds": refused,
-        "images": count,
-        "dims": dims,
-        "bound": float(bound.mean()),
-        "k": rows,
-    }
+    return {"beyond_bounds": refused, "images": count, "dims": whole, "k": rows}
 
 
 def causes(row: dict[str, Any]) -> dict[str, float]:
@@ -107,19 +112,19 @@ def draw(result: dict[str, Any]) -> Figure:
     left, middle, right = figure.subplots(1, 3)
     _causes(left, result["causes"])
     for number, (name, found) in enumerate(result["sets"].items()):
+        style: dict[str, Any] = {"color": f"C{number}", "label": name, "marker": "o", "ms": 4}
         rows = {int(k): row for k, row in found["k"].items()}
-        cost = [100 * row["above_bound"] for row in rows.values()]
-        errors = [100 * row["standard_error"] for row in rows.values()]
-        middle.errorbar(list(rows), cost, errors, fmt="o-", color=f"C{number}", label=name, ms=4)
-        taken = rows[16]
-        ideal = found["bound"] * found["dims"]
-        share = [100 * taken["initial_excess_bits"] / (size * ideal) for size in SIZES]
-        right.plot(SIZES, share, "o-", color=f"C{number}", label=name)
-    middle.set_yscale("symlog", linthresh=0.1)
-    middle.set(xlabel="k", ylabel="% above the bound, images by the flow", xticks=DEPTHS)
+        most = max(rows)
+        ks = [k for k in rows if k < most]
+        middle.plot(ks, [100 * max(rows[k]["more"], LEAST) for k in ks], **style)
+        image = rows[most]["bits_per_dim"] * found["dims"]
+        excess = rows[TAKEN]["excess_bits"]
+        right.plot(SIZES, [100 * excess / (size * image) for size in SIZES], **style)
+    middle.set(xlabel="k", ylabel="% more than the largest k", xticks=DEPTHS[:-1], yscale="log")
     middle.axhline(0.1, color="grey", ls="--", lw=1)
-    right.set(xscale="log", yscale="log", xlabel="images of a block", ylabel="% at its end, k = 16")
-    right.axhline(0.5, color="grey", ls="--", lw=1)
+    right.set(xscale="log", yscale="log", xlabel="images of a block")
+    right.set_ylabel(f"% more for a block's end, k = {TAKEN}")
+    right.axhline(0.1, color="grey", ls="--", lw=1)
     right.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
     for axes in (middle, right):
         axes.grid(alpha=0.3)
