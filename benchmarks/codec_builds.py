@@ -1,14 +1,15 @@
 """Proof that the codec gives the same bytes from every compiler, and takes damaged input.
 
     python -m benchmarks.codec_builds weights/clothes fashion-mini --out results/compression
+    python -m benchmarks.codec_builds RUN DATA --rounds 10000 --out results/compression
 
 Compiles ``tests/native/codec_tool.c``, the codec without Python, by each compiler that the machine
 has, at several levels of optimisation and for several processors, 64-bit ARM under qemu among them.
 Each build codes the same images by the program of the same weights, and decodes what the first one
 has coded. ``builds.json`` has the digest of each build's block and its fingerprint; callers with
 another rounding mode, or with subnormal numbers flushed; and blocks of `Engine` in one thread and
-in two. ``sanitizers.json`` counts what the sanitised tool answered to damaged blocks and to
-programs that lie.
+in two. With ``--rounds``, ``sanitizers.json`` counts what the sanitised tool answered to damaged
+blocks and to programs that lie.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ BUILDS = (
 SANITIZED = (
     Build("gcc, address and undefined", ("gcc",), _SANITIZED),
     Build("clang, address and undefined", ("clang",), _SANITIZED),
+    Build("clang, memory", ("clang",), (*_SANITIZED[:2], "-fsanitize=memory", _SANITIZED[3])),
 )
 
 
@@ -214,10 +216,10 @@ def compare(samples: Sequence[Sample], tools: dict[str, Tool]) -> Iterator[dict[
 def callers(sample: Sample, tools: dict[str, Tool]) -> Iterator[dict[str, Any]]:
     """Code and decode in threads with other rounding modes; the tool tells one that was changed."""
     for name, tool in tools.items():
-        sample.encode(tool, "reference")
+        expected = sample.encode(tool, "reference")
         for letters in ENVIRONMENTS:
-            sample.encode(tool, "block", letters)
-            same = sample.payload("block") == sample.payload("reference")
+            same = sample.encode(tool, "block", letters) == expected
+            same &= sample.payload("block") == sample.payload("reference")
             back = sample.decode(tool, "block", letters)
             yield {"build": name, "environment": letters, "same_bytes": same, "decodes": back}
 
@@ -253,37 +255,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pairs", nargs="+", help="weights, then images for them")
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=0, help="of damage, for a sanitised build")
+    parser.add_argument("--rounds", type=int, default=0, help="of damage, by sanitised builds")
     parser.add_argument("--out", type=Path, default=None, help="a folder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, samples = Path(name), []
         for weights, data in zip(given.pairs[::2], given.pairs[1::2], strict=True):
-            program, images = program_of(mixerflow.load(weights)), load(data).test
+            program = program_of(mixerflow.load(weights))
+            _, height, width = program.shape
+            images = load(data, resize=f"{width}x{height}").test
             classes = images.labels[: given.images] if program.classes else None
             place = folder / f"sample-{len(samples)}"
             pixels = images.pixels[: given.images]
             samples.append(Sample.write(weights, place, program, pixels, classes))
-        tools = compiled(BUILDS, folder)
-        versions = {each.name: _version(each) for each in BUILDS if each.name in tools}
-        proof = {
-            "facts": facts(0),
-            "compilers": versions,
-            "builds": list(compare(samples, tools)),
-            "callers": list(callers(samples[0], tools)),
-            "threads": list(threads(samples[0], tools[BUILDS[0].name])),
-        }
-        emit(proof, given.out and given.out / "builds.json")
-        if given.rounds:
-            rows = [
-                {"build": build, "model": sample.name, "rounds": given.rounds}
-                | sample.fuzz(tool, given.rounds, seed)
-                for seed, sample in enumerate(samples)
-                for build, tool in compiled(SANITIZED, folder).items()
-            ]
-            answers = "decoded memory program full damaged stopped pixels wrong".split()
-            proof = {"facts": facts(0), "answers": answers, "rows": rows}
-            emit(proof, given.out and given.out / "sanitizers.json")
+        name, proof = _damage(samples, given.rounds) if given.rounds else _compare(samples)
+        emit({"facts": facts(0), **proof}, given.out and given.out / name)
+
+
+def _compare(samples: Sequence[Sample]) -> tuple[str, dict[str, Any]]:
+    tools = compiled(BUILDS, samples[0].folder)
+    return "builds.json", {
+        "compilers": {each.name: _version(each) for each in BUILDS if each.name in tools},
+        "builds": list(compare(samples, tools)),
+        "callers": list(callers(samples[0], tools)),
+        "threads": list(threads(samples[0], tools[BUILDS[0].name])),
+    }
+
+
+def _damage(samples: Sequence[Sample], rounds: int) -> tuple[str, dict[str, Any]]:
+    rows = [
+        {"build": build, "model": sample.name, "rounds": rounds, **sample.fuzz(tool, rounds, seed)}
+        for build, tool in compiled(SANITIZED, samples[0].folder).items()
+        for seed, sample in enumerate(samples)
+    ]
+    answers = "decoded memory program full damaged stopped pixels wrong".split()
+    return "sanitizers.json", {"answers": answers, "rows": rows}
 
 
 def _version(build: Build) -> str:

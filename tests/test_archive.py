@@ -2,11 +2,13 @@
 
 import io
 import json
+import random
 import re
 import zlib
 
 import numpy as np
 import pytest
+from campaign.mutations import KINDS
 
 from coding import use
 from helpers import SHAPE, flow_of, images
@@ -281,3 +283,41 @@ def test_weights_inside_that_lie():
         with Archive(file.getvalue()) as archive:
             line, code = message(lambda archive=archive: held.of_archive(archive))
         assert line.startswith("the weights inside are damaged") and code == 3
+
+
+def survives(codec, pixels, other, kinds, turns):
+    """Whether all mutations are refused, decoded right, or lose blocks; how often each happened."""
+    roll, known = random.Random(7), {image.tobytes() for image in pixels}
+    data = codec.encode(pixels, LABELS, NAMES)
+    known |= {image.tobytes() for image in other}
+    second, seen = codec.encode(other), set()
+    for _ in range(turns):
+        mutated = roll.choice(kinds)(data, second, roll)
+        try:
+            with Archive(mutated.data, rescue=roll.random() < 0.2) as archive:
+                parts = [*codec.parts(archive)] if archive.images else []
+        except MixerFlowError as error:
+            assert "\n" not in str(error)
+            seen.add("refused")
+            continue
+        for part in parts:
+            seen.add(type(part).__name__)
+            for number, image in enumerate(() if isinstance(part, Lost) else part.pixels):
+                assert image.tobytes() in known, mutated.words
+                if mutated.placed:
+                    assert np.array_equal(image, pixels[part.first + number]), mutated.words
+    return seen
+
+
+def test_what_is_not_what_was_written(coded):
+    """As `python -m campaign archive`, with a codec that takes no time."""
+    codec, pixels, _ = coded
+    seen = survives(codec, pixels, images(90, seed=5).pixels, KINDS, 400)
+    assert seen == {"refused", "Part", "Lost"}
+
+
+@pytest.mark.slow
+def test_what_is_not_what_was_written_by_the_native_codec():
+    codec = Codec(flow_of().eval(), block=30, threads=1)
+    given = (images(90, seed=seed).pixels for seed in (0, 5))
+    assert survives(codec, *given, KINDS, 10_000) == {"refused", "Part", "Lost"}

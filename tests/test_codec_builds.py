@@ -94,7 +94,7 @@ def test_threads_write_and_read_the_same_bytes(samples, reference):
 def test_damage_is_refused_by_code_and_no_sanitiser_speaks(build, folder, samples):
     tool = compiled(build, folder)
     for seed, each in enumerate(samples):
-        for name, tally in each.fuzz(tool, 500, seed).items():
+        for name, tally in each.fuzz(tool, 200, seed).items():
             decoded, _, program, _, damaged, stopped, pixels, wrong = tally["answers"]
             assert not stopped and not wrong and tally["longest_seconds"] < 2
             assert min(decoded, program if name == "programs" else min(damaged, pixels)) > 0
