@@ -31,8 +31,8 @@ from mixerflow.plots import png_of
 DEPTHS = (4, 6, 8, 10, 12, 14, 16, 18, 20, 24)
 TAKEN = 12
 """The k for which a block's end is drawn."""
-LEAST = 1e-6
-"""The least share that a logarithmic axis shows."""
+LEAST = 1e-5
+"""The least share that the logarithmic axis shows: smaller ones, and those below 0, are there."""
 ENDS = 60
 """More images than a block's end has."""
 SIZES = (100, 200, 500, 1000, 2000, 5000)
@@ -110,7 +110,7 @@ def draw(result: dict[str, Any]) -> Figure:
     """Return the figure: causes in whole archives; the cost of k; what blocks cost by size."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    _causes(left, result["causes"])
+    _causes(left, {name: result["causes"][name] for name in result["sets"]})
     for number, (name, found) in enumerate(result["sets"].items()):
         style: dict[str, Any] = {"color": f"C{number}", "label": name, "marker": "o", "ms": 4}
         rows = {int(k): row for k, row in found["k"].items()}
