@@ -23,6 +23,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, beside others
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each of them compiles the source again
 
+# No test cuts the power, and each of some thousands of waits for the disk takes milliseconds. Tests
+# of full disks, and of the order in which files are written, put their own function here.
+os.fsync = lambda descriptor: None
+
 # A forked child that collects what its parent left, stores and sessions with threads that the child
 # does not have, is killed by it. Frozen, it is nobody's to collect.
 _OWNER = os.getpid()

@@ -37,10 +37,12 @@ def counted(run) -> int:
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (SMALL, SHAPE),
+        pytest.param(SMALL, SHAPE, marks=pytest.mark.slow),
         (mixer(layers=2, hidden=24, patch=2, shift=1, shift_every=2), (3, 8, 12)),
         (mixer(layers=2, hidden=16, shift=0, linear="RLU"), (1, 28, 28)),
-        (mixer(layers=2, hidden=16, linear="none", colour=False), SHAPE),
+        pytest.param(
+            mixer(layers=2, hidden=16, linear="none", colour=False), SHAPE, marks=pytest.mark.slow
+        ),
         (mixer(layers=2, hidden=16, cut="stripes", shift_every=1), SHAPE),
     ],
 )

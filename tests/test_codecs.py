@@ -1,12 +1,15 @@
 """Codecs beside a flow: a sample of the images, lengths that are kept, and what is not mixed."""
 
+import io
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import small_run
 from mixerflow import pictures
@@ -24,6 +27,51 @@ from mixerflow.transforms import ShufflePixels
 def images_of(seed, count=12, dtype=np.uint8):
     pixels = np.random.default_rng(seed).integers(0, 99, (count, 3, 6, 5)).astype(dtype)
     return make_images(pixels, None, dataset_id="drawn")
+
+
+@pytest.fixture(autouse=True)
+def two(monkeypatch):
+    """PNG and WebP alone, whatever is installed here."""
+    for module in ("evaluate", "cli"):
+        monkeypatch.setattr(f"mixerflow.{module}.codecs.installed", lambda: ("png", "webp"))
+
+
+def decoded(file, channels):
+    """The pixels ``(H, W, C)`` of a picture's file, which may be RGB for grey ones."""
+    image = Image.open(io.BytesIO(file))
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels.reshape(image.height, image.width, channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("codec", ["png", "webp", "jxl"])
+def test_files_hold_every_pixel(codec, channels):
+    if codec == "jxl":
+        pytest.importorskip("pillow_jxl")
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, channels)).astype(np.uint8)
+    pixels[2:5] = 7
+    assert np.array_equal(decoded(pictures.encoded(pixels, codec), channels), pixels)
+
+
+def test_jpeg_xl_has_rows_where_it_is_installed(monkeypatch, capsys):
+    pytest.importorskip("pillow_jxl")
+    images = images_of(0)
+    flow = Flow(ShufflePixels((3, 6, 5), seed=3), (3, 6, 5), levels=256)
+    print_codecs(codecs.codec_rows(images, count=3), flow, images)
+    assert "no JPEG XL: pip install 'mixerflow[codec]'" in capsys.readouterr().out
+    monkeypatch.setattr("mixerflow.evaluate.codecs.installed", pictures.installed)
+    rows = by_name(codecs.codec_rows(images, count=3))
+    sample = images.pixels[codecs.sample_of(images, 3)]
+    assert len(rows) == 6
+    for sheet, name in ((False, "jxl, a file an image"), (True, "jxl, one sheet")):
+        bits = pictures.codec_bits(sample, "jxl", sheet=sheet)
+        assert rows[name].bits_per_dim == pytest.approx(bits, abs=1e-12)
+
+
+def test_jpeg_xl_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    with pytest.raises(ValueError, match=r"pip install 'mixerflow\[codec\]'"):
+        pictures.encoded(np.zeros((4, 4, 3), np.uint8), "jxl")
 
 
 @pytest.fixture

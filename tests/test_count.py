@@ -32,6 +32,7 @@ def cifar10():
     return {batch: count.count(flow, Arguments(batch=batch)) for batch in (256, 512)}
 
 
+@pytest.mark.slow
 def test_operations_are_those_that_torch_counts(cifar10):
     named = recipe("mixerflow-cifar10")
     flow = build(named.model, named.shape).eval()

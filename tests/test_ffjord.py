@@ -99,7 +99,7 @@ def test_the_net_starts_at_zero_and_refuses_other_images():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_exact_log_det_is_the_jacobians(training):
-    flow = moved(dataclasses.replace(SMALL, log_det="exact", train_tolerance=1e-8))
+    flow = moved(dataclasses.replace(SMALL, log_det="exact", tolerance=1e-7, train_tolerance=1e-8))
     steps = flow.train(training).transform.steps[1:]  # behind dequantisation
     x = torch.rand(2, 1, 4, 4, dtype=torch.float64) * 255
 
@@ -129,7 +129,9 @@ def forward_of_the_identity(x):
     return total.item()
 
 
-@pytest.mark.parametrize("classes", [None, Classes(3, width=4)])
+@pytest.mark.parametrize(
+    "classes", [pytest.param(None, marks=pytest.mark.slow), Classes(3, width=4)]
+)
 def test_images_come_back_through_all_scales(classes):
     flow = moved(dataclasses.replace(SMALL, scales=3, classes=classes), (2, 8, 8))
     x = torch.randint(0, 256, (5, 2, 8, 8), dtype=torch.uint8)
@@ -251,16 +253,17 @@ def test_torchdiffeq_gives_the_same():
     net, x = velocity(size=2.5), images(4, 2, 4, 4)
     start, given = (x, x.new_zeros(4)), (None, None)
     field = Continuous(net)._field()
-    for tolerance in (1e-4, 1e-9):
+    with torch.no_grad():
+        wanted = torchdiffeq.odeint(
+            lambda t, state: field(t, state[0], given),
+            start,
+            torch.tensor([0.0, 1.0], dtype=torch.float64),
+            rtol=1e-9,
+            atol=1e-9,
+        )
+    for tolerance in (1e-4, 1e-8):
         with torch.no_grad():
             (z, log_det), worst = adapted_steps(field, start, given, tolerance=tolerance)
-            wanted = torchdiffeq.odeint(
-                lambda t, state: field(t, state[0], given),
-                start,
-                torch.tensor([0.0, 1.0], dtype=torch.float64),
-                rtol=1e-10,
-                atol=1e-10,
-            )
         assert worst.max() <= tolerance
         torch.testing.assert_close(z, wanted[0][-1], rtol=200 * tolerance, atol=200 * tolerance)
         torch.testing.assert_close(log_det, wanted[1][-1], rtol=1e3 * tolerance, atol=1e-6)

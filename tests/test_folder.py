@@ -290,11 +290,11 @@ def test_without_flock_a_deleted_file_is_no_crash(run):
 def test_what_other_systems_lack_is_not_needed_to_train(tmp_path):
     """As on Windows: no POSIX modules, signals or calls, folders that do not open, no compiler.
 
-    Every module is imported, but for those of the GPU's kernels.
+    Nor the hub's package. Every module is imported, but for those of the GPU's kernels.
     """
     code = f"""
 import os, pkgutil, shutil, signal, sys
-for name in ("fcntl", "grp", "pwd", "resource", "termios", "triton"):
+for name in ("fcntl", "grp", "pwd", "resource", "termios", "triton", "huggingface_hub"):
     sys.modules[name] = None
 import torch, PIL, matplotlib.figure, numpy as np, filelock, safetensors.torch, tyro, rich
 for name in "fork geteuid getuid getgid sched_getaffinity getloadavg statvfs killpg mkfifo".split():

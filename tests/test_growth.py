@@ -109,7 +109,10 @@ def trained(model, out, data=None, begin=None, **changes):
     return train(flow_of(model), given, out=out, begin=begin, config=config, quiet=True)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+# classes, scales and splines hold all that the plain pair does
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "plain" else n for n in PAIRS]
+)
 def test_a_deeper_flow_begins_as_the_shallower_one_ended(tmp_path, name):
     shallow, deep = PAIRS[name]
     data = images(classes=3 if name == "classes" else 0)
@@ -154,7 +157,7 @@ def test_a_third_stage_begins_from_the_second(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [4, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 7))])
-@pytest.mark.parametrize("layer_lr", [1.0, 0.5])
+@pytest.mark.parametrize("layer_lr", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_a_stage_resumes_bit_for_bit(tmp_path, monkeypatch, stop, layer_lr):
     trained(SHALLOW, tmp_path / "a", schedule_steps=24, layer_lr=layer_lr)
     more = {"begin": tmp_path / "a", "layer_lr": layer_lr}

@@ -257,12 +257,6 @@ def test_without_the_hubs_package(monkeypatch, capsys):
     assert code == 2 and lines[0].endswith("hf://me/ramps: pip install 'mixerflow[hub]'")
 
 
-def test_the_package_imports_without_the_hubs():
-    code = "import sys; sys.modules['huggingface_hub'] = None; import mixerflow.cli.publish as p"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-
-
 def test_a_scorer_and_a_run_begin_from_the_hub(server, published, tmp_path):
     commit = server.add("me/ramps", files_of(published))
     pixels = images(5, 3).pixels
@@ -591,6 +585,7 @@ def test_features_of_the_hub(server, monkeypatch, tmp_path):
         load_features("hub:owner/name/no-net.pth")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_finds_the_hub_by_the_environment(server, published, tmp_path):
     commit = server.add("me/ramps", files_of(published))
     settings = {"HF_ENDPOINT": constants.ENDPOINT, "HF_HUB_CACHE": str(tmp_path / "cache")}

@@ -52,9 +52,18 @@ LONG = {
     "continuous along the patches",
     "continuous of small images, conditional",
     "continuous, estimate",
+    "continuous, to a learned end",
+    "continuous of one",
     "residual, estimated, conditional",
+    "residual of images, dense, estimated",
+    "monotone of images, estimated",
     "mixerflow, MAF with splines, told its place",
     "mixerflow, KAN and invertible attention",
+    "mixerflow, butterfly among patches",
+    "mixerflow, Woodbury",
+    "mixerflow, dilated RLU",
+    "mixerflow, stripes",
+    "mixerflow, layer norm",
 }
 """Equations of many short steps, solved hundreds of times, and mixers of parts with own cases."""
 
@@ -83,7 +92,7 @@ def computed_with(transform):
     return told, dict([*transform.named_parameters(), *transform.named_buffers()])
 
 
-@pytest.mark.parametrize("name", slow_where(CASES, {"continuous along the patches"}))
+@pytest.mark.parametrize("name", slow_where(CASES, LONG))
 def test_its_inference_copy_obeys_them(name):
     """Where nothing folds, the copy is the transform itself, which obeys them above."""
     case = CASES[name]

@@ -362,8 +362,15 @@ def framed(n, shape):
     return x
 
 
-@pytest.mark.parametrize("images", [photographs, framed])
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(
+    ("norm", "images"),
+    [
+        ("batch", photographs),
+        ("none", framed),
+        pytest.param("batch", framed, marks=pytest.mark.slow),
+        pytest.param("none", photographs, marks=pytest.mark.slow),
+    ],
+)
 def test_thirty_layers_give_every_pixel_back(images, norm):
     shape = (3, 32, 32)
     x = images(32, shape)

@@ -113,7 +113,7 @@ def assert_close(state, wanted):
     ("changes", "actnorm"),
     [
         ({}, "feature"),
-        ({"accumulate": 2}, "feature"),
+        pytest.param({"accumulate": 2}, "feature", marks=pytest.mark.slow),
         ({}, "batch"),  # shifts at their optimum from the start: a gradient of rounding alone
         pytest.param({"parallel": "fsdp"}, "batch", marks=pytest.mark.slow),
     ],
@@ -209,7 +209,7 @@ def scored(processes, count, sharded):
     return figure, done, flow.sample(3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_images_are_scored_once_each_whatever_the_number_of_processes(sharded):
     one, _, samples = scored(SINGLE, 101, False)
     for figure, done, drawn in together(2, scored, 101, sharded):
@@ -276,7 +276,7 @@ def test_a_signal_to_one_stops_all_and_any_number_of_processes_goes_on(tmp_path)
     assert train(flow_of(), images(), out=out, config=more, quiet=True).status == "finished"
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+@pytest.mark.parametrize("how", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_of_one_process_goes_on_in_two(tmp_path, how):
     config = settings(steps=8)
     patch = before_step(5, lambda: signal.raise_signal(signal.SIGTERM))
@@ -291,7 +291,11 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path, how):
 
 @pytest.mark.parametrize(
     ("how", "killed", "saved"),
-    [pytest.param("ddp", 1, 6, marks=pytest.mark.slow), ("fsdp", 1, 4), ("ddp", 0, 4)],
+    [
+        pytest.param("ddp", 1, 6, marks=pytest.mark.slow),
+        pytest.param("fsdp", 1, 4, marks=pytest.mark.slow),
+        ("ddp", 0, 4),
+    ],
 )
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path, how, killed, saved):
     die = before_step(6, lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -18,7 +18,23 @@ def count_of(model, shape):
     return sum(p.numel() for p in flow.parameters())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# half a second and more each, beside a sibling of the same parts, or counted in a test of their own
+LARGE = {
+    "mixerflow-cifar10-gpu",
+    "mixerflow-maf-cifar10",
+    "mixerflow-kan-mnist",
+    "denseflow-mnist",
+    "glow-large-cifar10",
+    "nsf-large-cifar10",
+    "flowpp-imagenet32",
+    "flowpp-mnist",
+    "anf-mnist",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in RECIPES]
+)
 def test_it_builds_at_the_size_that_the_paper_gives(name):
     count = count_of(RECIPES[name].model, RECIPES[name].shape) / 1e6
     published = RECIPES[name].published

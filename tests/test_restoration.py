@@ -58,6 +58,11 @@ SEARCHES = {"image": ImageSearch(1000, 2.0), "latent": LatentSearch(1000, 0.5)}
 
 CASES = [(name, space, 256, 1.0) for name in MEASUREMENTS for space in SEARCHES]
 CASES += [("blurred", space, *other) for space in SEARCHES for other in [(None, 1.0), (256, 0.4)]]
+# every measurement, level and weight, and half of them in each space; the other half is slow
+CASES = [
+    case if number % 4 in (0, 3) else pytest.param(*case, marks=pytest.mark.slow)
+    for number, case in enumerate(CASES)
+]
 
 
 @pytest.mark.parametrize(("name", "space", "levels", "weight"), CASES)

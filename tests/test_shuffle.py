@@ -73,7 +73,10 @@ def test_a_density_is_that_of_the_shuffled_image():
     assert not torch.equal(z, without.encode(x))
 
 
-@pytest.mark.parametrize("memory", ["store", "checkpoint", "invert"])
+@pytest.mark.parametrize(
+    "memory",
+    ["invert", *(pytest.param(m, marks=pytest.mark.slow) for m in ("store", "checkpoint"))],
+)
 def test_every_memory_mode_trains_on_shuffled_images(memory, tmp_path):
     model = MixerFlow(
         layers=2, flow_layers=2, patching=Patching(2), shuffle=LocalShuffle(1, patch=2)

@@ -120,6 +120,7 @@ print(time.process_time() - begun)
 """
 
 
+@pytest.mark.slow
 @NEEDS_OPENMP
 def test_idle_threads_keep_openmp_from_spinning():
     """CPU time of short parallel regions with pauses, in which a thread that spins burns it."""

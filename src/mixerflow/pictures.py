@@ -6,6 +6,7 @@ import importlib
 import io
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,11 @@ from PIL import Image
 
 from mixerflow.temporary import sweep, temporary_path
 
-Codec = Literal["png", "webp", "jxl"]
-SETTINGS: dict[Codec, list[dict[str, Any]]] = {
+PictureCodec = Literal["png", "webp", "jxl"]
+SETTINGS: dict[PictureCodec, list[dict[str, Any]]] = {
     "png": [{"optimize": True, "compress_level": 9}],
     "webp": [{"lossless": True, "quality": 100, "method": method} for method in (2, 3, 4, 5)],
-    "jxl": [{"lossless": True, "effort": 9}],
+    "jxl": [{"lossless": True, "effort": 9, "num_threads": 1}],
 }
 """Settings of each codec; the shortest of the files that they give counts. Of WebP's methods, 6
 takes five times as long as 2 to 5 together; its files of CIFAR-10's images are longer."""
@@ -118,15 +119,20 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return encoded(np.moveaxis(pixels, 0, -1), "png")
 
 
-def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
+def installed() -> tuple[PictureCodec, ...]:
+    """Return the codecs that can be used here: JPEG XL needs the package pillow-jxl-plugin."""
+    return tuple(codec for codec in SETTINGS if codec != "jxl" or find_spec("pillow_jxl"))
+
+
+def codec_bits(pixels: np.ndarray, codec: PictureCodec, *, sheet: bool) -> float:
     """Return bits per dimension of a lossless codec, headers included.
 
     Images are `(N, C, H, W)`, uint8, or uint16 with one channel (PNG only); a ValueError refuses
     others. The settings are those of `SETTINGS`: PNG of level 9, optimised; lossless WebP of
     quality 100, the shortest file of methods 2 to 5; lossless JPEG XL (jxl) of effort 9, a
-    ValueError without the package pillow-jxl-plugin. `sheet` puts all images into one picture
-    (about square; several where a side would pass 16,383 pixels), with one header for all;
-    otherwise each image is a file.
+    ValueError without the package pillow-jxl-plugin (extra ``codec``). `sheet` puts all images into
+    one picture (about square; several where a side would pass 16,383 pixels), with one header for
+    all; otherwise each image is a file.
     """
     if pixels.ndim != 4 or pixels.size == 0:
         raise ValueError(f"expected images (N, C, H, W), got shape {tuple(pixels.shape)}")
@@ -135,7 +141,7 @@ def codec_bits(pixels: np.ndarray, codec: Codec, *, sheet: bool) -> float:
     return sum(8 * len(encoded(picture, codec)) for picture in pictures) / pixels.size
 
 
-def encoded(picture: np.ndarray, codec: Codec) -> bytes:
+def encoded(picture: np.ndarray, codec: PictureCodec) -> bytes:
     """Return the file of one picture ``(H, W, C)``; settings and errors as in `codec_bits`."""
     channels, dtype = picture.shape[-1], picture.dtype
     deep = dtype == np.uint16 and channels == 1 and codec == "png"
@@ -156,7 +162,7 @@ def _require_jpeg_xl() -> None:
     try:
         importlib.import_module("pillow_jxl")  # registers the format
     except ImportError as error:
-        raise ValueError("JPEG XL: install pillow-jxl-plugin") from error
+        raise ValueError("JPEG XL: pip install 'mixerflow[codec]'") from error
 
 
 def sheets(cells: np.ndarray) -> Iterator[np.ndarray]:

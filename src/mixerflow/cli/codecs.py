@@ -13,6 +13,7 @@ from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.errors import CheckpointError, ConfigError
 from mixerflow.evaluate.codecs import SAMPLE, CodecBits, coded_as_seen, shuffle_of, without_files
+from mixerflow.pictures import installed
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import read_record
 from mixerflow.signals import Interrupt, Stopped
@@ -24,7 +25,7 @@ class CodecFlags:
     """Whether lossless codecs compress the images too, and how many of them."""
 
     codecs: bool = True
-    """Whether to compress images with PNG and WebP too."""
+    """Whether to compress images with PNG, WebP and, where it is installed, JPEG XL too."""
     codec_images: int | None = None
     """How many, drawn from the images, by default 250; 0 for all, which may take minutes."""
 
@@ -51,7 +52,7 @@ def code_images(flow: Flow, images: Images, *, count: int | None, quiet: bool) -
 
         def on_file(done: int, total: int) -> None:
             bar.expect(total)
-            bar.update(done, "PNG and WebP")
+            bar.update(done, "PNG, WebP, JPEG XL" if "jxl" in installed() else "PNG and WebP")
             if interrupt.requested:
                 tell(f"stopped after {done:,} of {total:,} files: the same command goes on")
                 raise Stopped(interrupt.requested)
@@ -97,6 +98,8 @@ def print_codecs(rows: list[CodecBits], flow: Flow, images: Images) -> None:
         words = ["" if figure is None else f"{figure:.3f}" for figure in figures]
         table.add_row(row.name, *words, f"{row.images:,}")
     show(table)
+    if "jxl" not in installed():
+        say("no JPEG XL: pip install 'mixerflow[codec]'")
     if rows[0].images < len(images):
         say(f"a sample of the {len(images):,} images; --codec-images 0 codes all")
     if shuffle_of(flow) is not None:

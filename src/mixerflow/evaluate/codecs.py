@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,11 @@ from mixerflow.caches import store, user_cache, without_digest
 from mixerflow.core import Flow
 from mixerflow.data import Images
 from mixerflow.means import mean_and_error
-from mixerflow.pictures import SETTINGS, Codec, encoded, sheets
+from mixerflow.pictures import SETTINGS, PictureCodec, encoded, installed, sheets
 from mixerflow.transforms import ShufflePixels
 
 SAMPLE = 250
 """Images by default: WebP codes some 70 of 32 x 32 pixels a second and thread."""
-_CODECS: dict[Codec, str] = {"png": "zlib", "webp": "webp"}
-"""Codecs, and the library of each."""
 _SEED = 0
 
 
@@ -42,7 +41,7 @@ class CodecBits:
         standard_error: of that mean, over images; None for a sheet, and for one image.
     """
 
-    codec: Codec
+    codec: PictureCodec
     sheet: bool
     images: int
     bits_per_dim: float | None = None
@@ -128,7 +127,9 @@ def codec_rows(
     cache: Path | None = None,
     on_file: Callable[[int, int], None] | None = None,
 ) -> list[CodecBits]:
-    """Code a sample of images with PNG and WebP, see `mixerflow.pictures.codec_bits`.
+    """Code a sample of images with PNG, WebP and, where it is installed, JPEG XL.
+
+    See `mixerflow.pictures.codec_bits`.
 
     Args:
         images: images ``(N, C, H, W)``.
@@ -149,11 +150,11 @@ def codec_rows(
     places = sample_of(images, count)
     cells = np.moveaxis(seen(images.pixels[places]), 1, -1)
     key = {"images_sha256": images.fingerprint(), "order": order, "pillow": PIL.__version__}
-    rows: list[tuple[Codec, _Lengths | None, _Lengths | None]] = []
+    rows: list[tuple[PictureCodec, _Lengths | None, _Lengths | None]] = []
     jobs: list[tuple[_Lengths, int, Callable[[], int]]] = []
     whole: list[tuple[_Lengths, int, Callable[[], int]]] = []  # last: no stop reaches into one
-    for codec, library in _CODECS.items():
-        own = key | {"codec": codec, "library": features.version(library)}
+    for codec in installed():
+        own = key | {"codec": codec, "library": _library(codec)}
         own |= {"settings": SETTINGS[codec]}
         try:
             encoded(cells[0], codec)
@@ -178,8 +179,19 @@ def codec_rows(
     return [row for each in found for row in each]
 
 
+def _library(codec: PictureCodec) -> str | None:
+    """Return the version of what makes the codec's files."""
+    if codec == "jxl":
+        return version("pillow-jxl-plugin")
+    return features.version("zlib" if codec == "png" else codec)
+
+
 def _rows(
-    codec: Codec, files: _Lengths | None, sheet: _Lengths | None, places: np.ndarray, size: int
+    codec: PictureCodec,
+    files: _Lengths | None,
+    sheet: _Lengths | None,
+    places: np.ndarray,
+    size: int,
 ) -> list[CodecBits]:
     count = len(places)
     if files is None or sheet is None:
