@@ -1,6 +1,7 @@
 """Images of every kind of model through the native codec: exact, and of the size that it says."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from lowered import MODELS, MORE, flow_of, own_flow
 from mixerflow.compression.engine import Engine
 from mixerflow.compression.lowering import program_of
+from mixerflow.compression.program import FORMAT, Base, Map, Operation, Program
 from mixerflow.core import Along, Chain, Flow
-from mixerflow.errors import ConfigError
+from mixerflow.errors import ConfigError, DataError
 from mixerflow.nets import ResidualMLP
 from mixerflow.transforms import LU, Affine, Coupling, Dequantize, DiagonalAffine
 
@@ -141,3 +143,33 @@ def test_a_damaged_program_is_refused_or_still_exact(name):
         again = engine.decode(block.payload, 12, block.initial, labels)
         np.testing.assert_array_equal(again, pixels)
     assert 20 < opened < 280
+
+
+@pytest.mark.parametrize(("levels", "k"), [(256, 1), (16, 4), (2, 8)])
+def test_splines_on_a_coarse_lattice_are_exact(levels, k):
+    """Steep splines of two numbers, given one of them, whose bins are narrower than a cell."""
+    generator, bins = np.random.default_rng(levels), 8
+    shape, by_flow = (2, 1, 1), 0
+    for _ in range(12):
+        scaled = [2 / levels, 2 / levels, 0, 0, -1, -1]
+        net = [1.0, 1e-5, *np.ravel([[generator.normal(), 0.0] for _ in range(3)])]
+        leave = generator.normal(size=(2, 3 * bins - 1)) * [[1.2], [4.0]]
+        head = [FORMAT, levels, 2, *shape, 0, Base.NORMAL, 0, 1, 2, 0, 1, 2]
+        coupling = [Operation.COUPLING, 0, 1, 1, Map.SPLINE, bins, 1, 0, 0, 0, 0, 0]
+        words = np.array([*head, Operation.AFFINE, 0, 1, *coupling], np.int32)
+        numbers = np.float32([*scaled, *net, *leave.ravel()]).astype(np.float64)
+        engine = Engine(Program(words, numbers, shape, levels, 0), k)
+        pixels = generator.integers(0, levels, (400, *shape)).astype(np.uint16)
+        block = engine.encode(pixels)
+        by_flow += 400 - block.initial - block.report["plain"]
+        np.testing.assert_array_equal(engine.decode(block.payload, 400, block.initial), pixels)
+    assert by_flow > 200
+
+
+def test_a_block_that_has_run_dry_ends():
+    """Images of a block that holds none are not guessed one after the other to the end."""
+    engine = Engine(program_of(flow_of(*MODELS["batch"])))
+    start = time.process_time()
+    with pytest.raises(DataError):
+        engine.decode(b"\1" * 8, 200_000, 200_000)
+    assert time.process_time() - start < 2
