@@ -1,6 +1,8 @@
 """Images of every kind of model through the native codec: exact, and of the size that it says."""
 
+import copy
 import math
+import pickle
 import time
 from dataclasses import replace
 
@@ -164,6 +166,14 @@ def test_splines_on_a_coarse_lattice_are_exact(levels, k):
         by_flow += 400 - block.initial - block.report["plain"]
         np.testing.assert_array_equal(engine.decode(block.payload, 400, block.initial), pixels)
     assert by_flow > 200
+
+
+def test_copies_of_a_codec_are_codecs_of_their_own():
+    engine = Engine(program_of(flow_of(*MODELS["batch"])), 9)
+    for other in (copy.copy(engine), copy.deepcopy(engine), pickle.loads(pickle.dumps(engine))):
+        assert (other.k, other.fingerprint) == (9, engine.fingerprint)
+        del other
+    assert engine.encode(images_of(flow_of(*MODELS["batch"]), 3)[0]).payload
 
 
 def test_a_block_that_has_run_dry_ends():

@@ -100,6 +100,9 @@ class Engine:
             what = "its numbers, or units that grow from layer to layer, are out of bounds"
             raise ConfigError(f"the codec cannot take this model: {what}", "the model", "train it")
 
+    def __reduce__(self) -> tuple[type[Engine], tuple[Program, int]]:
+        return Engine, (self.program, self.k)  # a copy has a native codec of its own
+
     def __del__(self) -> None:
         if getattr(self, "_codec", None):
             self._library.codec_close(self._codec)
