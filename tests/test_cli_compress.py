@@ -15,7 +15,7 @@ from mixerflow.compression import Archive, Codec
 from mixerflow.compression.coded import Part
 from mixerflow.compression.layout import Header
 from mixerflow.data import load
-from mixerflow.errors import DataError
+from mixerflow.errors import ConfigError, DataError
 
 HEADER = Header((1, 4, 4), 256, 16, "", "", {"name": "", "sha256": "", "embedded": False})
 
@@ -207,16 +207,23 @@ def test_a_model_that_the_codec_does_not_take(tmp_path, told):
         (["--out", "full/a"], "a file is there: --out full/a: name a new folder", 2),
         (["--weights", "weights/digits-affine"], "other weights than the archive's", 4),
         (["--weights", "nothing"], "no run here: nothing", 4),
+        (["--out", "full/a.npy"], "a file is there: --out full/a.npy: name a new one", 2),
+        (["--out", "full/a.NPZ"], "a file is there: --out full/a.NPZ: name a new one", 2),
+        (["--out", "full/link.npz"], "a file is there: --out full/link.npz: name a new one", 2),
     ],
 )
 def test_mistakes_of_decompress(words, line, code, archive, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
+    there = ["a", "a.NPZ", "a.npy"]
+    for name in there:
+        (tmp_path / "full" / name).write_text("kept")
+    (tmp_path / "full" / "link.npz").symlink_to("a")
     out = [] if "--out" in words else ["--out", "x.npy"]
     found, _, lines = told("decompress", archive, *words, *out)
     assert found == code and line in lines[-1]
-    assert [*os.listdir()] == ["full"] and [*os.listdir("full")] == ["a"]
+    assert [*os.listdir()] == ["full"] and sorted(os.listdir("full")) == [*there, "link.npz"]
+    assert {(tmp_path / "full" / name).read_text() for name in there} == {"kept"}
 
 
 def test_no_archive(tmp_path, told):
@@ -236,6 +243,41 @@ def test_names_that_leave_their_folder_are_refused(name):
     with pytest.raises(DataError) as caught:
         unpacked.file_name(name)
     assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+
+
+def test_a_file_that_appears_meanwhile_is_kept_and_a_pipe_is_written(tmp_path):
+    part = Part(0, 0, np.zeros((2, 1, 4, 4), np.uint8), None, (), 0)
+    for name in ("x.npy", "x.npz"):
+        with pytest.raises(ConfigError, match="a file is there"):
+            with unpacked.open_output(tmp_path / name, HEADER, 2) as output:
+                output.add(part)
+                (tmp_path / name).write_text("kept")
+        assert (tmp_path / name).read_text() == "kept"
+    assert len([*tmp_path.iterdir()]) == 2
+    (tmp_path / "null.npy").symlink_to("/dev/null")
+    (tmp_path / "x").touch()
+    unpacked.require_output(tmp_path / "null.npy", HEADER, tmp_path / "x")
+    with unpacked.open_output(tmp_path / "null.npy", HEADER, 2) as output:
+        output.add(part)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("labels.csv/b", "a"), "an image has the name 'labels.csv/b.png', and the labels go to"),
+        (("x.bmp.png", "x.bmp"), "the name 'x.bmp.png', or it lies in an image; one of them is"),
+        (("a" * 251 + ".bmp", "b"), "name, with .png at its end, is longer than 255 bytes: 'aaa"),
+        (("a/" * 2040 + "b", "b"), "is no file's here (File name too long)"),
+    ],
+)
+def test_names_that_no_folder_can_have_name_themselves(names, line, tmp_path):
+    part = Part(0, 0, np.zeros((2, 1, 4, 4), np.uint8), np.array([1, 2]), names, 0)
+    with pytest.raises(DataError) as caught:
+        with unpacked.open_output(tmp_path / "out", HEADER, 2) as output:
+            output.add(part)
+    said = str(caught.value)
+    assert line in said and ".tmp-" not in said and said.endswith("FILE.npz")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_names_of_files():
@@ -313,6 +355,13 @@ def test_classes_of_other_images_are_told(archive, told, tmp_path):
     code, _, lines = told("compress", "weights/cifar10", *given)
     assert code == 0
     assert "the images' classes are not the run's: the likeliest is chosen for each" in lines
+    np.savez(tmp_path / "y.npz", images=np.zeros((2, 32, 32, 3), np.uint8), labels=[3, 9])
+    of_run = ["--data", tmp_path / "y.npz", "--out", tmp_path / "y.mfa", "--verify"]
+    code, out, lines = told("compress", "weights/cifar10", *of_run)
+    assert code == 0 and "verified: each block was decoded again, to the same pixels" in out
+    assert "labels without names are the run's classes, 0 to 9" in lines
+    with Archive(tmp_path / "y.mfa") as opened:
+        assert opened.read(0).classes is None and opened.read(0).labels.tolist() == [3, 9]
     code, _, lines = told("compress", "weights/cifar10", *given, "--no-labels")
     assert code == 0
     found = Codec.of(tmp_path / "x.mfa").decode(tmp_path / "x.mfa")

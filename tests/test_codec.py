@@ -158,7 +158,9 @@ def test_an_archive_finds_its_weights_by_their_name(run, tmp_path, monkeypatch):
     assert np.array_equal(Codec.of(data, run).decode(data).images, pixels)
     monkeypatch.chdir(tmp_path)
     said = line_of(lambda: Codec.of(data), CheckpointError)
-    assert "weights run (SHA-256 " in said and said.endswith("name them with weights run")
+    assert "weights run (SHA-256 " in said and said.endswith(
+        "bring the folder run here, or name a run or a folder of these weights with weights PATH"
+    )
     other = "weights/digits-affine"
     said = line_of(lambda: Codec.of(data, other), CheckpointError)
     assert said.startswith("other weights than the archive's (SHA-256 ") and other in said
@@ -217,7 +219,7 @@ def test_progress_counts_images_and_bytes(flow):
     with Archive(data) as archive:
         list(codec.parts(archive, on_progress=seen.append))
         payload = sum(head.payload for head in archive.index.blocks)
-    assert seen[-1] == (30, 30, payload)
+    assert seen[-1] == (30, 30, payload, False)
     assert [each.whole for each in seen] == sorted(each.whole for each in seen)
 
 

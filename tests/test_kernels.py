@@ -612,11 +612,13 @@ def test_the_compiler_may_be_told_more(cache, monkeypatch):
 
 def test_a_broken_build_is_one_line(monkeypatch, tmp_path):
     compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'rows.c: something is wrong' >&2\necho more >&2\nexit 1\n")
+    told = "In file included from rows.c:3:", "x.h:1: error: something is wrong", "more"
+    lines = "\n".join(f"echo '{line}' >&2" for line in told)
+    compiler.write_text(f"#!/bin/sh\n{lines}\nexit 1\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(kernels.BuildError, match=r"failed: rows\.c: something is wrong$"):
+    with pytest.raises(kernels.BuildError, match=r"failed: x\.h:1: error: something is wrong$"):
         library.library.__wrapped__(torch.float32)
 
 

@@ -141,6 +141,8 @@ def _build(to: Path, source: Source) -> None:
                 built.replace(to)
                 return
             lines = result.stderr.strip().splitlines()
-        raise BuildError(f"{shlex.join(compiler())} failed: {(lines or ['no message'])[0]}")
+        faults = [line for line in lines if "error:" in line]  # before them: included from where
+        line = (faults or lines or ["no message"])[0]
+        raise BuildError(f"{shlex.join(compiler())} failed: {line}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

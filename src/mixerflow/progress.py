@@ -75,7 +75,13 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, figures=printable(figures))
         elif not self.quiet and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.say(f"{self.what} {done}/{self.total}  {figures}  {self._left()} left")
+            left = f"  {self._left()} left" if done > self._begun_at else ""
+            self.say(f"{self.what} {done}/{self.total}  {figures}{left}")
+
+    def wait(self, what: str) -> None:
+        """Say what is done before the first unit; the time of the units begins after it."""
+        self.update(self.done, what)
+        self._begun, self._begun_at = time.monotonic(), self.done
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -93,5 +99,5 @@ class ProgressBar:
 
     def _left(self) -> str:
         passed, units = time.monotonic() - self._begun, self.done - self._begun_at
-        seconds = round(passed / max(1, units) * (self.total - self.done))
+        seconds = round(passed / units * (self.total - self.done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -9,17 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from torch import nn
 
 from mixerflow import runs
 from mixerflow.cli.evaluate import ImagesArguments
 from mixerflow.cli.parse import parse
 from mixerflow.cli.reading import load_run_data, own_data, require_apart
 from mixerflow.compression import Codec, Totals
+from mixerflow.compression.choice import USUAL
 from mixerflow.compression.coded import OnProgress, Progress
-from mixerflow.core import Flow
 from mixerflow.data import Images, Splits
-from mixerflow.errors import ConfigError, DataError
+from mixerflow.errors import ConfigError
 from mixerflow.named import is_archive
 from mixerflow.progress import ProgressBar
 from mixerflow.runs.files import json_text, require_writable
@@ -44,9 +43,12 @@ class _CompressArguments(ImagesArguments):
     weights: Literal["name", "embed"] = "name"
     """Name the weights in the archive, or put them inside, rounded to 16 bits."""
     k: int | None = None
-    """Bits below a pixel; by default 4 to 20, chosen on a sample of the images."""
+    """Bits below a pixel, 1 to 24; by default 4 to 20, chosen on a sample of the images, and 12 for
+    less than 2,000 images."""
     block: int | None = None
     """Images of a block, of which damage loses one, and a single image needs one."""
+    verify: bool = False
+    """Decode each block again after it was coded, and compare all pixels: takes twice the time."""
     json: bool = False
     """Print the summary as JSON."""
 
@@ -85,8 +87,9 @@ def main(arguments: list[str]) -> int:
         embed=given.weights == "embed",
         which=given.checkpoint,
         average=not given.raw,
+        verify=given.verify,
     )
-    _ = codec.program  # refuses a model before images are read
+    codec.engine(codec.k or USUAL)  # refuses a model, or a machine, before images are read
     images = given.of_split(load_run_data(metadata, given.data, given))
     runs.require_levels(codec.flow, images)
     labels, begun = images.labels if given.labels else None, time.monotonic()
@@ -98,7 +101,7 @@ def main(arguments: list[str]) -> int:
                 labels=labels,
                 names=images.files if given.names else (),
                 classes=() if labels is None else images.classes,
-                context=_context(codec.flow, metadata, images),
+                context=_context(codec, images),
                 on_progress=watching(bar, interrupt, images.pixels[0], "nothing is kept"),
             )
     except Stopped as stopped:
@@ -118,10 +121,13 @@ def watching(bar: ProgressBar, interrupt: Interrupt, image: np.ndarray, after: s
     """
 
     def on_progress(progress: Progress) -> None:
-        words = f"{bar.rate:,.0f} images/s, {bar.rate * image.nbytes / 1e6:.2f} MB/s"
-        if progress.whole:
-            words += f", {8 * progress.payload / (progress.whole * image.size):.3f} bits/dim"
-        bar.update(progress.images, words)
+        if progress.choosing:
+            bar.wait("choosing k on a sample")
+        else:
+            words = f"{bar.rate:,.0f} images/s, {bar.rate * image.nbytes / 1e6:.2f} MB/s"
+            if progress.whole:
+                words += f", {8 * progress.payload / (progress.whole * image.size):.3f} bits/dim"
+            bar.update(progress.images, words)
         if interrupt.requested:
             done = f"{progress.images:,} of {bar.total:,} images"
             tell(f"stopped after {done}: {after}")
@@ -130,20 +136,14 @@ def watching(bar: ProgressBar, interrupt: Interrupt, image: np.ndarray, after: s
     return on_progress
 
 
-def _context(flow: Flow, metadata: dict[str, Any], images: Images) -> np.ndarray | None:
-    """Return the classes that a class-conditional flow is given, -1 for unknown ones."""
-    if not isinstance(flow.context_net, nn.Embedding):
-        return None
-    unknown = np.full(len(images), -1)
-    if images.labels is None or images.vector_length is not None:
-        tell("images without classes: the likeliest is chosen for each")
-        return unknown
-    try:
-        numbers = runs.numbered(metadata, images)
-    except DataError:
-        tell("the images' classes are not the run's: the likeliest is chosen for each")
-        return unknown
-    return np.where(numbers < flow.context_net.num_embeddings, numbers, -1)
+def _context(codec: Codec, images: Images) -> np.ndarray | None:
+    """Return the classes that a class-conditional flow is given, -1 for unknown ones; say which."""
+    context, words = codec.context_of(images.labels, images.classes)
+    if words:
+        tell(words)
+    if context is None and words:
+        return np.full(len(images), -1)
+    return context
 
 
 def _print(totals: Totals, given: _CompressArguments, seconds: float) -> None:
@@ -153,9 +153,12 @@ def _print(totals: Totals, given: _CompressArguments, seconds: float) -> None:
         tell(f"warning: {totals.plain:,} image{plural} beyond the flow, and coded without it")
     if given.json:
         record = figures_of(totals) | {"out": str(given.out), "seconds": seconds}
+        record["verified"] = given.verify
         say(*json_text(record).splitlines())
         return
     say(f"{given.out}: {lines_of(totals)[0]}", *lines_of(totals)[1:])
+    if given.verify:
+        say("verified: each block was decoded again, to the same pixels")
     rate = totals.images / max(seconds, 1e-9)
     size = totals.pixel_bytes / totals.images / 1e6
     say(f"{seconds:.1f} s, {rate:,.0f} images/s, {rate * size:.2f} MB/s")

@@ -28,7 +28,8 @@ class _DecompressArguments(ComputingArguments):
     archive: tyro.conf.Positional[Path]
     """The archive."""
     out: Path
-    """A new folder for PNG files; FILE.npz for images, labels and names; FILE.npy for images."""
+    """A new folder for PNG files; FILE.npz for images, labels and names; FILE.npy for images. A
+    file that is there is never replaced."""
     weights: Path | None = None
     """The run folder, or published weights, that the archive was made with; by default those
     inside, or those that it names."""

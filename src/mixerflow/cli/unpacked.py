@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -24,6 +25,8 @@ from mixerflow.terminal import tell
 
 _ARRAYS = (".npy", ".npz")
 _LONGEST = 255  # bytes of a file's name
+_TO_ARRAYS = "decompress to a file of arrays, --out FILE.npz"
+_OF_NAMES = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 
 
 class Output(Protocol):
@@ -45,6 +48,7 @@ def require_output(out: Path, header: Header, archive: Path) -> None:
     if out.suffix.lower() in _ARRAYS:
         if out.exists() and out.samefile(archive):
             raise ConfigError("the archive itself", f"--out {out}", "name another file")
+        _require_new(out)
         require_writable(out, named=True)
         return
     sides, channels = len(header.shape) - 1, header.shape[0]
@@ -86,6 +90,7 @@ def open_output(out: Path, header: Header, images: int) -> Iterator[Output]:
                 array = _Array(file, header, images)
                 yield array
                 array.finish()
+                _require_new(out)
                 if array.labelled:
                     tell(f"{out} has no labels; an .npz file would")
                 return
@@ -93,6 +98,13 @@ def open_output(out: Path, header: Header, images: int) -> Iterator[Output]:
                 arrays = _Arrays(pixels, header, images)
                 yield arrays
                 arrays.finish(file)
+                _require_new(out)
+
+
+def _require_new(out: Path) -> None:
+    """Refuse a file that is there; a device or a pipe is written."""
+    if out.is_file():
+        raise ConfigError("a file is there", f"--out {out}", "name a new one, or remove it")
 
 
 class _Array:
@@ -186,7 +198,14 @@ class _Folder:
                     file.write(pictures.png_bytes(pixels))
             except (FileExistsError, NotADirectoryError) as error:
                 what = f"two images have the name {name[:200]!r}, or it lies in an image"
-                raise DataError(what, self.root, "decompress to FILE.npz") from error
+                own = part.names[place] if part.names else name
+                what += "" if own == name else f"; one of them is {own[:200]!r}"
+                raise DataError(what, "the archive", _TO_ARRAYS) from error
+            except OSError as error:
+                if error.errno not in _OF_NAMES:
+                    raise
+                what = f"the name {name[:200]!r} is no file's here ({error.strerror})"
+                raise DataError(what, "the archive", _TO_ARRAYS) from error
             if part.labels is not None and part.labels.ndim == 1:
                 label = int(part.labels[place])
                 word = classes[label] if 0 <= label < len(classes) else ""
@@ -204,8 +223,12 @@ class _Folder:
         length = self._header.vectors
         head = [f"value_{n}" for n in range(length)] if length else ["label", "class"]
         numbers, files, values = zip(*self._rows, strict=True)
-        table = csv_of_images(head, values, files, numbers)
-        (self.root / "labels.csv").write_bytes(table)
+        table, path = csv_of_images(head, values, files, numbers), self.root / "labels.csv"
+        if path.exists():
+            inside = [name for name in files if name.split("/")[0].lower() == path.name]
+            what = f"an image has the name {inside[0][:200]!r}, and the labels go to {path.name}"
+            raise DataError(what, "the archive", _TO_ARRAYS)
+        path.write_bytes(table)
 
 
 def file_name(name: str) -> str:
@@ -218,7 +241,11 @@ def file_name(name: str) -> str:
     wrong = {"", ".", ".."} & set(parts) or "\0" in name
     wrong = wrong or (os.name == "nt" and set(name) & set('\\:*?"<>|'))
     last = parts[-1] if parts[-1].lower().endswith(".png") else f"{parts[-1]}.png"
-    if wrong or max(len(os.fsencode(each)) for each in (*parts, last)) > _LONGEST:
+    if wrong:
         what = f"an image's name leaves its folder, or is no file's: {name[:200]!r}"
-        raise DataError(what, "the archive", "decompress to FILE.npz")
+        raise DataError(what, "the archive", _TO_ARRAYS)
+    if max(len(os.fsencode(each)) for each in (*parts, last)) > _LONGEST:
+        end = "" if last == parts[-1] else ", with .png at its end,"
+        what = f"an image's name{end} is longer than {_LONGEST} bytes: {name[:200]!r}"
+        raise DataError(what, "the archive", _TO_ARRAYS)
     return "/".join((*parts[:-1], last))

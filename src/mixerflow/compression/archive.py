@@ -5,6 +5,7 @@ Where its bytes lie, `mixerflow.compression.layout` says.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from mixerflow.compression.layout import (
     FRAME,
     HEAD,
     LARGEST_JSON,
+    LAST,
     START,
     BlockHead,
     Broken,
@@ -37,6 +39,10 @@ from mixerflow.named import ARCHIVE
 
 _REMEDY = "fetch or write it again"
 _PIECE = 1 << 20
+_TRIES = 1000  # places that may be an end
+_BYTES = (bytes, bytearray, memoryview)
+Source = bytes | bytearray | memoryview | Path | str
+"""An archive's file, or all its bytes."""
 
 
 class Coded(NamedTuple):
@@ -75,8 +81,8 @@ class Archive:
         DataError: no archive, a damaged one, one cut short, or one of a newer format.
     """
 
-    def __init__(self, source: bytes | Path | str, *, rescue: bool = False) -> None:
-        self.where = "the archive" if isinstance(source, bytes) else Path(source)
+    def __init__(self, source: Source, *, rescue: bool = False) -> None:
+        self.where = "the archive" if isinstance(source, _BYTES) else Path(source)
         self._file = self._open(source)
         try:
             self.size = self._file.seek(0, os.SEEK_END)
@@ -162,8 +168,8 @@ class Archive:
             _as_classes(unpack_numbers(classes, n)) if classes else None,
         )
 
-    def _open(self, source: bytes | Path | str) -> BinaryIO:
-        if isinstance(source, bytes):
+    def _open(self, source: Source) -> BinaryIO:
+        if isinstance(source, _BYTES):
             return io.BytesIO(source)
         path = Path(source)
         try:
@@ -200,11 +206,12 @@ class Archive:
         return content
 
     def _read_start(self) -> None:
-        start = self._bytes(0, START.size)
-        magic, number = START.unpack(start)
-        if magic != ARCHIVE:
+        first = self._bytes(0, min(self.size, len(ARCHIVE)))
+        if not ARCHIVE.startswith(first):
             remedy = "name one that `mixerflow compress` wrote"
             raise DataError("no archive of images", self.where, remedy)
+        start = self._bytes(0, START.size)
+        _, number = START.unpack(start)
         if number > FORMAT:
             what = f"an archive of format {number}, and this mixerflow knows {FORMAT}"
             raise DataError(what, self.where, "use a newer mixerflow")
@@ -216,7 +223,12 @@ class Archive:
 
     def _listed(self) -> tuple[list[int], Index]:
         """Return the places of all blocks and the index, by the end of the file."""
-        index_at, length = unpack_end(self._bytes(max(self.size - END.size, 0), END.size))
+        try:
+            index_at, length = unpack_end(self._bytes(max(self.size - END.size, 0), END.size))
+        except Broken:
+            if behind := self._behind_end():
+                raise Broken(f"{behind:,} bytes behind its end") from None
+            raise
         if length != self.size:
             raise Broken(f"{self.size:,} bytes, and its end says {length:,}")
         content = self._section(b"INDX", index_at, LARGEST_JSON)
@@ -230,6 +242,22 @@ class Archive:
         if place != index_at:
             raise Broken("its blocks have other lengths than its index says")
         return places, index
+
+    def _behind_end(self) -> int:
+        """Return the number of bytes that follow the archive's end; 0 if it has none."""
+        stop, left = self.size, _TRIES
+        while stop > 0:
+            start = max(stop - _PIECE, 0)
+            data = self._bytes(start, min(stop + len(LAST) - 1, self.size) - start)
+            at = data.rfind(LAST)
+            while at >= 0 and (left := left - 1) >= 0:
+                after = start + at + len(LAST)
+                with contextlib.suppress(Broken):
+                    if unpack_end(self._bytes(after - END.size, END.size))[1] == after:
+                        return self.size - after
+                at = data.rfind(LAST, 0, at + len(LAST) - 1)
+            stop = start
+        return 0
 
     def _first_block(self) -> int:
         place = self._after_header

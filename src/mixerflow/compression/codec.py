@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import io
+import operator
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from torch import Tensor
 
 from mixerflow.compression import held
-from mixerflow.compression.archive import Archive
+from mixerflow.compression.archive import Archive, Source
 from mixerflow.compression.coded import Decoded, Lost, OnProgress, Part, Totals, Watch
 from mixerflow.compression.decoding import decoded_parts, require_arithmetic, require_same
-from mixerflow.compression.encoding import Encoder, Given, header_of, sections
+from mixerflow.compression.encoding import Encoder, header_of, sections
 from mixerflow.compression.engine import Engine
+from mixerflow.compression.given import Given, context_of
 from mixerflow.compression.lowering import program_of
 from mixerflow.compression.program import Program
 from mixerflow.compression.work import cores
@@ -27,6 +30,8 @@ from mixerflow.errors import ConfigError
 from mixerflow.runs.files import replacing, writing
 from mixerflow.runs.weights import Which
 from mixerflow.temporary import sweep
+
+_SHOWN = 100  # characters of a value that an error has
 
 
 class Codec:
@@ -47,6 +52,8 @@ class Codec:
         embed: put the weights, rounded to 16 bits, into archives.
         which: the checkpoint of a run.
         average: take the averaged weights rather than the raw ones.
+        verify: decode each block of an archive again after it was coded, and compare its pixels:
+            twice the time. A difference is a ResourceError, and there is no archive.
 
     Raises:
         ConfigError: a flow that the codec does not take, or a setting that cannot be.
@@ -63,11 +70,10 @@ class Codec:
         embed: bool = False,
         which: Which = "best",
         average: bool = True,
+        verify: bool = False,
     ) -> None:
-        for name, value, most in (("k", k, 24), ("block", block, None), ("threads", threads, 1024)):
-            if value is not None and not 1 <= value <= (most or value):
-                remedy = f"give 1 to {most:,}" if most else "give at least 1"
-                raise ConfigError(f"{value}", f"--{name}", remedy)
+        k, block = _whole(k, "k", 24), _whole(block, "block")
+        threads = _whole(threads, "threads", 1024)
         if isinstance(run, Flow):
             if embed:
                 what, remedy = (
@@ -78,18 +84,25 @@ class Codec:
             weights = held.of_flow(run)
         else:
             weights = held.of_run(run, which=which, average=average, embed=embed)
-        self._set(weights, k, block, threads)
+        self._set(weights, k, block, threads, verify=verify)
 
     def _set(
-        self, weights: held.Held, k: int | None, block: int | None, threads: int | None
+        self,
+        weights: held.Held,
+        k: int | None,
+        block: int | None,
+        threads: int | None,
+        *,
+        verify: bool = False,
     ) -> None:
         self.k, self.block, self.threads = k, block, threads or cores()
+        self.verify = verify
         self._held, self._engines, self._lock = weights, dict[int, Engine](), threading.Lock()
 
     @classmethod
     def of(
         cls,
-        archive: bytes | Path | str | Archive,
+        archive: Source | Archive,
         weights: Path | str | None = None,
         *,
         threads: int | None = None,
@@ -110,8 +123,12 @@ class Codec:
             with Archive(archive) as opened:
                 return cls.of(opened, weights, threads=threads)
         codec = cls.__new__(cls)
+        threads = _whole(threads, "threads", 1024)
         codec._set(held.of_archive(archive, weights), archive.header.k, None, threads)
         return codec
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Codec cannot be copied or pickled: make another one of the same weights")
 
     @property
     def flow(self) -> Flow:
@@ -135,6 +152,17 @@ class Codec:
                 self._engines[k] = Engine(self.program, k)
             return self._engines[k]
 
+    def context_of(
+        self, labels: np.ndarray | None, classes: Sequence[str] = ()
+    ) -> tuple[np.ndarray | None, str]:
+        """Return the classes ``(N,)`` that labels are for the flow, and a line that says so.
+
+        Names of classes are looked up among the run's. Labels without names are its classes if all
+        of them are, or -1 for unknown ones. None stands for no classes: the likeliest are taken.
+        """
+        data: Any = self.metadata["data"]
+        return context_of(self.flow, data["classes"], labels, classes)
+
     def compress(
         self,
         images: np.ndarray,
@@ -151,21 +179,19 @@ class Codec:
         Args:
             images: integers, perhaps a memory map; a few blocks of them are in memory.
             to: the file.
-            labels: kept with the images: integers ``(N,)`` or floats ``(N, K)``.
+            labels: kept with the images: integers ``(N,)``, or floats ``(N, K)``, in float32.
             names: kept with the images, as paths with `/`.
             classes: names of the labels 0, 1, ..., kept too.
             context: classes ``(N,)`` that a class-conditional flow is given, -1 for unknown ones,
-                which become the likeliest; by default the integer labels that are classes of it.
+                which become the likeliest; by default the labels, as `context_of` has them.
             on_progress: see `OnProgress`; what it raises stops the work, and there is no file.
 
         Raises:
             DataError: images that the flow does not take, or labels and names that do not fit.
-            ResourceError: the file cannot be written.
+            ResourceError: the file cannot be written, or a block does not decode (`verify`).
         """
         path = Path(to)
-        given = Given(
-            np.asarray(images), _array(labels), tuple(names), tuple(classes), _array(context)
-        )
+        given = self._checked(Given.of(images, labels, names, classes, context))
         with writing(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
@@ -180,12 +206,12 @@ class Codec:
     ) -> bytes:
         """Return an archive of images ``(N, *shape)``; the arguments are those of `compress`."""
         buffer = io.BytesIO()
-        self._write(buffer, Given(np.asarray(images), _array(labels), tuple(names)), None)
+        self._write(buffer, self._checked(Given.of(images, labels, names)), None)
         return buffer.getvalue()
 
     def decode(
         self,
-        archive: bytes | Path | str,
+        archive: Source,
         start: int = 0,
         stop: int | None = None,
         *,
@@ -227,16 +253,34 @@ class Codec:
         stop = archive.images if stop is None else stop
         return decoded_parts(archive, engine, start, stop, self.threads, Watch(on_progress))
 
-    def _write(self, file: BinaryIO, given: Given, on_progress: OnProgress | None) -> Totals:
-        given = given.with_context(self.flow)
+    def _checked(self, given: Given) -> Given:
         given.check(self.flow)
-        encoder = Encoder(self.flow, self.engine, self.k, self.block, self.threads)
-        k, block = encoder.settings(given)
+        if given.context is not None:
+            return given
+        return replace(given, context=self.context_of(given.labels, given.classes)[0])
+
+    def _write(self, file: BinaryIO, given: Given, on_progress: OnProgress | None) -> Totals:
+        encoder = Encoder(
+            self.flow, self.engine, self.k, self.block, self.threads, verify=self.verify
+        )
+        watch = Watch(on_progress)
+        k, block = encoder.settings(given, watch)
         files, program = self._held.files, self.program.sha256
         header = header_of(self.flow, self.engine(k), program, k, self._held.said, given)
         writer = ArchiveWriter(file, header, files)
-        return encoder.write(writer, given, block, sections(files), Watch(on_progress))
+        return encoder.write(writer, given, block, sections(files), watch)
 
 
-def _array(values: np.ndarray | Tensor | None) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)
+def _whole(value: int | None, name: str, most: int | None = None) -> int | None:
+    """Return a setting as a whole number; a ConfigError unless it is one from 1 on."""
+    if value is None:
+        return None
+    try:
+        number = 0 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= (most or number):
+        remedy = f"give 1 to {most:,}" if most else "give at least 1"
+        whole = "" if type(value) is int else ", a whole number"
+        raise ConfigError(f"{value!r}"[:_SHOWN], f"--{name}", f"{remedy}{whole}")
+    return number

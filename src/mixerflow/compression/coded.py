@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,11 +21,13 @@ class Progress(NamedTuple):
         images: images, those of blocks under way too.
         whole: images of the blocks that are done.
         payload: bytes of these blocks' payloads.
+        choosing: whether k and the size of blocks are being chosen, before the first image.
     """
 
     images: int
     whole: int
     payload: int
+    choosing: bool = False
 
 
 OnProgress = Callable[[Progress], object]
@@ -204,6 +207,19 @@ class Watch:
         self._on_progress, self._stopped = on_progress, threading.Event()
         self._under_way: dict[int, int] = {}
         self._whole = self._payload = 0
+        self._choosing = False
+
+    @contextmanager
+    def choosing(self) -> Iterator[Callable[[int], None]]:
+        """Say, in a ``with`` block, that k is chosen; give what ends a trial once it is stopped."""
+
+        def halt(_: int) -> None:
+            if self._stopped.is_set():
+                raise Halted
+
+        self._choosing = True
+        yield halt
+        self._choosing = False
 
     def counter(self, number: int) -> Callable[[int], None]:
         """Return what takes the images so far of a block; it raises once the work is stopped."""
@@ -226,7 +242,8 @@ class Watch:
         """Tell what is done so far."""
         if self._on_progress is not None:
             under_way = sum(list(self._under_way.values()))
-            self._on_progress(Progress(self._whole + under_way, self._whole, self._payload))
+            done = Progress(self._whole + under_way, self._whole, self._payload, self._choosing)
+            self._on_progress(done)
 
     def stop(self) -> None:
         """Let the blocks that are under way end."""

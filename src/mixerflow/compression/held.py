@@ -100,7 +100,12 @@ def _named(header: Header, run: Path | str | None, where: object) -> Held:
             shown, commit = name if len(name) <= _SHOWN else "", said.get("revision", "")
             what = f"the archive's weights {shown and f'{shown} '}(SHA-256 {short}...) are not here"
             plain = shown and (shown if not commit or "@" in shown else f"{shown}@{commit}")
-            raise CheckpointError(what, where, f"name them with --weights {plain or 'RUN'}")
+            remedy = "name a run or a folder of these weights with --weights PATH"
+            if hub_name(name) is not None:
+                remedy = f"name them with --weights {plain}"
+            elif shown:
+                remedy = f"bring the folder {shown} here, or {remedy}"
+            raise CheckpointError(what, where, remedy)
     path = Path(name if run is None else run)
     own = is_published(path) or shipped_path(path) is not None or hub_name(path) is not None
     settings = {} if own else {"which": which, "average": average}

@@ -38,6 +38,8 @@ END = struct.Struct("<QQ4s8s")
 BLOCK = b"BLCK"
 LARGEST_JSON = 16 << 20
 """Bytes of a section of JSON."""
+MOST_BLOCKS = LARGEST_JSON // 64
+"""Blocks that are written to an archive, whose index then has its bytes; more may be read."""
 LARGEST_BLOCK = 64 << 20
 """Bytes of a block's pixels, and of its names."""
 LONGEST_NAME = 4096

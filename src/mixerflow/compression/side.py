@@ -21,12 +21,26 @@ def pack_names(names: Sequence[str]) -> bytes:
     Raises:
         DataError: a name that is too long, or has a zero in it.
     """
-    raw = [os.fsencode(name) for name in names]
-    for name in raw:
-        if len(name) > LONGEST_NAME or b"\0" in name:
-            what = f"a name of {len(name):,} bytes, or with a zero in it"
-            raise DataError(what, os.fsdecode(name[:60]), f"give at most {LONGEST_NAME:,} bytes")
-    return zlib.compress(b"\0".join(raw), 9)
+    return zlib.compress(b"\0".join(map(encoded, names)), 9)
+
+
+def encoded(name: str) -> bytes:
+    """Return the bytes of an image's name.
+
+    Raises:
+        DataError: it is too long, has a zero in it, or characters that no name has.
+    """
+    try:
+        raw = os.fsencode(name)
+        same = os.fsdecode(raw) == name
+    except UnicodeEncodeError:
+        raw, same = b"", False
+    if not same:
+        raise DataError("a name that is no text in UTF-8", name[:60], "give it another")
+    if len(raw) > LONGEST_NAME or b"\0" in raw:
+        what = f"a name of {len(raw):,} bytes, or with a zero in it"
+        raise DataError(what, name[:60], f"give at most {LONGEST_NAME:,} bytes")
+    return raw
 
 
 def unpack_names(data: bytes, images: int) -> tuple[str, ...]:

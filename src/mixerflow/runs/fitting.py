@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,24 @@ def numbered(metadata: dict[str, Any], images: Images) -> np.ndarray:
     known = list(metadata["data"]["classes"])
     if list(images.classes) == known:
         return images.labels
-    unknown = sorted(set(images.classes) - set(known))
-    if not images.classes or unknown:
+    numbers = renumbered(images.labels, images.classes, known)
+    if numbers is None:
         what = f"classes {list(images.classes)} are not the run's {known}"
         raise DataError(what, images.dataset_id, "name the class folders as in training")
-    return np.array([*map(known.index, images.classes), -1])[images.labels]  # -1 stays no label
+    return numbers
+
+
+def renumbered(
+    labels: np.ndarray, classes: Sequence[str], known: Sequence[str]
+) -> np.ndarray | None:
+    """Return labels of named classes in the numbering of `known` names; -1 where they have no name.
+
+    None if there are no names, or one that is not known.
+    """
+    if not classes or not set(classes) <= set(known):
+        return None
+    named = (labels >= 0) & (labels < len(classes))
+    return np.array([*map(list(known).index, classes), -1])[np.where(named, labels, -1)]
 
 
 def own_parts(metadata: dict[str, Any], splits: Splits) -> dict[str, Images]:
