@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from coding import trained
+from mixerflow import progress
 from mixerflow.cli import main, unpacked
 from mixerflow.compression import Archive, Codec
 from mixerflow.compression.coded import Part
@@ -366,3 +367,14 @@ def test_classes_of_other_images_are_told(archive, told, tmp_path):
     assert code == 0
     found = Codec.of(tmp_path / "x.mfa").decode(tmp_path / "x.mfa")
     assert found.labels is None and not found.images.any()
+
+
+def test_the_bar_tells_no_time_before_it_has_one(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    with progress.ProgressBar("image", 10) as bar:
+        bar.wait("choosing k on a sample")
+        bar.update(0, "figures")
+        bar.update(5, "figures")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["image 0/10  choosing k on a sample", "image 0/10  figures"]
+    assert lines[2] == "image 5/10  figures  0:00:00 left"
