@@ -134,10 +134,15 @@ static int predictor_ends(const Predictor *p) {
 
 static void predictor_images(Predictor *p, uint16_t *pixels, int64_t count) {
     const int64_t places = (int64_t)p->shape.height * p->shape.width;
-    for (int64_t n = 0; n < count && !p->failed; n++, pixels += p->shape.channels * places)
+    const int64_t size = p->shape.channels * places;
+    for (int64_t n = 0; n < count && !p->failed; n++, pixels += size)
         for (int c = 0; c < p->shape.channels; c++)
             for (int64_t i = 0; i < places; i++) {
-                if (i % p->shape.width == 0 && predictor_ends(p)) return;
+                if (i % p->shape.width == 0 && predictor_ends(p)) {
+                    const int64_t done = c * places + i; /* what is not there is black */
+                    memset(pixels + done, 0, (size_t)((count - n) * size - done) * sizeof *pixels);
+                    return;
+                }
                 predictor_pixel(p, c, i, pixels);
             }
     predictor_flush(p);
