@@ -28,7 +28,7 @@ from mixerflow.terminal import say, tell
 
 @dataclass(frozen=True, kw_only=True)
 class _CompressArguments(ImagesArguments):
-    """Write images to one archive, smaller than with any codec of pictures, and exact."""
+    """Write images to one lossless archive, of about as many bits as the model says."""
 
     run: tyro.conf.Positional[Path]
     """The run folder, or published weights."""
