@@ -21,7 +21,7 @@ classes=(--model.classes auto)
 few=(--train.evaluate-images 1000)
 for name in "$@"; do
     case $name in
-    cifar10) # couplings are affine, as a lossless code of integers wants them
+    cifar10)
         make_one "$name" cifar10:cifar10.npz fast-cifar10 "${classes[@]}" $flip --minutes 60 \
             --train.evaluate-images 2000 ;;
     galaxies) make_one "$name" galaxies fast-galaxy32 "${classes[@]}" $flip --minutes 12 ;;
