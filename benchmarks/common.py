@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import statistics
@@ -19,6 +18,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
+from mixerflow.processes import cores
 from mixerflow.runs.files import write_atomically
 
 JOBS = ("train", "log_prob", "sample")
@@ -105,13 +105,6 @@ def pin(threads: int, seed: int, clock: Clock = "wall") -> None:
         raise SystemExit("--clock cpu adds up the seconds of all threads: use --threads 1 with it")
     torch.set_num_threads(threads or cores())
     torch.manual_seed(seed)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def facts(seed: int, packages: Sequence[str] = ()) -> dict[str, object]:

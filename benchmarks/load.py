@@ -22,8 +22,9 @@ from typing import IO, Any, cast
 
 from scipy import stats
 
-from benchmarks.common import cores, emit, facts, figure, keep
+from benchmarks.common import emit, facts, figure, keep
 from mixerflow.markdown import table
+from mixerflow.processes import cores
 
 JOBS = ("train", "score")
 RECIPES = ("mixerflow-cifar10-tiny", "mixerflow-cifar10")

@@ -37,6 +37,13 @@ BEAT, SILENCE, GRACE = 2.0, 25.0, 10.0
 process that waits for it ends: less than a minute in all."""
 
 
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among the processes of the run; all must call the methods below together.

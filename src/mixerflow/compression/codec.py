@@ -23,10 +23,10 @@ from mixerflow.compression.engine import Engine
 from mixerflow.compression.given import Given, context_of
 from mixerflow.compression.lowering import program_of
 from mixerflow.compression.program import Program
-from mixerflow.compression.work import cores
 from mixerflow.compression.writing import ArchiveWriter
 from mixerflow.core import Flow
 from mixerflow.errors import ConfigError
+from mixerflow.processes import cores
 from mixerflow.runs.files import replacing, writing
 from mixerflow.runs.weights import Which
 from mixerflow.temporary import sweep

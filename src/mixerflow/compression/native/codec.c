@@ -131,8 +131,8 @@ static int encode(const Codec *c, const Images *images, Stack *s, Work *w, Codec
     }
     if (s->full) return CODEC_FULL;
     report->clamped = w->clamped;
-    report->scale_bits = w->bits - log_double(w->product) * 1.4426950408889634;
-    report->ideal_scales = w->ideal_bits - log_double(w->ideal) * 1.4426950408889634;
+    report->scale_bits = w->bits - log_double(w->product) * BITS_IN_NAT;
+    report->ideal_scales = w->ideal_bits - log_double(w->ideal) * BITS_IN_NAT;
     stack_put(s, (uint32_t)s->state);
     stack_put(s, (uint32_t)(s->state >> 32));
     return s->full ? CODEC_FULL : 0;

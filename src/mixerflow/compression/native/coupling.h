@@ -81,8 +81,8 @@ static void count_scales(double product, double ideal, Work *w) {
     w->product *= product;
     w->ideal *= ideal;
     if (w->product > 1e-150 && w->product < 1e150 && w->ideal > 1e-150 && w->ideal < 1e150) return;
-    w->bits -= log_double(w->product + 1e-300) * 1.4426950408889634;
-    w->ideal_bits -= log_double(w->ideal + 1e-300) * 1.4426950408889634;
+    w->bits -= log_double(w->product + 1e-300) * BITS_IN_NAT;
+    w->ideal_bits -= log_double(w->ideal + 1e-300) * BITS_IN_NAT;
     w->product = w->ideal = 1.0;
 }
 

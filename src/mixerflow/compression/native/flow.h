@@ -22,30 +22,20 @@
 #include "steps.h"
 #include "triangles.h"
 
-static void refine_forward(const Step *s, Stack *stack, Work *w) {
-    for (int64_t i = 0; i < s->count; i++) {
+/* Pop bits below the integers of a step, or push their lowest bits; the inverse does the opposite, from
+ * the last position to the first. */
+static void refine(const Step *s, int inverse, Stack *stack, Work *w) {
+    for (int64_t e = 0; e < s->count; e++) {
+        const int64_t i = inverse ? s->count - 1 - e : e;
+        const int bits = inverse ? -s->bits[i] : s->bits[i];
         double *own = w->n + s->positions[i];
-        int64_t n = (int64_t)*own, bits = s->bits[i];
+        int64_t n = (int64_t)*own;
         if (bits > 0)
-            n = n * ((int64_t)1 << bits) + pop_bits(stack, (int)bits);
+            n = n * ((int64_t)1 << bits) + pop_bits(stack, bits);
         else {
-            push_bits(stack, (int)-bits, (uint32_t)n & (((uint32_t)1 << -bits) - 1));
+            push_bits(stack, -bits, (uint32_t)n & (((uint32_t)1 << -bits) - 1));
             n >>= -bits;
         }
-        *own = (double)n;
-    }
-    w->bad |= !within(w->n, w->size);
-}
-
-static void refine_inverse(const Step *s, Stack *stack, Work *w) {
-    for (int64_t i = s->count; i-- > 0;) {
-        double *own = w->n + s->positions[i];
-        int64_t n = (int64_t)*own, bits = s->bits[i];
-        if (bits > 0) {
-            push_bits(stack, (int)bits, (uint32_t)n & (((uint32_t)1 << bits) - 1));
-            n >>= bits;
-        } else
-            n = n * ((int64_t)1 << -bits) + pop_bits(stack, (int)-bits);
         *own = (double)n;
     }
     w->bad |= !within(w->n, w->size);
@@ -72,7 +62,7 @@ static void scores_inverse(const Step *s, Stack *stack, Work *w) {
 
 /* One step of an image, w->n, from data to latents or back. */
 static void step_forward(const Step *s, int32_t class, Stack *stack, Work *w) {
-    if (s->kind == REFINE) refine_forward(s, stack, w);
+    if (s->kind == REFINE) refine(s, 0, stack, w);
     if (s->kind == SCORES) scores_forward(s, stack, w);
     if (s->maps) convolution_read(s, class, w);
     for (int64_t b = 0; b < s->blocks && !w->bad; b++)
@@ -85,7 +75,7 @@ static void step_forward(const Step *s, int32_t class, Stack *stack, Work *w) {
 }
 
 static void step_inverse(const Step *s, int32_t class, Stack *stack, Work *w) {
-    if (s->kind == REFINE) refine_inverse(s, stack, w);
+    if (s->kind == REFINE) refine(s, 1, stack, w);
     if (s->kind == SCORES) scores_inverse(s, stack, w);
     if (s->maps) convolution_read(s, class, w);
     for (int64_t b = s->blocks; b-- > 0 && !w->bad;)

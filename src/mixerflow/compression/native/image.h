@@ -35,7 +35,7 @@ static void *work_open(const Codec *c, Work *w) {
 }
 
 static double bits_on(const Stack *s) {
-    return 32.0 * (double)s->count + log_double((double)s->state) * 1.4426950408889634;
+    return 32.0 * (double)s->count + log_double((double)s->state) * BITS_IN_NAT;
 }
 
 /* An image's pixels to latents in w->n; 1 unless the flow can code it. */
@@ -68,7 +68,7 @@ static int image_push(const Codec *c, Stack *s, const uint16_t *pixels, int32_t 
     if (s->full) return 1;
     report->escaped += escaped;
     report->latent_bits += bits_on(s) - before;
-    report->ideal_latents += ideal * 1.4426950408889634;
+    report->ideal_latents += ideal * BITS_IN_NAT;
     return 0;
 }
 

@@ -9,6 +9,7 @@
 
 #include <stdlib.h>
 
+#include "maps.h"
 #include "stack.h"
 #include "strict.h"
 
@@ -17,7 +18,6 @@
 #define FARTHEST 65536.0  /* where the table ends */
 #define MOST_BINS 12288
 #define STARTS_BITS 12
-#define FAR 1125899906842624.0 /* 2^50 */
 
 enum { NORMAL, STUDENT, MIXTURE };
 
@@ -117,13 +117,9 @@ static int table_fill(Table *t) {
     return 0;
 }
 
-/* The first integer of bin b and those after it: ceil((edge - offset) / unit), for unit > 0. */
+/* The first integer of the bin behind an edge, for unit > 0. */
 static inline int64_t first_of(const Table *t, int32_t edge, double unit, double offset) {
-    double place = (t->edges[edge] - offset) / unit;
-    if (place > FAR) return (int64_t)FAR;
-    if (!(place > -FAR)) return -(int64_t)FAR;
-    int64_t whole = (int64_t)place;
-    return whole + ((double)whole < place);
+    return cell_from(t->edges[edge], unit, offset);
 }
 
 /* Numbers of any range up to 2^55; beyond 2^31 the range is rounded up to a multiple of 2^24. */

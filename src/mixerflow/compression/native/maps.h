@@ -34,19 +34,21 @@ static inline int64_t piece_inverse(const Piece *p, Stack *s, int64_t n) {
     return p->from + (int64_t)(m / range);
 }
 
+#define FAR 1125899906842624.0 /* 2^50: integers of what is farther, or none, are +- this */
+
 /* The least integer of a cell that begins at x or behind it, in cells of width unit > 0 from left. */
 static inline int64_t cell_from(double x, double unit, double left) {
     double place = (x - left) / unit;
-    if (!(place > -1125899906842624.0)) return -1125899906842624;
-    if (place > 1125899906842624.0) return 1125899906842624;
+    if (!(place > -FAR)) return -(int64_t)FAR;
+    if (place > FAR) return (int64_t)FAR;
     int64_t whole = (int64_t)place;
     return whole + ((double)whole < place);
 }
 
-/* The nearest integer as such; far numbers stay far. */
+/* The nearest integer as such. */
 static inline int64_t whole(double x) {
-    if (!(x > -1125899906842624.0)) return -1125899906842624;
-    return x > 1125899906842624.0 ? 1125899906842624 : (int64_t)nearest(x);
+    if (!(x > -FAR)) return -(int64_t)FAR;
+    return x > FAR ? (int64_t)FAR : (int64_t)nearest(x);
 }
 
 #endif

@@ -55,6 +55,7 @@ static inline double double_of(uint64_t bits) {
 }
 
 /* The nearest integer, ties to even, for |x| < 2^51; larger numbers stay large. */
+#define BITS_IN_NAT 1.4426950408889634 /* log2(e) */
 #define MAGIC 6755399441055744.0 /* 1.5 * 2^52 */
 static inline double nearest(double x) { return (x + MAGIC) - MAGIC; }
 
@@ -126,7 +127,7 @@ static inline float gelu_float(float x) {
 static inline double exp_double(double x) {
     x = x < -700.0 ? -700.0 : x;
     x = x > 700.0 ? 700.0 : x;
-    double n = nearest(x * 1.4426950408889634);
+    double n = nearest(x * BITS_IN_NAT);
     double r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
     double value = 1.0;
     for (int i = 14; i >= 1; i--) value = 1.0 + value * r / i;
